@@ -1,0 +1,2 @@
+//! The zc program.
+fn main() {}
