@@ -3,6 +3,5 @@
 //! Transports depend on this crate and on nothing else of zc; this crate knows no transport.
 
 pub mod memory;
-pub mod session;
 pub mod transport;
 pub mod wire;
