@@ -1,0 +1,110 @@
+//! What a transport can do.
+
+/// How far a transport reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Scope {
+    /// Inside one process.
+    Process,
+    /// Between processes of one host.
+    Host,
+    /// Between hosts on one link or fabric.
+    Fabric,
+    /// Wherever IP goes.
+    Network,
+}
+
+/// Whether payload is moved without a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ZeroCopy {
+    /// Every message.
+    Always,
+    /// When the condition, in words, holds.
+    Conditional(&'static str),
+    /// Never.
+    Never,
+}
+
+/// How one-sided operations ([RDMA-style](https://www.rfc-editor.org/rfc/rfc5040) read and write) are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OneSided {
+    /// By the device or directly in shared memory.
+    Native,
+    /// Over messages.
+    Emulated,
+    /// Not at all.
+    None,
+}
+
+/// Who else can see the memory of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isolation {
+    /// Only the two ends.
+    PerConnection,
+    /// Every member of a group.
+    Group,
+}
+
+/// Which sources of a buffer are sent without a copy by us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SourceMatrix {
+    /// Memory from the connection's own `alloc`.
+    pub connection: bool,
+    /// Memory of any pool of zc.
+    pub pool: bool,
+    /// Memory that zc has never seen (`Bytes` from elsewhere).
+    pub foreign: bool,
+}
+
+/// What a transport can do, as found by its probe or granted to a lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Caps {
+    /// How far it reaches.
+    pub scope: Scope,
+    /// Largest message, bytes.
+    pub max_message: u32,
+    /// Most segments of one message that are sent as they are.
+    pub max_segments: usize,
+    /// Bytes that a buffer should leave free in front of the payload.
+    pub headroom: usize,
+    /// Alignment of memory from `poll_alloc`, bytes.
+    pub alignment: usize,
+    /// Messages up to this many bytes travel inline with their descriptor.
+    pub inline_size: usize,
+    /// Below this many bytes a copy is cheaper than avoiding it.
+    pub zero_copy_min: usize,
+    /// On the way out.
+    pub zero_copy_tx: ZeroCopy,
+    /// On the way in.
+    pub zero_copy_rx: ZeroCopy,
+    /// What may be sent as it is.
+    pub sources: SourceMatrix,
+    /// One-sided operations.
+    pub one_sided: OneSided,
+    /// Who sees the memory.
+    pub isolation: Isolation,
+}
+
+impl Caps {
+    /// Caps of a plain copying stream; a transport changes what it does better.
+    pub fn stream() -> Self {
+        Self {
+            scope: Scope::Network,
+            max_message: 1 << 30,
+            max_segments: 16,
+            headroom: 0,
+            alignment: 64,
+            inline_size: 0,
+            zero_copy_min: 16 * 1024,
+            zero_copy_tx: ZeroCopy::Never,
+            zero_copy_rx: ZeroCopy::Never,
+            sources: SourceMatrix { connection: true, pool: true, foreign: true },
+            one_sided: OneSided::None,
+            isolation: Isolation::PerConnection,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Control links: the byte streams on which a connection begins.
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::future::BoxFuture;
+
+use super::{LinkError, Reactor};
+
+/// Who is at the other end of a Unix socket, as the kernel says (`SO_PEERCRED`, unix(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PeerCred {
+    /// Process.
+    pub pid: i32,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// Where a control link leads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LinkAddr {
+    /// `host:port`, or an address already resolved.
+    Tcp(String),
+    /// A path in the file system.
+    UnixPath(std::path::PathBuf),
+    /// A name in the abstract namespace of Unix sockets.
+    UnixAbstract(String),
+    /// A name inside this process.
+    Memory(String),
+}
+
+impl fmt::Display for LinkAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(at) => f.write_str(at),
+            Self::UnixPath(path) => write!(f, "{}", path.display()),
+            Self::UnixAbstract(name) => write!(f, "@{name}"),
+            Self::Memory(name) => f.write_str(name),
+        }
+    }
+}
+
+/// An abstract byte stream, so that an in-process pipe or, later, TLS can stand for a socket.
+pub trait ControlLink: Send + fmt::Debug + 'static {
+    /// Reads at least one byte; 0 is the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>>;
+    /// Writes at least one byte.
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>>;
+    /// Sends the end of the stream.
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// The peer's address.
+    fn peer(&self) -> LinkAddr;
+    /// Who the peer is, on a Unix socket.
+    fn peer_cred(&self) -> Option<PeerCred> {
+        None
+    }
+    /// True when descriptors can travel (`SCM_RIGHTS`).
+    fn passes_descriptors(&self) -> bool {
+        false
+    }
+    /// Sends one byte with descriptors.
+    fn poll_send_descriptors(&mut self, _cx: &mut Context<'_>, _fds: &[BorrowedFd<'_>]) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+    /// Receives one byte with descriptors (close-on-exec), at most `max`; more are closed and an error.
+    fn poll_recv_descriptors(&mut self, _cx: &mut Context<'_>, _max: usize) -> Poll<io::Result<Vec<OwnedFd>>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+    /// For an in-band transport that knows the concrete link.
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
+}
+
+/// Accepts control links.
+pub trait LinkListener: Send {
+    /// The next link. Errors that concern one link only (ECONNABORTED) are retried inside;
+    /// EMFILE and the like are returned, and the listener stays usable.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<dyn ControlLink>, LinkError>>;
+    /// Where it listens, with the real port.
+    fn local(&self) -> LinkAddr;
+}
+
+/// Opens control links of some kinds of address.
+pub trait LinkProvider: Send + Sync + 'static {
+    /// True for addresses that this provider opens.
+    fn accepts(&self, addr: &LinkAddr) -> bool;
+    /// Connects. Dropping the future abandons the attempt.
+    fn connect<'a>(
+        &'a self,
+        addr: &'a LinkAddr,
+        reactor: &'a Arc<dyn Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn ControlLink>, LinkError>>;
+    /// Listens.
+    fn bind<'a>(
+        &'a self,
+        addr: &'a LinkAddr,
+        reactor: &'a Arc<dyn Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn LinkListener>, LinkError>>;
+}
