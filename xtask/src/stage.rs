@@ -17,7 +17,7 @@ pub(crate) struct Options {
     /// Run this stage only; may be given several times.
     #[arg(long, value_name = "STAGE", value_parser = stage_names())]
     only: Vec<String>,
-    /// Also run tests marked #[ignore] and let loom explore one more preemption.
+    /// Also run tests marked `#[ignore]` and let loom explore one more preemption.
     #[arg(long)]
     full: bool,
     /// Like --full, with 20 times the cases and the time (sets ZC_SOAK=1 for the tests).

@@ -5,13 +5,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const HANG_GUARD: Duration = Duration::from_secs(60);
 
-/// Starts `script` under the guard and hands back the first line it prints: a process to watch.
-fn start(script: &str) -> (Child, String) {
+/// Starts `script` under the guard and hands back the first line it prints, often a process to watch.
+/// The pipe comes separately because `Child::wait` would close it, which tells the guard to end everything.
+fn start(script: &str) -> (Child, ChildStdin, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_xtask"))
         .args(["__guard", "--", "sh", "-c", script])
         .stdin(Stdio::piped())
@@ -20,7 +21,8 @@ fn start(script: &str) -> (Child, String) {
         .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (child, line.trim().to_owned())
+    let pipe = child.stdin.take().unwrap();
+    (child, pipe, line.trim().to_owned())
 }
 
 fn assert_ends(pid: &str) {
@@ -35,29 +37,29 @@ fn assert_ends(pid: &str) {
 
 #[test]
 fn the_exit_code_passes_through() {
-    let (mut guard, line) = start("echo hello; exit 7");
+    let (mut guard, _pipe, line) = start("echo hello; exit 7");
     assert_eq!(line, "hello");
     assert_eq!(guard.wait().unwrap().code(), Some(7));
 }
 
 #[test]
 fn a_daemon_left_behind_is_ended() {
-    let (mut guard, pid) = start("setsid sleep 1000 >/dev/null 2>&1 & echo $!");
+    let (mut guard, _pipe, pid) = start("setsid sleep 1000 >/dev/null 2>&1 & echo $!");
     assert!(guard.wait().unwrap().success());
     assert_ends(&pid);
 }
 
 #[test]
 fn a_caller_that_goes_takes_everything_with_it() {
-    let (mut guard, pid) = start("sleep 1000 & echo $!; wait");
-    drop(guard.stdin.take());
+    let (mut guard, pipe, pid) = start("sleep 1000 & echo $!; wait");
+    drop(pipe);
     assert!(!guard.wait().unwrap().success());
     assert_ends(&pid);
 }
 
 #[test]
 fn the_command_dies_with_the_guard() {
-    let (mut guard, pid) = start("echo $$; exec sleep 1000");
+    let (mut guard, _pipe, pid) = start("echo $$; exec sleep 1000");
     guard.kill().unwrap();
     guard.wait().unwrap();
     assert_ends(&pid);
