@@ -1,0 +1,183 @@
+//! Starting commands under the guard, with a deadline.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::guard;
+
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How long the guard gets to end everything once it was told to.
+const GUARD_GRACE: Duration = Duration::from_secs(10);
+
+/// A command and the variables it runs with. Displays as a line that a shell would take.
+#[derive(Clone)]
+pub(crate) struct Cmd {
+    program: OsString,
+    args: Vec<OsString>,
+    env: Vec<(&'static str, OsString)>,
+}
+
+impl Cmd {
+    pub(crate) fn new(program: impl Into<OsString>, args: &str) -> Self {
+        Self { program: program.into(), args: Vec::new(), env: Vec::new() }.args(args)
+    }
+
+    /// The cargo that runs this program.
+    pub(crate) fn cargo(args: &str) -> Self {
+        Self::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()), args)
+    }
+
+    /// Adds arguments, separated by spaces.
+    pub(crate) fn args(mut self, args: &str) -> Self {
+        self.args.extend(args.split_whitespace().map(OsString::from));
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.env.push((name, value.into()));
+        self
+    }
+}
+
+impl fmt::Display for Cmd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in &self.env {
+            write!(f, "{name}={} ", quoted(&value.to_string_lossy()))?;
+        }
+        // The path of a cargo says nothing to a reader; its name does.
+        let program = Path::new(&self.program);
+        match program.file_name() {
+            Some(name) if name == "cargo" => write!(f, "cargo")?,
+            _ => write!(f, "{}", program.display())?,
+        }
+        self.args.iter().try_for_each(|arg| write!(f, " {}", quoted(&arg.to_string_lossy())))
+    }
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=/.,:+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{word}'") }
+}
+
+/// Runs commands in the workspace's directory until a deadline.
+pub(crate) struct Runner {
+    root: PathBuf,
+    deadline: Instant,
+    limit: Duration,
+}
+
+impl Runner {
+    pub(crate) fn new(root: &Path, limit: Duration) -> Self {
+        Self { root: root.to_owned(), deadline: Instant::now() + limit, limit }
+    }
+
+    /// The same deadline or, if that comes first, `limit` from now.
+    pub(crate) fn at_most(&self, limit: Duration) -> Self {
+        let deadline = Instant::now() + limit;
+        if deadline >= self.deadline {
+            return Self { root: self.root.clone(), ..*self };
+        }
+        Self { root: self.root.clone(), deadline, limit }
+    }
+
+    /// Runs `cmd`, its output going where ours goes. The error says how it ended.
+    pub(crate) fn run(&self, cmd: &Cmd) -> Result<(), String> {
+        println!("$ {cmd}");
+        let mut child = self.spawn(cmd, Stdio::inherit(), Stdio::inherit())?;
+        self.finish(&mut child)
+    }
+
+    /// Runs `cmd` and hands back its standard output; its standard error goes where ours goes.
+    pub(crate) fn capture(&self, cmd: &Cmd) -> Result<String, String> {
+        println!("$ {cmd}");
+        self.read(cmd, Stdio::inherit())
+    }
+
+    /// Like [`Self::capture`], without a word on the terminal.
+    pub(crate) fn ask(&self, cmd: &Cmd) -> Result<String, String> {
+        self.read(cmd, Stdio::null())
+    }
+
+    fn read(&self, cmd: &Cmd, stderr: Stdio) -> Result<String, String> {
+        let mut child = self.spawn(cmd, Stdio::piped(), stderr)?;
+        let pipe = child.stdout.take();
+        let reader = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            pipe.map(|mut pipe| pipe.read_to_end(&mut bytes)).transpose().map(|_| bytes)
+        });
+        self.finish(&mut child)?;
+        match reader.join() {
+            Ok(Ok(bytes)) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            _ => Err("its output could not be read".to_owned()),
+        }
+    }
+
+    fn spawn(&self, cmd: &Cmd, stdout: Stdio, stderr: Stdio) -> Result<Child, String> {
+        Command::new(guard::SELF)
+            .args([guard::GUARD, "--"])
+            .arg(&cmd.program)
+            .args(&cmd.args)
+            .envs(cmd.env.iter().map(|(name, value)| (name, value)))
+            .current_dir(&self.root)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(stdout)
+            .stderr(stderr)
+            .spawn()
+            .map_err(|error| format!("could not start: {error}"))
+    }
+
+    fn finish(&self, child: &mut Child) -> Result<(), String> {
+        // Held open for as long as the stage may run: its end is the guard's order to end everything.
+        let order = child.stdin.take();
+        if let Some(status) = wait_until(child, self.deadline) {
+            return if status.success() { Ok(()) } else { Err(how_it_ended(status)) };
+        }
+        drop(order);
+        if wait_until(child, Instant::now() + GUARD_GRACE).is_none() {
+            // A guard that does not answer goes with its whole group.
+            let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
+            let _ = child.wait();
+        }
+        Err(format!("ended by the hang guard after {} s", self.limit.as_secs()))
+    }
+}
+
+fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+fn how_it_ended(status: ExitStatus) -> String {
+    match status.code() {
+        Some(code) => format!("exit code {code}"),
+        None => format!("ended by {status}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_reads_as_a_shell_line() {
+        let cmd = Cmd::new("/some/where/cargo", "doc --no-deps").env("RUSTDOCFLAGS", "-D warnings");
+        assert_eq!(cmd.to_string(), "RUSTDOCFLAGS='-D warnings' cargo doc --no-deps");
+        assert_eq!(Cmd::new("cargo", "test --test *").to_string(), "cargo test --test '*'");
+    }
+}
