@@ -268,7 +268,8 @@ impl Shared {
         count: usize,
         class: usize,
     ) -> Result<Option<OwnedBlock>, AllocError> {
-        let bytes = len * count;
+        // Whole pages are what the mapping really takes.
+        let bytes = (len * count).next_multiple_of(super::sys::page_size());
         let fits = |used: usize| used.checked_add(bytes).filter(|n| *n <= self.max_bytes);
         let Ok(before) = self.reserved.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits) else {
             return Ok(None);
