@@ -73,6 +73,9 @@ pub(super) struct Shared {
     common: Mutex<Common>,
     origins: RwLock<Vec<&'static str>>,
     waiters: Waiters,
+    /// Held while blocks are collected: nobody else may find the lists empty for that reason only,
+    /// and then wait for a wake-up that never comes.
+    slow: Mutex<()>,
 }
 
 /// Where the blocks of one region of a pool go.
@@ -208,6 +211,7 @@ impl Shared {
         if let Some(block) = self.grow(class)? {
             return Ok(block);
         }
+        let _slow = self.slow.lock();
         self.collect();
         if let Some(block) = pop() {
             return Ok(block);
@@ -232,6 +236,7 @@ impl Shared {
             None => match self.map(bytes, 1, LARGE)? {
                 Some(block) => Some(block),
                 None => {
+                    let _slow = self.slow.lock();
                     self.collect();
                     self.trim();
                     self.map(bytes, 1, LARGE)?
@@ -441,6 +446,7 @@ impl BufPoolBuilder {
             common: Mutex::default(),
             origins: RwLock::new(vec![self.name]),
             waiters: Waiters::default(),
+            slow: Mutex::default(),
         };
         let handle = Arc::new(Handle(Arc::new(shared)));
         BufPool { handle, origin: 0, headroom: self.headroom }
