@@ -85,26 +85,11 @@ impl FrameHeader {
 
     /// The header as it is sent.
     pub fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
-        let l = self.length.to_le_bytes();
-        let s = self.seq.to_le_bytes();
-        [
-            self.kind as u8,
-            self.flags.bits(),
-            0,
-            0,
-            l[0],
-            l[1],
-            l[2],
-            l[3],
-            s[0],
-            s[1],
-            s[2],
-            s[3],
-            s[4],
-            s[5],
-            s[6],
-            s[7],
-        ]
+        let kind = u128::from(self.kind as u8);
+        let flags = u128::from(self.flags.bits()) << 8;
+        let length = u128::from(self.length) << 32;
+        let seq = u128::from(self.seq) << 64;
+        (kind | flags | length | seq).to_le_bytes()
     }
 
     /// Parses and checks a header.
