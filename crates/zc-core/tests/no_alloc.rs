@@ -1,5 +1,7 @@
 //! The message path allocates nothing on the heap in steady state.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use zc_core::memory::{BufPool, Message};

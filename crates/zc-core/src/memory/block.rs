@@ -83,13 +83,8 @@ impl Table {
     /// # Safety
     /// `len` bytes at `base` stay valid and unchanged for as long as `home` lives.
     pub(crate) unsafe fn foreign(base: NonNull<u8>, len: usize, home: Arc<dyn Home>) -> Arc<Self> {
-        let block = Block {
-            refs: RefCount::new(0),
-            base,
-            capacity: len,
-            index: 0,
-            private: UnsafeCell::default(),
-        };
+        let block =
+            Block { refs: RefCount::new(0), base, capacity: len, index: 0, private: UnsafeCell::default() };
         Arc::new(Self { region: OnceLock::new(), blocks: Box::new([block]), home })
     }
 
@@ -104,7 +99,7 @@ impl Table {
     }
 
     /// Whether the block is with its owner.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn is_idle(self: &Arc<Self>, index: u32) -> bool {
         match self.take(index, false) {
             Some(block) => {

@@ -69,7 +69,7 @@ impl PinnedBuf {
     /// If there are fewer.
     pub fn split_to(&mut self, n: usize) -> Self {
         if n == self.len {
-            return std::mem::replace(self, Self::empty());
+            return std::mem::take(self);
         }
         let head = self.slice(..n);
         self.advance(n);

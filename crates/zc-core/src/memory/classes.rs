@@ -10,7 +10,7 @@ pub const CLASS_COUNT: usize = 29;
 /// The block length of a class.
 pub(super) const fn class_len(class: usize) -> usize {
     let base = MIN_CLASS_BYTES << (class / 2);
-    if class % 2 == 0 { base } else { base + base / 2 }
+    if class.is_multiple_of(2) { base } else { base + base / 2 }
 }
 
 /// The smallest class that holds `len` bytes.

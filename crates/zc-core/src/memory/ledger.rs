@@ -117,9 +117,7 @@ impl LedgerSnapshot {
             copied: std::array::from_fn(|i| self.copied[i].saturating_sub(earlier.copied[i])),
             inline_bytes: self.inline_bytes.saturating_sub(earlier.inline_bytes),
             kernel_copied: match (self.kernel_copied, earlier.kernel_copied) {
-                (KernelCopied::Known(a), KernelCopied::Known(b)) => {
-                    KernelCopied::Known(a.saturating_sub(b))
-                }
+                (KernelCopied::Known(a), KernelCopied::Known(b)) => KernelCopied::Known(a.saturating_sub(b)),
                 _ => KernelCopied::Unknown,
             },
         }

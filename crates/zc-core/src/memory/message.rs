@@ -204,7 +204,7 @@ mod tests {
 
     fn rope(parts: &[Vec<u8>]) -> Message {
         let mut m = Message::new();
-        parts.iter().for_each(|p| m.push(p.clone()).unwrap());
+        parts.iter().for_each(|p| m.push(p.clone()).expect("within the bound"));
         m
     }
 
@@ -232,7 +232,7 @@ mod tests {
                 let n = n.min(m.remaining());
                 let mut slices = [IoSlice::new(&[]); 4];
                 let k = m.chunks_vectored(&mut slices);
-                let seen: Vec<u8> = slices[..k].iter().flat_map(|s| s.to_vec()).collect();
+                let seen: Vec<u8> = slices[..k].iter().flat_map(|s| s.iter().copied()).collect();
                 prop_assert!(oracle.starts_with(&seen));
                 prop_assert!(m.remaining() == 0 || !m.chunk().is_empty());
                 m.advance(n);

@@ -30,9 +30,7 @@ pub use classes::{CLASS_COUNT, MAX_CLASS_BYTES, MIN_CLASS_BYTES};
 pub use directory::region_of;
 pub use frames::{FrameTable, LendError, Reclaim};
 pub use lease::{LeaseBudget, Pressure};
-pub use ledger::{
-    CopyLedger, CopyPlace, KernelCopied, LedgerSnapshot, copy_inline, copy_payload,
-};
+pub use ledger::{CopyLedger, CopyPlace, KernelCopied, LedgerSnapshot, copy_inline, copy_payload};
 pub use limits::{DEFAULT_POOL_DIVISOR, DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES};
 pub use message::{MAX_SEGMENTS, Message, TooManySegments};
 pub use pool::{AllocError, BufPool, BufPoolBuilder, LARGE_CACHE_BYTES};
@@ -40,8 +38,7 @@ pub use region::{
     Backing, PageKind, Region, RegionBuilder, RegionError, RegionFallback, RegionId, RegionInfo,
 };
 pub use registration::{
-    MAX_REGISTRARS, MemlockBudget, MemlockExceeded, MemlockGrant, RegisterError, Registrar,
-    RegistrarId,
+    MAX_REGISTRARS, MemlockBudget, MemlockExceeded, MemlockGrant, RegisterError, Registrar, RegistrarId,
 };
 pub use stats::{MAX_ORIGINS, PoolStats, Usage};
 pub use waiters::AllocWaiter;

@@ -486,11 +486,7 @@ impl BufPool {
     }
 
     /// As [`try_alloc`](Self::try_alloc), with `headroom` bytes in front.
-    pub fn try_alloc_with_headroom(
-        &self,
-        len: usize,
-        headroom: usize,
-    ) -> Result<PinnedBufMut, AllocError> {
+    pub fn try_alloc_with_headroom(&self, len: usize, headroom: usize) -> Result<PinnedBufMut, AllocError> {
         let need = len.saturating_add(headroom);
         let block = self.shared().take(need, self.origin)?;
         Ok(PinnedBufMut::from_block(block, headroom, 0))
@@ -502,11 +498,7 @@ impl BufPool {
     }
 
     /// As [`alloc`](Self::alloc), with `headroom` bytes in front. Cancellation-safe.
-    pub async fn alloc_with_headroom(
-        &self,
-        len: usize,
-        headroom: usize,
-    ) -> Result<PinnedBufMut, AllocError> {
+    pub async fn alloc_with_headroom(&self, len: usize, headroom: usize) -> Result<PinnedBufMut, AllocError> {
         let mut waiter = AllocWaiter::new();
         std::future::poll_fn(|cx| self.poll_with_headroom(len, headroom, &mut waiter, cx)).await
     }

@@ -376,13 +376,8 @@ impl RegionBuilder {
         if self.prefault {
             sys::prefault(base, len).map_err(os("madvise(POPULATE_WRITE)"))?;
         }
-        let info = RegionInfo {
-            requested: self.backing,
-            page,
-            fallbacks,
-            locked: self.lock,
-            name: self.name,
-        };
+        let info =
+            RegionInfo { requested: self.backing, page, fallbacks, locked: self.lock, name: self.name };
         Ok(Region::assemble(mapping, info, fd, false, grant))
     }
 }

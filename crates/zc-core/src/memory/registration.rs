@@ -27,8 +27,7 @@ impl RegistrarId {
             if slot as usize >= MAX_REGISTRARS {
                 return Err(RegisterError::TooManyRegistrars);
             }
-            match SLOTS.compare_exchange(used, used | 1 << slot, Ordering::AcqRel, Ordering::Relaxed)
-            {
+            match SLOTS.compare_exchange(used, used | 1 << slot, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
                     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
                     return Ok(Self { slot: slot as u8, generation });
@@ -78,11 +77,14 @@ struct Slot {
     key: AtomicU64,
 }
 
+/// A registration to undo: whose, under which key.
+type Registered = (RegistrarId, u64, Weak<dyn Registrar>);
+
 /// The registrations of one region.
 #[derive(Default)]
 pub(super) struct Registrations {
     slots: OnceLock<Box<[Slot; MAX_REGISTRARS]>>,
-    registered: Mutex<Vec<(RegistrarId, u64, Weak<dyn Registrar>)>>,
+    registered: Mutex<Vec<Registered>>,
 }
 
 impl Registrations {

@@ -49,9 +49,7 @@ pub(super) fn map_anonymous(len: usize, huge: Huge) -> Result<NonNull<u8>> {
 pub(super) unsafe fn map_fd(fd: impl AsFd, len: usize, writable: bool) -> Result<NonNull<u8>> {
     let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
     // SAFETY: a new mapping at an address of the kernel's choice; the rest is the caller's.
-    let ptr = unsafe {
-        rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0)?
-    };
+    let ptr = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0)? };
     NonNull::new(ptr.cast()).ok_or(Errno::NOMEM)
 }
 

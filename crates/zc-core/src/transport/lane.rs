@@ -173,7 +173,11 @@ pub trait LaneTx: Send {
 /// The receiving half.
 pub trait LaneRx: Send {
     /// Frames that have arrived, in order, up to the batch's capacity. `out` is empty on entry.
-    fn poll_recv(&mut self, cx: &mut Context<'_>, out: &mut Batch<Frame>) -> Poll<Result<Received, LaneError>>;
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<Frame>,
+    ) -> Poll<Result<Received, LaneError>>;
     /// The application took data frames of this many payload bytes: credit may go back to the peer.
     fn release(&mut self, bytes: usize);
     /// The same as [`LaneRx::poll_recv`] without arming any wake-up: for spinning.

@@ -66,11 +66,19 @@ pub trait ControlLink: Send + fmt::Debug + 'static {
         false
     }
     /// Sends one byte with descriptors.
-    fn poll_send_descriptors(&mut self, _cx: &mut Context<'_>, _fds: &[BorrowedFd<'_>]) -> Poll<io::Result<()>> {
+    fn poll_send_descriptors(
+        &mut self,
+        _cx: &mut Context<'_>,
+        _fds: &[BorrowedFd<'_>],
+    ) -> Poll<io::Result<()>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
     /// Receives one byte with descriptors (close-on-exec), at most `max`; more are closed and an error.
-    fn poll_recv_descriptors(&mut self, _cx: &mut Context<'_>, _max: usize) -> Poll<io::Result<Vec<OwnedFd>>> {
+    fn poll_recv_descriptors(
+        &mut self,
+        _cx: &mut Context<'_>,
+        _max: usize,
+    ) -> Poll<io::Result<Vec<OwnedFd>>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
     /// For an in-band transport that knows the concrete link.

@@ -53,7 +53,12 @@ pub struct OfferContext {
 
 impl OfferContext {
     /// A context of these parts.
-    pub fn new(reactor: Arc<dyn Reactor>, pool: BufPool, ledger: Arc<CopyLedger>, limits: LaneLimits) -> Self {
+    pub fn new(
+        reactor: Arc<dyn Reactor>,
+        pool: BufPool,
+        ledger: Arc<CopyLedger>,
+        limits: LaneLimits,
+    ) -> Self {
         Self { reactor, pool, ledger, limits }
     }
 }

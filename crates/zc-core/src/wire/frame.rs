@@ -36,7 +36,7 @@ impl FrameFlags {
     const ACK_REQUESTED: u8 = 2;
 
     fn bits(self) -> u8 {
-        u8::from(self.ext) * Self::EXT | u8::from(self.ack_requested) * Self::ACK_REQUESTED
+        (u8::from(self.ext) * Self::EXT) | (u8::from(self.ack_requested) * Self::ACK_REQUESTED)
     }
 
     fn parse(bits: u8) -> Result<Self, WireError> {

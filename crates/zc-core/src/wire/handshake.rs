@@ -269,7 +269,8 @@ impl Machine {
 
     fn start_plan(&mut self, plan: &[PlanEntry]) -> Result<(), WireError> {
         self.check_plan(plan)?;
-        self.plan = plan.iter().cloned().collect();
+        self.plan.clear();
+        self.plan.extend(plan.iter().cloned());
         self.enter(0);
         Ok(())
     }
