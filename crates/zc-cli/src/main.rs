@@ -1,2 +1,63 @@
-//! The zc program.
-fn main() {}
+//! `zc`: what this machine can do (`info`), whether a peer answers (`ping`), and how fast (`perf`).
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program's output")]
+
+mod info;
+mod machine;
+mod perf;
+mod ping;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Each transport: available, or why not and what would help; limits of this machine.
+    Info {
+        /// One JSON object instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Round trips to a `zc perf serve`, one a second, with the selection report.
+    Ping {
+        /// Where to.
+        uri: String,
+        /// How many; 0 means until Ctrl-C.
+        #[arg(long, short, default_value_t = 0)]
+        count: u64,
+        /// Milliseconds between pings.
+        #[arg(long, default_value_t = 1000)]
+        interval_ms: u64,
+    },
+    /// Latency and throughput between two processes.
+    Perf(perf::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Info { json } => info::run(json),
+        Command::Ping { uri, count, interval_ms } => ping::run(&uri, count, interval_ms),
+        Command::Perf(args) => perf::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("zc: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One thread: what is measured is the transport, not a scheduler.
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}

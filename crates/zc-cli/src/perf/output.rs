@@ -1,0 +1,82 @@
+//! The result, as text or as one JSON object.
+
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+use zc_core::memory::KernelCopied;
+
+use super::Run;
+use super::client::One;
+use super::protocol::Test;
+use crate::Result;
+
+pub(super) struct Outcome(Value);
+
+impl Outcome {
+    pub(super) fn of(test: Test, run: &Run, uri: &str, parts: Vec<One>, client_cpu_s: f64) -> Self {
+        let mut rtt = Histogram::<u64>::new_from(&parts[0].rtt);
+        let (mut messages, mut per_s, mut spent_s, mut server_cpu_s) = (0, 0.0, 0.0_f64, 0.0_f64);
+        let (mut moved, mut copied, mut inline, mut kernel) = (0, 0, 0, Some(0));
+        for part in &parts {
+            let _ = rtt.add(&part.rtt);
+            messages += part.messages;
+            per_s += part.messages as f64 / part.spent.as_secs_f64();
+            spent_s = spent_s.max(part.spent.as_secs_f64());
+            server_cpu_s = server_cpu_s.max(part.server_cpu_s);
+            moved += part.ledger.moved_bytes;
+            copied += part.ledger.copied_bytes();
+            inline += part.ledger.inline_bytes;
+            kernel = match (kernel, part.ledger.kernel_copied) {
+                (Some(sum), KernelCopied::Known(n)) => Some(sum + n),
+                _ => None,
+            };
+        }
+        let q = |q| rtt.value_at_quantile(q);
+        let rtt = (test == Test::Latency).then(|| {
+            json!({
+                "min": rtt.min(), "p50": q(0.5), "p90": q(0.9), "p99": q(0.99), "p999": q(0.999),
+                "max": rtt.max(), "mean": rtt.mean(),
+            })
+        });
+        Self(json!({
+            "test": if test == Test::Latency { "latency" } else { "throughput" },
+            "uri": uri,
+            "transport": parts[0].transport,
+            "size_bytes": run.size,
+            "polling": run.polling.name(),
+            "inflight": if test == Test::Latency { 1 } else { run.inflight },
+            "connections": run.connections,
+            "messages": messages,
+            "duration_s": spent_s,
+            "rtt_ns": rtt,
+            "messages_per_s": per_s,
+            "payload_bytes_per_s": per_s * run.size as f64,
+            "cpu_s": { "client": client_cpu_s, "server": server_cpu_s },
+            "ledger": {
+                "moved_bytes": moved, "copied_bytes": copied, "inline_bytes": inline, "kernel_copied": kernel,
+            },
+            "selection": parts[0].report,
+        }))
+    }
+
+    pub(super) fn print(&self, as_json: bool) -> Result<()> {
+        let v = &self.0;
+        if as_json {
+            println!("{v}");
+            return Ok(());
+        }
+        println!("{} over {} ({}), {} bytes, {} polling", text(&v["test"]), text(&v["transport"]), text(&v["uri"]), v["size_bytes"], text(&v["polling"]));
+        println!("{:.0} messages/s, {:.3} GB/s", v["messages_per_s"].as_f64().unwrap_or(0.0), v["payload_bytes_per_s"].as_f64().unwrap_or(0.0) / 1e9);
+        if let Value::Object(rtt) = &v["rtt_ns"] {
+            let us = |name: &str| rtt[name].as_f64().unwrap_or(0.0) / 1e3;
+            println!("round trip µs: min {:.1} p50 {:.1} p90 {:.1} p99 {:.1} p99.9 {:.1} max {:.1}", us("min"), us("p50"), us("p90"), us("p99"), us("p999"), us("max"));
+        }
+        let ledger = &v["ledger"];
+        println!("ledger: moved {} B, copied by us {} B, inline {} B, by the kernel {} B", ledger["moved_bytes"], ledger["copied_bytes"], ledger["inline_bytes"], ledger["kernel_copied"]);
+        println!("cpu s: client {:.2}, server {:.2}", v["cpu_s"]["client"].as_f64().unwrap_or(0.0), v["cpu_s"]["server"].as_f64().unwrap_or(0.0));
+        Ok(())
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}

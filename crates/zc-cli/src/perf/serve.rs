@@ -1,0 +1,106 @@
+//! The serving side.
+
+use std::io::Read;
+
+use zc::Connection;
+
+use super::Waiting;
+use super::protocol::{Order, Summary, Test, parse, read, write};
+use crate::machine::cpu_s;
+use crate::{Result, block_on};
+
+/// Largest message that an order may name, bytes.
+const MAX_SIZE: usize = 1 << 30;
+
+pub(super) fn run(uri: &str, polling: Waiting, child: bool) -> Result<()> {
+    block_on(async {
+        let fabric = polling.fabric()?;
+        let mut listener = fabric.listen(uri).await?;
+        println!("{}", listener.local_uri());
+        let (ended, mut end) = tokio::sync::oneshot::channel();
+        if child {
+            std::thread::spawn(move || {
+                let _ = std::io::stdin().read(&mut [0]);
+                let _ = ended.send(());
+            });
+        } else {
+            tokio::spawn(async move {
+                let _ = tokio::signal::ctrl_c().await;
+                let _ = ended.send(());
+            });
+        }
+        loop {
+            tokio::select! {
+                _ = &mut end => return Ok(()),
+                conn = listener.accept() => {
+                    let conn = conn?;
+                    tokio::spawn(async move {
+                        if let Err(error) = one(conn).await {
+                            eprintln!("zc perf serve: {error}");
+                        }
+                    });
+                }
+            }
+        }
+    })
+}
+
+async fn one(mut conn: Connection) -> Result<()> {
+    let Some(first) = conn.recv().await? else { return Ok(()) };
+    let order: Order = parse(first)?;
+    if order.size > MAX_SIZE || order.inflight == 0 {
+        return Err(format!("an order out of bounds: {order:?}").into());
+    }
+    conn.send(&b"ok"[..]).await?;
+    let cpu = cpu_s();
+    let messages = match order.test {
+        Test::Latency => echo(&mut conn, &order).await?,
+        Test::Throughput => count(&mut conn, &order).await?,
+    };
+    let summary = Summary { messages, cpu_s: cpu_s() - cpu };
+    conn.send(serde_json::to_vec(&summary)?).await?;
+    conn.drain(std::time::Duration::ZERO).await?;
+    Ok(())
+}
+
+async fn echo(conn: &mut Connection, order: &Order) -> Result<u64> {
+    let mut messages = 0;
+    while let Some(message) = conn.recv().await? {
+        // An empty message ends the test; the summary follows.
+        if message.is_empty() && order.size > 0 {
+            break;
+        }
+        read(&message, order.touch);
+        if order.touch == super::Touch::All {
+            drop(message);
+            let mut buf = conn.alloc(order.size).await?;
+            write(&mut buf, order.size, order.touch, messages as u8);
+            conn.send(buf.freeze()).await?;
+        } else {
+            conn.send(message).await?;
+        }
+        messages += 1;
+    }
+    Ok(messages)
+}
+
+/// Counts messages and reports the count often enough that the sender never waits for it alone.
+async fn count(conn: &mut Connection, order: &Order) -> Result<u64> {
+    let every = u64::from(order.inflight / 4).max(1);
+    let (mut messages, mut told) = (0_u64, 0_u64);
+    while let Some(message) = conn.recv().await? {
+        if message.is_empty() {
+            break;
+        }
+        read(&message, order.touch);
+        drop(message);
+        messages += 1;
+        if messages - told >= every {
+            told = messages;
+            let mut buf = conn.alloc(8).await?;
+            buf.put_slice(&messages.to_le_bytes());
+            conn.send(buf.freeze()).await?;
+        }
+    }
+    Ok(messages)
+}

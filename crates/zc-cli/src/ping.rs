@@ -1,0 +1,42 @@
+//! `zc ping`.
+
+use std::time::{Duration, Instant};
+
+use crate::perf::protocol::{Order, Test, Touch, begin};
+use crate::{Result, block_on};
+
+pub(crate) fn run(uri: &str, count: u64, interval_ms: u64) -> Result<()> {
+    block_on(async {
+        let fabric = zc::Fabric::auto()?;
+        let mut conn = fabric.connect(uri).await?;
+        println!("{}", conn.report());
+        begin(&mut conn, &Order { test: Test::Latency, size: 64, touch: Touch::None, inflight: 1 }).await?;
+        let stop = tokio::signal::ctrl_c();
+        tokio::pin!(stop);
+        let mut times = Vec::new();
+        for seq in 1.. {
+            let at = Instant::now();
+            let mut buf = conn.alloc(64).await?;
+            buf.resize(64, 0);
+            conn.send(buf.freeze()).await?;
+            conn.recv().await?.ok_or("the peer finished")?;
+            let took = at.elapsed();
+            times.push(took);
+            println!("64 bytes from {}: seq={seq} time={:.1} µs", uri, took.as_secs_f64() * 1e6);
+            if seq == count {
+                break;
+            }
+            tokio::select! {
+                _ = &mut stop => break,
+                () = tokio::time::sleep(Duration::from_millis(interval_ms)) => {}
+            }
+        }
+        let micros = |d: &Duration| d.as_secs_f64() * 1e6;
+        let sum: f64 = times.iter().map(micros).sum();
+        let min = times.iter().map(micros).fold(f64::INFINITY, f64::min);
+        let max = times.iter().map(micros).fold(0.0, f64::max);
+        println!("{} round trips, min/mean/max {min:.1}/{:.1}/{max:.1} µs", times.len(), sum / times.len() as f64);
+        conn.drain(Duration::from_secs(2)).await?;
+        Ok(())
+    })
+}
