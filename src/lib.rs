@@ -1,1 +1,61 @@
-//! zc.
+//! Messages in pinned buffers over a connection, whatever carries them.
+//!
+//! A [`Fabric`] connects and listens; a [`Connection`] moves [`Message`]s. Which transport it uses is
+//! decided per connection and explained by its [`SelectionReport`].
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let fabric = zc::Fabric::auto()?;
+//! let mut listener = fabric.listen("zc+mem://manual").await?;
+//! let server = tokio::spawn(async move {
+//!     let mut conn = listener.accept().await.unwrap();
+//!     while let Ok(Some(message)) = conn.recv().await {
+//!         conn.send(message).await.unwrap();
+//!     }
+//! });
+//!
+//! let mut conn = fabric.connect("zc+mem://manual").await?;
+//! let mut buf = conn.alloc(64).await?; // memory that this connection sends without a copy
+//! buf.put_slice(b"hello");
+//! conn.send(buf.freeze()).await?;
+//! assert_eq!(conn.recv().await?.unwrap(), b"hello"[..]);
+//! drop(conn);
+//! server.await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # Errors
+//! Every failed send answers [`SendError::delivery`]: whether the peer may have the message. An
+//! [`Error`] of connecting names the stage that it stopped at.
+//!
+//! # Runtimes
+//! With the feature `tokio` (default) everything runs on the caller's tokio runtime; outside of one,
+//! operations return a typed error. Any other loop implements [`transport::Reactor`].
+
+mod connection;
+mod error;
+mod fabric;
+mod identity;
+mod mem;
+mod options;
+mod policy;
+mod reactor;
+mod report;
+mod uri;
+mod wireup;
+
+pub use connection::{Connection, ConnectionError, Receiver, Send, SendError, Sender, TrySendError};
+pub use error::Error;
+pub use fabric::{Fabric, FabricBuilder, Listener};
+pub use identity::PeerIdentity;
+pub use options::{ConnectionOptions, Deadlines, Polling};
+pub use policy::{Fallback, Policy, PolicyError};
+#[cfg(feature = "tokio")]
+pub use reactor::TokioReactor;
+pub use report::{Candidate, Outcome, SelectionReport};
+pub use uri::{Uri, UriError};
+pub use zc_core::memory::{BufPool, LedgerSnapshot, Message, PinnedBuf, PinnedBufMut};
+pub use zc_core::transport::Completion;
+pub use zc_core::wire::{CloseCode, Delivery, Stage};
+pub use zc_core::{memory, transport, wire};

@@ -1,0 +1,92 @@
+//! Why a connection did not come up.
+
+use zc_core::transport::{LinkError, Unavailable, WireupError};
+use zc_core::wire::{Delivery, Stage, WireError};
+
+use crate::connection::ConnectionError;
+use crate::policy::PolicyError;
+use crate::report::SelectionReport;
+use crate::uri::UriError;
+
+/// Setting up a fabric, a listener or a connection failed. No message was sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The URI can't be read.
+    #[error(transparent)]
+    Uri(#[from] UriError),
+    /// The policy can't be read.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The control link could not be opened, or broke.
+    #[error("{stage}: {source}")]
+    Link {
+        /// Where it stopped.
+        stage: Stage,
+        /// What happened.
+        source: LinkError,
+    },
+    /// The peer broke the protocol, speaks another version, or refused.
+    #[error("{stage}: {source}")]
+    Wire {
+        /// Where it stopped.
+        stage: Stage,
+        /// What was wrong.
+        source: WireError,
+    },
+    /// A stage took too long.
+    #[error("{stage}: the deadline has passed")]
+    Timeout {
+        /// The stage.
+        stage: Stage,
+    },
+    /// No transport could carry the connection.
+    #[error("no transport carries this connection:\n{0}")]
+    NoTransport(Box<SelectionReport>),
+    /// The chosen lane could not be started.
+    #[error("join: {0}")]
+    Join(#[from] WireupError),
+    /// The connection failed at once.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// Nothing opens such addresses.
+    #[error("nothing is registered that opens {0}")]
+    NoLinks(String),
+    /// No runtime drives the caller.
+    #[error("no runtime: {0}")]
+    NoRuntime(String),
+    /// The system's random numbers could not be had.
+    #[error("no random numbers: {0}")]
+    Random(String),
+}
+
+impl Error {
+    /// Always [`Delivery::NotSent`]: nothing is sent before a connection is up.
+    pub fn delivery(&self) -> Delivery {
+        Delivery::NotSent
+    }
+
+    /// True when trying again later can succeed without changing anything here.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Link { .. } | Self::Timeout { .. } | Self::Connection(_) | Self::Join(_))
+    }
+
+    /// Where wire-up stopped, if it had begun.
+    pub fn stage(&self) -> Option<Stage> {
+        match self {
+            Self::Link { stage, .. } | Self::Wire { stage, .. } | Self::Timeout { stage } => Some(*stage),
+            Self::NoTransport(_) => Some(Stage::Offers),
+            Self::Join(_) | Self::Connection(_) => Some(Stage::Join),
+            _ => None,
+        }
+    }
+
+    /// The reason as a report gives it.
+    pub(crate) fn as_unavailable(&self) -> Unavailable {
+        match self {
+            Self::Join(WireupError::Unavailable(why)) => why.clone(),
+            Self::Timeout { stage } => Unavailable::Timeout { stage: *stage },
+            other => Unavailable::Other { code: "join_failed", remedy: other.to_string() },
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What can be set per fabric.
+
+use std::time::Duration;
+
+/// How a receiver waits for the next message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polling {
+    /// Never sleeps: lowest latency, one core in use.
+    Busy,
+    /// Looks for up to `spin`, yielding to other tasks in between, then sleeps.
+    Adaptive {
+        /// About one wake-up's worth.
+        spin: Duration,
+    },
+    /// Sleeps at once.
+    Interrupt,
+}
+
+/// [`Polling::Adaptive`]'s default time: about what waking a sleeping thread costs.
+pub const DEFAULT_SPIN: Duration = Duration::from_micros(20);
+/// Silence after which a peer is pinged.
+pub const DEFAULT_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// Time a ping may go unanswered.
+pub const DEFAULT_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for what was accepted to go out when a connection is dropped.
+pub const DEFAULT_DRAIN: Duration = Duration::from_secs(5);
+/// Default of every stage of [`Deadlines`].
+pub const DEFAULT_STAGE: Duration = Duration::from_secs(5);
+
+/// Options of a connection.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ConnectionOptions {
+    /// How the receiver waits. Default: `Adaptive` with [`DEFAULT_SPIN`], no spin on a single CPU.
+    pub polling: Polling,
+    /// Silence after which the peer is pinged; zero turns keepalive off.
+    pub keepalive_interval: Duration,
+    /// Time a ping may go unanswered before the connection ends.
+    pub keepalive_timeout: Duration,
+    /// Time for what was accepted to go out when the last handle is dropped.
+    pub drain: Duration,
+}
+
+impl Default for ConnectionOptions {
+    fn default() -> Self {
+        let alone = std::thread::available_parallelism().is_ok_and(|n| n.get() == 1);
+        let spin = if alone { Duration::ZERO } else { DEFAULT_SPIN };
+        Self {
+            polling: Polling::Adaptive { spin },
+            keepalive_interval: DEFAULT_KEEPALIVE_INTERVAL,
+            keepalive_timeout: DEFAULT_KEEPALIVE_TIMEOUT,
+            drain: DEFAULT_DRAIN,
+        }
+    }
+}
+
+/// The longest that each stage of wire-up may take.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Deadlines {
+    /// Opening the control link.
+    pub connect: Duration,
+    /// HELLO.
+    pub hello: Duration,
+    /// Offers and plan.
+    pub offers: Duration,
+    /// Each lane.
+    pub join: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self { connect: DEFAULT_STAGE, hello: DEFAULT_STAGE, offers: DEFAULT_STAGE, join: DEFAULT_STAGE }
+    }
+}

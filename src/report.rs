@@ -1,0 +1,112 @@
+//! How a transport was chosen, and why not another.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+use zc_core::transport::Unavailable;
+use zc_core::wire::Stage;
+
+/// How one candidate ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It carries the connection.
+    Chosen,
+    /// Something before it in the ranking was chosen.
+    NotNeeded,
+    /// It can't, for this reason.
+    Unavailable(Unavailable),
+}
+
+/// One transport that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name.
+    pub transport: String,
+    /// How far it came.
+    pub stage: Stage,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// Every candidate, in the order of the ranking.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SelectionReport {
+    candidates: Vec<Candidate>,
+}
+
+impl SelectionReport {
+    pub(crate) fn add(&mut self, transport: &str, stage: Stage, outcome: Outcome) {
+        self.candidates.push(Candidate { transport: transport.to_owned(), stage, outcome });
+    }
+
+    /// All that was looked at.
+    pub fn candidates(&self) -> &[Candidate] {
+        &self.candidates
+    }
+
+    /// The chosen transport's name; empty when there is none.
+    pub fn chosen(&self) -> &str {
+        let chosen = self.candidates.iter().find(|candidate| candidate.outcome == Outcome::Chosen);
+        chosen.map_or("", |candidate| candidate.transport.as_str())
+    }
+
+    /// `{"chosen": …, "candidates": [{"transport", "stage", "outcome", "reason"?, "remedy"?}]}`.
+    pub fn to_json(&self) -> Value {
+        let candidates: Vec<Value> = self.candidates.iter().map(Candidate::to_json).collect();
+        json!({ "chosen": self.chosen(), "candidates": candidates })
+    }
+}
+
+impl Candidate {
+    fn to_json(&self) -> Value {
+        let mut value = json!({ "transport": self.transport, "stage": self.stage.to_string() });
+        match &self.outcome {
+            Outcome::Chosen => value["outcome"] = "chosen".into(),
+            Outcome::NotNeeded => value["outcome"] = "not_needed".into(),
+            Outcome::Unavailable(why) => {
+                value["outcome"] = "unavailable".into();
+                value["reason"] = why.code().into();
+                value["detail"] = why.to_string().into();
+                value["remedy"] = why.remedy().into();
+            }
+        }
+        value
+    }
+}
+
+impl fmt::Display for SelectionReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, candidate) in self.candidates.iter().enumerate() {
+            if at > 0 {
+                writeln!(f)?;
+            }
+            let stage = candidate.stage.to_string();
+            write!(f, "{:<6} {stage:<12} ", candidate.transport)?;
+            match &candidate.outcome {
+                Outcome::Chosen => f.write_str("chosen")?,
+                Outcome::NotNeeded => f.write_str("not needed")?,
+                Outcome::Unavailable(why) => write!(f, "unavailable: {why}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_and_json_say_the_same() {
+        let mut report = SelectionReport::default();
+        report.add("rdma", Stage::Offers, Outcome::Unavailable(Unavailable::NoDevice));
+        report.add("tcp", Stage::Commit, Outcome::Chosen);
+        assert_eq!(report.chosen(), "tcp");
+        let text = report.to_string();
+        assert!(text.contains("no_device; remedy: attach a device"), "{text}");
+        assert_eq!(text.lines().count(), 2);
+        let json = report.to_json();
+        assert_eq!(json["chosen"], "tcp");
+        assert_eq!(json["candidates"][0]["reason"], "no_device");
+    }
+}
