@@ -57,7 +57,7 @@ pub struct SendRejected {
 }
 
 /// Memory of a lane could not be had.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllocFailure {
     /// The pool refused.
