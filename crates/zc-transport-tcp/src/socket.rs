@@ -188,17 +188,20 @@ struct SocketFile {
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
-        let meta = std::fs::symlink_metadata(path)?;
-        Ok(Self { path: path.to_owned(), id: (meta.dev(), meta.ino()) })
+        Ok(Self { path: path.to_owned(), id: file_id(path)? })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if Self::of(&self.path).is_ok_and(|now| now.id == self.id) {
+        if file_id(&self.path).is_ok_and(|now| now == self.id) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
 struct StreamListener {

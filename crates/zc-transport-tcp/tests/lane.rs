@@ -226,3 +226,33 @@ proptest! {
         });
     }
 }
+
+#[test]
+fn zero_copy_is_switched_off_where_the_kernel_copies() {
+    run(async {
+        let (mut a, mut b) = pair(tcp(), LaneLimits::default()).await;
+        let mut reports = Vec::new();
+        for seq in 1..=2 {
+            a.lane.tx.start_send(frame(seq, body(1 << 20, 5).into()), true).unwrap();
+            let (mut got, mut done, mut out) = (Batch::new(), 0, Batch::new());
+            while done == 0 || reports.len() < seq as usize {
+                std::future::poll_fn(|cx| {
+                    a.lane.drive.as_mut().unwrap().poll_drive(cx, Instant::now()).unwrap();
+                    if b.lane.rx.poll_recv(cx, &mut got).is_ready() {
+                        done += got.drain().count();
+                    }
+                    let _ = a.lane.tx.poll_completions(cx, &mut out).map(Result::unwrap);
+                    reports.extend(out.drain().map(|(_, r)| r));
+                    Poll::Ready(())
+                })
+                .await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        // Loopback copies; where SO_ZEROCOPY is not there at all, both are plain.
+        assert!(matches!(reports[0], SendReport::SentCopied | SendReport::Sent));
+        assert_eq!(reports[1], SendReport::Sent);
+        assert_eq!(a.ledger.snapshot().kernel_copied, zc_core::memory::KernelCopied::Known(2 << 20));
+        settle(&mut a, &b).await;
+    });
+}

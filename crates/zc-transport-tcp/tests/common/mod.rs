@@ -20,7 +20,9 @@ struct Task(Option<tokio::task::JoinHandle<()>>);
 
 impl Reactor for TokioReactor {
     fn register(&self, fd: OwnedFd) -> io::Result<Box<dyn Readiness>> {
-        Ok(Box::new(Fd(AsyncFd::new(fd)?)))
+        // SAFETY: an OwnedFd stays open and is the same descriptor until it is dropped.
+        let watched = unsafe { AsyncFd::register(fd) };
+        Ok(Box::new(Fd(watched.map_err(io::Error::from)?)))
     }
     fn timer(&self) -> io::Result<Box<dyn Timer>> {
         Ok(Box::new(Sleep(None)))
