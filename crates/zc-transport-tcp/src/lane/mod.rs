@@ -29,3 +29,8 @@ pub(crate) fn start(io: ByteIo, caps: Caps, cx: OfferContext) -> Lane {
         leases,
     }
 }
+
+/// Takes the first item if `wanted` says so.
+fn pop_if<T>(items: &mut std::collections::VecDeque<T>, wanted: impl FnOnce(&T) -> bool) -> Option<T> {
+    if wanted(items.front()?) { items.pop_front() } else { None }
+}

@@ -7,6 +7,7 @@ use zc_core::memory::{BufPool, CopyLedger, Message, PinnedBufMut, copy_inline};
 use zc_core::transport::SendToken;
 use zc_core::wire::FRAME_HEADER_BYTES;
 
+use super::pop_if;
 use crate::limits::{MAX_IOV, STAGE_BYTES};
 
 /// A frame by reference.
@@ -163,7 +164,7 @@ impl Queue {
     pub(super) fn written(&mut self, n: usize, mut done: impl FnMut(Whole)) {
         self.bytes -= n;
         self.offset += n;
-        while let Some(item) = self.items.pop_front_if(|item| item.len() <= self.offset) {
+        while let Some(item) = pop_if(&mut self.items, |item| item.len() <= self.offset) {
             self.offset -= item.len();
             if let Item::Whole(whole) = item {
                 done(whole);

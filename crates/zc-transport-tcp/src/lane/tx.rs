@@ -13,6 +13,7 @@ use zc_core::transport::{
 use zc_core::wire::{FrameHeader, MAX_RECORD};
 
 use super::credit::Credit;
+use super::pop_if;
 use super::queue::{Queue, Whole};
 use super::wakers::Wakers;
 use super::zero_copy::ZeroCopy;
@@ -187,7 +188,7 @@ impl Core {
     fn report(&mut self, out: &mut Batch<(SendToken, SendReport)>) {
         while !out.is_full() {
             let (written, failed) = (self.written, self.failed.is_some());
-            let Some(a) = self.asked.pop_front_if(|a| failed || (a.end <= written && !a.held)) else { break };
+            let Some(a) = pop_if(&mut self.asked, |a| failed || (a.end <= written && !a.held)) else { break };
             let sent = a.end <= written && !a.held;
             let report = match (sent, a.copied) {
                 (false, _) => SendReport::Failed,

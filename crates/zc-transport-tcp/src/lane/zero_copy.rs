@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use zc_core::memory::{CopyLedger, KernelCopied, Message};
 use zc_core::transport::{Readiness, SendToken};
 
+use super::pop_if;
 use crate::io::ByteIo;
 use crate::limits::MAX_HELD_SENDS;
 use crate::sys;
@@ -83,7 +84,7 @@ impl ZeroCopy {
         let ByteIo::Socket { io, .. } = io else { return };
         if !self.is_idle() {
             self.drain_queue(&**io);
-            while let Some(held) = self.held.pop_front_if(|h| !h.open && h.done >= h.sends) {
+            while let Some(held) = pop_if(&mut self.held, |h| !h.open && h.done >= h.sends) {
                 if held.copied {
                     ledger.kernel_copied(KernelCopied::Known(held.message.len() as u64));
                 }
