@@ -1,1 +1,21 @@
-//! Part of zc.
+//! TCP and Unix streams: the control links of zc, and the lane that works everywhere.
+//!
+//! [`StreamLinks`] opens control links; [`TcpTransport`] carries messages over one of them. All
+//! readiness comes from a [`Reactor`](zc_core::transport::Reactor): no runtime is named here.
+
+mod addr;
+mod io;
+mod lane;
+mod limits;
+mod link;
+mod socket;
+mod sys;
+mod transport;
+
+pub use limits::{
+    BACKLOG, CHUNK_BYTES, COALESCE_MAX, DIRECT_MIN, MAX_DESCRIPTORS, MAX_HELD_SENDS, MAX_QUEUED_BYTES,
+    MAX_QUEUED_FRAMES, STAGE_BYTES, ZERO_COPY_MIN,
+};
+pub use link::StreamLink;
+pub use socket::StreamLinks;
+pub use transport::TcpTransport;

@@ -81,6 +81,10 @@ pub trait ControlLink: Send + fmt::Debug + 'static {
     ) -> Poll<io::Result<Vec<OwnedFd>>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
+    /// For an in-band transport that asks which link it is, before it takes it with `into_any`.
+    fn as_any(&self) -> Option<&dyn Any> {
+        None
+    }
     /// For an in-band transport that knows the concrete link.
     fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
 }

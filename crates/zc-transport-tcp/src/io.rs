@@ -1,0 +1,103 @@
+//! The byte stream under a lane: a socket, or any other control link.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
+use zc_core::transport::{ControlLink, Interest, Readiness};
+
+/// A stream that both halves of a lane hold.
+#[derive(Clone)]
+pub(crate) enum ByteIo {
+    /// A socket; `tcp` says of which kind.
+    Socket { io: Arc<dyn Readiness>, tcp: bool },
+    /// A link that we know nothing else about.
+    Link(Arc<Mutex<Box<dyn ControlLink>>>),
+}
+
+/// How to write.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct WriteMode {
+    /// More follows at once.
+    pub(crate) more: bool,
+    /// The kernel may keep using the memory.
+    pub(crate) zero_copy: bool,
+}
+
+impl WriteMode {
+    fn flags(self) -> SendFlags {
+        let mut flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        flags.set(SendFlags::MORE, self.more);
+        flags.set(SendFlags::from_bits_retain(libc::MSG_ZEROCOPY as u32), self.zero_copy);
+        flags
+    }
+}
+
+impl ByteIo {
+    /// Reads; 0 is the end.
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket { io, .. } => {
+                io.poll_io(cx, Interest::Read, &mut |fd| retry(|| rustix::io::read(fd, &mut *buf)))
+            }
+            Self::Link(link) => link.lock().poll_read(cx, buf),
+        }
+    }
+
+    /// Reads what is there now.
+    pub(crate) fn try_read(&mut self, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket { io, .. } => match retry(|| rustix::io::read(io.fd(), &mut *buf)) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                done => Poll::Ready(done),
+            },
+            Self::Link(link) => link.lock().poll_read(&mut Context::from_waker(Waker::noop()), buf),
+        }
+    }
+
+    /// Writes at least one byte of the pieces.
+    pub(crate) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+        mode: WriteMode,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket { io, .. } => io.poll_io(cx, Interest::Write, &mut |fd| {
+                retry(|| rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), mode.flags()))
+            }),
+            Self::Link(link) => match pieces.iter().find(|p| !p.is_empty()) {
+                Some(piece) => link.lock().poll_write(cx, piece),
+                None => Poll::Ready(Ok(0)),
+            },
+        }
+    }
+
+    /// Ends our direction.
+    pub(crate) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Socket { io, .. } => Poll::Ready(shutdown(&**io, Shutdown::Write)),
+            Self::Link(link) => link.lock().poll_shutdown(cx),
+        }
+    }
+}
+
+/// Shuts a socket down; one that is not connected any more counts as shut.
+pub(crate) fn shutdown(io: &dyn Readiness, how: Shutdown) -> io::Result<()> {
+    match rustix::net::shutdown(io.fd(), how) {
+        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Repeats a call that a signal interrupted.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            done => return done.map_err(io::Error::from),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Credit in both directions: payload bytes of DATA frames, counted since the start.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use zc_core::wire::WireError;
+
+/// Shared by the halves of a lane.
+pub(super) struct Credit {
+    /// What the peer allows us, in total.
+    allowed: AtomicU64,
+    /// What the application took, in total.
+    taken: AtomicU64,
+    /// Up to where of `taken` the peer was told.
+    told: AtomicU64,
+    window: u64,
+}
+
+impl Credit {
+    pub(super) fn new(send_window: u32, recv_window: u32) -> Self {
+        Self {
+            allowed: AtomicU64::new(send_window.into()),
+            taken: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+            window: recv_window.into(),
+        }
+    }
+
+    /// Whether a message may start after `sent` bytes.
+    pub(super) fn may_send(&self, sent: u64) -> bool {
+        sent < self.allowed.load(SeqCst)
+    }
+
+    /// A CREDIT frame came in.
+    pub(super) fn granted(&self, total: u64) -> Result<(), WireError> {
+        let before = self.allowed.fetch_max(total, SeqCst);
+        if total < before { Err(WireError::BadValue { field: "credit" }) } else { Ok(()) }
+    }
+
+    /// Whether the peer may start a message after `received` bytes.
+    pub(super) fn may_receive(&self, received: u64) -> bool {
+        received < self.taken.load(SeqCst) + self.window
+    }
+
+    /// The application took payload; true when the peer should hear of it.
+    pub(super) fn take(&self, bytes: usize) -> bool {
+        self.taken.fetch_add(bytes as u64, SeqCst);
+        self.is_due(self.taken.load(SeqCst))
+    }
+
+    fn is_due(&self, taken: u64) -> bool {
+        let news = taken - self.told.load(SeqCst).min(taken);
+        news > 0 && news >= self.window / 4
+    }
+
+    /// The grant to send, if one is due; it then counts as sent.
+    pub(super) fn due(&self) -> Option<u64> {
+        let taken = self.taken.load(SeqCst);
+        if !self.is_due(taken) {
+            return None;
+        }
+        self.told.store(taken, SeqCst);
+        Some(taken + self.window)
+    }
+}

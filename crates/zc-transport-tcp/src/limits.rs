@@ -1,0 +1,30 @@
+//! The bounds of this crate (M9).
+
+/// Connections that the kernel queues in front of `accept`.
+pub const BACKLOG: i32 = 4096;
+/// Most descriptors of one message on a Unix link.
+pub const MAX_DESCRIPTORS: usize = 64;
+/// Payloads up to this many bytes are written together with their header.
+pub const COALESCE_MAX: usize = 512;
+/// The buffer in which small frames are put together, bytes.
+pub const STAGE_BYTES: usize = 64 << 10;
+/// One read of small frames, bytes.
+pub const CHUNK_BYTES: usize = 64 << 10;
+/// Frames of at least this many bytes are read into a buffer of their own.
+pub const DIRECT_MIN: usize = 16 << 10;
+/// Payloads of at least this many bytes are sent with `MSG_ZEROCOPY` on TCP.
+pub const ZERO_COPY_MIN: usize = 64 << 10;
+/// Frames that a lane queues before it is not ready.
+pub const MAX_QUEUED_FRAMES: usize = 1024;
+/// Bytes that a lane queues before it is not ready; one frame may exceed it.
+pub const MAX_QUEUED_BYTES: usize = 4 << 20;
+/// Zero-copy sends whose buffers the kernel may hold at a time.
+pub const MAX_HELD_SENDS: usize = 256;
+/// Pieces of one write; the kernel takes up to 1024 (`IOV_MAX`).
+pub(crate) const MAX_IOV: usize = 128;
+/// How often a Unix connect is retried while the server's backlog is full.
+pub(crate) const UNIX_CONNECT_TRIES: u32 = 200;
+/// The pause between two of them.
+pub(crate) const UNIX_CONNECT_PAUSE_MS: u64 = 5;
+/// How long to wait before the error queue is looked at again.
+pub(crate) const REAP_INTERVAL_MS: u64 = 1;

@@ -1,0 +1,148 @@
+//! A control link over a stream socket.
+
+use std::any::Any;
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown,
+};
+use zc_core::transport::{ControlLink, Interest, LinkAddr, PeerCred, Readiness};
+
+use crate::io::{ByteIo, retry, shutdown};
+use crate::limits::MAX_DESCRIPTORS;
+
+/// The most descriptors that the kernel passes at once (`SCM_MAX_FD`).
+const SCM_MAX_FD: usize = 253;
+
+/// A connected TCP or Unix stream socket.
+pub struct StreamLink {
+    io: Arc<dyn Readiness>,
+    tcp: bool,
+    peer: LinkAddr,
+}
+
+impl StreamLink {
+    /// A link over a watched, non-blocking, connected stream socket. `peer` tells TCP from Unix.
+    pub fn new(io: Box<dyn Readiness>, peer: LinkAddr) -> Self {
+        Self { io: io.into(), tcp: matches!(peer, LinkAddr::Tcp(_)), peer }
+    }
+
+    pub(crate) fn into_io(self) -> ByteIo {
+        ByteIo::Socket { io: self.io, tcp: self.tcp }
+    }
+}
+
+impl fmt::Debug for StreamLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamLink").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl ControlLink for StreamLink {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.io.poll_io(cx, Interest::Read, &mut |fd| retry(|| rustix::io::read(fd, &mut *buf)))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        self.io.poll_io(cx, Interest::Write, &mut |fd| retry(|| rustix::net::send(fd, buf, flags)))
+    }
+
+    fn poll_shutdown(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(shutdown(&*self.io, Shutdown::Write))
+    }
+
+    fn peer(&self) -> LinkAddr {
+        self.peer.clone()
+    }
+
+    fn peer_cred(&self) -> Option<PeerCred> {
+        if self.tcp {
+            return None;
+        }
+        let cred = rustix::net::sockopt::socket_peercred(self.io.fd()).ok()?;
+        Some(PeerCred {
+            pid: cred.pid.as_raw_nonzero().get(),
+            uid: cred.uid.as_raw(),
+            gid: cred.gid.as_raw(),
+        })
+    }
+
+    fn passes_descriptors(&self) -> bool {
+        !self.tcp
+    }
+
+    fn poll_send_descriptors(
+        &mut self,
+        cx: &mut Context<'_>,
+        fds: &[BorrowedFd<'_>],
+    ) -> Poll<io::Result<()>> {
+        if self.tcp {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        }
+        if fds.len() > MAX_DESCRIPTORS {
+            return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
+        }
+        let sent = self.io.poll_io(cx, Interest::Write, &mut |fd| retry(|| send_descriptors(fd, fds)));
+        sent.map_ok(|_| ())
+    }
+
+    fn poll_recv_descriptors(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Vec<OwnedFd>>> {
+        if self.tcp {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        }
+        let max = max.min(MAX_DESCRIPTORS);
+        let mut fds = Vec::new();
+        let done = self.io.poll_io(cx, Interest::Read, &mut |fd| {
+            fds.clear();
+            recv_descriptors(fd, max, &mut fds)
+        });
+        done.map_ok(|_| fds)
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
+}
+
+fn send_descriptors(fd: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(rustix::io::Errno::INVAL);
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(fd, &[IoSlice::new(&[0])], &mut control, flags)
+}
+
+/// All descriptors that came are owned before anything is judged, so none leaks.
+fn recv_descriptors(fd: BorrowedFd<'_>, max: usize, out: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
+    let mut byte = [0u8];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let got = retry(|| rustix::net::recvmsg(fd, &mut [IoSliceMut::new(&mut byte)], &mut control, flags))?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            out.extend(fds);
+        }
+    }
+    if got.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if out.len() > max || got.flags.contains(ReturnFlags::CTRUNC) {
+        out.clear();
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than allowed"));
+    }
+    Ok(got.bytes)
+}

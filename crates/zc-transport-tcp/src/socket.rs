@@ -1,0 +1,254 @@
+//! Opening control links: connect, bind, accept.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use zc_core::transport::{
+    BoxFuture, ControlLink, Interest, LinkAddr, LinkError, LinkListener, LinkProvider, Reactor, Readiness,
+};
+
+use crate::addr;
+use crate::limits::{BACKLOG, UNIX_CONNECT_PAUSE_MS, UNIX_CONNECT_TRIES};
+use crate::link::StreamLink;
+
+/// Opens TCP and Unix links.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StreamLinks;
+
+impl LinkProvider for StreamLinks {
+    fn accepts(&self, addr: &LinkAddr) -> bool {
+        matches!(addr, LinkAddr::Tcp(_) | LinkAddr::UnixPath(_) | LinkAddr::UnixAbstract(_))
+    }
+
+    fn connect<'a>(
+        &'a self,
+        addr: &'a LinkAddr,
+        reactor: &'a Arc<dyn Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn ControlLink>, LinkError>> {
+        Box::pin(async move {
+            match addr {
+                LinkAddr::Tcp(at) => connect_tcp(at, &**reactor).await,
+                _ => connect_unix(addr, &**reactor).await,
+            }
+        })
+    }
+
+    fn bind<'a>(
+        &'a self,
+        addr: &'a LinkAddr,
+        reactor: &'a Arc<dyn Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn LinkListener>, LinkError>> {
+        Box::pin(async move {
+            let (socket, file) = match addr {
+                LinkAddr::Tcp(at) => (bind_tcp(at).await?, None),
+                _ => bind_unix(addr)?,
+            };
+            socket.listen(BACKLOG).map_err(failed("listen"))?;
+            let local = match addr {
+                LinkAddr::Tcp(_) => tcp_name(socket.local_addr().map_err(failed("getsockname"))?),
+                other => other.clone(),
+            };
+            let io = register(&**reactor, socket)?;
+            Ok(Box::new(StreamListener { io, local, reactor: reactor.clone(), _file: file })
+                as Box<dyn LinkListener>)
+        })
+    }
+}
+
+fn failed(operation: &'static str) -> impl Fn(io::Error) -> LinkError {
+    move |source| LinkError::Io { operation, source }
+}
+
+fn register(reactor: &dyn Reactor, socket: impl Into<OwnedFd>) -> Result<Box<dyn Readiness>, LinkError> {
+    reactor.register(socket.into()).map_err(|e| match e.kind() {
+        io::ErrorKind::NotConnected => LinkError::NoRuntime("no reactor is running"),
+        _ => failed("register")(e),
+    })
+}
+
+fn open(domain: Domain) -> Result<Socket, LinkError> {
+    Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None).map_err(failed("socket"))
+}
+
+fn tcp_name(addr: SockAddr) -> LinkAddr {
+    LinkAddr::Tcp(addr.as_socket().map_or_else(|| "unknown".into(), |a| a.to_string()))
+}
+
+async fn connect_tcp(at: &str, reactor: &dyn Reactor) -> Result<Box<dyn ControlLink>, LinkError> {
+    let mut last = LinkError::Address(at.to_owned());
+    for address in addr::resolve(at).await? {
+        match connect_one(address.into(), reactor).await {
+            Ok(link) => return Ok(link),
+            Err(no_runtime @ LinkError::NoRuntime(_)) => return Err(no_runtime),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+async fn connect_one(address: SockAddr, reactor: &dyn Reactor) -> Result<Box<dyn ControlLink>, LinkError> {
+    let socket = open(address.domain())?;
+    socket.set_tcp_nodelay(true).map_err(failed("TCP_NODELAY"))?;
+    match socket.connect(&address) {
+        Ok(()) => {}
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {}
+        Err(e) => return Err(failed("connect")(e)),
+    }
+    let io = register(reactor, socket)?;
+    std::future::poll_fn(|cx| {
+        io.poll_io(cx, Interest::Write, &mut |fd| {
+            rustix::net::sockopt::socket_error(fd)??;
+            match rustix::net::getpeername(fd) {
+                Ok(_) => Ok(0),
+                Err(Errno::NOTCONN) => Err(io::ErrorKind::WouldBlock.into()),
+                Err(e) => Err(e.into()),
+            }
+        })
+    })
+    .await
+    .map_err(failed("connect"))?;
+    Ok(Box::new(StreamLink::new(io, tcp_name(address))))
+}
+
+async fn connect_unix(addr: &LinkAddr, reactor: &dyn Reactor) -> Result<Box<dyn ControlLink>, LinkError> {
+    let address = addr::unix(addr)?;
+    let mut tries = 0;
+    loop {
+        let socket = open(Domain::UNIX)?;
+        match socket.connect(&address) {
+            Ok(()) => {
+                let io = register(reactor, socket)?;
+                return Ok(Box::new(StreamLink::new(io, addr.clone())));
+            }
+            // The backlog is full; unlike on TCP, no readiness tells when it is not.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && tries < UNIX_CONNECT_TRIES => tries += 1,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(failed("connect")(e)),
+        }
+        let mut timer = reactor.timer().map_err(|_| LinkError::NoRuntime("no reactor is running"))?;
+        timer.reset(reactor.now() + Duration::from_millis(UNIX_CONNECT_PAUSE_MS));
+        std::future::poll_fn(|cx| timer.poll_expired(cx)).await;
+    }
+}
+
+async fn bind_tcp(at: &str) -> Result<Socket, LinkError> {
+    let mut last = LinkError::Address(at.to_owned());
+    for address in addr::resolve(at).await? {
+        let address = SockAddr::from(address);
+        let socket = open(address.domain())?;
+        socket.set_reuse_address(true).map_err(failed("SO_REUSEADDR"))?;
+        match socket.bind(&address) {
+            Ok(()) => return Ok(socket),
+            Err(e) => last = failed("bind")(e),
+        }
+    }
+    Err(last)
+}
+
+fn bind_unix(addr: &LinkAddr) -> Result<(Socket, Option<SocketFile>), LinkError> {
+    let address = addr::unix(addr)?;
+    let socket = open(Domain::UNIX)?;
+    let LinkAddr::UnixPath(path) = addr else {
+        socket.bind(&address).map_err(failed("bind"))?;
+        return Ok((socket, None));
+    };
+    match socket.bind(&address) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_stale(&address) => {
+            std::fs::remove_file(path).map_err(failed("unlink a stale socket"))?;
+            socket.bind(&address).map_err(failed("bind"))?;
+        }
+        other => other.map_err(failed("bind"))?,
+    }
+    let file = SocketFile::of(path).map_err(failed("stat"))?;
+    // Nobody can connect yet: `listen` comes later.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed("chmod"))?;
+    Ok((socket, Some(file)))
+}
+
+/// Whether nobody listens on the socket file any more.
+fn is_stale(address: &SockAddr) -> bool {
+    open(Domain::UNIX).is_ok_and(|probe| {
+        probe.connect(address).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+    })
+}
+
+/// A socket file of ours; removed on drop, unless another took its place.
+struct SocketFile {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), id: file_id(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if file_id(&self.path).is_ok_and(|now| now == self.id) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
+}
+
+struct StreamListener {
+    io: Box<dyn Readiness>,
+    local: LinkAddr,
+    reactor: Arc<dyn Reactor>,
+    _file: Option<SocketFile>,
+}
+
+impl StreamListener {
+    fn link(&self, fd: OwnedFd) -> Result<Box<dyn ControlLink>, LinkError> {
+        let peer = match &self.local {
+            LinkAddr::Tcp(_) => {
+                let socket = SockRef::from(&fd);
+                socket.set_tcp_nodelay(true).map_err(failed("TCP_NODELAY"))?;
+                socket.peer_addr().map_or_else(|_| LinkAddr::Tcp("unknown".into()), tcp_name)
+            }
+            unix => unix.clone(),
+        };
+        Ok(Box::new(StreamLink::new(register(&*self.reactor, fd)?, peer)))
+    }
+}
+
+impl LinkListener for StreamListener {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<dyn ControlLink>, LinkError>> {
+        let mut accepted = None;
+        let done = self.io.poll_io(cx, Interest::Read, &mut |fd| {
+            loop {
+                match rustix::net::accept_with(fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                    Ok(link) => {
+                        accepted = Some(link);
+                        return Ok(0);
+                    }
+                    Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        });
+        match (done, accepted) {
+            (Poll::Pending, _) => Poll::Pending,
+            (Poll::Ready(Err(e)), _) => Poll::Ready(Err(failed("accept")(e))),
+            (Poll::Ready(Ok(_)), Some(fd)) => Poll::Ready(self.link(fd)),
+            (Poll::Ready(Ok(_)), None) => Poll::Ready(Err(failed("accept")(io::ErrorKind::Other.into()))),
+        }
+    }
+
+    fn local(&self) -> LinkAddr {
+        self.local.clone()
+    }
+}

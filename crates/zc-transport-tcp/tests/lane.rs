@@ -1,0 +1,258 @@
+//! Lanes over real sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+mod common;
+
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use common::*;
+use proptest::prelude::*;
+use zc_core::memory::Message;
+use zc_core::transport::*;
+
+fn run<F: Future>(f: F) -> F::Output {
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    rt.block_on(async { tokio::time::timeout(Duration::from_secs(60), f).await.expect("hangs") })
+}
+
+fn body(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| (i.wrapping_mul(31) ^ seed ^ (i >> 9)) as u8).collect()
+}
+
+fn frame(seq: u64, payload: Message) -> Frame {
+    Frame { kind: FrameKind::Data, ack: false, seq, payload }
+}
+
+/// Sends all messages from `a` to `b`, which gives credit back; both are driven.
+async fn exchange(a: &mut End, b: &mut End, messages: Vec<Message>, expect: &[Vec<u8>]) {
+    let mut queue = messages.into_iter().enumerate().peekable();
+    let (mut got, mut idle, mut none) = (0, Batch::new(), Batch::new());
+    std::future::poll_fn(|cx| {
+        loop {
+            assert!(a.lane.rx.poll_recv(cx, &mut none).is_pending());
+            let Some((_, m)) = queue.peek() else { break };
+            match a.lane.tx.poll_ready(cx, m.len()) {
+                Poll::Pending => break,
+                Poll::Ready(r) => r.unwrap(),
+            }
+            let (i, m) = queue.next().unwrap();
+            a.lane.tx.start_send(frame(i as u64 + 1, m), false).unwrap();
+        }
+        let flushed = a.lane.tx.poll_flush(cx).map(Result::unwrap).is_ready();
+        while got < expect.len() {
+            match b.lane.rx.poll_recv(cx, &mut idle) {
+                Poll::Ready(r) => assert_eq!(r.unwrap(), Received::Some),
+                Poll::Pending => break,
+            }
+            for f in idle.drain() {
+                assert_eq!(f.seq, got as u64 + 1);
+                assert!(f.payload == expect[got][..], "message {got}");
+                b.lane.rx.release(f.payload.len());
+                got += 1;
+            }
+        }
+        let again = [a.lane.drive.as_mut(), b.lane.drive.as_mut()];
+        for drive in again.into_iter().flatten() {
+            drive.poll_drive(cx, Instant::now()).unwrap();
+        }
+        if flushed && queue.peek().is_none() && got == expect.len() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+async fn settle(a: &mut End, b: &End) {
+    for _ in 0..1000 {
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        a.lane.drive.as_mut().unwrap().poll_drive(&mut cx, Instant::now()).unwrap();
+        if a.pool.stats().in_use_bytes == 0 && b.pool.stats().in_use_bytes == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("memory is still in use: {:?} {:?}", a.pool.stats(), b.pool.stats());
+}
+
+#[test]
+fn sizes_in_order() {
+    let sizes =
+        [0, 1, 16, 511, 512, 513, 4096, 16384, 65520, 65536, 65537, 1 << 20, 8 << 20, 3, 8 << 20, 1 << 20];
+    for addr in [tcp(), LinkAddr::UnixAbstract(format!("zc-test-{}", std::process::id()))] {
+        run(async {
+            let (mut a, mut b) = pair(addr, LaneLimits::default()).await;
+            let expect: Vec<_> = sizes.iter().enumerate().map(|(i, n)| body(*n, i)).collect();
+            let messages = expect.iter().cloned().map(Message::from).collect();
+            exchange(&mut a, &mut b, messages, &expect).await;
+            settle(&mut a, &b).await;
+            assert_eq!(b.lane.leases.outstanding_bytes(), 0);
+        });
+    }
+}
+
+#[test]
+fn large_stream_is_not_copied_by_us() {
+    run(async {
+        let (mut a, mut b) = pair(tcp(), LaneLimits::default()).await;
+        let expect: Vec<_> = (0..10).map(|i| body(1 << 20, i)).collect();
+        let messages = expect.iter().cloned().map(Message::from).collect();
+        exchange(&mut a, &mut b, messages, &expect).await;
+        assert!(b.ledger.snapshot().copied_bytes() <= 2 * 65536, "{:?}", b.ledger.snapshot());
+        assert_eq!(a.ledger.snapshot().copied_bytes(), 0);
+        settle(&mut a, &b).await;
+    });
+}
+
+#[test]
+fn credit_stalls_and_comes_back() {
+    run(async {
+        let mut limits = LaneLimits::default();
+        (limits.send_window, limits.recv_window) = (1000, 1000);
+        let (mut a, mut b) = pair(tcp(), limits).await;
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(a.lane.tx.poll_ready(&mut cx, 5000).is_ready());
+        let token = a.lane.tx.start_send(frame(1, vec![7u8; 5000].into()), true).unwrap();
+        assert!(a.lane.tx.poll_ready(&mut cx, 1).is_pending());
+        std::future::poll_fn(|cx| a.lane.tx.poll_flush(cx)).await.unwrap();
+        let mut out = Batch::new();
+        std::future::poll_fn(|cx| a.lane.tx.poll_completions(cx, &mut out)).await.unwrap();
+        assert_eq!(out.drain().collect::<Vec<_>>(), [(token, SendReport::Sent)]);
+        let mut got = Batch::new();
+        std::future::poll_fn(|cx| b.lane.rx.poll_recv(cx, &mut got)).await.unwrap();
+        b.lane.rx.release(got.drain().map(|f| f.payload.len()).sum());
+        b.lane.drive.as_mut().unwrap().poll_drive(&mut cx, Instant::now()).unwrap();
+        std::future::poll_fn(|cx| {
+            assert!(a.lane.rx.poll_recv(cx, &mut got).is_pending());
+            a.lane.tx.poll_ready(cx, 1)
+        })
+        .await
+        .unwrap();
+        // Half-close: `a` ends, `b` may go on.
+        std::future::poll_fn(|cx| a.lane.tx.poll_close(cx)).await.unwrap();
+        let end = std::future::poll_fn(|cx| b.lane.rx.poll_recv(cx, &mut got)).await.unwrap();
+        assert_eq!(end, Received::Closed);
+        b.lane.tx.start_send(frame(1, vec![1u8; 9].into()), false).unwrap();
+        std::future::poll_fn(|cx| b.lane.tx.poll_flush(cx)).await.unwrap();
+        let more = std::future::poll_fn(|cx| a.lane.rx.poll_recv(cx, &mut got)).await.unwrap();
+        assert_eq!((more, got.len()), (Received::Some, 1));
+    });
+}
+
+async fn raw(bytes: &[u8], step: usize) -> Result<usize, LaneError> {
+    let (mut a, b) = links(tcp()).await;
+    let mut b = end(b, LaneLimits::default()).await;
+    let feed = async {
+        for part in bytes.chunks(step.max(1)) {
+            let mut part = part;
+            while !part.is_empty() {
+                let n = std::future::poll_fn(|cx| a.poll_write(cx, part)).await.unwrap_or(part.len());
+                part = &part[n..];
+            }
+            tokio::task::yield_now().await;
+        }
+        let _ = std::future::poll_fn(|cx| a.poll_shutdown(cx)).await;
+    };
+    let mut feed = Box::pin(feed);
+    let (mut fed, mut count, mut out) = (false, 0, Batch::new());
+    std::future::poll_fn(|cx| {
+        fed = fed || feed.as_mut().poll(cx).is_ready();
+        loop {
+            match b.lane.rx.poll_recv(cx, &mut out) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Ready(Ok(Received::Closed)) => return Poll::Ready(Ok(count)),
+                Poll::Ready(Ok(Received::Some)) => count += out.drain().count(),
+            }
+        }
+    })
+    .await
+}
+
+#[test]
+fn dribble_and_torn_frame() {
+    let mut bytes = Vec::new();
+    for seq in 1..=5u64 {
+        bytes.extend(zc_core::wire::FrameHeader::data(40, seq).encode());
+        bytes.extend([9u8; 40]);
+    }
+    assert_eq!(run(raw(&bytes, 1)).unwrap(), 5);
+    bytes.pop();
+    assert!(matches!(run(raw(&bytes, 7)), Err(LaneError::PeerGone(_))));
+    let huge = zc_core::wire::FrameHeader::data(u32::MAX, 1).encode();
+    assert!(matches!(run(raw(&huge, 16)), Err(LaneError::Protocol(_))));
+}
+
+#[test]
+fn descriptors_pass() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut a, mut b) = links(LinkAddr::UnixPath(dir.path().join("s"))).await;
+        assert!(!dir.path().join("s").exists());
+        assert_eq!(a.peer_cred().unwrap().pid, std::process::id() as i32);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let fds = [std::os::fd::AsFd::as_fd(&file); 3];
+        std::future::poll_fn(|cx| a.poll_send_descriptors(cx, &fds)).await.unwrap();
+        let got = std::future::poll_fn(|cx| b.poll_recv_descriptors(cx, 3)).await.unwrap();
+        assert_eq!(got.len(), 3);
+        std::future::poll_fn(|cx| a.poll_send_descriptors(cx, &fds)).await.unwrap();
+        assert!(std::future::poll_fn(|cx| b.poll_recv_descriptors(cx, 2)).await.is_err());
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn fuzz_hostile_bytes(bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(2), any::<u8>()], 0..300), step in 1usize..64) {
+        let _ = run(raw(&bytes, step));
+    }
+
+    #[test]
+    fn ropes_arrive_whole(ropes in prop::collection::vec(prop::collection::vec(0usize..40_000, 0..6), 1..12)) {
+        run(async {
+            let (mut a, mut b) = pair(tcp(), LaneLimits::default()).await;
+            let mut expect = Vec::new();
+            let mut messages = Vec::new();
+            for rope in &ropes {
+                let (mut m, mut all) = (Message::new(), Vec::new());
+                for (i, n) in rope.iter().enumerate() {
+                    let part = body(*n, i);
+                    all.extend(&part);
+                    m.push(part).unwrap();
+                }
+                expect.push(all);
+                messages.push(m);
+            }
+            exchange(&mut a, &mut b, messages, &expect).await;
+            settle(&mut a, &b).await;
+        });
+    }
+}
+
+#[test]
+fn zero_copy_is_switched_off_where_the_kernel_copies() {
+    run(async {
+        let (mut a, mut b) = pair(tcp(), LaneLimits::default()).await;
+        let mut reports = Vec::new();
+        for seq in 1..=2 {
+            a.lane.tx.start_send(frame(seq, body(1 << 20, 5).into()), true).unwrap();
+            let (mut got, mut done, mut out) = (Batch::new(), 0, Batch::new());
+            while done == 0 || reports.len() < seq as usize {
+                std::future::poll_fn(|cx| {
+                    a.lane.drive.as_mut().unwrap().poll_drive(cx, Instant::now()).unwrap();
+                    if b.lane.rx.poll_recv(cx, &mut got).is_ready() {
+                        done += got.drain().count();
+                    }
+                    let _ = a.lane.tx.poll_completions(cx, &mut out).map(Result::unwrap);
+                    reports.extend(out.drain().map(|(_, r)| r));
+                    Poll::Ready(())
+                })
+                .await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        // Loopback copies; where SO_ZEROCOPY is not there at all, both are plain.
+        assert!(matches!(reports[0], SendReport::SentCopied | SendReport::Sent));
+        assert_eq!(reports[1], SendReport::Sent);
+        assert_eq!(a.ledger.snapshot().kernel_copied, zc_core::memory::KernelCopied::Known(2 << 20));
+        settle(&mut a, &b).await;
+    });
+}
