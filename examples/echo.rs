@@ -6,6 +6,8 @@
 //! cargo run --release --example echo -- client zc://127.0.0.1:7000
 //! ```
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
+
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -106,7 +108,10 @@ async fn client(uri: &str, each: Duration) -> Result<()> {
     let fabric = Fabric::auto()?;
     let mut conn = fabric.connect(uri).await?;
     println!("{}", conn.report());
-    println!("{:>9} {:>10} {:>10} {:>12} {:>8} {:>12}", "bytes", "p50 µs", "p99 µs", "messages/s", "GB/s", "copied/msg");
+    println!(
+        "{:>9} {:>10} {:>10} {:>12} {:>8} {:>12}",
+        "bytes", "p50 µs", "p99 µs", "messages/s", "GB/s", "copied/msg"
+    );
     for size in SIZES {
         measure(&mut conn, size, each).await?;
     }

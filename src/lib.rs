@@ -37,6 +37,7 @@ mod connection;
 mod error;
 mod fabric;
 mod identity;
+#[cfg(feature = "tcp")]
 mod mem;
 mod options;
 mod policy;
@@ -47,14 +48,19 @@ mod wireup;
 
 pub use connection::{Connection, ConnectionError, Receiver, Send, SendError, Sender, TrySendError};
 pub use error::Error;
-pub use fabric::{Fabric, FabricBuilder, Listener};
+pub use fabric::{Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY};
 pub use identity::PeerIdentity;
-pub use options::{ConnectionOptions, Deadlines, Polling};
-pub use policy::{Fallback, Policy, PolicyError};
+#[cfg(feature = "tcp")]
+pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};
+pub use options::{
+    ConnectionOptions, DEFAULT_DRAIN, DEFAULT_KEEPALIVE_INTERVAL, DEFAULT_KEEPALIVE_TIMEOUT, DEFAULT_SPIN,
+    DEFAULT_STAGE, Deadlines, Polling,
+};
+pub use policy::{DEFAULT_ORDER, ENV_TRANSPORTS, Fallback, Policy, PolicyError};
 #[cfg(feature = "tokio")]
 pub use reactor::TokioReactor;
 pub use report::{Candidate, Outcome, SelectionReport};
-pub use uri::{Uri, UriError};
+pub use uri::{MAX_URI, Uri, UriError};
 pub use zc_core::memory::{BufPool, LedgerSnapshot, Message, PinnedBuf, PinnedBufMut};
 pub use zc_core::transport::Completion;
 pub use zc_core::wire::{CloseCode, Delivery, Stage};

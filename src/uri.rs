@@ -88,10 +88,9 @@ impl FromStr for Uri {
             Some("unix") => unix(address).ok_or_else(|| wrong("a Unix socket is ///path or //@name"))?,
             Some("mem") if is_name(address) => LinkAddr::Memory(address.to_owned()),
             Some("mem") => return Err(wrong("a name is letters, digits, '-', '_' and '.'")),
-            Some("shm") => unix(address).or_else(|| {
-                is_name(address).then(|| LinkAddr::UnixAbstract(format!("zc-{address}")))
-            })
-            .ok_or_else(|| wrong("shm takes a name or a ///path"))?,
+            Some("shm") => unix(address)
+                .or_else(|| is_name(address).then(|| LinkAddr::UnixAbstract(format!("zc-{address}"))))
+                .ok_or_else(|| wrong("shm takes a name or a ///path"))?,
             _ => host_port(address).ok_or_else(|| wrong("an address is host:port, with [..] around IPv6"))?,
         };
         Ok(Self { transport, addr, params })
@@ -107,7 +106,9 @@ fn is_name(name: &str) -> bool {
 fn unix(address: &str) -> Option<LinkAddr> {
     match address.strip_prefix('@') {
         Some(name) if !name.is_empty() && name.len() <= 107 => Some(LinkAddr::UnixAbstract(name.to_owned())),
-        None if address.len() > 1 && address.starts_with('/') => Some(LinkAddr::UnixPath(PathBuf::from(address))),
+        None if address.len() > 1 && address.starts_with('/') => {
+            Some(LinkAddr::UnixPath(PathBuf::from(address)))
+        }
         _ => None,
     }
 }
@@ -127,7 +128,9 @@ impl fmt::Display for Uri {
             None => f.write_str("zc://")?,
         }
         match (&self.addr, self.transport.as_deref()) {
-            (LinkAddr::UnixAbstract(name), Some("shm")) => f.write_str(name.strip_prefix("zc-").unwrap_or(name))?,
+            (LinkAddr::UnixAbstract(name), Some("shm")) => {
+                f.write_str(name.strip_prefix("zc-").unwrap_or(name))?
+            }
             (addr, _) => write!(f, "{addr}")?,
         }
         for (at, (key, value)) in self.params.iter().enumerate() {
@@ -159,7 +162,21 @@ mod tests {
 
     #[test]
     fn what_is_no_uri_says_so() {
-        for text in ["", "zc", "http://x:1", "zcx://h:1", "zc+://h:1", "zc://h", "zc://:1", "zc://::1:1", "zc://h:99999", "zc+unix://rel", "zc+mem://", "zc+mem://a/b", "zc://h:1?x"] {
+        for text in [
+            "",
+            "zc",
+            "http://x:1",
+            "zcx://h:1",
+            "zc+://h:1",
+            "zc://h",
+            "zc://:1",
+            "zc://::1:1",
+            "zc://h:99999",
+            "zc+unix://rel",
+            "zc+mem://",
+            "zc+mem://a/b",
+            "zc://h:1?x",
+        ] {
             assert!(text.parse::<Uri>().is_err(), "{text}");
         }
         assert_eq!("zc://".to_owned().repeat(2000).parse::<Uri>(), Err(UriError::TooLong));

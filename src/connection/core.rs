@@ -246,7 +246,9 @@ impl Core {
                         rx.seq.check_fin(last_seq)?;
                         asked.fin = true;
                     }
-                    SessionRecord::GoAway { last_seq, reason, .. } => asked.go_away = Some((last_seq, reason)),
+                    SessionRecord::GoAway { last_seq, reason, .. } => {
+                        asked.go_away = Some((last_seq, reason))
+                    }
                     SessionRecord::Close { code, last_seq, reason } => {
                         asked.close = Some((last_seq, code, reason));
                         break;
@@ -259,8 +261,7 @@ impl Core {
         if let Some((_, code, reason)) = &asked.close {
             rx.ended = true;
             if *code != CloseCode::NORMAL {
-                rx.failed =
-                    Some(ConnectionError::ClosedByPeer { code: *code, reason: reason.clone() });
+                rx.failed = Some(ConnectionError::ClosedByPeer { code: *code, reason: reason.clone() });
             }
         }
         self.answer(asked, ack, wakers)
@@ -282,7 +283,8 @@ impl Core {
         }
         if let Some((last_seq, reason)) = asked.go_away {
             tx.seq.on_go_away(last_seq)?;
-            tx.finished.get_or_insert(ConnectionError::Finished { reason: format!("the peer goes away: {reason}") });
+            tx.finished
+                .get_or_insert(ConnectionError::Finished { reason: format!("the peer goes away: {reason}") });
             wakers.extend(tx.queue.all());
         }
         if let Some((last_seq, code, reason)) = asked.close {
@@ -302,7 +304,11 @@ impl Core {
     }
 
     /// Hands a session record to the lane.
-    pub(super) fn push_record(&self, tx: &mut TxState, record: &SessionRecord) -> Result<(), ConnectionError> {
+    pub(super) fn push_record(
+        &self,
+        tx: &mut TxState,
+        record: &SessionRecord,
+    ) -> Result<(), ConnectionError> {
         let mut bytes = SmallVec::<[u8; 64]>::new();
         record.encode(&mut bytes);
         let payload = match self.pool.try_alloc(bytes.len()) {
@@ -353,7 +359,11 @@ impl TxState {
     }
 
     /// Collects completions that the lane has.
-    pub(super) fn collect(&mut self, cx: &mut Context<'_>, wakers: &mut Wakers) -> Result<(), ConnectionError> {
+    pub(super) fn collect(
+        &mut self,
+        cx: &mut Context<'_>,
+        wakers: &mut Wakers,
+    ) -> Result<(), ConnectionError> {
         if !self.tracked.iter().any(|tracked| tracked.token.is_some() && tracked.report.is_none()) {
             return Ok(());
         }

@@ -88,7 +88,10 @@ impl Driver {
                     rx.lane.release(message.len());
                 }
             }
-            if rx.ended || rx.inbox.len() >= MAX_INBOX_MESSAGES || core.poll_ingest(&mut rx, false).is_pending() {
+            if rx.ended
+                || rx.inbox.len() >= MAX_INBOX_MESSAGES
+                || core.poll_ingest(&mut rx, false).is_pending()
+            {
                 break;
             }
             let woken = !rx.inbox.is_empty() || rx.ended || rx.fin;
@@ -129,7 +132,9 @@ impl Driver {
         match link.poll_read(cx, &mut byte) {
             Poll::Pending => Ok(()),
             Poll::Ready(Ok(0)) => Err(LaneError::PeerGone("its control link ended").into()),
-            Poll::Ready(Ok(_)) => Err(ConnectionError::Session("data on the control link after COMMIT".into())),
+            Poll::Ready(Ok(_)) => {
+                Err(ConnectionError::Session("data on the control link after COMMIT".into()))
+            }
             Poll::Ready(Err(error)) => Err(LaneError::os("read the control link", &error).into()),
         }
     }

@@ -105,7 +105,9 @@ impl Connection {
     /// # Panics
     /// When the receiver was taken before: there is one. [`Connection::sender`] makes more senders.
     pub fn split(&mut self) -> (Sender, Receiver) {
-        let Some(receiver) = self.receiver.take() else { panic!("the receiver of this connection was taken before") };
+        let Some(receiver) = self.receiver.take() else {
+            panic!("the receiver of this connection was taken before")
+        };
         (self.sender.clone(), receiver)
     }
 

@@ -133,8 +133,10 @@ impl Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
+        let mut place = self.place.take();
         let core = self.core();
-        if let Some(next) = core.tx.lock().queue.leave(&mut self.place.take()) {
+        let next = core.tx.lock().queue.leave(&mut place);
+        if let Some(next) = next {
             next.wake();
         }
         // The last sender's end is the end of the direction; the driver says so.
@@ -151,7 +153,8 @@ pub(super) fn finish(core: &Core, tx: &mut TxState, wakers: &mut Wakers) -> Resu
     }
     if !tx.fin_sent {
         tx.fin_sent = true;
-        tx.finished.get_or_insert(ConnectionError::Finished { reason: "this side has finished sending".into() });
+        tx.finished
+            .get_or_insert(ConnectionError::Finished { reason: "this side has finished sending".into() });
         wakers.extend(tx.queue.all());
         let last_seq = tx.seq.last_sent();
         core.push_record(tx, &SessionRecord::Fin { last_seq })?;

@@ -49,9 +49,15 @@ pub(crate) fn run(as_json: bool) -> Result<()> {
             Ok(caps) => {
                 println!("{name:<8} available");
                 println!("         zero copy: tx {:?}, rx {:?}", caps.zero_copy_tx, caps.zero_copy_rx);
-                println!("         messages up to {} bytes, {} segments as they are", caps.max_message, caps.max_segments);
+                println!(
+                    "         messages up to {} bytes, {} segments as they are",
+                    caps.max_message, caps.max_segments
+                );
                 let s = caps.sources;
-                println!("         sent as they are: connection {}, pool {}, foreign {}", s.connection, s.pool, s.foreign);
+                println!(
+                    "         sent as they are: connection {}, pool {}, foreign {}",
+                    s.connection, s.pool, s.foreign
+                );
             }
             Err(why) => println!("{name:<8} unavailable: {why}"),
         }

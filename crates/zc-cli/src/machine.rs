@@ -50,7 +50,14 @@ impl Machine {
     pub(crate) fn look() -> Self {
         const HUGE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
         let nodes = fs::read_dir("/sys/devices/system/node").map_or(1, |dir| {
-            dir.flatten().filter(|e| e.file_name().to_string_lossy().strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok())).count()
+            dir.flatten()
+                .filter(|e| {
+                    e.file_name()
+                        .to_string_lossy()
+                        .strip_prefix("node")
+                        .is_some_and(|n| n.parse::<u32>().is_ok())
+                })
+                .count()
         });
         Self {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),

@@ -35,7 +35,11 @@ pub(crate) fn run(uri: &str, count: u64, interval_ms: u64) -> Result<()> {
         let sum: f64 = times.iter().map(micros).sum();
         let min = times.iter().map(micros).fold(f64::INFINITY, f64::min);
         let max = times.iter().map(micros).fold(0.0, f64::max);
-        println!("{} round trips, min/mean/max {min:.1}/{:.1}/{max:.1} µs", times.len(), sum / times.len() as f64);
+        println!(
+            "{} round trips, min/mean/max {min:.1}/{:.1}/{max:.1} µs",
+            times.len(),
+            sum / times.len() as f64
+        );
         conn.drain(Duration::from_secs(2)).await?;
         Ok(())
     })

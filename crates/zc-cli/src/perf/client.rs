@@ -2,8 +2,8 @@
 
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -107,7 +107,13 @@ async fn tick(progress: Arc<AtomicU64>, duration: Duration) {
     }
 }
 
-async fn one(mut conn: Connection, test: Test, run: Run, duration: Duration, progress: Arc<AtomicU64>) -> Result<One> {
+async fn one(
+    mut conn: Connection,
+    test: Test,
+    run: Run,
+    duration: Duration,
+    progress: Arc<AtomicU64>,
+) -> Result<One> {
     let order = Order { test, size: run.size, touch: run.touch, inflight: run.inflight };
     begin(&mut conn, &order).await?;
     let mut rtt = Histogram::<u64>::new(3)?;
@@ -194,7 +200,8 @@ async fn throughput(
         }
         tx.flush().await?;
         let message = conn.recv().await?.ok_or("the server finished early")?;
-        let count: [u8; 8] = message.as_contiguous().and_then(|bytes| bytes.try_into().ok()).ok_or("not a count")?;
+        let count: [u8; 8] =
+            message.as_contiguous().and_then(|bytes| bytes.try_into().ok()).ok_or("not a count")?;
         processed = u64::from_le_bytes(count);
         if processed > sent {
             return Err("the server counted more than was sent".into());

@@ -64,15 +64,41 @@ impl Outcome {
             println!("{v}");
             return Ok(());
         }
-        println!("{} over {} ({}), {} bytes, {} polling", text(&v["test"]), text(&v["transport"]), text(&v["uri"]), v["size_bytes"], text(&v["polling"]));
-        println!("{:.0} messages/s, {:.3} GB/s", v["messages_per_s"].as_f64().unwrap_or(0.0), v["payload_bytes_per_s"].as_f64().unwrap_or(0.0) / 1e9);
+        println!(
+            "{} over {} ({}), {} bytes, {} polling",
+            text(&v["test"]),
+            text(&v["transport"]),
+            text(&v["uri"]),
+            v["size_bytes"],
+            text(&v["polling"])
+        );
+        println!(
+            "{:.0} messages/s, {:.3} GB/s",
+            v["messages_per_s"].as_f64().unwrap_or(0.0),
+            v["payload_bytes_per_s"].as_f64().unwrap_or(0.0) / 1e9
+        );
         if let Value::Object(rtt) = &v["rtt_ns"] {
             let us = |name: &str| rtt[name].as_f64().unwrap_or(0.0) / 1e3;
-            println!("round trip µs: min {:.1} p50 {:.1} p90 {:.1} p99 {:.1} p99.9 {:.1} max {:.1}", us("min"), us("p50"), us("p90"), us("p99"), us("p999"), us("max"));
+            println!(
+                "round trip µs: min {:.1} p50 {:.1} p90 {:.1} p99 {:.1} p99.9 {:.1} max {:.1}",
+                us("min"),
+                us("p50"),
+                us("p90"),
+                us("p99"),
+                us("p999"),
+                us("max")
+            );
         }
         let ledger = &v["ledger"];
-        println!("ledger: moved {} B, copied by us {} B, inline {} B, by the kernel {} B", ledger["moved_bytes"], ledger["copied_bytes"], ledger["inline_bytes"], ledger["kernel_copied"]);
-        println!("cpu s: client {:.2}, server {:.2}", v["cpu_s"]["client"].as_f64().unwrap_or(0.0), v["cpu_s"]["server"].as_f64().unwrap_or(0.0));
+        println!(
+            "ledger: moved {} B, copied by us {} B, inline {} B, by the kernel {} B",
+            ledger["moved_bytes"], ledger["copied_bytes"], ledger["inline_bytes"], ledger["kernel_copied"]
+        );
+        println!(
+            "cpu s: client {:.2}, server {:.2}",
+            v["cpu_s"]["client"].as_f64().unwrap_or(0.0),
+            v["cpu_s"]["server"].as_f64().unwrap_or(0.0)
+        );
         Ok(())
     }
 }

@@ -1,0 +1,119 @@
+//! Puts a fabric together.
+
+use std::sync::Arc;
+
+use zc_core::memory::BufPool;
+use zc_core::transport::{LaneLimits, LinkProvider, Reactor, Transport};
+
+use super::Fabric;
+use crate::error::Error;
+use crate::options::{ConnectionOptions, Deadlines};
+use crate::policy::{ENV_TRANSPORTS, Policy};
+use crate::wireup::Shared;
+
+/// Names what a [`Fabric`] uses.
+#[derive(Default)]
+pub struct FabricBuilder {
+    transports: Vec<Arc<dyn Transport>>,
+    links: Vec<Arc<dyn LinkProvider>>,
+    policy: Policy,
+    options: ConnectionOptions,
+    deadlines: Deadlines,
+    limits: LaneLimits,
+    pool: Option<BufPool>,
+    reactor: Option<Arc<dyn Reactor>>,
+}
+
+impl FabricBuilder {
+    pub(super) fn compiled_in() -> Self {
+        let builder = Self::default();
+        #[cfg(feature = "tcp")]
+        let builder = {
+            let stream: Arc<dyn Transport> = Arc::new(zc_transport_tcp::TcpTransport);
+            builder
+                .transport(stream.clone())
+                .transport(Arc::new(crate::mem::MemTransport::over(stream)))
+                .links(Arc::new(zc_transport_tcp::StreamLinks))
+                .links(Arc::new(crate::mem::MemLinks))
+        };
+        builder
+    }
+
+    /// Adds a transport.
+    pub fn transport(mut self, transport: Arc<dyn Transport>) -> Self {
+        self.transports.push(transport);
+        self
+    }
+
+    /// Adds something that opens control links.
+    pub fn links(mut self, links: Arc<dyn LinkProvider>) -> Self {
+        self.links.push(links);
+        self
+    }
+
+    /// Ranks and restricts transports.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Options of every connection.
+    pub fn options(mut self, options: ConnectionOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// The longest that each stage of wire-up may take.
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.deadlines = deadlines;
+        self
+    }
+
+    /// Message size, window and lease budget.
+    pub fn limits(mut self, limits: LaneLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// A pool to share with others. Default: one of its own.
+    pub fn pool(mut self, pool: BufPool) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// The runtime. Default with the feature `tokio`: the surrounding tokio runtime.
+    pub fn reactor(mut self, reactor: Arc<dyn Reactor>) -> Self {
+        self.reactor = Some(reactor);
+        self
+    }
+
+    /// Makes the fabric; `ZC_TRANSPORTS` overrides the policy.
+    ///
+    /// # Errors
+    /// `ZC_TRANSPORTS` can't be read, there is no reactor, or no random numbers.
+    pub fn build(self) -> Result<Fabric, Error> {
+        let policy = match std::env::var(ENV_TRANSPORTS) {
+            Ok(value) => self.policy.with_override(&value)?,
+            Err(_) => self.policy,
+        };
+        #[cfg(feature = "tokio")]
+        let default = Some(Arc::new(crate::reactor::TokioReactor::new()) as Arc<dyn Reactor>);
+        #[cfg(not(feature = "tokio"))]
+        let default = None;
+        let reactor = self.reactor.or(default);
+        let reactor = reactor.ok_or_else(|| Error::NoRuntime("the builder was given no reactor".into()))?;
+        let mut instance = [0; 16];
+        getrandom::fill(&mut instance).map_err(|error| Error::Random(error.to_string()))?;
+        let shared = Shared {
+            transports: self.transports,
+            policy,
+            options: self.options,
+            deadlines: self.deadlines,
+            limits: self.limits,
+            pool: self.pool.unwrap_or_else(|| BufPool::builder().build()),
+            reactor,
+            instance,
+        };
+        Ok(Fabric { shared: Arc::new(shared), links: self.links.into() })
+    }
+}

@@ -1,0 +1,51 @@
+//! The transport "mem": a stream transport's framing on a link in memory.
+
+use std::sync::Arc;
+
+use zc_core::transport::{
+    BoxFuture, Caps, ControlLink, Lane, Offer, OfferContext, Role, Scope, Transport, Unavailable, WireupError,
+};
+
+/// Runs an in-band transport on links inside one process, under the name "mem".
+#[derive(Clone)]
+pub struct MemTransport {
+    stream: Arc<dyn Transport>,
+}
+
+impl MemTransport {
+    /// `stream` must be in-band and able to run on any [`ControlLink`].
+    pub fn over(stream: Arc<dyn Transport>) -> Self {
+        Self { stream }
+    }
+}
+
+impl Transport for MemTransport {
+    fn name(&self) -> &'static str {
+        "mem"
+    }
+
+    fn probe(&self) -> Result<Caps, Unavailable> {
+        let mut caps = Caps::stream();
+        caps.scope = Scope::Process;
+        Ok(caps)
+    }
+
+    fn in_band(&self) -> bool {
+        true
+    }
+
+    fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
+        self.stream.offer(cx)
+    }
+
+    fn join<'a>(
+        &'a self,
+        role: Role,
+        mine: Offer,
+        peer: Offer,
+        link: &'a mut Option<Box<dyn ControlLink>>,
+        cx: OfferContext,
+    ) -> BoxFuture<'a, Result<Lane, WireupError>> {
+        self.stream.join(role, mine, peer, link, cx)
+    }
+}
