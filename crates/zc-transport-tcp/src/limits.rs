@@ -12,6 +12,8 @@ pub const STAGE_BYTES: usize = 64 << 10;
 pub const CHUNK_BYTES: usize = 64 << 10;
 /// Frames of at least this many bytes are read into a buffer of their own.
 pub const DIRECT_MIN: usize = 16 << 10;
+/// Room for CREDIT frames in front of a large message that is expected, bytes.
+pub(crate) const CREDIT_SLACK: usize = 64;
 /// Payloads of at least this many bytes are sent with `MSG_ZEROCOPY` on TCP.
 pub const ZERO_COPY_MIN: usize = 64 << 10;
 /// Frames that a lane queues before it is not ready.

@@ -20,7 +20,7 @@ use super::chunk::{Head, head};
 use super::credit::Credit;
 use super::wakers::Wakers;
 use crate::io::ByteIo;
-use crate::limits::{CHUNK_BYTES, DIRECT_MIN};
+use crate::limits::{CHUNK_BYTES, CREDIT_SLACK, DIRECT_MIN};
 
 pub(super) struct Rx {
     io: ByteIo,
@@ -31,8 +31,8 @@ pub(super) struct Rx {
     wakers: Arc<Wakers>,
     limits: FrameLimits,
     waiter: AllocWaiter,
-    /// Being read into, up to the limit; begins with a frame.
-    fill: Option<(PinnedBufMut, usize)>,
+    /// Being read into.
+    fill: Option<Fill>,
     /// Received; begins with a frame.
     parsed: PinnedBuf,
     /// `parsed` is a large buffer, wrongly expected to hold a large message.
@@ -42,6 +42,22 @@ pub(super) struct Rx {
     received: u64,
     closed: bool,
     failed: Option<LaneError>,
+}
+
+/// A buffer that is being read into.
+struct Fill {
+    buf: PinnedBufMut,
+    /// Where the frame under way begins: CREDIT frames in front of it are taken where they lie, so
+    /// that a large message behind them need not move.
+    start: usize,
+    /// Nothing is read beyond.
+    limit: usize,
+}
+
+impl Fill {
+    fn begun(&self) -> &[u8] {
+        &self.buf[self.start..]
+    }
 }
 
 impl Rx {
@@ -117,7 +133,7 @@ impl Rx {
                 Poll::Ready(done) => done?,
                 Poll::Pending => {
                     // An idle connection holds no memory.
-                    self.fill.take_if(|(buf, _)| buf.is_empty());
+                    self.fill.take_if(|fill| fill.begun().is_empty());
                     return Poll::Pending;
                 }
             }
@@ -127,22 +143,24 @@ impl Rx {
     /// Sees to it that there is a buffer with room for the rest of the frame under way.
     fn poll_buffer(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<Result<(), LaneError>> {
         let begun: &[u8] = match &self.fill {
-            Some((buf, _)) => buf,
+            Some(fill) => fill.begun(),
             None => &self.parsed,
         };
         let expected = match head(begun, self.limits).map_err(LaneError::from)? {
             Some(head) if head.total() >= DIRECT_MIN => head.total(),
             Some(_) => CHUNK_BYTES,
             None => match self.last.iter().copied().min() {
-                Some(n) if n >= DIRECT_MIN && begun.is_empty() => n,
+                Some(n) if n >= DIRECT_MIN && begun.is_empty() => n + CREDIT_SLACK,
                 _ => CHUNK_BYTES,
             },
         };
         match &self.fill {
             // Room for the whole frame, or for more of a head that is not whole yet.
-            Some((buf, limit)) if *limit > buf.len() && (*limit >= expected || *limit >= CHUNK_BYTES) => {
-                let whole = head(buf, self.limits).map_err(LaneError::from)?.map_or(0, |h| h.total());
-                if whole <= *limit {
+            Some(fill)
+                if fill.limit > fill.buf.len() && (fill.limit >= expected || fill.limit >= CHUNK_BYTES) =>
+            {
+                let whole = head(begun, self.limits).map_err(LaneError::from)?.map_or(0, |h| h.total());
+                if fill.start + whole <= fill.limit {
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -154,7 +172,7 @@ impl Rx {
             Poll::Pending => return Poll::Pending,
         };
         let begun: &[u8] = match &self.fill {
-            Some((old, _)) => old,
+            Some(old) => old.begun(),
             None => &self.parsed,
         };
         let at = head(begun, self.limits).map_err(LaneError::from)?.map_or(begun.len(), |h| h.payload_at);
@@ -165,7 +183,7 @@ impl Rx {
             buf.advance(payload.len());
         }
         self.parsed = PinnedBuf::empty();
-        self.fill = Some((buf, expected));
+        self.fill = Some(Fill { buf, start: 0, limit: expected });
         Poll::Ready(Ok(()))
     }
 
@@ -185,7 +203,7 @@ impl Rx {
     }
 
     fn read(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<Result<(), LaneError>> {
-        let Some((buf, limit)) = &mut self.fill else { return Poll::Ready(Ok(())) };
+        let Some(Fill { buf, start, limit }) = &mut self.fill else { return Poll::Ready(Ok(())) };
         let room = *limit - buf.len();
         let space = &mut buf.unfilled_mut()[..room];
         let done = match cx {
@@ -194,7 +212,7 @@ impl Rx {
         };
         let n = done.map_err(|e| LaneError::os("read", &e))?;
         if n == 0 {
-            if !buf.is_empty() {
+            if buf.len() > *start {
                 return Poll::Ready(Err(LaneError::PeerGone("the stream ended in the middle of a frame")));
             }
             self.closed = true;
@@ -202,13 +220,25 @@ impl Rx {
             return Poll::Ready(Ok(()));
         }
         buf.advance(n);
-        if let Some(first) = head(buf, self.limits).map_err(LaneError::from)?
-            && first.total() <= buf.len()
-            && let Some((mut buf, limit)) = self.fill.take()
+        while let Some(first) = head(&buf[*start..], self.limits).map_err(LaneError::from)?
+            && first.header.kind == FrameType::Credit
+            && first.total() <= buf.len() - *start
+        {
+            self.credit.granted(first.header.seq)?;
+            self.wakers.tx.wake();
+            *start += first.total();
+        }
+        if *start == buf.len() {
+            buf.clear();
+            *start = 0;
+        }
+        if let Some(first) = head(&buf[*start..], self.limits).map_err(LaneError::from)?
+            && first.total() <= buf.len() - *start
+            && let Some(Fill { mut buf, start, limit }) = self.fill.take()
         {
             self.mispredicted = limit > CHUNK_BYTES && first.total() < limit / 2;
             buf.attach_lease(self.leases.clone());
-            self.parsed = buf.freeze();
+            self.parsed = buf.freeze().slice(start..);
         }
         Poll::Ready(Ok(()))
     }
@@ -277,7 +307,6 @@ impl Rx {
             own.attach_lease(self.leases.clone());
             return own.freeze();
         }
-        self.ledger.moved(len);
         payload
     }
 }

@@ -168,7 +168,6 @@ impl Core {
                 a.held = true;
             }
             if whole.counted {
-                ledger.moved(len);
                 if !held {
                     ledger.kernel_copied(KernelCopied::Known(len as u64));
                 }
