@@ -12,8 +12,9 @@ pub const STAGE_BYTES: usize = 64 << 10;
 pub const CHUNK_BYTES: usize = 64 << 10;
 /// Frames of at least this many bytes are read into a buffer of their own.
 pub const DIRECT_MIN: usize = 16 << 10;
-/// Room for CREDIT frames in front of a large message that is expected, bytes.
-pub(crate) const CREDIT_SLACK: usize = 64;
+/// Room for a CREDIT frame in front of a large message that is expected, bytes. When none comes, what
+/// is read beyond the message is the next one's header, and no payload.
+pub(crate) const CREDIT_SLACK: usize = zc_core::wire::FRAME_HEADER_BYTES;
 /// Payloads of at least this many bytes are sent with `MSG_ZEROCOPY` on TCP.
 pub const ZERO_COPY_MIN: usize = 64 << 10;
 /// Frames that a lane queues before it is not ready.

@@ -167,10 +167,8 @@ impl Core {
             if held && let Some(a) = asked.iter_mut().find(|a| a.token == whole.token) {
                 a.held = true;
             }
-            if whole.counted {
-                if !held {
-                    ledger.kernel_copied(KernelCopied::Known(len as u64));
-                }
+            if whole.counted && !held {
+                ledger.kernel_copied(KernelCopied::Known(len as u64));
             }
         });
     }
