@@ -60,9 +60,9 @@ fn until_end(stream: &mut TcpStream) {
 }
 
 /// Drives the listener until the hostile peer sees its connection end, then lets a good one in.
-async fn rejected_then_good(bytes: &[u8], then_shut: bool) {
+async fn rejected_then_good(bytes: impl Into<Vec<u8>>, then_shut: bool) {
     let (mut listener, address) = listener(patient()).await;
-    let (bytes, to) = (bytes.iter().copied().collect::<Vec<u8>>(), address.clone());
+    let (bytes, to) = (bytes.into(), address.clone());
     let hostile = spawn_blocking(move || {
         let mut stream = TcpStream::connect(to).unwrap();
         // The listener may hang up before it has read everything.
@@ -91,7 +91,7 @@ async fn rejected_then_good(bytes: &[u8], then_shut: bool) {
 
 #[tokio::test]
 async fn noise_is_refused() {
-    rejected_then_good(&noise(4096), false).await;
+    rejected_then_good(noise(4096), false).await;
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn a_connection_closed_without_a_byte_is_a_failed_handshake() {
 #[tokio::test]
 async fn a_hello_that_claims_too_much_is_refused_at_once() {
     for len in [4097, u32::MAX] {
-        rejected_then_good(&hello_header(len), false).await;
+        rejected_then_good(hello_header(len), false).await;
     }
 }
 
@@ -124,7 +124,7 @@ async fn a_hello_that_claims_too_much_is_refused_at_once() {
 async fn a_hello_of_noise_is_refused() {
     let mut hello = hello_header(512);
     hello.append(&mut noise(512));
-    rejected_then_good(&hello, false).await;
+    rejected_then_good(hello, false).await;
 }
 
 #[tokio::test]
