@@ -127,3 +127,34 @@ async fn a_killed_peer_over_tcp() {
 async fn a_killed_peer_over_a_unix_socket() {
     tokio::time::timeout(GUARD, survives("unix")).await.expect("it hangs");
 }
+
+#[tokio::test]
+async fn a_send_that_waits_for_room_fails_when_the_peer_is_killed() {
+    let pool = BufPool::builder().build();
+    let mut listener = listen("tcp", &pool).await;
+    let test = async {
+        let mut peer = Peer::spawn(&listener.local_uri().to_string());
+        let mut connection = listener.accept().await.unwrap();
+        // The peer takes TO_PEER / 2 messages, then no more: soon there is no room.
+        while connection.recv().await.unwrap().unwrap() != b"ready"[..] {
+            if let Err(error) = connection.sender().try_send(vec![1; SIZE]) {
+                panic!("{error}");
+            }
+        }
+        let sender = connection.sender();
+        let (full, held_back) = tokio::sync::oneshot::channel();
+        let blocked = tokio::spawn(async move {
+            while sender.try_send(vec![1; 1 << 20]).is_ok() {}
+            let waiting = sender.send(vec![1; 1 << 20]);
+            full.send(()).unwrap();
+            waiting.await
+        });
+        held_back.await.unwrap();
+        peer.kill();
+        // It may get room once more while the queue of the kernel empties, so others follow.
+        let _ = blocked.await.unwrap();
+        send_fails(&connection).await;
+    };
+    tokio::time::timeout(GUARD, test).await.expect("it hangs");
+    drop(listener);
+}

@@ -32,7 +32,7 @@ pub(super) fn wake_all(wakers: Wakers) {
     wakers.into_iter().for_each(Waker::wake);
 }
 
-/// Wakes the receiver when it waits, else the driver.
+/// Wakes the receiver, if it waits, and the driver, which arms the lane again when nobody else does.
 pub(super) struct RxWake {
     pub(super) receiver: AtomicWaker,
     pub(super) driver: Arc<DriverWake>,
@@ -43,10 +43,8 @@ impl Wake for RxWake {
         self.wake_by_ref();
     }
     fn wake_by_ref(self: &Arc<Self>) {
-        match self.receiver.take() {
-            Some(waker) => waker.wake(),
-            None => self.driver.0.wake(),
-        }
+        self.receiver.wake();
+        self.driver.0.wake();
     }
 }
 
@@ -81,6 +79,8 @@ pub(super) struct TxState {
     /// Set by FIN or by the peer's GOAWAY: data is refused, records still go out.
     pub(super) finished: Option<ConnectionError>,
     pub(super) fin_sent: bool,
+    /// CLOSE has been handed to the lane: nothing may follow it.
+    pub(super) close_sent: bool,
     pub(super) idle_wakers: Vec<Waker>,
     reports: Batch<(SendToken, SendReport)>,
 }
@@ -94,6 +94,8 @@ pub(super) struct RxState {
     pub(super) fin: bool,
     /// Nothing more is read.
     pub(super) ended: bool,
+    /// The lane was left pending, with our waker: something new wakes somebody.
+    pub(super) armed: bool,
     pub(super) failed: Option<ConnectionError>,
     batch: Batch<Frame>,
 }
@@ -145,6 +147,7 @@ impl Core {
                 failed: None,
                 finished: None,
                 fin_sent: false,
+                close_sent: false,
                 idle_wakers: Vec::new(),
                 reports: Batch::new(),
             }),
@@ -154,6 +157,7 @@ impl Core {
                 inbox: VecDeque::new(),
                 fin: false,
                 ended: false,
+                armed: false,
                 failed: None,
                 batch: Batch::new(),
             }),
@@ -186,6 +190,14 @@ impl Core {
         self.driver.0.wake();
     }
 
+    /// Ends sending. What the peer sent before is still read: its CLOSE may say why.
+    pub(super) fn fail_sending(&self, error: ConnectionError) {
+        let mut wakers = Wakers::new();
+        self.tx.lock().fail(error, &mut wakers);
+        wake_all(wakers);
+        self.driver.0.wake();
+    }
+
     /// Reads what the lane has: into the inbox, or at once for session records.
     ///
     /// `spin` reads without arming a wake-up. Ready once the inbox may have something, or the end came.
@@ -195,12 +207,17 @@ impl Core {
         }
         let found = if spin {
             match rx.lane.try_recv(&mut rx.batch) {
-                Ok(Some(received)) => Ok(received),
                 Ok(None) => return Poll::Pending,
+                Ok(Some(received)) => {
+                    rx.armed = false;
+                    Ok(received)
+                }
                 Err(error) => Err(error),
             }
         } else {
-            match rx.lane.poll_recv(&mut Context::from_waker(&self.rx_waker), &mut rx.batch) {
+            let polled = rx.lane.poll_recv(&mut Context::from_waker(&self.rx_waker), &mut rx.batch);
+            rx.armed = polled.is_pending();
+            match polled {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(result) => result,
             }
@@ -292,6 +309,9 @@ impl Core {
             tx.wake_delivered(wakers);
             tx.fail(ConnectionError::ClosedByPeer { code, reason }, wakers);
             self.driver.0.wake();
+            return Ok(());
+        }
+        if tx.failed.is_some() || tx.close_sent {
             return Ok(());
         }
         for nonce in asked.pongs {

@@ -67,13 +67,18 @@ impl Driver {
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Option<Instant>, ConnectionError> {
         let now = self.reactor.now();
         self.read(cx);
+        if self.core.tx.lock().failed.is_some() {
+            return Ok(None);
+        }
         self.watch_link(cx)?;
         let mut next = self.keep_alive(now)?;
         if let Some(drive) = &mut self.drive {
             let waker = self.core.tx_waker.clone();
             next = sooner(next, drive.poll_drive(&mut Context::from_waker(&waker), now)?);
         }
-        self.write()?;
+        if let Err(error) = self.write() {
+            self.core.fail_sending(error);
+        }
         Ok(next)
     }
 
@@ -114,7 +119,7 @@ impl Driver {
         if tx.failed.is_some() {
             return Ok(());
         }
-        if core.senders.load(Ordering::Acquire) == 0 && core.handles.load(Ordering::Acquire) == 0 {
+        if core.senders.load(Ordering::Acquire) == 0 {
             finish(core, &mut tx, &mut wakers)?;
         }
         core.flush(&mut tx)?;
@@ -156,7 +161,7 @@ impl Driver {
                 }
                 KeepaliveAction::SendPing(nonce) => {
                     let mut tx = self.core.tx.lock();
-                    if tx.failed.is_none() {
+                    if tx.failed.is_none() && !tx.close_sent {
                         self.core.push_record(&mut tx, &SessionRecord::Ping { nonce })?;
                     }
                 }
@@ -185,13 +190,14 @@ impl Driver {
             if core.push_record(&mut tx, &close).is_err() {
                 return Poll::Ready(());
             }
+            tx.close_sent = true;
         }
         let flushed = tx.lane.poll_close(&mut Context::from_waker(&core.tx_waker));
         drop(tx);
         let peer_ended = core.rx.lock().ended;
         match flushed {
-            Poll::Ready(Err(_)) => Poll::Ready(()),
-            Poll::Ready(Ok(())) if peer_ended => Poll::Ready(()),
+            Poll::Ready(Err(_)) if abandoned => Poll::Ready(()),
+            Poll::Ready(_) if peer_ended => Poll::Ready(()),
             _ if now >= deadline => Poll::Ready(()),
             _ => {
                 *next = sooner(*next, Some(deadline));

@@ -204,19 +204,23 @@ impl Connection {
     /// were not received are dropped; what was accepted for sending goes out before the CLOSE.
     pub async fn close(self, code: CloseCode, reason: &str) {
         let core = self.handle.core();
-        let last_seq = core.rx.lock().seq.last();
         let mut wakers = Wakers::new();
         {
+            let mut rx = core.rx.lock();
+            let last_seq = rx.seq.last();
+            rx.failed.get_or_insert(ConnectionError::ClosedHere);
             let mut tx = core.tx.lock();
             if tx.failed.is_none() {
                 let record = SessionRecord::Close { code, last_seq, reason: reason.into() };
                 let _ = core.push_record(&mut tx, &record);
+                tx.close_sent = true;
                 let _ = core.flush(&mut tx);
                 let _ = tx.lane.poll_close(&mut Context::from_waker(&core.tx_waker));
                 tx.fail(ConnectionError::ClosedHere, &mut wakers);
             }
         }
         wake_all(wakers);
+        core.rx_wake.receiver.wake();
         core.driver.0.wake();
     }
 }

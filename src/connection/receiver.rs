@@ -50,6 +50,9 @@ impl Receiver {
             return Ok(Some(message));
         }
         let _ = core.poll_ingest(&mut rx, true);
+        if !rx.armed {
+            core.driver.0.wake();
+        }
         match take(core, &mut rx) {
             Some(message) => Ok(Some(message)),
             None => rx.failed.clone().map_or(Ok(None), Err),
@@ -65,9 +68,13 @@ impl Receiver {
         loop {
             if let Some(message) = take(core, &mut rx) {
                 self.spinning_since = None;
+                core.rx_wake.receiver.take();
+                if !rx.armed {
+                    core.driver.0.wake();
+                }
                 return Poll::Ready(Ok(Some(message)));
             }
-            if rx.fin || rx.ended {
+            if rx.fin || rx.ended || rx.failed.is_some() {
                 return Poll::Ready(rx.failed.clone().map_or(Ok(None), Err));
             }
             let spin = spins(self.polling, &mut self.spinning_since);
@@ -112,13 +119,9 @@ struct Unregister<'a>(&'a mut Receiver);
 impl Drop for Unregister<'_> {
     fn drop(&mut self) {
         let core = self.0.handle.core();
-        if core.rx_wake.receiver.take().is_none() {
-            // Already woken, and perhaps not polled since: what it was woken for is the driver's now.
-            // After a `recv` that returned there may be nothing to do, and the driver finds out only
-            // when it has to: the inbox is served without it.
-            if core.rx.lock().inbox.is_empty() {
-                core.driver.0.wake();
-            }
+        core.rx_wake.receiver.take();
+        if !core.rx.lock().armed {
+            core.driver.0.wake();
         }
     }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use futures::Sink;
 use zc_core::memory::{Message, PinnedBufMut};
-use zc_core::transport::{AllocFailure, Completion, Frame, FrameKind, SendToken};
+use zc_core::transport::{AllocFailure, Completion, Frame, FrameKind, LaneError, SendReport, SendToken};
 use zc_core::wire::SessionRecord;
 
 use super::core::{Core, Tracked, TxState, Wakers, wake_all};
@@ -172,7 +172,11 @@ fn poll_room(core: &Core, tx: &mut TxState, len: usize) -> Poll<Result<(), Conne
     if len > max {
         return Poll::Ready(Err(ConnectionError::TooLarge { len, max }));
     }
-    tx.lane.poll_ready(&mut Context::from_waker(&core.tx_waker), len).map_err(ConnectionError::from)
+    tx.lane.poll_ready(&mut Context::from_waker(&core.tx_waker), len).map_err(|error| {
+        // The driver finds the same error and ends the connection for the others.
+        core.driver.0.wake();
+        ConnectionError::from(error)
+    })
 }
 
 /// Gives the message to the lane; its number, and its token if a completion was asked for.
@@ -196,6 +200,7 @@ fn hand_over(
         Err(rejected) => {
             let error = ConnectionError::from(rejected.error);
             tx.failed.get_or_insert(error.clone());
+            core.driver.0.wake();
             Err(SendError::returned(error, rejected.frame.payload))
         }
     }
@@ -204,7 +209,7 @@ fn hand_over(
 fn fail_after(core: &Core, tx: parking_lot::MutexGuard<'_, TxState>, error: ConnectionError) -> SendError {
     let delivery = tx.delivery(tx.seq.last_sent());
     drop(tx);
-    core.fail(error.clone());
+    core.fail_sending(error.clone());
     SendError::after(error, delivery)
 }
 
@@ -272,11 +277,18 @@ impl Send<'_> {
         {
             tx.fail(error, &mut wakers);
         }
+        let lost = tx.tracked.iter().any(|t| t.seq == seq && t.report == Some(SendReport::Failed));
+        if lost && tx.failed.is_none() {
+            tx.fail(LaneError::Closed.into(), &mut wakers);
+            self.core.driver.0.wake();
+        }
         let acked = tx.seq.acked();
         let failed = tx.failed.clone();
         let at = tx.tracked.binary_search_by_key(&seq, |tracked| tracked.seq);
         let done = match (at, self.completion) {
-            (Ok(at), Completion::Sent) => tx.tracked[at].report.is_some(),
+            (Ok(at), Completion::Sent) => {
+                matches!(tx.tracked[at].report, Some(SendReport::Sent | SendReport::SentCopied))
+            }
             _ => seq <= acked,
         };
         let result = if done {

@@ -10,7 +10,7 @@ use zc_core::memory::{BufPool, CopyLedger};
 use zc_core::transport::{ControlLink, LaneLimits, LinkAddr, Offer, OfferContext, Reactor, Role, Transport};
 use zc_core::wire::{
     ClientHandshake, CloseCode, ControlMessage, Hello, HelloRole, OfferEntry, PlanEntry, ServerHandshake,
-    Stage, VersionRange,
+    Stage, VersionRange, WireError,
 };
 
 use self::io::Wire;
@@ -111,11 +111,18 @@ impl Attempt<'_> {
         let mine = self.mine();
         self.wire.check(hs.send_offers(entries(&mine)))?;
         self.wire.send(hs.take_output()).await?;
-        let theirs = match self.wire.control(&mut hs).await? {
+        let answer = self.wire.control(&mut hs).await;
+        if let Err(Error::Wire { source: WireError::Rejected { code: CloseCode::REJECTED, .. }, .. }) =
+            &answer
+        {
+            self.report_lacking(&mine, &[]);
+            return Err(Error::NoTransport(Box::new(std::mem::take(&mut self.report))));
+        }
+        let theirs = match answer? {
             ControlMessage::Offers(offers) => offers,
             other => return Err(self.wire.unexpected(&other)),
         };
-        self.wire.control(&mut hs).await?; // PLAN; a REJECT is an error of the handshake
+        self.wire.control(&mut hs).await?; // PLAN
         let plan: Vec<String> = hs.plan().iter().map(|entry| entry.transport.clone()).collect();
         self.report_lacking(&mine, &plan);
         let chosen = self.client_lanes(&mut hs, &mine, &theirs, &plan).await?;
@@ -187,6 +194,15 @@ impl Attempt<'_> {
                 Ok(offer) => mine.push(Mine { transport: transport.clone(), offer }),
                 Err(why) => self.report.add(name, Stage::Offers, Outcome::Unavailable(why)),
             }
+        }
+        if let Some(named) = named
+            && !self.shared.transports.iter().any(|transport| transport.name() == named)
+        {
+            let why = zc_core::transport::Unavailable::Other {
+                code: "not_registered",
+                remedy: format!("register or compile in the transport `{named}`"),
+            };
+            self.report.add(named, Stage::Offers, Outcome::Unavailable(why));
         }
         mine.sort_by_key(|mine| self.shared.policy.rank(mine.transport.name()));
         mine
