@@ -2,7 +2,7 @@
 //!
 //! Whoever has work does it: a sender talks to the lane under the lock of the sending half, the
 //! receiver under that of the receiving half, and the driver does what nobody is there for. Lock
-//! order: receiving half, then sending half. No waker is called under a lock.
+//! order: receiving half, then sending half.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -68,7 +68,7 @@ impl OfferContext {
 pub struct Offer {
     /// The offer's format version, chosen by the transport.
     pub version: u16,
-    /// Opaque to everyone but the transport; at most 16 KiB.
+    /// Opaque to everyone but the transport; at most [`crate::wire::MAX_OFFER`] bytes.
     pub bytes: Vec<u8>,
 }
 
