@@ -43,6 +43,8 @@ mod options;
 mod policy;
 mod reactor;
 mod report;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod uri;
 mod wireup;
 

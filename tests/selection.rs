@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use zc::{Connection, Error, Fabric, Policy, Stage};
+use zc::transport::Unavailable;
+use zc::{Connection, Error, Fabric, Outcome, Policy, Stage};
 
 /// Lets a client try to connect to a server with every transport.
 async fn try_connect(client: &Fabric, scheme: &str) -> Result<(Connection, Connection), Error> {
@@ -40,6 +41,9 @@ fn refusal(result: Result<(Connection, Connection), Error>) -> Error {
 async fn a_transport_that_is_not_there_is_refused_at_the_offers() {
     let error = refusal(try_connect(&Fabric::auto().unwrap(), "zc+rdma").await);
     assert_eq!(error.stage(), Some(Stage::Offers), "{error:?}");
+    let Error::NoTransport(report) = &error else { panic!("{error:?}") };
+    let rdma = report.candidates().iter().find(|candidate| candidate.transport == "rdma");
+    assert!(matches!(rdma.unwrap().outcome, Outcome::Unavailable(_)), "{report}");
     assert!(!error.is_retryable(), "{error:?}");
 }
 
@@ -49,6 +53,10 @@ async fn the_clients_policy_forbids_tcp() {
     let fabric = Fabric::auto_builder().policy(policy).build().unwrap();
     let error = refusal(try_connect(&fabric, "zc").await);
     assert_eq!(error.stage(), Some(Stage::Offers), "{error:?}");
+    let Error::NoTransport(report) = &error else { panic!("{error:?}") };
+    let forbidden = Outcome::Unavailable(Unavailable::ForbiddenByPolicy);
+    let tcp = report.candidates().iter().find(|candidate| candidate.transport == "tcp");
+    assert_eq!(tcp.unwrap().outcome, forbidden, "{report}");
     assert!(!error.is_retryable(), "{error:?}");
 }
 

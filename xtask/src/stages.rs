@@ -57,12 +57,12 @@ fn fmt(context: &Context, runner: &Runner) -> Outcome {
 }
 
 fn clippy(context: &Context, runner: &Runner) -> Outcome {
-    let cmd = Cmd::cargo("clippy --workspace --all-targets -- -D warnings");
+    let cmd = Cmd::cargo("clippy --workspace --all-features --all-targets -- -D warnings");
     with_component("clippy", "clippy", context, runner, &cmd)
 }
 
 fn unit(context: &Context, runner: &Runner) -> Outcome {
-    run(runner, &tests(context, "test --workspace --lib --bins"))
+    run(runner, &tests(context, "test --workspace --all-features --lib --bins"))
 }
 
 /// `--test *` and not `--tests`: the latter would run the unit tests a second time.
@@ -70,15 +70,15 @@ fn integration(context: &Context, runner: &Runner) -> Outcome {
     if !has_integration_tests(&context.root) {
         return nothing("no package has integration tests");
     }
-    run(runner, &tests(context, "test --workspace --test *"))
+    run(runner, &tests(context, "test --workspace --all-features --test *"))
 }
 
 fn doc(_: &Context, runner: &Runner) -> Outcome {
-    run(runner, &Cmd::cargo("test --workspace --doc"))
+    run(runner, &Cmd::cargo("test --workspace --all-features --doc"))
 }
 
 fn rustdoc(_: &Context, runner: &Runner) -> Outcome {
-    run(runner, &Cmd::cargo("doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings"))
+    run(runner, &Cmd::cargo("doc --workspace --all-features --no-deps").env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 fn examples(context: &Context, runner: &Runner) -> Outcome {
