@@ -28,7 +28,6 @@ pub(super) struct Driver {
     pub(super) options: ConnectionOptions,
     /// When closing: the latest time to give up.
     pub(super) closing: Option<Instant>,
-    pub(super) closed: bool,
 }
 
 impl Future for Driver {
@@ -181,8 +180,7 @@ impl Driver {
         }
         let now = self.reactor.now();
         let deadline = *self.closing.get_or_insert_with(|| now + self.options.drain);
-        if abandoned && !failed && !self.closed {
-            self.closed = true;
+        if abandoned && !failed && !tx.close_sent {
             drop(tx);
             let last_seq = core.rx.lock().seq.last();
             tx = core.tx.lock();

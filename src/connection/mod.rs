@@ -94,7 +94,6 @@ impl Connection {
             keepalive,
             options,
             closing: None,
-            closed: false,
         };
         parts.reactor.spawn(Box::pin(driver)).map_err(no_runtime)?.detach();
         Ok(connection)

@@ -15,7 +15,7 @@ pub enum FrameKind {
     /// A message of the application.
     Data,
     /// A record of the session layer ([`crate::wire::SessionRecord`]). It needs no credit, so that
-    /// a stalled application never holds up an acknowledgement or a PONG.
+    /// a sender short of credit can still acknowledge and answer.
     Session,
 }
 
