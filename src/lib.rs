@@ -35,6 +35,7 @@
 
 mod connection;
 mod error;
+mod event;
 mod fabric;
 mod identity;
 #[cfg(feature = "tcp")]
@@ -50,6 +51,7 @@ mod wireup;
 
 pub use connection::{Connection, ConnectionError, Receiver, Send, SendError, Sender, TrySendError};
 pub use error::Error;
+pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
 pub use fabric::{Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY};
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]

@@ -25,6 +25,7 @@ pub use self::sender::{Send, Sender};
 use self::core::{Core, Wakers, wake_all};
 use self::driver::Driver;
 use self::handle::Handle;
+use crate::event::Observer;
 use crate::identity::PeerIdentity;
 use crate::options::ConnectionOptions;
 use crate::report::SelectionReport;
@@ -42,6 +43,7 @@ pub(crate) struct Parts {
     pub(crate) options: ConnectionOptions,
     pub(crate) report: Arc<SelectionReport>,
     pub(crate) peer: PeerIdentity,
+    pub(crate) observer: Arc<dyn Observer>,
 }
 
 /// A connection to a peer. Dropping all its handles closes it: what was accepted for sending is still

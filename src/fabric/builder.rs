@@ -7,6 +7,7 @@ use zc_core::transport::{LaneLimits, LinkProvider, Reactor, Transport};
 
 use super::Fabric;
 use crate::error::Error;
+use crate::event::{Observer, TracingObserver};
 use crate::options::{ConnectionOptions, Deadlines};
 use crate::policy::{ENV_TRANSPORTS, Policy};
 use crate::wireup::Shared;
@@ -22,6 +23,7 @@ pub struct FabricBuilder {
     limits: LaneLimits,
     pool: Option<BufPool>,
     reactor: Option<Arc<dyn Reactor>>,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl FabricBuilder {
@@ -87,6 +89,12 @@ impl FabricBuilder {
         self
     }
 
+    /// Who is told what happens. Default: [`TracingObserver`].
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
     /// Makes the fabric; `ZC_TRANSPORTS` overrides the policy.
     ///
     /// # Errors
@@ -113,6 +121,7 @@ impl FabricBuilder {
             pool: self.pool.unwrap_or_else(|| BufPool::builder().build()),
             reactor,
             instance,
+            observer: self.observer.unwrap_or_else(|| Arc::new(TracingObserver)),
         };
         Ok(Fabric { shared: Arc::new(shared), links: self.links.into() })
     }

@@ -16,6 +16,7 @@ use zc_core::wire::{
 use self::io::Wire;
 use crate::connection::{Connection, Parts};
 use crate::error::Error;
+use crate::event::Observer;
 use crate::identity::PeerIdentity;
 use crate::options::{ConnectionOptions, Deadlines};
 use crate::policy::{Fallback, Policy};
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) pool: BufPool,
     pub(crate) reactor: Arc<dyn Reactor>,
     pub(crate) instance: [u8; 16],
+    pub(crate) observer: Arc<dyn Observer>,
 }
 
 /// A transport of ours that may carry this connection, with its offer.
@@ -235,6 +237,7 @@ impl Attempt<'_> {
             }
         }
         let peer = self.wire.identity().clone();
+        let report = Arc::new(std::mem::take(&mut self.report));
         let parts = Parts {
             lane,
             link: self.wire.take_link(),
@@ -244,7 +247,8 @@ impl Attempt<'_> {
             ledger: self.cx.ledger.clone(),
             limits: self.cx.limits,
             options: self.shared.options.clone(),
-            report: Arc::new(std::mem::take(&mut self.report)),
+            report,
+            observer: self.shared.observer.clone(),
             peer: PeerIdentity { agent: hello.agent.clone(), instance: hello.instance, ..peer },
         };
         Ok(Connection::start(parts)?)
