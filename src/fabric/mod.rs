@@ -47,6 +47,11 @@ impl Fabric {
         self.shared.transports.iter().map(|transport| (transport.name(), transport.probe())).collect()
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Connects. Dropping the future abandons the attempt.
     ///
     /// # Errors

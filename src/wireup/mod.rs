@@ -8,7 +8,7 @@ mod lanes;
 mod machine;
 mod offers;
 mod same_host;
-#[cfg(test)]
+#[cfg(all(test, feature = "tcp", feature = "tokio"))]
 mod tests;
 mod trial;
 
