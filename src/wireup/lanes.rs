@@ -364,12 +364,10 @@ impl Attempt<'_> {
     }
 }
 
-/// A link that ended under the transport because the peer gave up: its words say more.
+/// When the peer gave up, the link ended under the transport: the peer's words say more.
 fn why(error: WireupError, spoken: Option<&ControlMessage>) -> Unavailable {
-    match (error, spoken) {
-        (WireupError::Link(_), Some(ControlMessage::LaneDown { reason, .. })) => {
-            Unavailable::PeerFailed { reason: reason.clone() }
-        }
-        (error, _) => join_reason(error),
+    match spoken {
+        Some(ControlMessage::LaneDown { reason, .. }) => Unavailable::PeerFailed { reason: reason.clone() },
+        _ => join_reason(error),
     }
 }

@@ -97,7 +97,10 @@ pub enum Unavailable {
 impl Unavailable {
     /// The reason for an error of the operating system.
     pub fn os(operation: &'static str, error: &std::io::Error) -> Self {
-        Self::Os { errno: error.raw_os_error().unwrap_or(0), operation }
+        match error.raw_os_error() {
+            Some(errno) => Self::Os { errno, operation },
+            None => Self::Other { code: "io", remedy: format!("{operation}: {error}") },
+        }
     }
 
     /// A short stable code for reports and metrics.
