@@ -1,5 +1,7 @@
 //! Handshakes with each other, and with peers that mean no good, in simulated time.
 
+#![allow(clippy::unwrap_used, reason = "test helpers")]
+
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -481,8 +483,7 @@ async fn random_bytes_end_in_a_typed_error() {
 
 #[tokio::test(start_paused = true)]
 async fn the_whole_is_bounded_too() {
-    let mut deadlines = Deadlines::default();
-    deadlines.total = Duration::from_secs(7);
+    let deadlines = Deadlines { total: Duration::from_secs(7), ..Deadlines::default() };
     let hang = |name| fake(name, Join::Hangs);
     let side = || with([hang("shm"), hang("rdma"), hang("xdp")]).deadlines(deadlines.clone());
     let start = tokio::time::Instant::now();
