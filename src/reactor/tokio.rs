@@ -87,6 +87,22 @@ impl Readiness for Descriptor {
             }
         }
     }
+
+    fn poll_read_stream(
+        &self,
+        cx: &mut Context<'_>,
+        io: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<(usize, bool)>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.0.poll_read_ready(cx))?;
+            let Ok(result) = guard.try_io(|fd| io(fd.get_ref().as_fd())) else { continue };
+            if let Ok((_, true)) = result {
+                // The guard is older than the read, so news that came since then stays.
+                guard.clear_ready();
+            }
+            return Poll::Ready(result.map(|(n, _)| n));
+        }
+    }
 }
 
 struct TokioTimer {

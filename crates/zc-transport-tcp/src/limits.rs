@@ -12,9 +12,10 @@ pub const STAGE_BYTES: usize = 64 << 10;
 pub const CHUNK_BYTES: usize = 64 << 10;
 /// Frames of at least this many bytes are read into a buffer of their own.
 pub const DIRECT_MIN: usize = 16 << 10;
-/// Room for a CREDIT frame in front of a large message that is expected, bytes. When none comes, what
-/// is read beyond the message is the next one's header, and no payload.
-pub(crate) const CREDIT_SLACK: usize = zc_core::wire::FRAME_HEADER_BYTES;
+/// Small frames in a row after which reading goes back to chunks.
+pub(crate) const EXACT_FRAMES: u32 = 16;
+/// Reads of one poll; then others get their turn.
+pub(crate) const READS_PER_POLL: usize = 32;
 /// Payloads of at least this many bytes are sent with `MSG_ZEROCOPY` on TCP.
 pub const ZERO_COPY_MIN: usize = 64 << 10;
 /// Frames that a lane queues before it is not ready.

@@ -96,7 +96,8 @@ fn large_stream_is_not_copied_by_us() {
         let expect: Vec<_> = (0..10).map(|i| body(1 << 20, i)).collect();
         let messages = expect.iter().cloned().map(Message::from).collect();
         exchange(&mut a, &mut b, messages, &expect).await;
-        assert!(b.ledger.snapshot().copied_bytes() <= 2 * 65536, "{:?}", b.ledger.snapshot());
+        let warm_up = b.ledger.snapshot().copied_bytes();
+        assert!(warm_up <= 65536, "{:?}", b.ledger.snapshot());
         assert_eq!(a.ledger.snapshot().copied_bytes(), 0);
         settle(&mut a, &b).await;
     });
@@ -118,7 +119,7 @@ fn credit_stalls_and_comes_back() {
         assert_eq!(out.drain().collect::<Vec<_>>(), [(token, SendReport::Sent)]);
         let mut got = Batch::new();
         std::future::poll_fn(|cx| b.lane.rx.poll_recv(cx, &mut got)).await.unwrap();
-        b.lane.rx.release(got.drain().map(|f| f.payload.len()).sum());
+        got.drain().for_each(|f| b.lane.rx.release(f.payload.len()));
         b.lane.drive.as_mut().unwrap().poll_drive(&mut cx, Instant::now()).unwrap();
         std::future::poll_fn(|cx| {
             assert!(a.lane.rx.poll_recv(cx, &mut got).is_pending());

@@ -10,7 +10,7 @@ use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, SendRejected, SendReport,
     SendToken,
 };
-use zc_core::wire::{FrameHeader, MAX_RECORD};
+use zc_core::wire::{FrameHeader, MAX_RECORD, frame_credit_bytes};
 
 use super::credit::Credit;
 use super::pop_if;
@@ -50,7 +50,7 @@ impl Shared {
             queue: Queue::default(),
             asked: VecDeque::new(),
             tokens: 0,
-            data_bytes: 0,
+            spent: 0,
             enqueued: 0,
             written: 0,
             failed: None,
@@ -71,7 +71,8 @@ pub(super) struct Core {
     zero_copy: ZeroCopy,
     asked: VecDeque<Asked>,
     tokens: u64,
-    data_bytes: u64,
+    /// Credit.
+    spent: u64,
     enqueued: u64,
     written: u64,
     failed: Option<LaneError>,
@@ -111,7 +112,7 @@ impl Core {
         let is_data = header.kind == zc_core::wire::FrameType::Data;
         let header = header.encode();
         self.enqueued += (header.len() + len) as u64;
-        self.data_bytes += if is_data { len as u64 } else { 0 };
+        self.spent += if is_data { frame_credit_bytes(len) } else { 0 };
         let ledger = if is_data { Some(&*self.ledger) } else { None };
         if len <= COALESCE_MAX && self.queue.stage(&header, &payload, &self.pool, ledger) {
             if is_data {
@@ -239,7 +240,7 @@ impl LaneTx for Tx {
         {
             return Poll::Ready(Err(e));
         }
-        if core.has_room() && core.credit.may_send(core.data_bytes) {
+        if core.has_room() && core.credit.may_send(core.spent) {
             return Poll::Ready(Ok(()));
         }
         // What the peer waits for must be out before we wait for the peer.
