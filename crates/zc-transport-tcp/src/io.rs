@@ -67,6 +67,16 @@ impl ByteIo {
         }
     }
 
+    /// Writes at least one byte.
+    pub(crate) fn poll_write_one(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket { io, .. } => io.poll_io(cx, Interest::Write, &mut |fd| {
+                retry(|| rustix::net::send(fd, bytes, WriteMode::default().flags()))
+            }),
+            Self::Link(link) => link.lock().poll_write(cx, bytes),
+        }
+    }
+
     /// Writes at least one byte of the pieces.
     pub(crate) fn poll_write(
         &self,

@@ -26,9 +26,17 @@ pub const MAX_QUEUED_BYTES: usize = 4 << 20;
 pub const MAX_HELD_SENDS: usize = 256;
 /// Pieces of one write; the kernel takes up to 1024 (`IOV_MAX`).
 pub(crate) const MAX_IOV: usize = 128;
+/// Stages of one lane; beyond, small frames are queued by reference.
+pub(crate) const MAX_STAGES: usize = 2 * MAX_QUEUED_BYTES / STAGE_BYTES;
 /// How often a Unix connect is retried while the server's backlog is full.
 pub(crate) const UNIX_CONNECT_TRIES: u32 = 200;
 /// The pause between two of them.
 pub(crate) const UNIX_CONNECT_PAUSE_MS: u64 = 5;
 /// How long to wait before the error queue is looked at again.
 pub(crate) const REAP_INTERVAL_MS: u64 = 1;
+/// The longest such wait once the lane is gone.
+pub(crate) const LINGER_PAUSE_MS: u64 = 100;
+/// How long the peer may take to acknowledge what a lane that is gone sent without a copy.
+pub const LINGER_MS: u64 = 10_000;
+/// How long the kernel may take to give memory back after the connection was reset.
+pub(crate) const ABORT_MS: u64 = 1_000;

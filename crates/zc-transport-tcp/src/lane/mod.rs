@@ -4,6 +4,7 @@ mod body;
 mod credit;
 mod drive;
 mod head;
+mod linger;
 mod queue;
 mod rx;
 mod tx;
