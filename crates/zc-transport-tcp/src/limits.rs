@@ -28,6 +28,8 @@ pub const MAX_HELD_SENDS: usize = 256;
 pub(crate) const MAX_IOV: usize = 128;
 /// Stages of one lane; beyond, small frames are queued by reference.
 pub(crate) const MAX_STAGES: usize = 2 * MAX_QUEUED_BYTES / STAGE_BYTES;
+/// Names that are looked up at a time; more wait.
+pub(crate) const MAX_RESOLVER_THREADS: usize = 8;
 /// How often a Unix connect is retried while the server's backlog is full.
 pub(crate) const UNIX_CONNECT_TRIES: u32 = 200;
 /// The pause between two of them.
