@@ -15,7 +15,18 @@ use tokio::task::JoinHandle;
 use tokio::time::Sleep;
 use zc_core::transport::{BoxFuture, Interest, Reactor, Readiness, TaskHandle, Timer};
 
-/// Runs everything on a tokio runtime, which must have I/O and time enabled.
+/// Runs everything on a tokio runtime, which must have I/O and time enabled; else there is an error of kind
+/// `NotConnected`. (Tokio panics in that case and can't be asked before: in a program built with
+/// `panic = "abort"` it aborts.)
+///
+/// ```
+/// use zc_core::transport::Reactor;
+///
+/// let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+/// let reactor = zc::TokioReactor::on(runtime.handle().clone());
+/// assert!(reactor.timer().is_ok());
+/// # std::io::Result::Ok(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct TokioReactor {
     handle: Option<Handle>,

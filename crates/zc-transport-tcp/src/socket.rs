@@ -21,6 +21,18 @@ use crate::limits::{BACKLOG, UNIX_CONNECT_PAUSE_MS, UNIX_CONNECT_TRIES};
 use crate::link::StreamLink;
 
 /// Opens TCP and Unix links.
+///
+/// A socket file that a dead process left is replaced, a live one is not; the new file is for its owner only.
+/// Names are looked up on other threads, so that the reactor never waits for them.
+///
+/// ```
+/// use zc_core::transport::{LinkAddr, LinkProvider};
+/// use zc_transport_tcp::StreamLinks;
+///
+/// assert!(StreamLinks.accepts(&LinkAddr::Tcp("localhost:7000".into())));
+/// assert!(StreamLinks.accepts(&LinkAddr::UnixPath("/run/zc".into())));
+/// assert!(!StreamLinks.accepts(&LinkAddr::Memory("test".into())));
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StreamLinks;
 

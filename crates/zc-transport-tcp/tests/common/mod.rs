@@ -27,6 +27,11 @@ struct Fd(AsyncFd<OwnedFd>);
 struct Sleep(Option<Pin<Box<tokio::time::Sleep>>>);
 struct Task(Option<tokio::task::JoinHandle<()>>);
 
+fn running() -> io::Result<()> {
+    let here = tokio::runtime::Handle::try_current();
+    here.map(drop).map_err(|e| io::Error::new(io::ErrorKind::NotConnected, e))
+}
+
 impl Reactor for TokioReactor {
     fn register(&self, fd: OwnedFd) -> io::Result<Box<dyn Readiness>> {
         // SAFETY: an OwnedFd stays open and is the same descriptor until it is dropped.
@@ -34,9 +39,11 @@ impl Reactor for TokioReactor {
         Ok(Box::new(Fd(watched.map_err(io::Error::from)?)))
     }
     fn timer(&self) -> io::Result<Box<dyn Timer>> {
+        running()?;
         Ok(Box::new(Sleep(None)))
     }
     fn spawn(&self, task: BoxFuture<'static, ()>) -> io::Result<Box<dyn TaskHandle>> {
+        running()?;
         Ok(Box::new(Task(Some(tokio::spawn(task)))))
     }
     fn now(&self) -> Instant {
