@@ -178,7 +178,8 @@ pub trait LaneRx: Send {
         cx: &mut Context<'_>,
         out: &mut Batch<Frame>,
     ) -> Poll<Result<Received, LaneError>>;
-    /// The application took data frames of this many payload bytes: credit may go back to the peer.
+    /// The application took a data frame of this many payload bytes: credit may go back to the peer.
+    /// Called once per message, since every message costs a least amount.
     fn release(&mut self, bytes: usize);
     /// The same as [`LaneRx::poll_recv`] without arming any wake-up: for spinning.
     ///
