@@ -9,6 +9,7 @@ mod child;
 mod clean;
 mod doctor;
 mod guard;
+mod limits;
 mod report;
 mod stage;
 mod stages;
@@ -35,6 +36,8 @@ enum Task {
     Doctor,
     /// Remove what the checks built besides the ordinary build.
     Clean,
+    /// Write docs/limits.md from the sources.
+    Limits,
     /// Run a command and end every process it started once it, or the caller, is gone.
     #[command(name = guard::GUARD, hide = true)]
     Guard {
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Test(options) => stage::test(&root(), &options),
         Task::Doctor => doctor::doctor(&root()),
         Task::Clean => clean::clean(&root()),
+        Task::Limits => limits::write(&root()),
         Task::Guard { command } => guard::guard(&command),
         Task::Exec { parent, command } => guard::exec(parent, &command),
     }
