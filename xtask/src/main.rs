@@ -11,6 +11,7 @@ mod doctor;
 mod guard;
 mod limits;
 mod report;
+mod restrict;
 mod stage;
 mod stages;
 mod sys;
@@ -51,6 +52,9 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
+    /// Become a command that may do less.
+    #[command(name = restrict::RESTRICT, hide = true)]
+    Restrict(restrict::Options),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         Task::Limits => limits::write(&root()),
         Task::Guard { command } => guard::guard(&command),
         Task::Exec { parent, command } => guard::exec(parent, &command),
+        Task::Restrict(options) => restrict::run(&options),
     }
 }
 
