@@ -55,6 +55,7 @@ pub(crate) const STAGES: &[Stage] = &[
     ),
     stage("loom", "models of the lock-free structures", LIMIT_TESTS, loom),
     stage("fuzz", "property tests of the decoders", LIMIT_FUZZ, fuzz),
+    Stage { soak: true, ..stage("idle", "what 10,000 idle connections cost", LIMIT_BUILD, idle) },
     Stage { soak: true, ..stage("kill", "tests that kill processes, over and over", LIMIT_TESTS, kill) },
 ];
 
@@ -179,6 +180,10 @@ fn beyond_us(flags: &str) -> Option<&'static str> {
         () if flags.contains("--user") && capabilities != 0 => Some("dropping some privileges takes others"),
         () => None,
     }
+}
+
+fn idle(_: &Context, runner: &Runner) -> Outcome {
+    run(runner, &Cmd::cargo("bench -p zc --bench idle"))
 }
 
 /// Timing decides what a killed peer leaves behind, so that one run shows little.
