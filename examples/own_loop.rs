@@ -8,17 +8,19 @@
 
 #![allow(clippy::print_stdout, reason = "a program")]
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use futures::future::{AbortHandle, Abortable};
+use futures::stream::{FuturesUnordered, StreamExt};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use zc::Fabric;
 use zc::transport::{BoxFuture, Interest, Reactor, Readiness, TaskHandle, Timer};
@@ -26,8 +28,7 @@ use zc::transport::{BoxFuture, Interest, Reactor, Readiness, TaskHandle, Timer};
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const ROUNDS: u32 = 200;
-/// The two numbers that name no task and no descriptor of a connection.
-const MAIN: u64 = 0;
+/// The number that no descriptor of a connection has.
 const WAKE_UP: u64 = 0;
 /// epoll(7) counts milliseconds in 31 bits.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
@@ -79,22 +80,30 @@ pub(crate) fn run(uri: &str, rounds: u32) -> Result<u64> {
     })
 }
 
-/// The loop: tasks that are ready, timers, and who waits for which descriptor.
+/// The loop: what to run, when, and who waits for which descriptor.
 struct Loop {
     epoll: OwnedFd,
-    /// Written when a task becomes ready, so that a waiting loop notices.
+    /// Written when something is to be polled, so that a waiting loop notices.
     wake_up: OwnedFd,
+    woken: AtomicBool,
     next: AtomicU64,
-    ready: Mutex<VecDeque<u64>>,
-    tasks: Mutex<HashMap<u64, Option<BoxFuture<'static, ()>>>>,
+    spawned: Mutex<Vec<Abortable<BoxFuture<'static, ()>>>>,
     timers: Mutex<BTreeMap<(Instant, u64), Waker>>,
     /// Who waits to read, who to write.
     watched: Mutex<HashMap<u64, [Option<Waker>; 2]>>,
 }
 
-/// No lock here is held while anything that could panic runs.
+/// No waker is called and no future dropped under a lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wake for Loop {
+    fn wake(self: Arc<Self>) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            let _ = rustix::io::write(&self.wake_up, &1_u64.to_ne_bytes());
+        }
+    }
 }
 
 impl Loop {
@@ -102,37 +111,31 @@ impl Loop {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake_up = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &wake_up, epoll::EventData::new_u64(WAKE_UP), epoll::EventFlags::IN)?;
-        let next = AtomicU64::new(1);
-        let (ready, tasks, timers, watched) = Default::default();
-        Ok(Self { epoll, wake_up, next, ready, tasks, timers, watched })
+        let (woken, next) = (AtomicBool::new(false), AtomicU64::new(WAKE_UP + 1));
+        let (spawned, timers, watched) = Default::default();
+        Ok(Self { epoll, wake_up, woken, next, spawned, timers, watched })
     }
 
     fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn waker(self: &Arc<Self>, task: u64) -> Waker {
-        Waker::from(Arc::new(Ready { own: self.clone(), task }))
-    }
-
     /// Runs `main` to its end, then the tasks that were spawned meanwhile to theirs.
     fn block_on<T>(self: &Arc<Self>, main: impl Future<Output = Result<T>>) -> Result<T> {
-        let (mut main, main_waker) = (pin!(main), self.waker(MAIN));
-        let mut result = None;
-        main_waker.wake_by_ref();
+        let waker = Waker::from(self.clone());
+        let mut cx = Context::from_waker(&waker);
+        let (mut main, mut result) = (pin!(main), None);
+        let mut tasks = FuturesUnordered::new(); // polls only those that were woken
         loop {
-            // Those ready now; whom they make ready has its turn after a look at the descriptors.
-            let ready = std::mem::take(&mut *lock(&self.ready));
-            for task in ready {
-                if task != MAIN {
-                    self.poll(task);
-                } else if result.is_none()
-                    && let Poll::Ready(done) = main.as_mut().poll(&mut Context::from_waker(&main_waker))
-                {
-                    result = Some(done);
-                }
+            if result.is_none()
+                && let Poll::Ready(done) = main.as_mut().poll(&mut cx)
+            {
+                result = Some(done);
             }
-            if lock(&self.tasks).is_empty()
+            tasks.extend(std::mem::take(&mut *lock(&self.spawned)));
+            while let Poll::Ready(Some(_)) = tasks.poll_next_unpin(&mut cx) {}
+            if tasks.is_empty()
+                && lock(&self.spawned).is_empty()
                 && let Some(result) = result.take()
             {
                 return result;
@@ -141,27 +144,11 @@ impl Loop {
         }
     }
 
-    fn poll(self: &Arc<Self>, task: u64) {
-        // Taken out while it runs: it may spawn, wake or cancel others, or itself.
-        let Some(mut future) = lock(&self.tasks).get_mut(&task).and_then(Option::take) else { return };
-        let done = future.as_mut().poll(&mut Context::from_waker(&self.waker(task))).is_ready();
-        let mut tasks = lock(&self.tasks);
-        if done {
-            tasks.remove(&task);
-        } else if let Some(slot) = tasks.get_mut(&task) {
-            *slot = Some(future);
-            return;
-        }
-        drop(tasks); // before the future, whose parts may use the loop
-    }
-
-    /// Waits for a descriptor, a timer or a wake-up, and makes ready who waited for it.
+    /// Waits for a descriptor, a timer or a wake-up, and wakes who waited for it.
     fn wait(&self) -> io::Result<()> {
         let first = lock(&self.timers).first_key_value().map(|((at, _), _)| *at);
-        let idle = lock(&self.ready).is_empty();
         let left = |at: Instant| at.saturating_duration_since(Instant::now()).min(LONGEST_WAIT);
-        let timeout = if idle { first.map(left) } else { Some(Duration::ZERO) };
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let timeout = first.and_then(|at| Timespec::try_from(left(at)).ok());
         let mut events = Vec::with_capacity(64);
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -169,10 +156,12 @@ impl Loop {
         }
         let mut wakers = Vec::new();
         for event in events {
-            if event.data.u64() == WAKE_UP {
+            let (flags, id) = (event.flags, event.data.u64());
+            if id == WAKE_UP {
+                // In this order: who wakes in between is polled after this wait.
                 let _ = rustix::io::read(&self.wake_up, &mut [0; 8]);
-            } else if let Some([read, write]) = lock(&self.watched).get_mut(&event.data.u64()) {
-                let flags = event.flags;
+                self.woken.store(false, Ordering::Release);
+            } else if let Some([read, write]) = lock(&self.watched).get_mut(&id) {
                 let broken = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
                 if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP | broken) {
                     wakers.extend(read.take());
@@ -188,23 +177,6 @@ impl Loop {
         drop(timers);
         wakers.into_iter().for_each(Waker::wake);
         Ok(())
-    }
-}
-
-/// Makes a task ready.
-struct Ready {
-    own: Arc<Loop>,
-    task: u64,
-}
-
-impl Wake for Ready {
-    fn wake(self: Arc<Self>) {
-        let mut ready = lock(&self.own.ready);
-        if !ready.contains(&self.task) {
-            ready.push_back(self.task);
-            drop(ready);
-            let _ = rustix::io::write(&self.own.wake_up, &1_u64.to_ne_bytes());
-        }
     }
 }
 
@@ -228,10 +200,10 @@ impl Reactor for Handle {
     }
 
     fn spawn(&self, task: BoxFuture<'static, ()>) -> io::Result<Box<dyn TaskHandle>> {
-        let id = self.0.number();
-        lock(&self.0.tasks).insert(id, Some(task));
-        self.0.waker(id).wake();
-        Ok(Box::new(Task { own: self.0.clone(), id: Some(id) }))
+        let (handle, registration) = AbortHandle::new_pair();
+        lock(&self.0.spawned).push(Abortable::new(task, registration));
+        self.0.clone().wake();
+        Ok(Box::new(Task(Some(handle))))
     }
 
     fn now(&self) -> Instant {
@@ -269,8 +241,7 @@ impl Readiness for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        let wakers = lock(&self.own.watched).remove(&self.id);
-        drop(wakers); // without the lock: the last waker may be what keeps a task
+        let _ = lock(&self.own.watched).remove(&self.id);
         let _ = epoll::delete(&self.own.epoll, &self.fd);
     }
 }
@@ -304,25 +275,23 @@ impl Timer for Alarm {
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        let waker = self.at.and_then(|at| lock(&self.own.timers).remove(&(at, self.id)));
-        drop(waker);
+        let _ = self.at.and_then(|at| lock(&self.own.timers).remove(&(at, self.id)));
     }
 }
 
-struct Task {
-    own: Arc<Loop>,
-    id: Option<u64>,
-}
+/// Cancels its task when it is dropped, unless it was detached.
+struct Task(Option<AbortHandle>);
 
 impl TaskHandle for Task {
     fn detach(mut self: Box<Self>) {
-        self.id = None;
+        self.0 = None;
     }
 }
 
 impl Drop for Task {
     fn drop(&mut self) {
-        let cancelled = self.id.and_then(|id| lock(&self.own.tasks).remove(&id));
-        drop(cancelled); // without the lock: its parts may use the loop
+        if let Some(handle) = &self.0 {
+            handle.abort();
+        }
     }
 }

@@ -106,7 +106,7 @@ impl fmt::Display for Totals {
 /// Relays every client of `listener` to `to` until `stop`, then says goodbye to all.
 ///
 /// # Errors
-/// The listener failed.
+/// A relay panicked.
 pub(crate) async fn serve(
     mut listener: Listener,
     fabric: &Fabric,
@@ -121,7 +121,14 @@ pub(crate) async fn serve(
         tokio::select! {
             () = &mut stop => break,
             client = listener.accept(), if relays.len() < MAX_CLIENTS => {
-                relays.spawn(one(client?, fabric.clone(), to.to_owned(), stopped.clone()));
+                match client {
+                    Ok(client) => drop(relays.spawn(one(client, fabric.clone(), to.to_owned(), stopped.clone()))),
+                    // Too many open files, for instance: those there go on, and new ones wait.
+                    Err(error) => {
+                        eprintln!("{error}");
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                    }
+                }
             }
             Some(relayed) = relays.join_next() => totals.add(relayed?),
         }

@@ -209,7 +209,8 @@ fn loom(context: &Context, runner: &Runner) -> Outcome {
 
 fn fuzz(context: &Context, runner: &Runner) -> Outcome {
     let cases = if context.soak { FUZZ_CASES * SOAK_FACTOR } else { FUZZ_CASES };
-    let cmd = Cmd::cargo("test --workspace --tests fuzz_").env("PROPTEST_CASES", cases.to_string());
+    let cmd =
+        Cmd::cargo("test --workspace --all-features --tests fuzz_").env("PROPTEST_CASES", cases.to_string());
     run_if_any(runner, &cmd, "no test has fuzz_ in its name")
 }
 
