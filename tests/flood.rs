@@ -146,8 +146,8 @@ async fn half_open(n: u64, to: SocketAddr, hello: &[u8]) {
     socket.bind(SocketAddr::from((from, 0))).unwrap();
     let mut stream = socket.connect(to).await.unwrap();
     let (front, _) = hello.split_at(hello.len() / 2);
-    let mut too_long = hello.to_vec();
-    too_long.splice(8..12, u32::MAX.to_le_bytes());
+    let (fixed, _) = hello.split_at(8);
+    let too_long: Vec<u8> = fixed.iter().copied().chain(u32::MAX.to_le_bytes()).collect();
     match n {
         n if n % SILENT_EVERY == 0 => until_end(&mut stream).await,
         n => match n % 8 {
@@ -189,7 +189,7 @@ async fn until_end(stream: &mut TcpStream) {
 }
 
 async fn round_trip(conn: &mut Connection, n: u64) {
-    conn.send(n.to_le_bytes().to_vec()).await.unwrap();
+    conn.send(Vec::from(n.to_le_bytes())).await.unwrap();
     assert_eq!(conn.recv().await.unwrap().unwrap(), n.to_le_bytes()[..]);
 }
 

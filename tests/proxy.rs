@@ -42,9 +42,7 @@ async fn through(uri: &str) -> (Connection, Connection, JoinHandle<Relayed>) {
 }
 
 fn numbered(n: u64) -> Vec<u8> {
-    let mut bytes = vec![n as u8; SIZE];
-    bytes[..8].copy_from_slice(&n.to_le_bytes());
-    bytes
+    n.to_le_bytes().into_iter().chain(std::iter::repeat_n(n as u8, SIZE - 8)).collect()
 }
 
 /// Sends numbered messages until none was taken for a while (in simulated time).
