@@ -117,7 +117,7 @@ impl Unit {
             () if !number => Self::None,
             () if name.ends_with("_ms") => Self::Milliseconds,
             () if ["bytes", "headroom", "window"].iter().any(|part| name.contains(part)) => Self::Bytes,
-            () if words().any(|word| word == "bytes") => Self::Bytes,
+            () if words().any(|word| word.eq_ignore_ascii_case("bytes")) => Self::Bytes,
             () => Self::Count,
         }
     }
