@@ -46,7 +46,7 @@ Memory of one connection, at most, in bytes:
 
 ```text
 received, not taken    recv_window + one message (up to recv_max_message)
-lent                   lease_hard + one read ({CHUNK_BYTES}, or one message)
+lent                   lease_hard + one read, or one message
 queued for sending     {MAX_QUEUED_BYTES} + one message, and a stage of {STAGE_BYTES}
 held by the kernel     up to {MAX_HELD_SENDS} zero-copy sends of what was queued
 ```

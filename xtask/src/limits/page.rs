@@ -66,13 +66,13 @@ fn options(page: &mut String, settings: &[Setting], names: &Names) -> Result<(),
 
 fn variables(page: &mut String, sources: &Sources) -> Result<(), String> {
     let mut unknown = NOTES.iter().filter(|note| !note.variable.is_empty());
-    if let Some(note) = unknown.find(|note| !sources.variables.iter().any(|(name, _)| name == note.variable))
+    if let Some(note) = unknown.find(|note| !sources.variables.iter().any(|(name, ..)| name == note.variable))
     {
         return Err(format!("xtask/src/limits/notes.rs names the variable {}, which is gone", note.variable));
     }
-    page.push_str("\n## Environment\n\nRead when a fabric is built.\n\n| variable | effect |\n|---|---|\n");
-    for (name, doc) in &sources.variables {
-        let _ = writeln!(page, "| `{name}` | {} |", cell(doc));
+    page.push_str("\n## Environment\n\n| variable | effect | file |\n|---|---|---|\n");
+    for (name, doc, file) in &sources.variables {
+        let _ = writeln!(page, "| `{name}` | {} | `{file}` |", cell(doc));
     }
     Ok(())
 }
@@ -127,7 +127,9 @@ fn filled_in(template: &str, constants: &[Constant], names: &Names) -> Result<St
         let constant = constants.iter().find(|constant| constant.name == name);
         let value = names.named(name);
         let (Some(constant), Some(value)) = (constant, value) else {
-            return Err(format!("xtask/src/limits/notes.rs names the constant {name}, which is gone"));
+            return Err(format!(
+                "xtask/src/limits/notes.rs names the constant {name}: it is gone, or several differ"
+            ));
         };
         text.push_str(front);
         text.push_str(&Unit::of(&constant.ty, name, &constant.doc).show(value));

@@ -40,8 +40,8 @@ pub(super) struct Setting {
 pub(super) struct Sources {
     pub(super) constants: Vec<Constant>,
     pub(super) settings: Vec<Setting>,
-    /// Names of environment variables, from string constants named `ENV_…`.
-    pub(super) variables: Vec<(String, String)>,
+    /// Environment variables, from string constants named `ENV_…`: name, words and file.
+    pub(super) variables: Vec<(String, String, String)>,
 }
 
 /// Reads the library and program sources of every package, but no tests.
@@ -148,7 +148,7 @@ impl Sources {
         if let (Some(_), Expr::Lit(literal)) = (name.strip_prefix("ENV_"), expr)
             && let Lit::Str(variable) = &literal.lit
         {
-            self.variables.push((variable.value(), doc));
+            self.variables.push((variable.value(), doc, file));
             return;
         }
         let number = ["usize", "isize", "u8", "u16", "u32", "u64", "i32", "i64", "Duration"].contains(&&*ty);
