@@ -13,6 +13,19 @@ use std::sync::Arc;
 /// ```
 ///
 /// The memory is always initialised, but what was not written may be stale content.
+///
+/// ```
+/// use zc_core::memory::BufPool;
+///
+/// let mut buf = BufPool::builder().build().try_alloc_with_headroom(100, 8)?;
+/// buf.put_slice(b"payload");
+/// buf.prepend(b"hdr:"); // Out of the headroom: nothing moves.
+/// assert_eq!(&buf[..], b"hdr:payload");
+/// let shared = buf.freeze();
+/// let again = shared.try_into_mut().unwrap(); // The only reference.
+/// assert_eq!(again.headroom(), 4);
+/// # Ok::<(), zc_core::memory::AllocError>(())
+/// ```
 pub struct PinnedBufMut {
     block: ManuallyDrop<OwnedBlock>,
     start: usize,
@@ -20,7 +33,7 @@ pub struct PinnedBufMut {
 }
 
 impl PinnedBufMut {
-    pub(crate) fn from_block(block: OwnedBlock, start: usize, len: usize) -> Self {
+    pub(super) fn from_block(block: OwnedBlock, start: usize, len: usize) -> Self {
         debug_assert!(start + len <= block.capacity());
         Self { block: ManuallyDrop::new(block), start, len }
     }
@@ -145,7 +158,7 @@ impl PinnedBufMut {
 
 impl Drop for PinnedBufMut {
     fn drop(&mut self) {
-        // SAFETY: taken once, here; `into_block` forgets `self` (M7).
+        // SAFETY: taken once, here; `into_block` never drops `self` (M7).
         unsafe { ManuallyDrop::take(&mut self.block) }.go_home();
     }
 }
@@ -170,7 +183,8 @@ impl std::fmt::Debug for PinnedBufMut {
     }
 }
 
-// SAFETY: `chunk_mut` is the unfilled part, `advance_mut` checks its bound.
+// SAFETY: `chunk_mut` is the unfilled part, which is this buffer's alone (M5); `advance_mut` checks
+// its bound.
 unsafe impl bytes::BufMut for PinnedBufMut {
     fn remaining_mut(&self) -> usize {
         self.capacity() - self.len
