@@ -161,17 +161,20 @@ impl OwnedBlock {
         unsafe { self.0.as_ref() }
     }
 
+    #[inline]
     fn private(&self) -> &Private {
         // SAFETY: unique owner; `&self` excludes `private_mut` (M5).
         unsafe { &*self.block().private.get() }
     }
 
+    #[inline]
     fn private_mut(&mut self) -> &mut Private {
         // SAFETY: unique owner and `&mut self` (M5).
         unsafe { &mut *self.0.as_ref().private.get() }
     }
 
     /// The number of usable bytes.
+    #[inline]
     pub(super) fn capacity(&self) -> usize {
         self.private().capacity
     }
@@ -207,11 +210,13 @@ impl OwnedBlock {
     }
 
     /// Who asked for this block, as an index into the pool's origins.
+    #[inline]
     pub(super) fn origin(&self) -> u16 {
         self.private().origin
     }
 
     /// Tags the block.
+    #[inline]
     pub(super) fn set_origin(&mut self, origin: u16) {
         self.private_mut().origin = origin;
     }
@@ -226,6 +231,7 @@ impl OwnedBlock {
     }
 
     /// Turns the unique owner into the first shared one.
+    #[inline]
     pub(super) fn share(self) -> SharedBlock {
         let block = self.0;
         std::mem::forget(self);
@@ -233,6 +239,7 @@ impl OwnedBlock {
     }
 
     /// Returns the block to its home.
+    #[inline]
     pub(super) fn go_home(mut self) {
         let capacity = self.capacity();
         let lease = self.private_mut().lease.take();
@@ -246,6 +253,7 @@ impl OwnedBlock {
     }
 
     /// The short way: into this thread's cache of the pool. `None` if it went.
+    #[inline]
     fn go_to_cache(self) -> Option<Self> {
         match self.private().table.as_deref() {
             Some(Table { home: Home::Pool(chunk), .. }) => {
@@ -256,6 +264,8 @@ impl OwnedBlock {
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn go_all_the_way(self) {
         // The block may be gone, with the table, before its home is done with it.
         let Some(table) = self.private().table.clone() else { return };
@@ -329,6 +339,7 @@ impl SharedBlock {
 }
 
 impl Clone for SharedBlock {
+    #[inline]
     fn clone(&self) -> Self {
         self.block().refs.acquire();
         Self(self.0)
@@ -336,6 +347,7 @@ impl Clone for SharedBlock {
 }
 
 impl Drop for SharedBlock {
+    #[inline]
     fn drop(&mut self) {
         if self.block().refs.release_is_last() {
             OwnedBlock(self.0).go_home();

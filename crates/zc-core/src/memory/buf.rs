@@ -39,6 +39,7 @@ unsafe impl Send for PinnedBuf {}
 unsafe impl Sync for PinnedBuf {}
 
 impl PinnedBuf {
+    #[inline]
     pub(super) fn from_block(block: OwnedBlock, offset: usize, len: usize) -> Self {
         assert!(offset.checked_add(len).is_some_and(|end| end <= block.capacity()));
         let block = block.share();
@@ -136,6 +137,7 @@ pub(crate) fn bounds(range: impl RangeBounds<usize>, len: usize) -> (usize, usiz
 
 impl std::ops::Deref for PinnedBuf {
     type Target = [u8];
+    #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: ptr and len lie in memory that is static or kept alive by `block` (M2), and that
         // nobody writes while shared (M5).

@@ -33,11 +33,13 @@ pub struct PinnedBufMut {
 }
 
 impl PinnedBufMut {
+    #[inline]
     pub(super) fn from_block(block: OwnedBlock, start: usize, len: usize) -> Self {
         debug_assert!(start + len <= block.capacity());
         Self { block: ManuallyDrop::new(block), start, len }
     }
 
+    #[inline]
     fn into_block(self) -> OwnedBlock {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is never dropped, so the block is taken exactly once (M7).
@@ -150,6 +152,7 @@ impl PinnedBufMut {
     }
 
     /// Makes it shared and immutable. No copy, no allocation.
+    #[inline]
     pub fn freeze(self) -> PinnedBuf {
         let (start, len) = (self.start, self.len);
         PinnedBuf::from_block(self.into_block(), start, len)
@@ -157,6 +160,7 @@ impl PinnedBufMut {
 }
 
 impl Drop for PinnedBufMut {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: taken once, here; `into_block` never drops `self` (M7).
         unsafe { ManuallyDrop::take(&mut self.block) }.go_home();

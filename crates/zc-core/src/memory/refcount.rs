@@ -21,6 +21,7 @@ impl RefCount {
     }
 
     /// Adds a reference; the caller holds one already.
+    #[inline]
     pub(crate) fn acquire(&self) {
         if self.0.fetch_add(1, Ordering::Relaxed) > MAX_REFS {
             std::process::abort();
@@ -29,6 +30,7 @@ impl RefCount {
 
     /// Gives one reference up. True means it was the last, and the caller now owns the block alone:
     /// the count then reads 1 and stands for the caller.
+    #[inline]
     pub(crate) fn release_is_last(&self) -> bool {
         if self.is_unique() {
             return true;
@@ -42,6 +44,7 @@ impl RefCount {
     }
 
     /// Whether the caller's reference is the only one. All earlier uses then happened before.
+    #[inline]
     pub(crate) fn is_unique(&self) -> bool {
         self.0.load(Ordering::Acquire) == 1
     }

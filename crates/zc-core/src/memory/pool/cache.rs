@@ -57,7 +57,6 @@ struct Entry {
     weak: Weak<Shared>,
 }
 
-#[derive(Default)]
 struct Local(Vec<Entry>);
 
 impl Drop for Local {
@@ -71,12 +70,13 @@ impl Drop for Local {
 }
 
 thread_local! {
-    static LOCAL: RefCell<Local> = RefCell::default();
+    static LOCAL: RefCell<Local> = const { RefCell::new(Local(Vec::new())) };
 }
 
 /// Runs `f` on this thread's cache of `pool`, if there is one and it can be entered now.
 ///
 /// `f` must not call out: it runs inside the cache.
+#[inline]
 fn enter<R>(pool: *const Shared, f: impl FnOnce(&mut CacheInner) -> R) -> Option<R> {
     let found = LOCAL.try_with(|local| {
         let local = local.try_borrow().ok()?;
@@ -87,6 +87,7 @@ fn enter<R>(pool: *const Shared, f: impl FnOnce(&mut CacheInner) -> R) -> Option
 }
 
 /// A block of the class out of this thread's cache, counted.
+#[inline]
 pub(super) fn take(pool: &Arc<Shared>, class: usize, origin: u16) -> Option<OwnedBlock> {
     enter(Arc::as_ptr(pool), |cache| {
         let block = cache.free[class].pop()?;
@@ -100,6 +101,7 @@ pub(super) fn take(pool: &Arc<Shared>, class: usize, origin: u16) -> Option<Owne
 ///
 /// `pool` is the pool of the block. It is a bare pointer because the block may be what keeps the
 /// pool alive: once it lies in the cache, another thread may take it out and let both go.
+#[inline]
 pub(in crate::memory) fn put(pool: *const Shared, class: usize, block: OwnedBlock) -> Option<OwnedBlock> {
     let (origin, bytes) = (block.origin(), block.capacity());
     let mut block = Some(block);

@@ -137,11 +137,13 @@ impl BufPool {
 
     /// An empty buffer with room for at least `len` bytes. Does not wait, and does not queue behind
     /// those who do.
+    #[inline]
     pub fn try_alloc(&self, len: usize) -> Result<PinnedBufMut, AllocError> {
         self.try_alloc_with_headroom(len, self.headroom)
     }
 
     /// As [`try_alloc`](Self::try_alloc), with `headroom` bytes in front.
+    #[inline]
     pub fn try_alloc_with_headroom(&self, len: usize, headroom: usize) -> Result<PinnedBufMut, AllocError> {
         let block = self.shared().take(len.saturating_add(headroom), self.origin)?;
         Ok(PinnedBufMut::from_block(block, headroom, 0))

@@ -21,6 +21,7 @@ unsafe impl<T: Send> Sync for OwnerLock<T> {}
 struct Leave<'a>(&'a AtomicBool);
 
 impl Drop for Leave<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
@@ -28,6 +29,7 @@ impl Drop for Leave<'_> {
 
 impl<T> OwnerLock<T> {
     /// Runs `f` if nobody else is inside. For the owner, who can do something else otherwise.
+    #[inline]
     pub(super) fn try_with<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         if self.taken.swap(true, Ordering::Acquire) {
             return None;

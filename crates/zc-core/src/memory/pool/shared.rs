@@ -163,6 +163,7 @@ impl Shared {
         }
     }
 
+    #[inline]
     pub(super) fn take(self: &Arc<Self>, need: usize, origin: u16) -> Result<OwnedBlock, AllocError> {
         let class = class_of(need);
         if let Some(class) = class
@@ -171,6 +172,16 @@ impl Shared {
             block.set_origin(origin);
             return Ok(block);
         }
+        self.take_uncached(need, class, origin)
+    }
+
+    #[cold]
+    fn take_uncached(
+        self: &Arc<Self>,
+        need: usize,
+        class: Option<usize>,
+        origin: u16,
+    ) -> Result<OwnedBlock, AllocError> {
         if need > self.slabs.max_bytes() {
             return Err(AllocError::TooLarge { need, max: self.slabs.max_bytes() });
         }

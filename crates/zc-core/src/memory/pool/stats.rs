@@ -129,6 +129,7 @@ pub(super) struct Tallies {
 }
 
 impl Tallies {
+    #[inline]
     pub(super) fn count(&mut self, class: usize, origin: u16, bytes: usize, sign: i64) {
         let step = Tally { buffers: sign, bytes: sign * bytes as i64 };
         self.class[class].add(&step);

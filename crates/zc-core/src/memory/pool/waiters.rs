@@ -34,6 +34,7 @@ impl Waiters {
     }
 
     /// Whether anyone waits.
+    #[inline]
     pub(super) fn any(&self) -> bool {
         self.count.load(Ordering::SeqCst) > 0
     }
