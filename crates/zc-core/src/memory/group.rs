@@ -170,6 +170,7 @@ impl Drop for Membership {
 }
 
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::super::{Backing, RegionId, RegistrarSlot};
     use super::*;

@@ -51,6 +51,7 @@ fn mem_total() -> Option<u64> {
 }
 
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::*;
 

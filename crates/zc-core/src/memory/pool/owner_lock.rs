@@ -31,7 +31,7 @@ impl<T> OwnerLock<T> {
     /// Runs `f` if nobody else is inside. For the owner, who can do something else otherwise.
     #[inline]
     pub(super) fn try_with<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
-        if self.taken.swap(true, Ordering::Acquire) {
+        if self.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return None;
         }
         let _leave = Leave(&self.taken);
@@ -47,7 +47,9 @@ impl<T> OwnerLock<T> {
             if let Some(Some(result)) = done {
                 return result;
             }
-            relax();
+            while self.taken.load(Ordering::Relaxed) {
+                relax();
+            }
         }
     }
 }

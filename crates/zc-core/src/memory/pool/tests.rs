@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use super::*;
 use crate::memory::{Backing, PinnedBuf, RegionId, RegisterError, Registrar, RegistrarId, RegistrarSlot};
 use futures::executor::block_on;

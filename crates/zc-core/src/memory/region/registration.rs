@@ -140,6 +140,7 @@ fn forget(registrar: &Weak<dyn Registrar>, region: RegionId, key: u64) -> bool {
 }
 
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::super::{RegistrarSlot, region_of};
     use super::*;

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use super::*;
 use rustix::fs::{FallocateFlags, SealFlags};
 use std::os::unix::fs::FileExt;
