@@ -48,7 +48,9 @@ pub struct GroupId(pub u64);
 /// # );
 /// let group = MemoryGroup::new(BufPool::builder().name("quotes").backing(Backing::Memfd));
 /// let (to_one, to_other) = (group.join(&one)?, group.join(&other)?);
-/// let buf = group.pool().try_alloc(100).unwrap().freeze();
+/// let mut buf = group.pool().try_alloc(100).unwrap();
+/// buf.put_slice(b"goes to both");
+/// let buf = buf.freeze();
 /// let place = to_one.place_of(&buf)?; // Registers the region with `one`.
 /// assert_eq!(to_other.place_of(&buf)?.offset, place.offset);
 /// drop(to_one);
