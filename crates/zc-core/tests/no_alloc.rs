@@ -14,15 +14,15 @@ thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: forwards to the system allocator.
+// SAFETY: forwards to the system allocator, which keeps the contract (no M applies).
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.with(|c| c.set(c.get() + 1));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise, passed on.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise, passed on.
         unsafe { System.dealloc(ptr, layout) }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 /// queue of free indices) into an object of its own.
 pub trait Reclaim: Send + Sync {
     /// The last user of the frame is done; called once per lend, from any thread, without a lock.
+    /// It must not panic: that may happen while another panic unwinds.
     fn reclaim(&self, index: u32);
 }
 
@@ -57,7 +58,7 @@ fn lend(
 ///
 /// let free = Arc::new(Free::default());
 /// let region = Region::builder(16 << 10).build()?;
-/// // SAFETY: nobody else uses the region.
+/// // SAFETY: nobody else uses the region (M5).
 /// let frames = unsafe { FrameTable::new(region, 2048, 8, free.clone()) }.unwrap();
 /// let packet = frames.lend(5, 256, 64, None).unwrap(); // Past the kernel's headroom.
 /// drop((packet.clone(), packet));
@@ -152,7 +153,7 @@ impl FrameTable {
 ///
 /// let credits = Arc::new(Credits::default());
 /// let arena = Region::builder(1 << 20).build()?; // Really: `PeerMapping::map`.
-/// // SAFETY: nobody writes the arena.
+/// // SAFETY: nobody writes the arena (M5).
 /// let ranges = unsafe { RangeTable::new(arena, 64, credits.clone()) };
 /// let message = ranges.lend(3, 4096, 100_000, None).unwrap();
 /// assert_eq!(ranges.lend(3, 0, 1, None).unwrap_err(), LendError::Busy);

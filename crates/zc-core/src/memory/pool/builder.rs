@@ -3,7 +3,7 @@
 use super::shared::Shared;
 use super::slabs::Slabs;
 use super::{BufPool, Handle, LARGE_CACHE_BYTES, limits};
-use crate::memory::{Backing, GroupId, Region, RegionBuilder, Sealing};
+use crate::memory::{Backing, GroupId, Region, RegionBuilder};
 use std::sync::Arc;
 
 /// How to make a [`BufPool`].
@@ -65,15 +65,10 @@ impl BufPoolBuilder {
         self
     }
 
-    /// What the regions are made of.
+    /// What the regions are made of. Memfds are sealed so that nobody else can write them: a pool
+    /// lends `&mut [u8]` (M5).
     pub fn backing(mut self, backing: Backing) -> Self {
         self.template = self.template.backing(backing);
-        self
-    }
-
-    /// Who may write the regions, if they are memfds.
-    pub fn sealing(mut self, sealing: Sealing) -> Self {
-        self.template = self.template.sealing(sealing);
         self
     }
 

@@ -206,7 +206,8 @@ impl Drop for Inner {
             tracing::error!(region = self.id.0, "still registered, the memory is leaked (M4)");
             return;
         }
-        // SAFETY: taken once, here. Unmapped before the budgets are given back.
+        // SAFETY: taken once, here (M7), when nobody has it registered any more (M4). Unmapped before the
+        // budgets are given back.
         unsafe {
             ManuallyDrop::drop(&mut self.mapping);
             ManuallyDrop::drop(&mut self.held);
@@ -276,7 +277,7 @@ impl Region {
     /// use zc_core::memory::{Region, RegionKind};
     ///
     /// let file = std::fs::File::open(std::env::current_exe()?)?;
-    /// // SAFETY: a running program is not written (ETXTBSY) and its file not truncated.
+    /// // SAFETY: a running program is not written (ETXTBSY) and its file not truncated (M5).
     /// let region = unsafe { Region::map_file(file) }.map_err(std::io::Error::other)?;
     /// assert_eq!(region.info().kind, RegionKind::File);
     /// # Ok::<(), std::io::Error>(())

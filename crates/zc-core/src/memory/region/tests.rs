@@ -55,7 +55,7 @@ fn prefault_and_lock() {
 /// How many pages are there.
 fn resident(region: &Region) -> usize {
     let mut pages = vec![0u8; region.len() / page_size()];
-    // SAFETY: the vector has an entry for each page of the mapping.
+    // SAFETY: the vector has an entry for each page of the mapping (M9).
     let r = unsafe { libc::mincore(region.base_mut().as_ptr().cast(), region.len(), pages.as_mut_ptr()) };
     assert_eq!(r, 0);
     pages.iter().filter(|p| **p & 1 == 1).count()
@@ -136,10 +136,10 @@ fn what_a_peer_sends_is_checked() {
 #[test]
 fn a_file_is_mapped_read_only() {
     let file = tempfile::tempfile().unwrap();
-    // SAFETY: nobody changes the file of this test.
+    // SAFETY: nobody changes the file of this test (M5).
     assert!(unsafe { Region::map_file(file.try_clone().unwrap()) }.is_err(), "empty");
     file.write_at(b"content", 0).unwrap();
-    // SAFETY: nobody changes the file of this test.
+    // SAFETY: nobody changes the file of this test (M5).
     let region = unsafe { Region::map_file(file) }.unwrap();
     assert_eq!((region.len(), region.is_read_only(), region.info().kind), (7, true, RegionKind::File));
     // SAFETY: nobody changes the file of this test (M5).
