@@ -103,8 +103,17 @@ pub(crate) fn number(message: &Message) -> (u32, u32) {
 /// Sends everything back as it came, until the peer is done or gone.
 pub(crate) async fn echo(mut connection: Connection) {
     let (sender, mut receiver) = connection.split();
-    while let Ok(Some(message)) = receiver.recv().await {
-        if sender.send(message).await.is_err() {
+    loop {
+        let message = match receiver.recv().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return,
+            Err(error) => {
+                eprintln!("echo: receiving ended: {error}");
+                return;
+            }
+        };
+        if let Err(error) = sender.send(message).await {
+            eprintln!("echo: sending ended: {error}");
             return;
         }
     }

@@ -57,6 +57,7 @@ macro_rules! suite {
                 a_window_smaller_than_a_message_lets_it_through,
                 past_the_soft_lease_little_memory_is_pinned,
                 past_the_hard_lease_only_its_own_connection_waits,
+                an_echo_of_messages_as_large_as_the_lease_goes_on,
                 connecting_can_be_given_up_anywhere,
                 accepting_can_be_given_up_anywhere,
                 a_send_given_up_sends_nothing,

@@ -3,7 +3,7 @@
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitOptions};
 use zc::{Completion, Connection};
 
 use crate::behaviours;
@@ -66,9 +66,11 @@ impl Peer {
         self.0.wait().expect("wait");
     }
 
-    /// SIGSTOP.
+    /// SIGSTOP; returns once all its threads have stopped.
     pub(crate) fn stop(&self) {
         self.signal(Signal::STOP);
+        let stopped = rustix::process::waitpid(Some(Pid::from_child(&self.0)), WaitOptions::UNTRACED);
+        assert!(matches!(stopped, Ok(Some((_, status))) if status.stopped()), "{stopped:?}");
     }
 
     /// SIGCONT.

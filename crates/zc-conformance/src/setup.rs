@@ -177,8 +177,10 @@ impl Bench {
     }
 }
 
+/// Without keepalive: its pings would hide a wake-up that was lost.
 pub(crate) fn options() -> ConnectionOptions {
     let mut options = ConnectionOptions::default();
+    options.keepalive_interval = Duration::ZERO;
     options.drain = Duration::from_secs(2);
     options
 }

@@ -102,3 +102,28 @@ pub async fn past_the_hard_lease_only_its_own_connection_waits(bench: &Bench) ->
     echoing.await.unwrap();
     Ok(())
 }
+
+/// Who sends back what it holds must come to send it, however much of the budget one message takes.
+pub async fn an_echo_of_messages_as_large_as_the_lease_goes_on(bench: &Bench) -> Verdict {
+    let mut limits = LaneLimits::default();
+    limits.recv_window = 64 << 10;
+    limits.lease_soft = HARD;
+    limits.lease_hard = HARD;
+    let (mut client, server) = bench.pair_within(limits).await;
+    let echoing = tokio::spawn(echo(server));
+    let (sender, mut receiver) = client.split();
+    let sending = async {
+        for n in 0..20 {
+            sender.send(numbered(0, n, 2 * HARD)).await.unwrap();
+        }
+        sender.finish().await.unwrap();
+    };
+    let receiving = async {
+        for n in 0..20 {
+            assert_eq!(number(&receiver.recv().await.unwrap().unwrap()), (0, n));
+        }
+    };
+    tokio::join!(sending, receiving);
+    echoing.await.unwrap();
+    Ok(())
+}

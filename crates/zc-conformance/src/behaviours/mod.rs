@@ -44,7 +44,8 @@ pub use self::kill::{
     a_send_that_waits_when_the_peer_is_killed,
 };
 pub use self::lease::{
-    past_the_hard_lease_only_its_own_connection_waits, past_the_soft_lease_little_memory_is_pinned,
+    an_echo_of_messages_as_large_as_the_lease_goes_on, past_the_hard_lease_only_its_own_connection_waits,
+    past_the_soft_lease_little_memory_is_pinned,
 };
 pub use self::ledger::{
     cost_does_not_grow_with_size, nothing_is_copied_where_zero_copy_is_claimed, the_ledger_adds_up,
