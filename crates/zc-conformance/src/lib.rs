@@ -63,6 +63,7 @@ macro_rules! suite {
                 a_send_given_up_sends_nothing,
                 a_tracked_send_given_up_sends_once_or_not,
                 a_recv_given_up_loses_nothing,
+                a_recv_given_up_leaves_somebody_reading,
                 a_drain_given_up_can_be_repeated,
                 a_flush_given_up_can_be_repeated,
                 an_alloc_given_up_leaks_nothing,

@@ -172,6 +172,21 @@ pub async fn a_recv_given_up_loses_nothing(bench: &Bench) -> Verdict {
     Ok(())
 }
 
+/// Once nobody receives, somebody still reads: acknowledgements go on.
+pub async fn a_recv_given_up_leaves_somebody_reading(bench: &Bench) -> Verdict {
+    let (client, mut server) = bench.pair().await;
+    let sender = client.sender();
+    for n in 0..60 {
+        // Time enough for the lane to be left waiting before it is looked at, and after.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(polled(n as usize % 3, server.recv()).await.is_none(), "nothing was sent");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        sender.send_with(numbered(0, n, 100), Completion::Delivered).await.unwrap();
+        assert_eq!(number(&server.recv().await.unwrap().unwrap()), (0, n));
+    }
+    Ok(())
+}
+
 /// A drain given up has finished sending; another one waits for the same.
 pub async fn a_drain_given_up_can_be_repeated(bench: &Bench) -> Verdict {
     for polls in 0..6 {

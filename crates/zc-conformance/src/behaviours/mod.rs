@@ -19,9 +19,10 @@ pub use self::backpressure::{
     a_stalled_receiver_bounds_its_sender, a_window_smaller_than_a_message_lets_it_through,
 };
 pub use self::cancel::{
-    a_drain_given_up_can_be_repeated, a_flush_given_up_can_be_repeated, a_recv_given_up_loses_nothing,
-    a_send_given_up_sends_nothing, a_tracked_send_given_up_sends_once_or_not,
-    accepting_can_be_given_up_anywhere, an_alloc_given_up_leaks_nothing, connecting_can_be_given_up_anywhere,
+    a_drain_given_up_can_be_repeated, a_flush_given_up_can_be_repeated,
+    a_recv_given_up_leaves_somebody_reading, a_recv_given_up_loses_nothing, a_send_given_up_sends_nothing,
+    a_tracked_send_given_up_sends_once_or_not, accepting_can_be_given_up_anywhere,
+    an_alloc_given_up_leaks_nothing, connecting_can_be_given_up_anywhere,
 };
 pub(crate) use self::churn::churn;
 pub use self::churn::thousands_of_connections_leave_nothing;
