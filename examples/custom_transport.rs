@@ -1,9 +1,9 @@
 //! A transport of one's own, without unsafe code: any reliable byte stream becomes one. Here it is a Unix
 //! socket whose random name travels in the offer.
 //!
-//! `cargo run --release --example custom_transport` runs an echo over it; `tests/conformance.rs` runs the whole
-//! suite on it. A transport that moves whole messages implements `LaneTx` and `LaneRx` instead: see
-//! `tests/support/queues.rs`.
+//! `cargo run --release --example custom_transport` runs an echo over it; `zc-conformance` runs its whole suite on
+//! it. A transport that moves whole messages implements `LaneTx` and `LaneRx` instead: see
+//! `crates/zc-conformance/tests/queues`.
 #![allow(clippy::print_stdout, reason = "a program")]
 
 use std::any::Any;

@@ -13,9 +13,11 @@ use crate::{Connection, ConnectionError, ConnectionOptions, Delivery, FabricBuil
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn calm(transport: Arc<dyn Transport>) -> FabricBuilder {
-    let mut options = ConnectionOptions::default();
-    options.keepalive_interval = Duration::ZERO;
-    options.polling = Polling::Interrupt;
+    let options = ConnectionOptions {
+        keepalive_interval: Duration::ZERO,
+        polling: Polling::Interrupt,
+        ..ConnectionOptions::default()
+    };
     fabric_over(transport).options(options)
 }
 

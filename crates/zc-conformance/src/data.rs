@@ -101,6 +101,7 @@ pub(crate) fn number(message: &Message) -> (u32, u32) {
 }
 
 /// Sends everything back as it came, until the peer is done or gone.
+#[allow(clippy::print_stderr, reason = "shown when the test fails")]
 pub(crate) async fn echo(mut connection: Connection) {
     let (sender, mut receiver) = connection.split();
     loop {

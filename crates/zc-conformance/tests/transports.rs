@@ -1,12 +1,8 @@
 //! Every transport passes the same suite.
 
-#![cfg(all(feature = "tokio", feature = "tcp", feature = "testing"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers")]
-
 #[allow(dead_code, reason = "its main function")]
-#[path = "../examples/custom_transport.rs"]
+#[path = "../../../examples/custom_transport.rs"]
 mod custom_transport;
-#[path = "support/queues.rs"]
 mod queues;
 
 use std::sync::Arc;
