@@ -49,7 +49,10 @@ pub mod testing;
 mod uri;
 mod wireup;
 
-pub use connection::{Connection, ConnectionError, Receiver, Send, SendError, Sender, TrySendError};
+pub use connection::{
+    BYTE_STREAM_MESSAGE, ByteStream, Connection, ConnectionError, ConnectionStats, INBOX_SLACK,
+    MIN_CHARGE_BYTES, Permit, Receiver, Send, SendError, Sender, TrySendError,
+};
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
 pub use fabric::{Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY};
