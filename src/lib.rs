@@ -40,6 +40,8 @@ mod fabric;
 mod identity;
 #[cfg(feature = "tcp")]
 mod mem;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod options;
 mod policy;
 mod reactor;
@@ -59,6 +61,8 @@ pub use fabric::{Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY};
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]
 pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};
+#[cfg(feature = "metrics")]
+pub use metrics::MetricsObserver;
 pub use options::{
     ConnectionOptions, DEFAULT_DRAIN, DEFAULT_KEEPALIVE_INTERVAL, DEFAULT_KEEPALIVE_TIMEOUT, DEFAULT_SPIN,
     DEFAULT_STAGE, Deadlines, Polling,
