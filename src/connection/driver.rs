@@ -302,7 +302,11 @@ impl Driver {
         drop(rx);
         let mut tx = core.lock_tx();
         let deadline = *self.closing.get_or_insert_with(|| now + self.options.drain);
-        if abandoned && !failed && tx.queue.parked() == 0 {
+        if !failed && tx.queue.parked() > 0 && now < deadline {
+            *next = sooner(*next, Some(deadline));
+            return Poll::Pending;
+        }
+        if !failed {
             let close = SessionRecord::Close { code: CloseCode::NORMAL, last_seq, reason: String::new() };
             core.push_close(&mut tx, close);
         }

@@ -63,9 +63,12 @@ impl Core {
             Err(error) => Err(error.into()),
         };
         if let Err(error) = result {
+            let mut tx = self.lock_tx();
+            // After our CLOSE the peer may hang up as it likes.
+            let error = if tx.close_sent { ConnectionError::ClosedHere } else { error };
             rx.failed.get_or_insert_with(|| error.clone());
             rx.ended = true;
-            self.lock_tx().fail(error);
+            tx.fail(error);
             self.watch.wake_driver();
         }
         Poll::Ready(())
