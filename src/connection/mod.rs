@@ -11,6 +11,8 @@ mod ingest;
 mod obituary;
 mod permit;
 mod receiver;
+#[cfg(all(test, feature = "tokio"))]
+mod scripted_tests;
 mod send;
 mod sender;
 mod sink;
