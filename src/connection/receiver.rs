@@ -16,7 +16,7 @@ use crate::options::Polling;
 
 /// Looks at the lane per poll while spinning, before other tasks get their turn. Bounded by count, so
 /// that a poll stays short: each is a system call on a socket, some tens of nanoseconds on a ring.
-const SPINS_PER_POLL: u32 = 4;
+const SPINS_PER_POLL: u32 = 1;
 
 /// Receives messages, in order. There is one per connection.
 pub struct Receiver {
