@@ -332,7 +332,7 @@ async fn thousands_of_deliveries_are_awaited_at_once() {
         .map(|n| {
             let sender = sender.clone();
             tokio::spawn(
-                async move { sender.send_with(n.to_le_bytes().to_vec(), Completion::Delivered).await },
+                async move { sender.send_with(Vec::from(n.to_le_bytes()), Completion::Delivered).await },
             )
         })
         .collect();

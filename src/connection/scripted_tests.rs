@@ -1,5 +1,7 @@
 //! The session layer over a lane that does what a test says.
 
+#![allow(clippy::unwrap_used, reason = "test helpers")]
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -105,8 +107,7 @@ fn record(record: SessionRecord) -> Frame {
 
 fn start(frames: impl IntoIterator<Item = Frame>, link: Option<Box<dyn ControlLink>>) -> Connection {
     let limits = LaneLimits::default();
-    let mut options = ConnectionOptions::default();
-    options.polling = Polling::Interrupt;
+    let options = ConnectionOptions { polling: Polling::Interrupt, ..ConnectionOptions::default() };
     let lane = Lane {
         tx: Box::new(Sinkhole(0)),
         rx: Box::new(Script(frames.into_iter().collect())),

@@ -21,7 +21,6 @@
 //! of the two sides sees the other, and wakes the driver.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -30,13 +29,17 @@ use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use parking_lot::MutexGuard;
+use smallvec::SmallVec;
 
 /// How long incoming frames wait at most while the application neither receives nor waits for them.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Few fall due in one section, so that keeping them costs no memory.
+type Due = SmallVec<[Waker; 8]>;
+
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
-    static DUE: RefCell<VecDeque<Waker>> = const { RefCell::new(VecDeque::new()) };
+    static DUE: RefCell<Due> = RefCell::default();
 }
 
 /// While it lives, this thread calls no waker of a connection.
@@ -55,10 +58,20 @@ impl Drop for Section {
             depth.set(depth.get() - 1);
             depth.get() == 0
         });
-        // One at a time: what is woken may poll at once and enter sections of its own.
-        while left && let Ok(Some(waker)) = DUE.try_with(|due| due.borrow_mut().pop_front()) {
-            waker.wake();
+        if left {
+            wake_due();
         }
+    }
+}
+
+/// Calls the wakers that were kept. What is woken may poll at once and enter sections of its own.
+fn wake_due() {
+    let take = |due: &RefCell<Due>| {
+        let mut due = due.borrow_mut();
+        if due.is_empty() { None } else { Some(std::mem::take(&mut *due)) }
+    };
+    if let Ok(Some(due)) = DUE.try_with(take) {
+        due.into_iter().for_each(Waker::wake);
     }
 }
 
