@@ -53,8 +53,8 @@ fn small_window() -> Fabric {
 }
 
 fn numbered(n: u32) -> Message {
-    let mut bytes = vec![0x5a; LEN];
-    bytes[..4].copy_from_slice(&n.to_le_bytes());
+    let mut bytes = Vec::from(n.to_le_bytes());
+    bytes.resize(LEN, 0x5a);
     bytes.into()
 }
 

@@ -77,7 +77,7 @@ pub(super) fn poll_turn(
     }
 }
 
-/// Ready when nothing is left in the lane's own queue, nor parked.
+/// Ready when nothing is left in the lane's own queue, nor parked in front.
 pub(super) fn poll_flush(
     core: &Core,
     place: &mut Option<Place>,
@@ -89,7 +89,7 @@ pub(super) fn poll_flush(
         None => core.flush(&mut tx),
     };
     match flushed {
-        Ok(true) if tx.queue.parked() == 0 => {
+        Ok(true) if !tx.queue.parked_before(*place) => {
             core.leave(&mut tx, place);
             Poll::Ready(Ok(()))
         }

@@ -119,6 +119,13 @@ impl FairQueue {
         self.parked
     }
 
+    /// Whether a message is parked in front of this place, or at all if there is none.
+    pub(super) fn parked_before(&self, place: Option<Place>) -> bool {
+        let is_before = |at: Place| place.is_none_or(|place| at < place);
+        let mut before = self.waiting.iter().take_while(|(at, _)| is_before(*at));
+        self.parked > 0 && before.any(|(_, waiting)| matches!(waiting, Waiting::Parked(_)))
+    }
+
     /// The length of the parked message that is first, if it is one.
     pub(super) fn first_parked(&self) -> Option<usize> {
         match self.waiting.front() {
@@ -226,6 +233,7 @@ mod tests {
         queue.wait(&mut a, Waker::noop());
         queue.park(Message::from(&b"one"[..])).unwrap();
         queue.wait(&mut b, Waker::noop());
+        assert!(!queue.parked_before(a) && queue.parked_before(b) && queue.parked_before(None));
         assert_eq!(queue.first_parked(), None);
         assert!(queue.unpark().is_none());
         assert!(queue.leave(&mut a), "the driver is to come");
