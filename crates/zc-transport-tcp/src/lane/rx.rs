@@ -24,6 +24,9 @@
 //! header, payload. Copied is only what of the first large message came in a chunk with small ones.
 //! Nothing is guessed: memory is taken when a header has named a length and the credit covers it.
 //!
+//! However much the application holds, reading goes on: records and grants travel behind messages. What the
+//! lease bounds is what the peer may send ([`Credit`]).
+//!
 //! A head that is not whole lies in `front`, not in pool memory. So a connection that waits holds no
 //! block, and grants are read even while the pool is exhausted.
 
@@ -51,7 +54,6 @@ pub(super) struct Rx {
     parser: Parser,
     pool: BufPool,
     waiter: AllocWaiter,
-    leases: Arc<LeaseBudget>,
     closed: bool,
     failed: Option<LaneError>,
 }
@@ -91,7 +93,7 @@ impl Rx {
     ) -> Self {
         let parser = Parser {
             ledger: cx.ledger.clone(),
-            leases: leases.clone(),
+            leases,
             credit,
             wakers,
             limits: FrameLimits { max_message: cx.limits.recv_max_message },
@@ -103,7 +105,7 @@ impl Rx {
             received: 0,
         };
         let pool = cx.pool.with_origin("tcp rx");
-        Self { io, parser, pool, waiter: AllocWaiter::new(), leases, closed: false, failed: None }
+        Self { io, parser, pool, waiter: AllocWaiter::new(), closed: false, failed: None }
     }
 
     /// Without a context nothing is armed.
@@ -143,11 +145,6 @@ impl Rx {
             ready!(parsed)?;
             if self.closed {
                 return Poll::Ready(Ok(Received::Closed));
-            }
-            match &mut cx {
-                Some(cx) => ready!(self.leases.poll_below_hard(cx)),
-                None if self.leases.pressure() == Pressure::Hard => return Poll::Pending,
-                None => {}
             }
             match self.read(&mut cx) {
                 Poll::Ready(done) => done?,
