@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use zc_core::transport::{
 };
 use zc_core::wire::{CloseCode, Delivery, MIN_FRAME_CREDIT_BYTES, RxSeq, SessionRecord, TxSeq};
 
+use super::end::Ending;
 use super::error::ConnectionError;
 use super::tracked::Tracked;
 use super::waiters::{FairQueue, Place};
@@ -27,6 +28,9 @@ use super::wake::{Locked, RxWake, TxWake, Watch};
 pub(super) const ACK_EVERY: u32 = 1024;
 /// Messages beyond the receive window that a lane may deliver, because a batch was under way.
 pub const INBOX_SLACK: usize = 64;
+
+/// Batches read in one turn before other tasks get theirs.
+pub(super) const READS_PER_TURN: usize = 16;
 
 /// The sending half.
 pub(super) struct TxState {
@@ -45,8 +49,6 @@ pub(super) struct TxState {
     pub(super) sent_bytes: u64,
     pub(super) stalls: u64,
     pub(super) driver_turns: u64,
-    /// As far as the driver knows.
-    pub(super) last_heard: Instant,
     /// Messages that a sink had taken were dropped when sending ended.
     pub(super) parked_lost: bool,
     reports: Batch<(SendToken, SendReport)>,
@@ -62,6 +64,10 @@ pub(super) struct RxState {
     /// The receiver's waker is registered.
     pub(super) waiting: bool,
     pub(super) failed: Option<ConnectionError>,
+    /// There is a receiver.
+    pub(super) received: bool,
+    /// GOAWAY has been said.
+    pub(super) go_away_sent: bool,
 }
 
 /// What came in.
@@ -72,9 +78,16 @@ pub(super) struct Arrived {
     pub(super) fin: bool,
     /// The peer asked for an acknowledgement of what came last: it waits.
     pub(super) eager: bool,
-    /// After our GOAWAY: how many messages came too late.
+    /// No more messages are taken: how many came too late.
     pub(super) refused: Option<u64>,
+    /// Taken, and dropped with the receiver.
+    pub(super) unread: u64,
     pub(super) bytes: u64,
+    /// Something came since the driver last looked.
+    pub(super) heard: bool,
+    /// When something came, as far as the driver knows.
+    pub(super) last_heard: Instant,
+    pub(super) pong: Option<u64>,
 }
 
 pub(super) struct Core {
@@ -83,9 +96,6 @@ pub(super) struct Core {
     pub(super) watch: Arc<Watch>,
     pub(super) rx_waker: Waker,
     pub(super) tx_waker: Waker,
-    /// Something came since the driver last looked.
-    pub(super) heard: AtomicBool,
-    pub(super) pong: Mutex<Option<u64>>,
     pub(super) senders: AtomicUsize,
     pub(super) handles: AtomicUsize,
     pub(super) started: Instant,
@@ -95,6 +105,7 @@ pub(super) struct Core {
     pub(super) max_inbox: usize,
     pub(super) pool: BufPool,
     pub(super) ledger: Arc<CopyLedger>,
+    pub(super) ending: Ending,
 }
 
 /// What a [`Core`] is made of.
@@ -106,6 +117,7 @@ pub(super) struct Halves {
     pub(super) pool: BufPool,
     pub(super) ledger: Arc<CopyLedger>,
     pub(super) reactor: Arc<dyn Reactor>,
+    pub(super) ending: Ending,
 }
 
 impl Core {
@@ -126,7 +138,6 @@ impl Core {
                 sent_bytes: 0,
                 stalls: 0,
                 driver_turns: 0,
-                last_heard: started,
                 parked_lost: false,
                 reports: Batch::new(),
             }),
@@ -139,17 +150,21 @@ impl Core {
                     fin: false,
                     eager: false,
                     refused: None,
+                    unread: 0,
                     bytes: 0,
+                    heard: false,
+                    last_heard: started,
+                    pong: None,
                 },
                 ended: false,
                 waiting: false,
                 failed: None,
+                received: true,
+                go_away_sent: false,
             }),
             rx_waker: Arc::new(RxWake(watch.clone())).into(),
             tx_waker: Arc::new(TxWake(watch.clone())).into(),
             watch,
-            heard: AtomicBool::new(false),
-            pong: Mutex::new(None),
             senders: AtomicUsize::new(0),
             handles: AtomicUsize::new(0),
             started,
@@ -159,6 +174,7 @@ impl Core {
             limits: halves.limits,
             pool: halves.pool,
             ledger: halves.ledger,
+            ending: halves.ending,
         })
     }
 
@@ -237,8 +253,14 @@ impl Core {
     /// Pushes out what the lane holds; what does not fit now is the driver's. True if nothing is left.
     pub(super) fn flush(&self, tx: &mut TxState) -> Result<bool, ConnectionError> {
         match tx.lane.poll_flush(&mut Context::from_waker(&self.tx_waker)) {
+            Poll::Pending => Ok(false),
             Poll::Ready(Err(error)) => Err(error.into()),
-            flushed => Ok(flushed.is_ready()),
+            Poll::Ready(Ok(())) => {
+                if tx.queue.flushed() {
+                    self.watch.wake_driver();
+                }
+                Ok(true)
+            }
         }
     }
 

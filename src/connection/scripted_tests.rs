@@ -133,6 +133,7 @@ fn start(frames: impl IntoIterator<Item = Frame>, link: Option<Box<dyn ControlLi
             authenticated: None,
         },
         observer: Arc::new(TracingObserver),
+        began: std::time::Instant::now(),
     })
     .unwrap()
 }

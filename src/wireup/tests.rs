@@ -121,7 +121,7 @@ impl Transport for Fake {
 struct Seen(Mutex<Vec<String>>);
 
 impl Observer for Seen {
-    fn connected(&self, event: &Connected) {
+    fn connected(&self, event: &crate::event::Connected) {
         self.0.lock().push(format!("{:?} connected over {}", event.role, event.report.chosen()));
     }
     fn handshake_failed(&self, event: &HandshakeFailed) {
