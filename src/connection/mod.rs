@@ -20,6 +20,7 @@ mod sink;
 mod stats;
 mod tracked;
 mod turn;
+mod tx_state;
 mod waiters;
 mod wake;
 

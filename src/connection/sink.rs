@@ -7,7 +7,6 @@ use futures::Sink;
 use zc_core::memory::Message;
 use zc_core::wire::Delivery;
 
-use super::core::TxState;
 use super::error::SendError;
 use super::sender::Sender;
 
@@ -38,16 +37,5 @@ impl Sink<Message> for Sender {
         let (core, polled) = self.get_mut().parts();
         let finished = polled.poll_finish(core, cx);
         finished.map_err(|error| SendError::after(error, core.lock_tx().delivery_of_all()))
-    }
-}
-
-impl TxState {
-    /// What is known about everything that was ever taken.
-    fn delivery_of_all(&self) -> Delivery {
-        match (self.seq.last_sent(), self.parked_lost) {
-            (0, _) => Delivery::NotSent,
-            (last, false) if self.seq.acked() == last => Delivery::Delivered,
-            _ => Delivery::Unknown,
-        }
     }
 }
