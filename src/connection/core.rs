@@ -186,14 +186,15 @@ impl Core {
         Locked::new(self.rx.lock())
     }
 
-    /// Ends the connection for everyone; the first reason stays.
+    /// Ends the connection for everyone; the first reason stays. In one step: whoever is told of it while
+    /// receiving finds that nothing can be sent either.
     pub(super) fn fail(&self, error: ConnectionError) {
         let mut rx = self.lock_rx();
         rx.failed.get_or_insert_with(|| error.clone());
         rx.ended = true;
+        self.lock_tx().fail(error);
         self.watch.wake_receiver();
-        drop(rx);
-        self.fail_sending(error);
+        self.watch.wake_driver();
     }
 
     /// Ends sending. What the peer sent before is still read: its CLOSE may say why.
