@@ -15,11 +15,13 @@ use bytes::Bytes;
 use clap::{Parser, Subcommand};
 use futures::{StreamExt, stream};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::codegen::StdError;
+use tonic::transport::server::Connected;
 use tonic::transport::{Endpoint, Server};
 use zc::Fabric;
 use zc_examples_rpc::bench::{self, Ledger, Report};
@@ -95,21 +97,31 @@ async fn serve(uri: &str, child: bool) -> Result<(), BoxError> {
                 let _ = stream.set_nodelay(true);
             })
         });
-        let server = Server::builder().add_service(service());
-        return Ok(server.serve_with_incoming_shutdown(incoming, process::stopped(child)).await?);
+        return serve_stock(incoming, child).await;
     }
     if let Some(path) = uri.strip_prefix("unix:") {
         let listener = UnixListener::bind(path)?;
         println!("{uri}");
-        let incoming = UnixListenerStream::new(listener);
-        let server = Server::builder().add_service(service());
-        server.serve_with_incoming_shutdown(incoming, process::stopped(child)).await?;
-        return Ok(std::fs::remove_file(path)?);
+        let served = serve_stock(UnixListenerStream::new(listener), child).await;
+        std::fs::remove_file(path)?;
+        return served;
     }
     let listener = Fabric::auto()?.listen(uri).await?;
     println!("{}", listener.local_uri());
     zc_http::Server::new().serve_with_shutdown(listener, service(), process::stopped(child)).await;
     Ok(())
+}
+
+/// tonic's own server, for the URIs that are its own. It would wait for its clients to go first.
+async fn serve_stock<I, IO>(incoming: I, child: bool) -> Result<(), BoxError>
+where
+    I: futures::Stream<Item = std::io::Result<IO>>,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    tokio::select! {
+        served = Server::builder().add_service(service()).serve_with_incoming(incoming) => Ok(served?),
+        () = process::stopped(child) => Ok(()),
+    }
 }
 
 async fn client(uri: &str) -> Result<(), BoxError> {
