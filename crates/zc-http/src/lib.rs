@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use http_body_util::{BodyExt, Full};
-//! use tower::{Service, ServiceExt, service_fn};
+//! use tower::{ServiceExt, service_fn};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,9 +17,9 @@
 //! });
 //! tokio::spawn(zc_http::Server::new().serve(listener, hello));
 //!
-//! let mut channel = zc_http::Channel::new(&fabric, "zc+mem://http")?;
+//! let channel = zc_http::Channel::new(&fabric, "zc+mem://http")?;
 //! let request = http::Request::post("/echo").body(Full::new(bytes::Bytes::from("hello")))?;
-//! let response = channel.ready().await?.call(request).await?;
+//! let response = channel.oneshot(request).await?;
 //! assert_eq!(response.into_body().collect().await?.to_bytes(), "hello");
 //! # Ok(()) }
 //! ```
