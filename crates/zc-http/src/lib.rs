@@ -31,6 +31,8 @@
 //! # Runtimes
 //! This crate needs a tokio runtime.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests make their own bytes"))]
+
 mod body;
 mod channel;
 mod deadline;

@@ -144,25 +144,15 @@ impl Link {
             if !may_go {
                 return state.wait_to_open(cx, ticket);
             }
-            let Some(head) = parts.take() else { return Poll::Pending };
-            match state.endpoint.open(head) {
-                Ok(key) => {
-                    state.leave_queue(ticket);
-                    Poll::Ready(Ok(key))
-                }
-                Err((OpenError::Busy, head)) => {
-                    *parts = Some(head);
-                    state.wait_to_open(cx, ticket)
-                }
-                Err((error, head)) => {
-                    *parts = Some(head);
-                    state.leave_queue(ticket);
-                    Poll::Ready(Err(match error {
-                        OpenError::TooLarge => Refusal::Final(ErrorKind::HeadersTooLarge),
-                        _ => Refusal::Closed(state.cause.clone().unwrap_or(ErrorKind::NotTaken)),
-                    }))
-                }
+            let opened = state.endpoint.open(parts);
+            if opened == Err(OpenError::Busy) {
+                return state.wait_to_open(cx, ticket);
             }
+            state.leave_queue(ticket);
+            Poll::Ready(opened.map_err(|error| match error {
+                OpenError::TooLarge => Refusal::Final(ErrorKind::HeadersTooLarge),
+                _ => Refusal::Closed(state.cause.clone().unwrap_or(ErrorKind::NotTaken)),
+            }))
         })
     }
 

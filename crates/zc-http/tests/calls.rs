@@ -1,13 +1,15 @@
 //! Calls from outside: bodies, trailers, cancellation, limits, and how connections end.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::channel::mpsc;
 use futures::SinkExt;
+use futures::channel::mpsc;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::BoxBody};
@@ -156,9 +158,13 @@ async fn heads_bodies_and_trailers_on_every_transport() {
             let request = Request::put("/method?a=b").header("x", "y").body(Empty::<Bytes>::new()).unwrap();
             let response = world.channel.clone().oneshot(request).await.unwrap();
             assert_eq!(response.status(), 201);
-            assert_eq!((&response.headers()["query"], &response.headers()["x"]), (&"a=b".parse().unwrap(), &"y".parse().unwrap()));
+            assert_eq!(
+                (&response.headers()["query"], &response.headers()["x"]),
+                (&"a=b".parse().unwrap(), &"y".parse().unwrap())
+            );
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "PUT");
-            let trailers = world.call("/trailers", Empty::new()).await.unwrap().into_body().collect().await.unwrap();
+            let trailers =
+                world.call("/trailers", Empty::new()).await.unwrap().into_body().collect().await.unwrap();
             assert_eq!(trailers.trailers().unwrap()["a"], "b");
             assert_eq!(trailers.to_bytes(), "body");
             let large = Bytes::from((0..2_000_000_u32).map(|n| n as u8).collect::<Vec<_>>());

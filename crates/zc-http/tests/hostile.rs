@@ -1,5 +1,7 @@
 //! Peers that speak zc and not our protocol.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests")]
+
 use std::convert::Infallible;
 use std::time::Duration;
 

@@ -104,10 +104,7 @@ pub async fn run<F: Future<Output = Result<(), BoxError>>>(
         size_bytes,
         inflight,
         calls_per_s: calls as f64 / took.as_secs_f64(),
-        latency_ns: Latency {
-            p50: histogram.value_at_quantile(0.5),
-            p99: histogram.value_at_quantile(0.99),
-        },
+        latency_ns: Latency { p50: histogram.value_at_quantile(0.5), p99: histogram.value_at_quantile(0.99) },
         server_cpu_ns_per_call: cpu_ns().saturating_sub(before) / calls.max(1),
         ledger: ledger().since(copied_before),
     })

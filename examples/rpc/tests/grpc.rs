@@ -1,5 +1,7 @@
 //! gRPC as tonic speaks it, over zc instead of HTTP/2.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -239,7 +241,8 @@ async fn cancelling_from_both_sides() {
         drop(call);
         wait_for(&service.alive, 0).await;
         // An endless answer, left in the middle; and a question whose answer ended.
-        let mut endless = client.repeat(Ask { data: Bytes::from(vec![0; 10_000]), times: 0 }).await.unwrap().into_inner();
+        let mut endless =
+            client.repeat(Ask { data: Bytes::from(vec![0; 10_000]), times: 0 }).await.unwrap().into_inner();
         for _ in 0..20 {
             assert!(endless.message().await.unwrap().is_some());
         }
@@ -369,11 +372,15 @@ async fn tower_middleware() {
     assert_eq!(client.unary(payload("c")).await.unwrap().into_inner().data, "c");
 
     // At the client, and over several servers.
-    let servers = futures::future::join_all([0, 1].map(|_| serve(TRANSPORTS[0], Routes::new(echo::service())))).await;
+    let servers =
+        futures::future::join_all([0, 1].map(|_| serve(TRANSPORTS[0], Routes::new(echo::service())))).await;
     let channels: Vec<Channel> = servers.iter().map(|(channel, _)| channel.clone()).collect();
     let completion = tower::load::CompleteOnResponse::default();
-    let loads = channels.into_iter().map(move |channel| tower::load::PendingRequests::new(channel, completion));
-    let balanced = tower::balance::p2c::Balance::new(tower::discover::ServiceList::new::<http::Request<tonic::body::Body>>(loads));
+    let loads =
+        channels.into_iter().map(move |channel| tower::load::PendingRequests::new(channel, completion));
+    let balanced = tower::balance::p2c::Balance::new(tower::discover::ServiceList::new::<
+        http::Request<tonic::body::Body>,
+    >(loads));
     let stack = ServiceBuilder::new().buffer(16).concurrency_limit(4).service(balanced);
     let mut client = EchoClient::new(stack);
     for _ in 0..10 {

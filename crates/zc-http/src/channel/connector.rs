@@ -95,7 +95,8 @@ impl Connector {
             };
             greet(connection, limits, greeting).await
         });
-        let joined = async { task.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, Executed::No))) };
+        let joined =
+            async { task.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, Executed::No))) };
         Ok(joined.boxed().shared())
     }
 }
@@ -110,7 +111,11 @@ impl Drop for Connector {
 }
 
 /// Starts the driver and waits for the peer's first frame.
-async fn greet(mut connection: zc::Connection, limits: Limits, greeting: Duration) -> Result<Arc<Link>, Error> {
+async fn greet(
+    mut connection: zc::Connection,
+    limits: Limits,
+    greeting: Duration,
+) -> Result<Arc<Link>, Error> {
     let (sender, receiver) = connection.split();
     let link = Link::new(Role::Client, limits, connection);
     let driver = Driver::new(link.clone(), Role::Client, sender, receiver, NoHandler);

@@ -240,7 +240,10 @@ mod tests {
             b"\x0c\x0299",                   // a status of two digits
         ];
         for block in bad {
-            assert!(matches!(decode(&mut Decoder::new(4096), block), Err(Violation::Headers(_))), "{block:?}");
+            assert!(
+                matches!(decode(&mut Decoder::new(4096), block), Err(Violation::Headers(_))),
+                "{block:?}"
+            );
         }
     }
 

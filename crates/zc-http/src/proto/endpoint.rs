@@ -133,21 +133,21 @@ impl Endpoint {
         self.failed || self.peer_going_away || self.going_away.is_some() || self.last_id == u32::MAX
     }
 
-    /// Begins a call. The key's two halves are released one by one.
-    pub(crate) fn open(&mut self, parts: request::Parts) -> Result<Key, (OpenError, request::Parts)> {
+    /// Begins a call, and takes its head if it does. The key's two halves are released one by one.
+    pub(crate) fn open(&mut self, head: &mut Option<request::Parts>) -> Result<Key, OpenError> {
         debug_assert_eq!(self.role, Role::Client);
         if self.takes_no_calls() {
-            return Err((OpenError::Closed, parts));
+            return Err(OpenError::Closed);
         }
         let Some(peer) = self.peer.filter(|peer| (self.calls.open_count() as u32) < peer.max_calls) else {
-            return Err((OpenError::Busy, parts));
+            return Err(OpenError::Busy);
         };
-        if !fits(size_of_request(&parts), peer) {
-            return Err((OpenError::TooLarge, parts));
+        if head.as_ref().is_none_or(|head| !fits(size_of_request(head), peer)) {
+            return Err(OpenError::TooLarge);
         }
         self.last_id += 1;
         let (key, call) = self.calls.insert(self.last_id);
-        call.tx.head = Some(Head::Request(Box::new(parts)));
+        call.tx.head = head.take().map(|head| Head::Request(Box::new(head)));
         call.tx.credit = peer.call_window;
         call.rx.window = self.local.call_window;
         self.enqueue(key);
@@ -233,7 +233,8 @@ impl Endpoint {
         if let Some(bytes) = call.rx.body.pop_front() {
             let len = bytes.len() as u32;
             call.rx.taken += len;
-            let due = call.rx.taken >= self.local.call_window / 2 && !call.rx.end_seen && call.ended.is_none();
+            let due =
+                call.rx.taken >= self.local.call_window / 2 && !call.rx.end_seen && call.ended.is_none();
             if due {
                 let add = std::mem::take(&mut call.rx.taken);
                 call.rx.window += add;
@@ -408,7 +409,11 @@ impl Endpoint {
 
     pub(super) fn check_control(&self) -> Result<(), Violation> {
         let allowed = MAX_CONTROL_QUEUED + 2 * self.calls.used();
-        if self.control.len() > allowed { Err(Violation::Flood("frames that want an answer")) } else { Ok(()) }
+        if self.control.len() > allowed {
+            Err(Violation::Flood("frames that want an answer"))
+        } else {
+            Ok(())
+        }
     }
 
     /// Body bytes of one frame to the peer.

@@ -58,11 +58,24 @@ pub(crate) struct CallHeader {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Control {
     Settings(Settings),
-    Reset { call: u32, code: Code },
+    Reset {
+        call: u32,
+        code: Code,
+    },
     /// Call 0 is the connection.
-    Window { call: u32, add: u32 },
-    Ping { answer: bool, nonce: u64 },
-    GoAway { last: u32, code: Code, reason: String },
+    Window {
+        call: u32,
+        add: u32,
+    },
+    Ping {
+        answer: bool,
+        nonce: u64,
+    },
+    GoAway {
+        last: u32,
+        code: Code,
+        reason: String,
+    },
 }
 
 impl CallHeader {
@@ -141,7 +154,9 @@ impl Control {
                 out.put_u8(code.0);
                 out.put_u16_le(0);
                 out.put_u32_le(*last);
-                out.put_slice(&reason.as_bytes()[..reason.floor_char_boundary(MAX_REASON)]);
+                let mut ends = (0..=reason.len().min(MAX_REASON)).rev();
+                let end = ends.find(|end| reason.is_char_boundary(*end)).unwrap_or(0);
+                out.put_slice(&reason.as_bytes()[..end]);
             }
         }
     }
@@ -189,7 +204,11 @@ impl Control {
                 if reason.len() > MAX_REASON {
                     return Err(Violation::Frame("a long reason"));
                 }
-                Self::GoAway { last, code: Code(second), reason: String::from_utf8_lossy(reason).into_owned() }
+                Self::GoAway {
+                    last,
+                    code: Code(second),
+                    reason: String::from_utf8_lossy(reason).into_owned(),
+                }
             }
             kind::WINDOW | kind::PING => return Err(Violation::Frame("reserved bits are set")),
             _ => return Err(Violation::Frame("an unknown kind")),

@@ -144,11 +144,7 @@ impl Fields {
 
 type Head<T> = Result<Result<T, BadHead>, Violation>;
 
-pub(super) fn read_request(
-    decoder: &mut Decoder,
-    block: &[u8],
-    limits: BlockLimits,
-) -> Head<request::Parts> {
+pub(super) fn read_request(decoder: &mut Decoder, block: &[u8], limits: BlockLimits) -> Head<request::Parts> {
     let fields = Fields::read(decoder, block, limits)?;
     if let Some(bad) = fields.bad {
         return Ok(Err(bad));

@@ -11,8 +11,8 @@ use super::code::Code;
 use super::endpoint::{Endpoint, Event, Role};
 use super::error::{Ended, Violation};
 use super::frame::{
-    CALL_HEADER_BYTES, CallHeader, Control, FLAG_END, FLAG_HEADERS, FLAG_TRAILERS, MAX_CONTROL_BYTES, Settings,
-    kind,
+    CALL_HEADER_BYTES, CallHeader, Control, FLAG_END, FLAG_HEADERS, FLAG_TRAILERS, MAX_CONTROL_BYTES,
+    Settings, kind,
 };
 use super::head::{BadHead, BlockLimits, read_request, read_response, read_trailers};
 use super::limits::{MAX_TABLE_BYTES, MAX_WINDOW};
@@ -70,7 +70,8 @@ impl Endpoint {
         }
         self.peer = Some(peer);
         self.tx_credit = peer.connection_window;
-        self.encoder = Encoder::new(peer.table_bytes.min(self.local.table_bytes).min(MAX_TABLE_BYTES) as usize);
+        self.encoder =
+            Encoder::new(peer.table_bytes.min(self.local.table_bytes).min(MAX_TABLE_BYTES) as usize);
         self.events.push_back(Event::Ready);
         Ok(())
     }
@@ -150,7 +151,8 @@ impl Endpoint {
         }
         // The credit of the connection is used up even by a body that nobody wants.
         let body_len = body_len as u32;
-        self.rx_window = self.rx_window.checked_sub(body_len).ok_or(Violation::Window("of the connection"))?;
+        self.rx_window =
+            self.rx_window.checked_sub(body_len).ok_or(Violation::Window("of the connection"))?;
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize(CALL_HEADER_BYTES + blocks, 0);
         copy_out(&message, &mut scratch);

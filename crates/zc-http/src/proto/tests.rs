@@ -157,7 +157,7 @@ impl Pair {
     }
 
     fn open(&mut self) -> Result<Key, OpenError> {
-        let opened = self.client.endpoint.open(request(self.opened)).map_err(|(error, _)| error);
+        let opened = self.client.endpoint.open(&mut Some(request(self.opened)));
         if let Ok(key) = opened {
             self.opened += 1;
             self.client.calls.insert(key.id, (key, Half::default()));
@@ -166,8 +166,11 @@ impl Pair {
     }
 
     fn deliver(&mut self, to_server: bool) -> bool {
-        let (from, to) =
-            if to_server { (&mut self.client, &mut self.server) } else { (&mut self.server, &mut self.client) };
+        let (from, to) = if to_server {
+            (&mut self.client, &mut self.server)
+        } else {
+            (&mut self.server, &mut self.client)
+        };
         let Some(message) = from.wire.pop_front() else { return false };
         to.receive(message, self.now);
         true
@@ -294,7 +297,7 @@ proptest! {
         greet(&mut endpoint);
         for n in 0..3 {
             if !server {
-                endpoint.open(request(n)).unwrap();
+                endpoint.open(&mut Some(request(n))).unwrap();
             }
         }
         let now = Instant::now();
@@ -395,7 +398,8 @@ fn a_unary_call_is_one_frame_each_way() {
 
 #[test]
 fn a_large_body_shares_the_connection_with_small_calls() {
-    let mut pair = Pair::new(Limits { call_window_bytes: 1 << 20, connection_window_bytes: 1 << 20, ..small() });
+    let mut pair =
+        Pair::new(Limits { call_window_bytes: 1 << 20, connection_window_bytes: 1 << 20, ..small() });
     let large = pair.open().unwrap();
     pair.client.endpoint.send_data(large, Bytes::from(vec![0; 100 << 10]));
     assert!(pair.client.transmit());
@@ -596,7 +600,7 @@ fn the_first_frame_says_who_speaks() {
         assert!(receive(&mut endpoint, first).is_err());
     }
     let mut endpoint = Endpoint::new(Role::Client, small());
-    assert_eq!(endpoint.open(request(0)).unwrap_err().0, OpenError::Busy);
+    assert_eq!(endpoint.open(&mut Some(request(0))).unwrap_err(), OpenError::Busy);
     assert_eq!(receive(&mut endpoint, vec![5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), Err(Violation::NotHttp));
 }
 
@@ -604,7 +608,7 @@ fn the_first_frame_says_who_speaks() {
 fn an_answer_before_its_question_was_sent_is_a_violation() {
     let mut endpoint = Endpoint::new(Role::Client, small());
     greet(&mut endpoint);
-    endpoint.open(request(0)).unwrap();
+    endpoint.open(&mut Some(request(0))).unwrap();
     let result = receive(&mut endpoint, frame(FLAG_HEADERS | FLAG_END, 1, b"\x8c", b"", b""));
     assert_eq!(result, Err(Violation::Unexpected("an answer before the question")));
 }

@@ -56,13 +56,7 @@ impl<S, B> CallTask<S, S::Future, B>
 where
     S: Service<Request<Body>, Response = Response<B>>,
 {
-    pub(super) fn new(
-        link: Arc<Link>,
-        key: Key,
-        service: S,
-        request: Request<Body>,
-        permit: Permit,
-    ) -> Self {
+    pub(super) fn new(link: Arc<Link>, key: Key, service: S, request: Request<Body>, permit: Permit) -> Self {
         let headers = request.headers();
         Self {
             half: TxHalf { link, key },

@@ -199,7 +199,10 @@ async fn both() -> Result<(), BoxError> {
     let server = process::Server::start("zc://127.0.0.1:0")?;
     client(&server.uri).await?;
     drop(server);
-    println!("\n{:<28} {:>9} {:>8} {:>11} {:>9} {:>9} {:>10}", "", "bytes", "at once", "calls/s", "p50 us", "p99 us", "cpu us");
+    println!(
+        "\n{:<28} {:>9} {:>8} {:>11} {:>9} {:>9} {:>10}",
+        "", "bytes", "at once", "calls/s", "p50 us", "p99 us", "cpu us"
+    );
     let socket = std::env::temp_dir().join(format!("grpc_echo-{}", std::process::id()));
     let unix = format!("unix:{}", socket.display());
     for uri in [INPROC, "zc://127.0.0.1:0", "zc+tcp://127.0.0.1:0", "http://127.0.0.1:0", &unix] {
