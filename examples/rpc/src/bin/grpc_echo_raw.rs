@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 use hdrhistogram::Histogram;
 use zc::memory::KernelCopied;
-use zc::{Connection, Fabric, Message, PinnedBuf};
+use zc::{Connection, Fabric, Message, PinnedBuf, Receiver, Sender};
 use zc_examples_rpc::bench::{Latency, Ledger, Report};
 use zc_examples_rpc::{BoxError, process};
 
@@ -147,8 +147,8 @@ fn data_of(request: &Message) -> Option<PinnedBuf> {
 }
 
 /// A request in memory that the connection sends as it is.
-async fn request(connection: &Connection, number: u64, size: usize) -> Result<Message, BoxError> {
-    let mut buf = connection.alloc(NUMBER_BYTES + 1 + MAX_LENGTH_BYTES + size).await?;
+async fn request(tx: &Sender, number: u64, size: usize) -> Result<Message, BoxError> {
+    let mut buf = tx.alloc(NUMBER_BYTES + 1 + MAX_LENGTH_BYTES + size).await?;
     buf.put_slice(&number.to_le_bytes());
     if size > 0 {
         buf.put_slice(&[DATA_TAG]);
@@ -198,10 +198,11 @@ async fn measure(
     cpu_ns: impl Fn() -> u64,
 ) -> Result<Report, BoxError> {
     let mut connection = Fabric::auto()?.connect(uri).await?;
-    drive(&mut connection, size_bytes, inflight, duration / 5, |_| {}).await?;
+    let mut halves = connection.split();
+    drive(&mut halves, size_bytes, inflight, duration / 5, |_| {}).await?;
     let mut histogram = Histogram::<u64>::new_with_max(60_000_000_000, 3)?;
     let (before, ledger, began) = (cpu_ns(), connection.ledger(), Instant::now());
-    drive(&mut connection, size_bytes, inflight, duration, |took| histogram.saturating_record(took)).await?;
+    drive(&mut halves, size_bytes, inflight, duration, |took| histogram.saturating_record(took)).await?;
     let (took, calls) = (began.elapsed(), histogram.len());
     let ledger = connection.ledger().since(&ledger);
     Ok(Report {
@@ -225,7 +226,7 @@ async fn measure(
 
 /// Keeps `inflight` calls under way. Answers come in order: the server is one task.
 async fn drive(
-    connection: &mut Connection,
+    (tx, rx): &mut (Sender, Receiver),
     size: usize,
     inflight: usize,
     duration: Duration,
@@ -236,23 +237,34 @@ async fn drive(
     let mut number = 0;
     for _ in 0..inflight {
         under_way.push_back((number, Instant::now()));
-        connection.send(request(connection, number, size).await?).await?;
+        tx.feed(request(tx, number, size).await?).await?;
         number += 1;
     }
     while let Some((expected, began)) = under_way.pop_front() {
-        let answer = connection.recv().await?.ok_or("the server has finished")?;
-        let data = data_of(&answer).ok_or("not a Payload")?;
-        let segment = &answer.segments()[0];
-        if data.len() != size || segment[..NUMBER_BYTES] != u64::to_le_bytes(expected) {
-            return Err("another answer".into());
-        }
+        let answer = match rx.try_recv()? {
+            Some(answer) => answer,
+            None => {
+                // Nothing is here: what was fed meanwhile goes out as one batch.
+                tx.flush().await?;
+                rx.recv().await?.ok_or("the server has finished")?
+            }
+        };
+        check(&answer, expected, size)?;
         let now = Instant::now();
         record((now - began).as_nanos() as u64);
         if now < end {
             under_way.push_back((number, now));
-            connection.send(request(connection, number, size).await?).await?;
+            tx.feed(request(tx, number, size).await?).await?;
             number += 1;
         }
+    }
+    Ok(())
+}
+
+fn check(answer: &Message, number: u64, size: usize) -> Result<(), BoxError> {
+    let data = data_of(answer).ok_or("not a Payload")?;
+    if data.len() != size || answer.segments()[0][..NUMBER_BYTES] != u64::to_le_bytes(number) {
+        return Err("another answer".into());
     }
     Ok(())
 }
