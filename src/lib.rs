@@ -54,7 +54,7 @@ pub use auth::{AuthClient, AuthError, AuthServer, AuthStep, Authenticator, MIN_S
 pub use connection::{Connection, ConnectionError, Receiver, Send, SendError, Sender, TrySendError};
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
-pub use fabric::{ACCEPT_RETRY, Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY};
+pub use fabric::{ACCEPT_RETRY, Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]
 pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};

@@ -538,7 +538,8 @@ async fn trial(bytes: &[u8]) -> Result<(), zc_core::transport::LaneError> {
     let link: Box<dyn ControlLink> = Box::new(far);
     let lane = TcpTransport.join(Role::Server, Offer::default(), Offer::default(), &mut Some(link), cx).await;
     let mut trial =
-        super::trial::Trial::new(lane.unwrap(), shared.pool.clone(), shared.reactor.clone()).unwrap();
+        super::trial::Trial::new(Role::Server, lane.unwrap(), shared.pool.clone(), shared.reactor.clone())
+            .unwrap();
     poll_fn(|cx| trial.poll_pinged(cx)).await
 }
 
