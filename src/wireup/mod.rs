@@ -24,7 +24,8 @@ use zc_core::transport::{
     Unavailable, UriParams,
 };
 use zc_core::wire::{
-    ControlMessage, HELLO_HEADER_BYTES, Hello, MAGIC, SameHost, Stage, VersionRange, WireError,
+    ControlMessage, HELLO_HEADER_BYTES, Hello, MAGIC, MAX_HELLO_BODY, SameHost, Stage, VersionRange,
+    WireError,
 };
 
 pub(crate) use self::io::deadline;
@@ -382,6 +383,9 @@ impl<'a> Attempt<'a> {
         }
         // Even after an error: a peer of another version reads our range from it.
         let flushed = self.flush().await;
+        if let Err(Error::Wire { source: WireError::VersionMismatch { .. }, .. }) = &result {
+            self.skip_hello().await;
+        }
         result?;
         flushed?;
         if let Some(hello) = self.machine.peer() {
@@ -411,6 +415,16 @@ impl<'a> Attempt<'a> {
                 // The machine has refused a length above its bound already.
                 Some(len) => HELLO_HEADER_BYTES + io::length(len),
             };
+        }
+    }
+
+    /// Reads the rest of a HELLO that is not understood: closing a TCP link with bytes unread resets it, and
+    /// the peer might never see our own.
+    async fn skip_hello(&mut self) {
+        let Some(Ways { io, .. }) = &mut self.ways else { return };
+        if let Ok(header) = io.fill(HELLO_HEADER_BYTES).await {
+            let len = io::length(&header[8..HELLO_HEADER_BYTES]).min(MAX_HELLO_BODY);
+            let _ = io.fill(HELLO_HEADER_BYTES + len).await;
         }
     }
 
