@@ -3,10 +3,9 @@
 #![cfg(all(feature = "tokio", feature = "tcp"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers")]
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
@@ -14,10 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
-use zc::transport::{
-    BoxFuture, Caps, ControlLink, Lane, LinkAddr, LinkProvider, Offer, OfferContext, Role, Transport, Trust,
-    Unavailable, WireupError,
-};
+use zc::transport::{ControlLink, LinkAddr, LinkProvider, Trust, Unavailable};
 use zc::wire::{
     ClientHandshake, CloseCode, ControlDecoder, ControlMessage, Hello, HelloRole, OfferEntry, SameHost,
     ServerHandshake, VersionRange,
@@ -26,92 +22,12 @@ use zc::{
     AcceptFailed, Connection, Error, Fabric, FabricBuilder, HandshakeFailed, Listener, Observer, Outcome,
     Policy, SelectionReport, Stage, UriError,
 };
-use zc_transport_tcp::{StreamLink, StreamLinks, TcpTransport};
+use zc_transport_tcp::StreamLinks;
 
-const GUARD: Duration = Duration::from_secs(60);
+#[path = "common/passed.rs"]
+mod passed;
 
-async fn guarded<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(GUARD, future).await.expect("it hangs")
-}
-
-/// Out-of-band: a stream lane on a socket pair, of which the client passes one end as a descriptor.
-struct Passed {
-    /// It fails: the client after it has announced a descriptor, the server before it takes one.
-    torn: bool,
-    /// What the policy must make of the peer.
-    trust: Trust,
-}
-
-fn os(operation: &'static str) -> impl Fn(std::io::Error) -> WireupError {
-    move |error| Unavailable::os(operation, &error).into()
-}
-
-impl Transport for Passed {
-    fn name(&self) -> &'static str {
-        "passed"
-    }
-    fn probe(&self) -> Result<Caps, Unavailable> {
-        Ok(Caps::stream())
-    }
-    fn wants_descriptors(&self) -> bool {
-        true
-    }
-    fn params(&self) -> &'static [&'static str] {
-        &["if"]
-    }
-    fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
-        assert!(cx.descriptors && cx.same_host.is_ok(), "asked only once descriptors can travel");
-        assert_eq!(cx.peer.unwrap().uid, rustix::process::geteuid().as_raw());
-        assert_eq!(cx.trust, self.trust);
-        let interface = cx.params.value("if").unwrap_or_default();
-        Ok(Offer { version: 1, bytes: interface.into() })
-    }
-    fn join<'a>(
-        &'a self,
-        role: Role,
-        mine: Offer,
-        peer: Offer,
-        link: &'a mut Option<Box<dyn ControlLink>>,
-        cx: OfferContext,
-    ) -> BoxFuture<'a, Result<Lane, WireupError>> {
-        Box::pin(async move {
-            let stream = link.as_mut().unwrap();
-            let own: OwnedFd = match role {
-                Role::Client => {
-                    let (ours, theirs) = UnixStream::pair().map_err(os("socketpair"))?;
-                    if self.torn {
-                        let too_many = [theirs.as_fd(); zc_transport_tcp::MAX_DESCRIPTORS + 1];
-                        let sent = poll_fn(|cx| stream.poll_send_descriptors(cx, &too_many)).await;
-                        assert_eq!(sent.unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
-                        return Err(Unavailable::NoDevice.into());
-                    }
-                    let fds = [theirs.as_fd()];
-                    poll_fn(|cx| stream.poll_send_descriptors(cx, &fds)).await.map_err(os("send"))?;
-                    ours.into()
-                }
-                Role::Server if self.torn => return Err(Unavailable::NoDevice.into()),
-                Role::Server => {
-                    let fds =
-                        poll_fn(|cx| stream.poll_recv_descriptors(cx, 1)).await.map_err(os("receive"))?;
-                    fds.into_iter().next().ok_or(Unavailable::NoDevice)?
-                }
-            };
-            rustix::io::ioctl_fionbio(&own, true).map_err(|error| os("nonblocking")(error.into()))?;
-            let io = cx.reactor.register(own).map_err(os("register"))?;
-            let pair = StreamLink::new(io, LinkAddr::UnixAbstract("pair".into()));
-            TcpTransport.join(role, mine, peer, &mut Some(Box::new(pair)), cx).await
-        })
-    }
-}
-
-fn with(torn: bool, trust: Trust) -> FabricBuilder {
-    let policy = Policy::default().prefer(["passed"]);
-    Fabric::auto_builder().transport(Arc::new(Passed { torn, trust })).policy(policy)
-}
-
-fn passing() -> FabricBuilder {
-    with(false, Trust::Cooperative)
-}
+use passed::{GUARD, Passed, guarded, outcome, passing, talk, with};
 
 async fn pair_on(uri: &str, client: FabricBuilder, server: FabricBuilder) -> (Connection, Connection) {
     let mut listener = server.build().unwrap().listen(uri).await.unwrap();
@@ -122,58 +38,6 @@ async fn pair_on(uri: &str, client: FabricBuilder, server: FabricBuilder) -> (Co
 }
 
 const TCP: &str = "zc://127.0.0.1:0";
-
-fn outcome(report: &SelectionReport, name: &str) -> Outcome {
-    let found = report.candidates().iter().find(|candidate| candidate.transport == name);
-    found.unwrap_or_else(|| panic!("{name} is not in\n{report}")).outcome.clone()
-}
-
-async fn talk(one: &Connection, other: &mut Connection) {
-    one.send(&b"over the lane"[..]).await.unwrap();
-    assert_eq!(other.recv().await.unwrap().unwrap(), b"over the lane"[..]);
-}
-
-/// The other process of the next test; without the variable there is nothing to do.
-#[tokio::test]
-async fn peer_process() {
-    let Ok(uri) = std::env::var("ZC_TEST_WIREUP_URI") else { return };
-    let mut connection = passing().build().unwrap().connect(&uri).await.unwrap();
-    assert_eq!(connection.report().chosen(), "passed", "{}", connection.report());
-    assert_eq!(
-        connection.peer().cred.unwrap().pid,
-        rustix::process::getppid().unwrap().as_raw_nonzero().get()
-    );
-    let message = connection.recv().await.unwrap().unwrap();
-    connection.send(message).await.unwrap();
-    connection.drain(GUARD).await.unwrap();
-}
-
-#[tokio::test]
-async fn descriptors_travel_between_processes_after_the_proof() {
-    let mut listener = passing().build().unwrap().listen(TCP).await.unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "peer_process", "--nocapture"])
-        .env("ZC_TEST_WIREUP_URI", listener.local_uri().to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let test = async {
-        let mut connection = listener.accept().await.unwrap();
-        assert_eq!(connection.report().chosen(), "passed", "{}", connection.report());
-        let cred = connection.peer().cred.unwrap();
-        assert_eq!(cred.pid.unsigned_abs(), child.id());
-        connection.send(&b"ping"[..]).await.unwrap();
-        assert_eq!(connection.recv().await.unwrap().unwrap(), b"ping"[..]);
-        assert!(connection.recv().await.unwrap().is_none());
-    };
-    let done = tokio::time::timeout(GUARD, test).await;
-    if done.is_err() {
-        let _ = child.kill();
-    }
-    assert!(child.wait().unwrap().success());
-    done.expect("it hangs");
-}
 
 #[tokio::test]
 async fn a_unix_link_passes_descriptors_itself() {

@@ -72,7 +72,8 @@ struct Place {
 
 impl Place {
     fn here() -> Self {
-        let netns = std::fs::metadata("/proc/self/ns/net").ok().map(|meta| (meta.dev(), meta.ino()));
+        // A namespace belongs to a thread: that of this one is where its sockets are made.
+        let netns = std::fs::metadata("/proc/thread-self/ns/net").ok().map(|meta| (meta.dev(), meta.ino()));
         Self { boot_id: BOOT_ID.clone(), netns }
     }
 
