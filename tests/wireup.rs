@@ -158,8 +158,10 @@ fn proof_socket(name: &str) -> UnixStream {
 }
 
 fn digest(label: &[u8], nonce: &[u8; 16]) -> [u8; 32] {
-    use sha2::{Digest, Sha256};
-    Sha256::new().chain_update(label).chain_update(nonce).finalize().into()
+    let mut hash = hmac_sha256::Hash::new();
+    hash.update(label);
+    hash.update(nonce);
+    hash.finalize()
 }
 
 /// Proves a nonce; the server's answer, or nothing if it hung up.

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::channel::oneshot;
+use hmac_sha256::Hash;
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 use zc_core::transport::{
     BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, PeerCred, TaskHandle, Timer, Unavailable,
 };
@@ -44,9 +44,9 @@ static BOOT_ID: LazyLock<Option<String>> = LazyLock::new(|| {
 });
 
 fn digest(parts: &[&[u8]]) -> Key {
-    let mut hash = Sha256::new();
+    let mut hash = Hash::new();
     parts.iter().for_each(|part| hash.update(part));
-    hash.finalize().into()
+    hash.finalize()
 }
 
 fn tag(parts: &[&[u8]]) -> Tag {
