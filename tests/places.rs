@@ -3,7 +3,7 @@
 //! Children are this program again, with a variable that says what to be; they end when the connection does.
 
 #![cfg(all(feature = "tokio", feature = "tcp"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "test helpers")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;

@@ -219,6 +219,30 @@ async fn a_nonce_serves_one_proof_of_its_own_connection() {
 }
 
 #[tokio::test]
+async fn descriptors_announced_after_their_socket_broke_leave_the_link_in_its_place() {
+    let (mut listener, address) = tcp_listener(passing()).await;
+    let by_hand = spawn_blocking(move || {
+        let (mut hand, place) = Hand::connect(&address);
+        drop(proves(&place, &place.nonce));
+        assert!(hand.offers().contains(&"passed".to_owned()));
+        let ControlMessage::Plan(plan) = hand.message() else { panic!("no PLAN") };
+        assert_eq!(plan[0].transport, "passed");
+        // No byte follows any of them. The first finds the socket broken.
+        let mut bytes = Vec::new();
+        for _ in 0..3 {
+            ControlMessage::Join { index: 0, bytes: vec![] }.encode(&mut bytes).unwrap();
+        }
+        ControlMessage::LaneDown { index: 0, reason: "enough".into() }.encode(&mut bytes).unwrap();
+        hand.stream.write_all(&bytes).unwrap();
+        assert!(matches!(hand.message(), ControlMessage::LaneDown { index: 0, .. }));
+        let ControlMessage::Reject { reason, .. } = hand.message() else { panic!("no REJECT") };
+        assert_eq!(reason, "no lane came up");
+    });
+    guarded(by_hand).await.unwrap();
+    assert!(futures::FutureExt::now_or_never(listener.accept()).is_none());
+}
+
+#[tokio::test]
 async fn half_done_proofs_do_not_hold_up_good_ones() {
     let (mut listener, address) = tcp_listener(passing()).await;
     let (to, flood) = (address.clone(), zc::MAX_HALF_PROOFS * 2);
