@@ -1,6 +1,7 @@
 //! What an application connects and listens with.
 
 mod builder;
+mod crowd;
 mod listener;
 
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use zc_core::transport::{Caps, Role, Unavailable};
 use zc_core::wire::Stage;
 
 pub use self::builder::FabricBuilder;
-pub use self::listener::{ACCEPT_RETRY, Listener, MAX_HANDSHAKES, MAX_READY};
+pub use self::listener::{ACCEPT_RETRY, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
 
 use crate::connection::Connection;
 use crate::error::Error;
@@ -90,10 +91,12 @@ impl Fabric {
         let shared = &self.shared;
         let request = shared.request(&uri)?;
         let provider = shared.provider(uri.addr())?;
-        let links = provider
-            .bind(uri.addr(), &shared.reactor)
-            .await
-            .map_err(|source| Error::Link { stage: Stage::Connect, source })?;
+        let binding = async {
+            let links = provider.bind(uri.addr(), &shared.reactor).await;
+            links.map_err(|source| Error::Link { stage: Stage::Connect, source })
+        };
+        // It may have to look up a name.
+        let links = deadline(&*shared.reactor, Stage::Connect, shared.deadlines.connect, binding).await?;
         let prover = match shared.wants_proof(uri.addr(), &request) {
             true => Prover::start(shared).await,
             false => return Listener::start(shared.clone(), links, uri, request, None),
