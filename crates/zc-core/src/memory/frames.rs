@@ -1,7 +1,7 @@
 //! Frames of a region that a transport lends out: ring slots, UMEM frames, receive queues.
 
 use super::block::{Home, OwnedBlock, Table};
-use super::{PinnedBuf, PinnedBufMut, Region};
+use super::{LeaseBudget, PinnedBuf, PinnedBufMut, Region};
 use std::sync::Arc;
 
 /// The owner of lent frames.
@@ -78,6 +78,23 @@ impl FrameTable {
             return Err(LendError::OutOfBounds);
         }
         let block = self.table.take(index, false).ok_or(LendError::Busy)?;
+        Ok(PinnedBuf::from_block(block, offset, len))
+    }
+
+    /// As [`lend`](Self::lend), and the whole frame counts against `lease` until it is back.
+    pub fn lend_leased(
+        &self,
+        index: u32,
+        offset: usize,
+        len: usize,
+        lease: &Arc<LeaseBudget>,
+    ) -> Result<PinnedBuf, LendError> {
+        let end = offset.checked_add(len).ok_or(LendError::OutOfBounds)?;
+        if index as usize >= self.table.count() || end > self.table.block_len() {
+            return Err(LendError::OutOfBounds);
+        }
+        let mut block = self.table.take(index, false).ok_or(LendError::Busy)?;
+        block.attach_lease(lease.clone());
         Ok(PinnedBuf::from_block(block, offset, len))
     }
 

@@ -194,6 +194,35 @@ impl Region {
         Ok(Self::assemble(mapping, info, Some(file.into()), true, None))
     }
 
+    /// Maps the first `len` bytes of a memfd, shared with whoever else maps it. The descriptor is not
+    /// kept. `len` is a whole number of pages.
+    ///
+    /// # Safety
+    /// The memfd is sealed against shrinking, or never shrunk. If `writable`, nobody else writes it;
+    /// if not, whoever writes it keeps to what the user of the region relies on (M5).
+    pub unsafe fn map_memfd(
+        fd: BorrowedFd<'_>,
+        len: usize,
+        writable: bool,
+        name: &'static str,
+    ) -> Result<Self, RegionError> {
+        if len == 0 || !len.is_multiple_of(sys::page_size()) || len > isize::MAX as usize {
+            return Err(RegionError::BadLength(len));
+        }
+        // SAFETY: the caller's promise.
+        let base = unsafe { sys::map_fd(fd, len, writable) }.map_err(os("mmap of a memfd"))?;
+        let mapping = Mapping { base, len };
+        sys::dont_fork(base, len).map_err(os("madvise(DONTFORK)"))?;
+        let info = RegionInfo {
+            requested: Backing::Memfd,
+            page: PageKind::Base,
+            fallbacks: Vec::new(),
+            locked: false,
+            name,
+        };
+        Ok(Self::assemble(mapping, info, None, !writable, None))
+    }
+
     fn assemble(
         mapping: Mapping,
         info: RegionInfo,
