@@ -1,12 +1,11 @@
 //! Models of the ring, of the handshake before sleeping and of the free list.
 
-use loom::sync::atomic::AtomicBool;
+use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
 use crate::layout::{Head, SLOT_WORDS};
 use crate::ring::{Consumer, Producer};
 use crate::sleep::{Ringer, Sleeper};
-use crate::sync::Ordering;
 use crate::testing::Cells;
 use crate::words::{ReadWords, WriteWords};
 
@@ -46,14 +45,15 @@ fn loom_ring_delivers_whole_and_in_order() {
 fn loom_sleep_loses_no_wake_up() {
     loom::model(|| {
         let cells = Cells::new(2);
-        let bell = loom::sync::Arc::new(AtomicBool::new(false));
+        let bell = Arc::new((Mutex::new(false), Condvar::new()));
         let (mut sleeper, ringer) = (Sleeper::new(cells.clone(), 0), Ringer::new(cells.clone(), 0));
         let (theirs, rung) = (cells.clone(), bell.clone());
         let waker = thread::spawn(move || {
             for n in 1..=2 {
                 theirs.publish(1, n);
                 if ringer.must_ring() {
-                    rung.store(true, Ordering::SeqCst);
+                    *rung.0.lock().unwrap() = true;
+                    rung.1.notify_one();
                 }
             }
         });
@@ -68,10 +68,13 @@ fn loom_sleep_loses_no_wake_up() {
             if cells.load(1) > seen {
                 continue;
             }
-            // Asleep: only the bell ends it. A lost wake-up never leaves this loop, which loom reports.
-            while !bell.swap(false, Ordering::SeqCst) {
-                thread::yield_now();
+            // Asleep: only the bell ends it. After a lost wake-up everybody sleeps, which loom reports.
+            let mut rung = bell.0.lock().unwrap();
+            while !*rung {
+                rung = bell.1.wait(rung).unwrap();
             }
+            *rung = false;
+            drop(rung);
             sleeper.disarm();
         }
         waker.join().unwrap();
