@@ -25,6 +25,13 @@ mod sys;
 mod transport;
 mod words;
 
+#[cfg(all(test, not(loom)))]
+extern crate self as zc_transport_shm;
+#[cfg(all(test, not(loom)))]
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[cfg(all(test, not(loom)))]
+mod hostile_tests;
 #[cfg(all(test, loom))]
 mod loom_tests;
 #[cfg(test)]
