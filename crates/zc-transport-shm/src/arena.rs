@@ -88,6 +88,8 @@ pub(crate) struct Arena {
     bytes: u64,
     max_bytes: u64,
     held: usize,
+    /// The slab that a block was taken from last.
+    last: usize,
 }
 
 /// The block length for messages of `len` bytes: at most a quarter is left over.
@@ -108,7 +110,7 @@ impl Arena {
     pub(crate) fn new(region: Region, geometry: Geometry, max_bytes: u64, waker: Arc<AtomicWaker>) -> Self {
         let bytes = region.len() as u64;
         let first = Slab::new(region, geometry.block_len, geometry.first_block(), geometry.frames(), &waker);
-        Self { slabs: vec![first], waker, bytes, max_bytes: max_bytes.max(bytes), held: 0 }
+        Self { slabs: vec![first], waker, bytes, max_bytes: max_bytes.max(bytes), held: 0, last: 0 }
     }
 
     /// The longest message that can ever be sent.
@@ -126,16 +128,30 @@ impl Arena {
     }
 
     /// An empty block with room for `len` bytes: the one that came back last, of the smallest that fit.
+    #[inline]
     pub(crate) fn take(&mut self, len: usize) -> Option<PinnedBufMut> {
+        if let Some(slab) = self.slabs.get_mut(self.last).and_then(Option::as_mut)
+            && slab.block_len == block_len(len)
+            && let Some(buf) = slab.take()
+        {
+            return Some(buf);
+        }
+        self.take_any(len)
+    }
+
+    fn take_any(&mut self, len: usize) -> Option<PinnedBufMut> {
         let mut tried = 0;
         loop {
             let fits = |s: &&mut Slab| s.block_len >= len && s.block_len > tried;
             let slab = self.slabs.iter_mut().flatten().filter(fits).min_by_key(|s| s.block_len)?;
             // Several slabs of one size count as one.
             tried = slab.block_len;
-            let same = self.slabs.iter_mut().flatten().filter(|s| s.block_len == tried);
-            if let Some(buf) = same.into_iter().find_map(Slab::take) {
-                return Some(buf);
+            for (at, slab) in self.slabs.iter_mut().enumerate() {
+                let same = slab.as_mut().filter(|s| s.block_len == tried);
+                if let Some(buf) = same.and_then(Slab::take) {
+                    self.last = at;
+                    return Some(buf);
+                }
             }
             // A much larger block is worth more than a new one of the right size.
             if tried / 4 > len.max(GROWTH_BYTES) {

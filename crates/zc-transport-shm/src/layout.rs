@@ -166,7 +166,7 @@ impl Head {
 }
 
 /// Where a piece of payload lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Descriptor {
     pub(crate) slab: u8,
     pub(crate) generation: u16,

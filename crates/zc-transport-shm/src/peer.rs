@@ -123,6 +123,7 @@ impl PeerArena {
         Ok(())
     }
 
+    /// The arena that a descriptor names, once all of it is checked (M6).
     fn slab(&self, at: &Descriptor) -> Result<&Slab, LaneError> {
         let slab = self.slabs.get(at.slab as usize).and_then(Option::as_ref);
         let slab = slab.ok_or(lie("shm descriptor: arena"))?;
@@ -134,11 +135,6 @@ impl PeerArena {
             return Err(lie("shm descriptor: length"));
         }
         Ok(slab)
-    }
-
-    /// Checks a descriptor (M6).
-    pub(crate) fn check_descriptor(&self, at: &Descriptor) -> Result<(), LaneError> {
-        self.slab(at).map(drop)
     }
 
     /// Lends what a descriptor names; it goes back when the last reference is gone.

@@ -64,7 +64,7 @@ impl<W: WriteWords> Producer<W> {
         assert!(self.free() > 0 && payload.len() <= SLOT_WORDS - PAYLOAD);
         let at = slot(self.first, self.next, self.slots);
         self.words.store(at + 1, seq);
-        payload.iter().enumerate().for_each(|(i, word)| self.words.store(at + PAYLOAD + i, *word));
+        self.words.store_all(at + PAYLOAD, payload);
         self.words.publish(at, head.pack(turn(self.next, self.slots)));
         self.next += 1;
     }
@@ -106,7 +106,7 @@ impl<R: ReadWords> Consumer<R> {
     pub(crate) fn read(&self, out: &mut [u64]) {
         let at = slot(self.first, self.next, self.slots) + PAYLOAD;
         assert!(out.len() <= SLOT_WORDS - PAYLOAD);
-        out.iter_mut().enumerate().for_each(|(i, word)| *word = self.words.load(at + i));
+        self.words.load_all(at, out);
     }
 
     /// Goes on to the next slot. The producer hears of it when [`Consumer::count`] is published.

@@ -13,12 +13,22 @@ use zc_core::memory::Region;
 pub(crate) trait ReadWords {
     /// Relaxed.
     fn load(&self, at: usize) -> u64;
+    /// Relaxed, one by one.
+    #[inline]
+    fn load_all(&self, at: usize, out: &mut [u64]) {
+        out.iter_mut().enumerate().for_each(|(i, word)| *word = self.load(at + i));
+    }
 }
 
 /// Words that only we write.
 pub(crate) trait WriteWords {
     /// Relaxed.
     fn store(&self, at: usize, value: u64);
+    /// Relaxed, one by one.
+    #[inline]
+    fn store_all(&self, at: usize, values: &[u64]) {
+        values.iter().enumerate().for_each(|(i, word)| self.store(at + i, *word));
+    }
     /// Release: who sees it sees everything stored before.
     fn publish(&self, at: usize, value: u64);
 }
@@ -53,10 +63,15 @@ impl Words {
 
     #[inline]
     fn at(&self, at: usize) -> &AtomicU64 {
-        assert!(at < self.count, "a word outside of the mapping");
+        &self.range(at, 1)[0]
+    }
+
+    #[inline]
+    fn range(&self, at: usize, count: usize) -> &[AtomicU64] {
+        assert!(at < self.count && count <= self.count - at, "words outside of the mapping");
         // SAFETY: inside of the mapping, which `_region` keeps, and only ever accessed atomically; on
         // a read-only mapping only relaxed loads are made (M5).
-        unsafe { self.base.add(at).as_ref() }
+        unsafe { std::slice::from_raw_parts(self.base.add(at).as_ptr(), count) }
     }
 }
 
@@ -81,6 +96,11 @@ impl WriteWords for OwnWords {
         self.0.at(at).store(value, Ordering::Relaxed);
     }
     #[inline]
+    fn store_all(&self, at: usize, values: &[u64]) {
+        let words = self.0.range(at, values.len());
+        words.iter().zip(values).for_each(|(word, value)| word.store(*value, Ordering::Relaxed));
+    }
+    #[inline]
     fn publish(&self, at: usize, value: u64) {
         self.0.at(at).store(value, Ordering::Release);
     }
@@ -90,5 +110,10 @@ impl ReadWords for PeerWords {
     #[inline]
     fn load(&self, at: usize) -> u64 {
         self.0.at(at).load(Ordering::Relaxed)
+    }
+    #[inline]
+    fn load_all(&self, at: usize, out: &mut [u64]) {
+        let words = self.0.range(at, out.len());
+        out.iter_mut().zip(words).for_each(|(value, word)| *value = word.load(Ordering::Relaxed));
     }
 }

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use smallvec::SmallVec;
 use zc_core::memory::{
-    AllocError, AllocWaiter, BufPool, CopyLedger, CopyPlace, LeaseBudget, MAX_SEGMENTS, Message, PinnedBuf,
+    AllocError, AllocWaiter, BufPool, CopyLedger, CopyPlace, LeaseBudget, MAX_SEGMENTS, Message,
     PinnedBufMut, Pressure, copy_inline,
 };
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
@@ -63,8 +62,6 @@ struct Partial {
     seq: u64,
     payload: Message,
 }
-
-type Descriptors = SmallVec<[Descriptor; SLOT_DESCRIPTORS]>;
 
 /// The receiving half.
 pub(super) struct Rx {
@@ -259,13 +256,13 @@ impl Rx {
         out: &mut Batch<Frame>,
     ) -> Result<(), Stop> {
         let (descriptors, len) = self.descriptors(head, kind)?;
-        let payload = self.fetch(&descriptors, len, kind)?;
-        let mut whole = match self.partial.take() {
-            Some(partial) => partial.payload,
-            None => Message::new(),
-        };
-        for segment in payload {
-            whole.push(segment).map_err(|_| lie("shm frame: segments"))?;
+        let mut whole = Message::new();
+        self.fetch(&descriptors[..head.count as usize], len, kind, &mut whole)?;
+        if let Some(partial) = self.partial.take() {
+            let rest = std::mem::replace(&mut whole, partial.payload);
+            for segment in rest.into_segments() {
+                whole.push(segment).map_err(|_| lie("shm frame: segments"))?;
+            }
         }
         if head.flags & MORE != 0 {
             self.partial = Some(Partial { kind, flags: head.flags & !MORE, seq, payload: whole });
@@ -275,34 +272,43 @@ impl Rx {
         Ok(())
     }
 
-    /// The descriptors of a slot, each checked, and their bytes.
-    fn descriptors(&self, head: Head, kind: FrameKind) -> Result<(Descriptors, usize), LaneError> {
+    /// The descriptors of a slot, whose places are not checked yet, and their bytes.
+    fn descriptors(
+        &self,
+        head: Head,
+        kind: FrameKind,
+    ) -> Result<([Descriptor; SLOT_DESCRIPTORS], usize), LaneError> {
         let count = head.count as usize;
-        let before = self.partial.as_ref().map_or(0, |p| p.payload.segments().len());
+        let (before, bytes) =
+            self.partial.as_ref().map_or((0, 0), |p| (p.payload.segments().len(), p.payload.len()));
         if count == 0 || count > SLOT_DESCRIPTORS || before + count > MAX_SEGMENTS {
             return Err(lie("shm slot: descriptors"));
         }
         let mut words = [0; 2 * SLOT_DESCRIPTORS];
         self.ring.read(&mut words[..2 * count]);
-        let (pairs, _) = words[..2 * count].as_chunks::<2>();
-        let descriptors: Descriptors = pairs.iter().map(|pair| Descriptor::unpack(*pair)).collect();
-        descriptors.iter().try_for_each(|at| self.arena.check_descriptor(at))?;
+        let mut descriptors = [Descriptor::default(); SLOT_DESCRIPTORS];
+        let (pairs, _) = words.as_chunks::<2>();
         // At most MAX_SEGMENTS lengths of 32 bits: no overflow.
-        let len: usize = descriptors.iter().map(|at| at.len as usize).sum();
+        let mut len = 0;
+        for (at, pair) in descriptors.iter_mut().zip(pairs).take(count) {
+            *at = Descriptor::unpack(*pair);
+            len += at.len as usize;
+        }
         let max = if kind == FrameKind::Data { self.max_message } else { MAX_RECORD };
-        if self.partial.as_ref().map_or(0, |p| p.payload.len()) + len > max {
+        if bytes + len > max {
             return Err(lie("shm frame length"));
         }
         Ok((descriptors, len))
     }
 
-    /// Lends the payload where it is, or copies it out.
+    /// Lends the payload where it is, or copies it out. Every place is checked on the way (M6).
     fn fetch(
         &mut self,
         descriptors: &[Descriptor],
         len: usize,
         kind: FrameKind,
-    ) -> Result<SmallVec<[PinnedBuf; SLOT_DESCRIPTORS]>, Stop> {
+        out: &mut Message,
+    ) -> Result<(), Stop> {
         let pressure = self.leases.pressure();
         if pressure == Pressure::Hard && kind == FrameKind::Data {
             return Err(Stop::Stall(Stall::Lease));
@@ -310,12 +316,12 @@ impl Rx {
         // A record is small and soon done with, but whoever parses it must have it to himself.
         let lend = self.cooperative && kind == FrameKind::Data;
         if lend && pressure == Pressure::None {
-            return self.lend(descriptors);
+            return self.lend(descriptors, out);
         }
         let mut buf = match self.memory(len) {
             Ok(buf) => buf,
             // Memory that can't be had is no reason to keep a friend waiting.
-            Err(Stop::Stall(Stall::Memory(_))) if lend => return self.lend(descriptors),
+            Err(Stop::Stall(Stall::Memory(_))) if lend => return self.lend(descriptors, out),
             Err(stop) => return Err(stop),
         };
         for at in descriptors {
@@ -326,11 +332,19 @@ impl Rx {
         if kind == FrameKind::Data {
             self.ledger.copied(CopyPlace::CopyOut, len);
         }
-        Ok(SmallVec::from_iter([buf.freeze()]))
+        *out = buf.freeze().into();
+        Ok(())
     }
 
-    fn lend(&self, descriptors: &[Descriptor]) -> Result<SmallVec<[PinnedBuf; SLOT_DESCRIPTORS]>, Stop> {
-        Ok(descriptors.iter().map(|at| self.arena.lend(at, &self.leases)).collect::<Result<_, _>>()?)
+    fn lend(&self, descriptors: &[Descriptor], out: &mut Message) -> Result<(), Stop> {
+        if let [at] = descriptors {
+            *out = self.arena.lend(at, &self.leases)?.into();
+            return Ok(());
+        }
+        for at in descriptors {
+            out.push(self.arena.lend(at, &self.leases)?).map_err(|_| lie("shm frame: segments"))?;
+        }
+        Ok(())
     }
 
     /// Memory of the pool, under the lease.

@@ -196,8 +196,7 @@ impl Tx {
     }
 
     fn settle(&mut self, token: Option<u64>) {
-        let report = token.and_then(|token| self.reports.iter_mut().find(|r| r.token == token));
-        if let Some(report) = report {
+        if let Some(report) = self.report_of(token) {
             report.left -= 1;
         }
     }
@@ -228,8 +227,14 @@ impl Tx {
         if frame.payload.len() > INLINE_MAX {
             return self.put_by_reference(frame, token);
         }
+        if self.put_inline(&frame) { Ok(()) } else { Err(Refused::NoRoom(frame)) }
+    }
+
+    /// Copies a small frame into its slot; false when there is none.
+    #[inline]
+    fn put_inline(&mut self, frame: &Frame) -> bool {
         if self.ring.free() <= CONTROL_SLOTS {
-            return Err(Refused::NoRoom(frame));
+            return false;
         }
         let ledger = (frame.kind == FrameKind::Data).then_some(&*self.ledger);
         let len = frame.payload.len();
@@ -242,13 +247,42 @@ impl Tx {
         let mut words = [0; INLINE_MAX / 8];
         let (chunks, _) = bytes.as_chunks::<8>();
         words.iter_mut().zip(chunks).for_each(|(word, chunk)| *word = u64::from_ne_bytes(*chunk));
-        let (kind, flags) = kind_of(&frame);
+        let (kind, flags) = kind_of(frame);
         self.ring.push(Head::new(kind, flags, len), frame.seq, &words[..len.div_ceil(8)]);
         self.published = true;
-        Ok(())
+        true
     }
 
     fn put_by_reference(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
+        if let [only] = frame.payload.segments()
+            && self.ring.free() > CONTROL_SLOTS
+            && let Some(at) = self.arena.locate(only)
+        {
+            self.put_whole(frame, at, token);
+            return Ok(());
+        }
+        self.put_pieces(frame, token)
+    }
+
+    /// The usual large message: one buffer from our own `poll_alloc`.
+    fn put_whole(&mut self, frame: Frame, at: Descriptor, token: Option<u64>) {
+        let (kind, flags) = kind_of(&frame);
+        if let Some(report) = self.report_of(token) {
+            report.left += 1;
+        }
+        self.ring.push(Head::new(kind, flags | BY_REFERENCE, 1), frame.seq, &at.pack());
+        if let Some(buf) = frame.payload.into_segments().next() {
+            self.arena.hold(at, buf, token);
+        }
+        self.published = true;
+    }
+
+    fn report_of(&mut self, token: Option<u64>) -> Option<&mut Report> {
+        let token = token?;
+        self.reports.iter_mut().find(|r| r.token == token)
+    }
+
+    fn put_pieces(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
         let pieces = match self.plan(&frame.payload) {
             Ok(Some(pieces)) => pieces,
             Ok(None) => return Err(Refused::NoRoom(frame)),
@@ -258,9 +292,7 @@ impl Tx {
             return Err(Refused::NoRoom(frame));
         }
         let (kind, flags) = kind_of(&frame);
-        if let Some(token) = token
-            && let Some(report) = self.reports.iter_mut().find(|r| r.token == token)
-        {
+        if let Some(report) = self.report_of(token) {
             report.left += pieces.len() as u32;
         }
         let (seq, mut left) = (frame.seq, pieces.len());
@@ -543,11 +575,16 @@ impl LaneTx for Tx {
             return Err(SendRejected { frame, error });
         }
         self.tokens += 1;
+        let data = if frame.kind == FrameKind::Data { frame.payload.len() as u64 } else { 0 };
+        // The usual small message is done with here.
+        if !report && frame.payload.len() <= INLINE_MAX && self.queue.is_empty() && self.put_inline(&frame) {
+            self.sent += data;
+            return Ok(SendToken(self.tokens));
+        }
         let token = report.then_some(self.tokens);
         if let Some(token) = token {
             self.reports.push_back(Report { token, left: 1 });
         }
-        let data = if frame.kind == FrameKind::Data { frame.payload.len() as u64 } else { 0 };
         let put = if self.queue.is_empty() { self.put(frame, token) } else { Err(Refused::NoRoom(frame)) };
         match put {
             Ok(()) => self.settle(token),
