@@ -135,7 +135,7 @@ impl Evil {
             },
             false => std::fs::File::open("/dev/null").unwrap().into(),
         };
-        let fds: Vec<BorrowedFd<'_>> = vec![fd.as_fd(); if bytes % 7 == 0 { 2 } else { 1 }];
+        let fds: Vec<BorrowedFd<'_>> = vec![fd.as_fd(); if bytes.is_multiple_of(7) { 2 } else { 1 }];
         let _ = self.link.poll_send_descriptors(cx, &fds);
     }
 }

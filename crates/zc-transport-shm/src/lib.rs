@@ -31,6 +31,7 @@ extern crate self as zc_transport_shm;
 #[path = "../tests/common/mod.rs"]
 mod common;
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
 mod hostile_tests;
 #[cfg(all(test, loom))]
 mod loom_tests;

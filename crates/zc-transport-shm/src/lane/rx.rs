@@ -236,6 +236,9 @@ impl Rx {
         chunks.iter_mut().zip(words).for_each(|(chunk, word)| *chunk = word.to_ne_bytes());
         let mut buf = match self.small.take() {
             Some(buf) => buf,
+            None if kind == FrameKind::Data && self.leases.pressure() == Pressure::Hard => {
+                return Err(Stop::Stall(Stall::Lease));
+            }
             None => self.memory(len)?,
         };
         match kind {

@@ -635,13 +635,9 @@ impl LaneTx for Tx {
             return Poll::Ready(Ok(()));
         }
         alive?;
-        let done = self.park(cx, |tx| Ok(tx.reports.front().is_some_and(|r| r.left == 0)));
-        match done {
-            // Something came while it was going to sleep, or the lane ended.
-            Poll::Ready(_) => {
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
+        match self.park(cx, |tx| Ok(tx.reports.front().is_some_and(|r| r.left == 0))) {
+            // One came while it was going to sleep, or the lane ended: both are told at once.
+            Poll::Ready(_) => self.poll_completions(cx, out),
             Poll::Pending => Poll::Pending,
         }
     }

@@ -1,5 +1,12 @@
 //! A small reactor over tokio, and pairs of lanes.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::disallowed_methods, unreachable_pub)]
+#![allow(
+    dead_code,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    unreachable_pub
+)]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
