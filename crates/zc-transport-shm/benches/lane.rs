@@ -256,6 +256,12 @@ async fn costs() {
     let mut seq = 0;
     println!("processor time per message, both ends in one thread");
     let (tx, rx) = (&mut a.lane.tx, &mut b.lane.rx);
+    let word = AtomicU64::new(0);
+    cost("for scale: one atomic addition", || {
+        for _ in 0..64 {
+            std::hint::black_box(&word).fetch_add(1, Ordering::Relaxed);
+        }
+    });
     cost("try_recv of nothing", || {
         for _ in 0..64 {
             assert!(rx.try_recv(&mut batch).unwrap().is_none());
