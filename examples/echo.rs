@@ -23,8 +23,7 @@ const SIZES: [usize; 6] = [64, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 10 << 20];
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match args[..] {
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => both(Duration::from_millis(700)).await,
         ["--quick"] => both(Duration::from_millis(50)).await,
         ["server", uri] => server(uri, false).await,
@@ -50,8 +49,7 @@ fn spawn_server() -> Result<(Child, String)> {
         .stdout(Stdio::piped())
         .spawn()?;
     let mut uri = String::new();
-    let stdout = server.stdout.take().ok_or("the server has no output")?;
-    BufReader::new(stdout).read_line(&mut uri)?;
+    BufReader::new(server.stdout.take().ok_or("the server has no output")?).read_line(&mut uri)?;
     Ok((server, uri.trim().to_owned()))
 }
 

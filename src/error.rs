@@ -1,8 +1,9 @@
 //! Why a connection did not come up.
 
-use zc_core::transport::{LinkError, Unavailable, WireupError};
+use zc_core::transport::{LaneError, LinkError, Unavailable, WireupError};
 use zc_core::wire::{Delivery, Stage, WireError};
 
+use crate::auth::AuthError;
 use crate::connection::ConnectionError;
 use crate::policy::PolicyError;
 use crate::report::SelectionReport;
@@ -34,12 +35,24 @@ pub enum Error {
         /// What was wrong.
         source: WireError,
     },
+    /// The peer did not prove who it is.
+    #[error("{stage}: {0}", stage = Stage::Authenticate)]
+    Auth(#[from] AuthError),
     /// A stage took too long.
     #[error("{stage}: the deadline has passed")]
     Timeout {
         /// The stage.
         stage: Stage,
     },
+    /// The listener had too many links under way, and this one had been silent for the longest time.
+    #[error("{stage}: evicted: too many links are under way, and this one was silent the longest")]
+    Evicted {
+        /// The stage.
+        stage: Stage,
+    },
+    /// The listener was closed, and nothing is left to accept.
+    #[error("the listener is closed")]
+    ListenerClosed,
     /// No transport could carry the connection.
     #[error("no transport carries this connection:\n{0}")]
     NoTransport(Box<SelectionReport>),
@@ -74,19 +87,33 @@ impl Error {
     /// Where wire-up stopped, if it had begun.
     pub fn stage(&self) -> Option<Stage> {
         match self {
-            Self::Link { stage, .. } | Self::Wire { stage, .. } | Self::Timeout { stage } => Some(*stage),
+            Self::Link { stage, .. }
+            | Self::Wire { stage, .. }
+            | Self::Timeout { stage }
+            | Self::Evicted { stage } => Some(*stage),
+            Self::Auth(_) => Some(Stage::Authenticate),
             Self::NoTransport(_) => Some(Stage::Offers),
             Self::Join(_) | Self::Connection(_) => Some(Stage::Join),
             _ => None,
         }
     }
+}
 
-    /// The reason as a report gives it.
-    pub(crate) fn as_unavailable(&self) -> Unavailable {
-        match self {
-            Self::Join(WireupError::Unavailable(why)) => why.clone(),
-            Self::Timeout { stage } => Unavailable::Timeout { stage: *stage },
-            other => Unavailable::Other { code: "join_failed", remedy: other.to_string() },
+/// The reason of a failed join, as a report gives it.
+pub(crate) fn join_reason(error: WireupError) -> Unavailable {
+    match error {
+        WireupError::Unavailable(why) => why,
+        WireupError::Link(LinkError::Io { operation, source }) if source.raw_os_error().is_some() => {
+            Unavailable::os(operation, &source)
         }
+        other => Unavailable::Other { code: "join_failed", remedy: other.to_string() },
+    }
+}
+
+/// The reason of a lane that failed before it was committed to.
+pub(crate) fn lane_reason(error: LaneError) -> Unavailable {
+    match error {
+        LaneError::Os { errno, operation } => Unavailable::Os { errno, operation },
+        other => Unavailable::Other { code: "ping_failed", remedy: other.to_string() },
     }
 }

@@ -2,16 +2,25 @@
 
 use zc_core::transport::{LinkAddr, PeerCred};
 
-/// What is known about a peer. Nothing of it is proven unless `cred` is set: the kernel vouches for that.
+/// What is known about a peer. Only `cred` and `authenticated` are proven; the rest is what it says.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PeerIdentity {
     /// Its address on the control link.
     pub addr: LinkAddr,
-    /// On Unix sockets: process, user and group (`SO_PEERCRED`, unix(7)).
+    /// Process, user and group as the kernel says (`SO_PEERCRED`, unix(7)): on Unix sockets, and where a
+    /// peer on TCP proved that it is on this host.
     pub cred: Option<PeerCred>,
+    /// The name that it proved to the [`Authenticator`](crate::Authenticator).
+    pub authenticated: Option<String>,
     /// What its software calls itself.
     pub agent: String,
     /// Chosen at random by each fabric.
     pub instance: [u8; 16],
+}
+
+impl PeerIdentity {
+    pub(crate) fn unknown(addr: LinkAddr, cred: Option<PeerCred>) -> Self {
+        Self { addr, cred, authenticated: None, agent: String::new(), instance: [0; 16] }
+    }
 }

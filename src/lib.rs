@@ -33,6 +33,7 @@
 //! With the feature `tokio` (default) everything runs on the caller's tokio runtime; outside of one,
 //! operations return a typed error. Any other loop implements [`transport::Reactor`].
 
+mod auth;
 mod connection;
 mod error;
 mod event;
@@ -49,22 +50,24 @@ pub mod testing;
 mod uri;
 mod wireup;
 
+pub use auth::{AuthClient, AuthError, AuthServer, AuthStep, Authenticator, MIN_SECRET_BYTES, SharedSecret};
 pub use connection::{Connection, ConnectionError, Receiver, Send, SendError, Sender, TrySendError};
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
-pub use fabric::{Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY};
+pub use fabric::{ACCEPT_RETRY, Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY};
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]
 pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};
 pub use options::{
     ConnectionOptions, DEFAULT_DRAIN, DEFAULT_KEEPALIVE_INTERVAL, DEFAULT_KEEPALIVE_TIMEOUT, DEFAULT_SPIN,
-    DEFAULT_STAGE, Deadlines, Polling,
+    DEFAULT_STAGE, DEFAULT_TOTAL, Deadlines, Polling,
 };
 pub use policy::{DEFAULT_ORDER, ENV_TRANSPORTS, Fallback, Policy, PolicyError};
 #[cfg(feature = "tokio")]
 pub use reactor::TokioReactor;
 pub use report::{Candidate, Outcome, SelectionReport};
 pub use uri::{MAX_URI, Uri, UriError};
+pub use wireup::MAX_HALF_PROOFS;
 pub use zc_core::memory::{BufPool, LedgerSnapshot, Message, PinnedBuf, PinnedBufMut};
 pub use zc_core::transport::Completion;
 pub use zc_core::wire::{CloseCode, Delivery, Stage};

@@ -27,6 +27,9 @@ pub const DEFAULT_DRAIN: Duration = Duration::from_secs(5);
 /// Default of every stage of [`Deadlines`].
 pub const DEFAULT_STAGE: Duration = Duration::from_secs(5);
 
+/// Default of [`Deadlines::total`].
+pub const DEFAULT_TOTAL: Duration = Duration::from_secs(30);
+
 /// Options of a connection.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -54,7 +57,7 @@ impl Default for ConnectionOptions {
     }
 }
 
-/// The longest that each stage of wire-up may take.
+/// The longest that each stage of wire-up may take, and all of it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Deadlines {
@@ -62,14 +65,25 @@ pub struct Deadlines {
     pub connect: Duration,
     /// HELLO.
     pub hello: Duration,
-    /// Offers and plan.
+    /// The authentication method.
+    pub authenticate: Duration,
+    /// Offers and plan, after a proof that both ends are on one host, for which half of it may be used.
     pub offers: Duration,
-    /// Each lane.
+    /// Each lane at this end. The peer's word on it is awaited twice as long.
     pub join: Duration,
+    /// Everything from an open link to a connection.
+    pub total: Duration,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { connect: DEFAULT_STAGE, hello: DEFAULT_STAGE, offers: DEFAULT_STAGE, join: DEFAULT_STAGE }
+        Self {
+            connect: DEFAULT_STAGE,
+            hello: DEFAULT_STAGE,
+            authenticate: DEFAULT_STAGE,
+            offers: DEFAULT_STAGE,
+            join: DEFAULT_STAGE,
+            total: DEFAULT_TOTAL,
+        }
     }
 }

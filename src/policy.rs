@@ -1,6 +1,6 @@
 //! Which transports may carry a connection, and in which order.
 
-use zc_core::transport::Unavailable;
+use zc_core::transport::{PeerCred, Trust, Unavailable};
 
 /// The default order; others follow in the order they were registered.
 pub const DEFAULT_ORDER: [&str; 5] = ["shm", "rdma", "xdp", "uring", "tcp"];
@@ -33,6 +33,15 @@ pub struct Policy {
     never: Vec<String>,
     require_encrypted: bool,
     fallback: Fallback,
+    uids: Vec<u32>,
+    trust_nobody: bool,
+}
+
+/// What the kernel shows for users of another user namespace: nobody in particular.
+const OVERFLOW_UID: u32 = 65534;
+
+fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 impl Policy {
@@ -52,6 +61,19 @@ impl Policy {
     /// What to do when the first choice can't be had.
     pub fn fallback(mut self, fallback: Fallback) -> Self {
         self.fallback = fallback;
+        self
+    }
+
+    /// On one host, also accepts processes of these users. Our own user and root always are.
+    pub fn accept_uids(mut self, uids: impl IntoIterator<Item = u32>) -> Self {
+        self.uids.extend(uids);
+        self
+    }
+
+    /// Never lends memory that a peer may still write, not even to a process of our own user: payload
+    /// is copied out first ([`Trust::Untrusted`]).
+    pub fn trust_nobody(mut self) -> Self {
+        self.trust_nobody = true;
         self
     }
 
@@ -82,6 +104,24 @@ impl Policy {
         self.fallback
     }
 
+    /// Whether a process of this user may share memory and descriptors with us.
+    pub(crate) fn accepts_uid(&self, uid: u32) -> bool {
+        uid == 0 || is_own(uid, own_uid()) || self.uids.contains(&uid)
+    }
+
+    /// How far a peer of this user is trusted.
+    pub(crate) fn trust(&self, cred: Option<PeerCred>) -> Trust {
+        match cred {
+            Some(cred) if !self.trust_nobody && is_own(cred.uid, own_uid()) => Trust::Cooperative,
+            _ => Trust::Untrusted,
+        }
+    }
+
+    /// How far the other end of a link inside this process is trusted.
+    pub(crate) fn trust_in_process(&self) -> Trust {
+        if self.trust_nobody { Trust::Untrusted } else { Trust::Cooperative }
+    }
+
     /// Why a transport may not be used, if so.
     pub(crate) fn refuses(&self, name: &str) -> Option<Unavailable> {
         if self.require_encrypted {
@@ -102,9 +142,26 @@ impl Policy {
     }
 }
 
+fn is_own(uid: u32, own: u32) -> bool {
+    uid == own && uid != OVERFLOW_UID
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_own_user_is_trusted_root_is_accepted() {
+        let own = own_uid();
+        let cred = |uid| Some(PeerCred { pid: 1, uid, gid: 0 });
+        let policy = Policy::default().accept_uids([4_000_001]);
+        assert!(policy.accepts_uid(0) && policy.accepts_uid(4_000_001) && !policy.accepts_uid(4_000_002));
+        assert_eq!(policy.accepts_uid(own), own != OVERFLOW_UID);
+        assert_eq!(policy.trust(cred(4_000_001)), Trust::Untrusted);
+        assert_eq!(policy.trust(None), Trust::Untrusted);
+        assert_eq!(Policy::default().trust_nobody().trust(cred(own)), Trust::Untrusted);
+        assert!(is_own(7, 7) && !is_own(7, 8) && !is_own(OVERFLOW_UID, OVERFLOW_UID));
+    }
 
     #[test]
     fn preferred_first_then_the_default_order() {

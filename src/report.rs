@@ -35,8 +35,29 @@ pub struct SelectionReport {
 }
 
 impl SelectionReport {
-    pub(crate) fn add(&mut self, transport: &str, stage: Stage, outcome: Outcome) {
-        self.candidates.push(Candidate { transport: transport.to_owned(), stage, outcome });
+    /// How a candidate ended; a new one goes to the end.
+    pub(crate) fn set(&mut self, transport: &str, stage: Stage, outcome: Outcome) {
+        match self.candidates.iter_mut().find(|candidate| candidate.transport == transport) {
+            Some(known) => (known.stage, known.outcome) = (stage, outcome),
+            None => self.candidates.push(Candidate { transport: transport.to_owned(), stage, outcome }),
+        }
+    }
+
+    /// Whether something ranked above `transport` can't be had, although policy allows it.
+    pub(crate) fn lost_above(&self, transport: &str) -> bool {
+        let above = self.candidates.iter().take_while(|candidate| candidate.transport != transport);
+        above.into_iter().any(|candidate| match &candidate.outcome {
+            Outcome::Unavailable(Unavailable::ForbiddenByPolicy | Unavailable::NotCompiled { .. }) => false,
+            Outcome::Unavailable(_) => true,
+            Outcome::Chosen | Outcome::NotNeeded => false,
+        })
+    }
+
+    /// Gives every candidate that nothing was said about this end.
+    pub(crate) fn close(&mut self, stage: Stage, why: &Unavailable) {
+        for candidate in self.candidates.iter_mut().filter(|c| c.outcome == Outcome::NotNeeded) {
+            (candidate.stage, candidate.outcome) = (stage, Outcome::Unavailable(why.clone()));
+        }
     }
 
     /// All that was looked at.
@@ -99,14 +120,18 @@ mod tests {
     #[test]
     fn text_and_json_say_the_same() {
         let mut report = SelectionReport::default();
-        report.add("rdma", Stage::Offers, Outcome::Unavailable(Unavailable::NoDevice));
-        report.add("tcp", Stage::Commit, Outcome::Chosen);
+        report.set("shm", Stage::Offers, Outcome::Unavailable(Unavailable::ForbiddenByPolicy));
+        report.set("rdma", Stage::Offers, Outcome::NotNeeded);
+        report.set("tcp", Stage::Commit, Outcome::Chosen);
+        assert!(!report.lost_above("tcp"), "what policy forbids is not missed");
+        report.set("rdma", Stage::Offers, Outcome::Unavailable(Unavailable::NoDevice));
+        assert!(report.lost_above("tcp") && !report.lost_above("rdma"));
         assert_eq!(report.chosen(), "tcp");
         let text = report.to_string();
         assert!(text.contains("no_device; remedy: attach a device"), "{text}");
-        assert_eq!(text.lines().count(), 2);
+        assert_eq!(text.lines().count(), 3);
         let json = report.to_json();
         assert_eq!(json["chosen"], "tcp");
-        assert_eq!(json["candidates"][0]["reason"], "no_device");
+        assert_eq!(json["candidates"][1]["reason"], "no_device");
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use zc_core::transport::LinkAddr;
+use zc_core::transport::{LinkAddr, UriParams};
 
 /// Longest URI, bytes.
 pub const MAX_URI: usize = 4096;
@@ -17,7 +17,7 @@ pub const MAX_URI: usize = 4096;
 pub struct Uri {
     transport: Option<String>,
     addr: LinkAddr,
-    params: Vec<(String, String)>,
+    params: UriParams,
 }
 
 /// A text is not a zc URI.
@@ -30,6 +30,12 @@ pub enum UriError {
     /// It does not begin with `zc://` or `zc+NAME://`.
     #[error("`{0}` begins with neither zc:// nor zc+NAME://")]
     Scheme(String),
+    /// A parameter that the named transport, or any that may be chosen, does not take.
+    #[error("no transport that may be used takes the parameter `{name}`")]
+    UnknownParam {
+        /// Its name.
+        name: String,
+    },
     /// The address is not of the scheme's form.
     #[error("`{uri}`: {what}")]
     Address {
@@ -53,7 +59,12 @@ impl Uri {
 
     /// A parameter (`?key=value`).
     pub fn param(&self, key: &str) -> Option<&str> {
-        self.params.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+        self.params.value(key)
+    }
+
+    /// All parameters.
+    pub fn params(&self) -> &UriParams {
+        &self.params
     }
 
     pub(crate) fn with_addr(&self, addr: LinkAddr) -> Self {
@@ -79,9 +90,12 @@ impl FromStr for Uri {
             None => return Err(UriError::Scheme(text.to_owned())),
         };
         let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let mut params = Vec::new();
+        let mut params: Vec<(String, String)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').ok_or_else(|| wrong("a parameter is key=value"))?;
+            if params.iter().any(|(known, _)| known == key) {
+                return Err(wrong("a parameter stands there twice"));
+            }
             params.push((key.to_owned(), value.to_owned()));
         }
         let addr = match transport.as_deref() {
@@ -93,7 +107,7 @@ impl FromStr for Uri {
                 .ok_or_else(|| wrong("shm takes a name or a ///path"))?,
             _ => host_port(address).ok_or_else(|| wrong("an address is host:port, with [..] around IPv6"))?,
         };
-        Ok(Self { transport, addr, params })
+        Ok(Self { transport, addr, params: UriParams::new(params) })
     }
 }
 
@@ -176,6 +190,7 @@ mod tests {
             "zc+mem://",
             "zc+mem://a/b",
             "zc://h:1?x",
+            "zc://h:1?x=1&x=2",
         ] {
             assert!(text.parse::<Uri>().is_err(), "{text}");
         }

@@ -6,6 +6,7 @@ use zc_core::memory::BufPool;
 use zc_core::transport::{LaneLimits, LinkProvider, Reactor, Transport};
 
 use super::Fabric;
+use crate::auth::Authenticator;
 use crate::error::Error;
 use crate::event::{Observer, TracingObserver};
 use crate::options::{ConnectionOptions, Deadlines};
@@ -24,6 +25,7 @@ pub struct FabricBuilder {
     pool: Option<BufPool>,
     reactor: Option<Arc<dyn Reactor>>,
     observer: Option<Arc<dyn Observer>>,
+    authenticator: Option<Arc<dyn Authenticator>>,
 }
 
 impl FabricBuilder {
@@ -95,6 +97,12 @@ impl FabricBuilder {
         self
     }
 
+    /// How peers prove who they are. Default: not at all; whoever reaches an address is let in.
+    pub fn authenticator(mut self, authenticator: Arc<dyn Authenticator>) -> Self {
+        self.authenticator = Some(authenticator);
+        self
+    }
+
     /// Makes the fabric; `ZC_TRANSPORTS` overrides the policy.
     ///
     /// # Errors
@@ -114,6 +122,12 @@ impl FabricBuilder {
         getrandom::fill(&mut instance).map_err(|error| Error::Random(error.to_string()))?;
         let shared = Shared {
             transports: self.transports,
+            links: self.links,
+            #[cfg(feature = "tcp")]
+            stream: Some(Arc::new(zc_transport_tcp::TcpTransport)),
+            #[cfg(not(feature = "tcp"))]
+            stream: None,
+            authenticator: self.authenticator.filter(|auth| !auth.method().is_empty()),
             policy,
             options: self.options,
             deadlines: self.deadlines,
@@ -123,6 +137,6 @@ impl FabricBuilder {
             instance,
             observer: self.observer.unwrap_or_else(|| Arc::new(TracingObserver)),
         };
-        Ok(Fabric { shared: Arc::new(shared), links: self.links.into() })
+        Ok(Fabric { shared: Arc::new(shared) })
     }
 }

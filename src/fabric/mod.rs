@@ -5,22 +5,21 @@ mod listener;
 
 use std::sync::Arc;
 
-use zc_core::transport::{Caps, LinkAddr, LinkProvider, Unavailable};
+use zc_core::transport::{Caps, Role, Unavailable};
 use zc_core::wire::Stage;
 
 pub use self::builder::FabricBuilder;
-pub use self::listener::{Listener, MAX_HANDSHAKES, MAX_READY};
+pub use self::listener::{ACCEPT_RETRY, Listener, MAX_HANDSHAKES, MAX_READY};
 
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::uri::Uri;
-use crate::wireup::Shared;
+use crate::wireup::{self, Progress, Prover, Shared, Side, deadline};
 
 /// A set of transports with a policy, a pool and options. Cheap to clone.
 #[derive(Clone)]
 pub struct Fabric {
     shared: Arc<Shared>,
-    links: Arc<[Arc<dyn LinkProvider>]>,
 }
 
 impl Fabric {
@@ -48,44 +47,60 @@ impl Fabric {
         self.shared.transports.iter().map(|transport| (transport.name(), transport.probe())).collect()
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Connects. Dropping the future abandons the attempt.
     ///
     /// # Errors
-    /// The URI can't be read, nobody listens there, a stage timed out, or no transport carries it: the
-    /// error names the stage.
+    /// The URI can't be read or has a parameter that no transport takes, nobody listens there, a stage
+    /// timed out, or no transport carries it: the error names the stage.
     pub async fn connect(&self, uri: &str) -> Result<Connection, Error> {
         let uri: Uri = uri.parse()?;
-        let provider = self.provider(uri.addr())?;
         let shared = &self.shared;
-        let mut timer = shared.reactor.timer().map_err(|error| Error::NoRuntime(error.to_string()))?;
-        timer.reset(shared.reactor.now() + shared.deadlines.connect);
-        let connect = provider.connect(uri.addr(), &shared.reactor);
-        let expired = std::future::poll_fn(|cx| timer.poll_expired(cx));
-        let link = match futures::future::select(connect, std::pin::pin!(expired)).await {
-            futures::future::Either::Left((link, _)) => {
-                link.map_err(|source| Error::Link { stage: Stage::Connect, source })?
-            }
-            futures::future::Either::Right(_) => return Err(Error::Timeout { stage: Stage::Connect }),
+        let request = shared.request(&uri)?;
+        let provider = shared.provider(uri.addr())?;
+        let opening = async {
+            let link = provider.connect(uri.addr(), &shared.reactor).await;
+            link.map_err(|source| Error::Link { stage: Stage::Connect, source })
         };
-        shared.client(link, uri.transport()).await
+        let limit = shared.deadlines.connect;
+        let link = match deadline(&*shared.reactor, Stage::Connect, limit, opening).await {
+            Ok(link) => link,
+            Err(error) => {
+                wireup::failed(shared, Role::Client, uri.addr().clone(), &error, 1);
+                return Err(error);
+            }
+        };
+        let progress = Progress::default();
+        let side = Side { role: Role::Client, request: &request, prover: None, progress: &progress };
+        wireup::run(shared, side, link, || 1).await
     }
 
-    /// Listens.
+    /// Listens. If a transport passes descriptors, a listener on TCP also has an abstract Unix socket,
+    /// with a random name, where clients prove that they are on this host.
     ///
     /// # Errors
-    /// The URI can't be read, or the address can't be bound.
+    /// The URI can't be read or has a parameter that no transport takes, the address can't be bound, or
+    /// there is no runtime.
     pub async fn listen(&self, uri: &str) -> Result<Listener, Error> {
         let uri: Uri = uri.parse()?;
-        let provider = self.provider(uri.addr())?;
+        let shared = &self.shared;
+        let request = shared.request(&uri)?;
+        let provider = shared.provider(uri.addr())?;
         let links = provider
-            .bind(uri.addr(), &self.shared.reactor)
+            .bind(uri.addr(), &shared.reactor)
             .await
             .map_err(|source| Error::Link { stage: Stage::Connect, source })?;
-        Ok(Listener::new(self.shared.clone(), links, uri))
-    }
-
-    fn provider(&self, addr: &LinkAddr) -> Result<&Arc<dyn LinkProvider>, Error> {
-        let found = self.links.iter().find(|links| links.accepts(addr));
-        found.ok_or_else(|| Error::NoLinks(addr.to_string()))
+        let prover = match shared.wants_proof(uri.addr(), &request) {
+            true => Prover::start(shared).await,
+            false => return Listener::start(shared.clone(), links, uri, request, None),
+        };
+        // Without it the transports that need it are refused, with the reason in each report.
+        let prover =
+            prover.inspect_err(|error| tracing::warn!(%error, "no socket for same-host proofs")).ok();
+        Listener::start(shared.clone(), links, uri, request, prover)
     }
 }

@@ -4,5 +4,7 @@ mod pipe;
 mod registry;
 mod transport;
 
+#[cfg(test)]
+pub(crate) use self::pipe::{PipeLink, duplex};
 pub use self::registry::{MEM_BACKLOG, MemLinks};
 pub use self::transport::MemTransport;

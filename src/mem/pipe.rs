@@ -48,6 +48,16 @@ fn wake(waker: Option<Waker>) {
 }
 
 impl PipeLink {
+    /// The same at either end, and of no other pipe that lives.
+    #[cfg(test)]
+    pub(crate) fn id(&self) -> [u8; 16] {
+        let [mut one, mut other] = [&self.incoming, &self.outgoing].map(|half| Arc::as_ptr(half).addr());
+        if one > other {
+            std::mem::swap(&mut one, &mut other);
+        }
+        ((one as u128) << 64 | other as u128).to_le_bytes()
+    }
+
     fn end(&self) {
         let waker = {
             let mut out = self.outgoing.lock();

@@ -1,210 +1,185 @@
-//! The handshake's bytes on a control link, under a deadline per stage.
-//!
-//! Reads exactly one message at a time and never past it: what follows COMMIT belongs to the lane.
+//! Handshake messages over a control link. Never reads a byte past the message that it is reading.
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use zc_core::transport::{ControlLink, LinkAddr, LinkError, Reactor, Timer};
-use zc_core::wire::{
-    CONTROL_HEADER_BYTES, ClientHandshake, ControlDecoder, ControlMessage, HELLO_HEADER_BYTES, Hello,
-    MAX_CONTROL, MAX_HELLO_BODY, ServerHandshake, Stage, WireError,
-};
+use zc_core::transport::{ControlLink, LinkError, Reactor};
+use zc_core::wire::{CONTROL_HEADER_BYTES, ControlDecoder, ControlMessage, MAX_CONTROL, Stage, WireError};
 
 use crate::error::Error;
-use crate::identity::PeerIdentity;
 
-/// Either side's state machine.
-pub(super) trait Handshake {
-    fn handle_hello(&mut self, bytes: &[u8]) -> Result<Option<usize>, WireError>;
-    fn handle(&mut self, message: &ControlMessage) -> Result<(), WireError>;
-    fn peer(&self) -> Option<&Hello>;
-}
-
-macro_rules! handshake {
-    ($($side:ty),*) => {$(
-        impl Handshake for $side {
-            fn handle_hello(&mut self, bytes: &[u8]) -> Result<Option<usize>, WireError> {
-                <$side>::handle_hello(self, bytes)
-            }
-            fn handle(&mut self, message: &ControlMessage) -> Result<(), WireError> {
-                <$side>::handle(self, message)
-            }
-            fn peer(&self) -> Option<&Hello> {
-                <$side>::peer(self)
-            }
-        }
-    )*};
-}
-handshake!(ClientHandshake, ServerHandshake);
-
-/// A timer with the stage it guards.
-pub(super) struct StageTimer<'a> {
-    timer: &'a mut Option<Box<dyn Timer>>,
+/// Runs a future for at most `limit`.
+pub(crate) async fn deadline<T>(
+    reactor: &dyn Reactor,
     stage: Stage,
+    limit: Duration,
+    future: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let mut timer = reactor.timer().map_err(|error| Error::NoRuntime(error.to_string()))?;
+    timer.reset(reactor.now() + limit);
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = future.as_mut().poll(cx) {
+            return Poll::Ready(done);
+        }
+        timer.poll_expired(cx).map(|()| Err(Error::Timeout { stage }))
+    })
+    .await
 }
 
-impl StageTimer<'_> {
-    /// Runs a future until the stage's deadline.
-    pub(super) async fn within<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Error> {
-        let mut future = pin!(future);
-        poll_fn(|cx| {
-            if let Poll::Ready(value) = future.as_mut().poll(cx) {
-                return Poll::Ready(Ok(value));
+/// Fills `buf` from a link.
+pub(super) async fn read_exact(link: &mut dyn ControlLink, buf: &mut [u8]) -> io::Result<()> {
+    let mut at = 0;
+    while at < buf.len() {
+        match poll_fn(|cx| link.poll_read(cx, &mut buf[at..])).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => at += count,
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `buf` to a link.
+pub(super) async fn write_all(link: &mut dyn ControlLink, buf: &[u8]) -> io::Result<()> {
+    let mut at = 0;
+    while at < buf.len() {
+        match poll_fn(|cx| link.poll_write(cx, &buf[at..])).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => at += count,
+        }
+    }
+    Ok(())
+}
+
+/// What can go wrong while a message is read or written.
+#[derive(Debug)]
+pub(super) enum IoFault {
+    Io(io::Error),
+    Wire(WireError),
+}
+
+impl IoFault {
+    pub(super) fn at(self, stage: Stage) -> Error {
+        match self {
+            Self::Io(source) => {
+                Error::Link { stage, source: LinkError::Io { operation: "control link", source } }
             }
-            let expired = self.timer.as_mut().is_some_and(|timer| timer.poll_expired(cx).is_ready());
-            if expired { Poll::Ready(Err(Error::Timeout { stage: self.stage })) } else { Poll::Pending }
-        })
-        .await
+            Self::Wire(source) => Error::Wire { stage, source },
+        }
+    }
+
+    pub(super) fn into_io(self) -> io::Error {
+        match self {
+            Self::Io(error) => error,
+            Self::Wire(error) => io::Error::new(io::ErrorKind::InvalidData, error),
+        }
     }
 }
 
-pub(super) struct Wire<'a> {
-    link: Option<Box<dyn ControlLink>>,
-    reactor: &'a Arc<dyn Reactor>,
-    timer: Option<Box<dyn Timer>>,
-    stage: Stage,
-    identity: PeerIdentity,
+impl From<io::Error> for IoFault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
-impl<'a> Wire<'a> {
-    pub(super) fn new(link: Box<dyn ControlLink>, reactor: &'a Arc<dyn Reactor>) -> Self {
-        let identity = PeerIdentity {
-            addr: link.peer(),
-            cred: link.peer_cred(),
-            agent: String::new(),
-            instance: [0; 16],
-        };
-        Self { link: Some(link), reactor, timer: None, stage: Stage::Hello, identity }
+/// A control link with the message that is half read and the bytes that are half written: whoever
+/// drops a future in between loses nothing.
+#[derive(Debug)]
+pub(super) struct LinkIo {
+    pub(super) link: Box<dyn ControlLink>,
+    /// The message being read: `filled` of its bytes are there.
+    partial: Vec<u8>,
+    filled: usize,
+    out: Vec<u8>,
+    written: usize,
+}
+
+impl LinkIo {
+    pub(super) fn new(link: Box<dyn ControlLink>) -> Self {
+        Self { link, partial: Vec::new(), filled: 0, out: Vec::new(), written: 0 }
     }
 
-    /// Enters a stage and sets its deadline.
-    pub(super) fn stage(&mut self, stage: Stage, limit: Duration) -> Result<(), Error> {
-        self.stage = stage;
-        let timer = match &mut self.timer {
-            Some(timer) => timer,
-            none => {
-                let timer = self.reactor.timer().map_err(|error| Error::NoRuntime(error.to_string()))?;
-                none.insert(timer)
+    /// The link, once nothing is half read or written.
+    pub(super) fn into_link(self) -> Box<dyn ControlLink> {
+        self.link
+    }
+
+    /// Appends to what is to be written.
+    pub(super) fn push(&mut self, bytes: Vec<u8>) {
+        if self.out.is_empty() {
+            self.out = bytes;
+        } else {
+            self.out.extend(bytes);
+        }
+    }
+
+    pub(super) fn unsent(&self) -> usize {
+        self.out.len() - self.written
+    }
+
+    pub(super) fn poll_push_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.out.len() {
+            match ready!(self.link.poll_write(cx, &self.out[self.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.written += count,
             }
-        };
-        timer.reset(self.reactor.now() + limit);
-        Ok(())
-    }
-
-    pub(super) fn peer(&self) -> &LinkAddr {
-        &self.identity.addr
-    }
-
-    pub(super) fn identity(&self) -> &PeerIdentity {
-        &self.identity
-    }
-
-    /// The link, unless an in-band lane took it.
-    pub(super) fn take_link(&mut self) -> Option<Box<dyn ControlLink>> {
-        self.link.take()
-    }
-
-    pub(super) fn link_and_timer(&mut self) -> (&mut Option<Box<dyn ControlLink>>, StageTimer<'_>) {
-        (&mut self.link, StageTimer { timer: &mut self.timer, stage: self.stage })
-    }
-
-    pub(super) fn check(&self, result: Result<(), WireError>) -> Result<(), Error> {
-        result.map_err(|source| Error::Wire { stage: self.stage, source })
-    }
-
-    pub(super) fn bad(&self, field: &'static str) -> Error {
-        Error::Wire { stage: self.stage, source: WireError::BadValue { field } }
-    }
-
-    pub(super) fn unexpected(&self, message: &ControlMessage) -> Error {
-        let source = WireError::UnexpectedMessage { message: message.name(), stage: self.stage };
-        Error::Wire { stage: self.stage, source }
-    }
-
-    pub(super) async fn send(&mut self, bytes: Vec<u8>) -> Result<(), Error> {
-        let mut sent = 0;
-        while sent < bytes.len() {
-            sent += self.io("write", |link, cx| link.poll_write(cx, &bytes[sent..])).await?;
         }
-        Ok(())
+        self.out.clear();
+        self.written = 0;
+        Poll::Ready(Ok(()))
     }
 
-    /// Reads the peer's HELLO into the state machine.
-    pub(super) async fn hello(&mut self, hs: &mut impl Handshake) -> Result<Hello, Error> {
-        let mut bytes = vec![0; HELLO_HEADER_BYTES];
-        self.fill(&mut bytes).await?;
-        // The header alone is checked first: a stranger's first bytes end it here.
-        let mut done = hs.handle_hello(&bytes);
-        if let Ok(None) = done {
-            let body = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize;
-            if body > MAX_HELLO_BODY {
-                return Err(self.bad("HELLO length"));
+    /// Writes everything that was pushed.
+    pub(super) async fn flush(&mut self) -> Result<(), IoFault> {
+        Ok(poll_fn(|cx| self.poll_push_out(cx)).await?)
+    }
+
+    /// Reads until `want` bytes of the current message are there.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, want: usize) -> Poll<io::Result<()>> {
+        self.partial.resize(want.max(self.filled), 0);
+        while self.filled < want {
+            match ready!(self.link.poll_read(cx, &mut self.partial[self.filled..want]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                count => self.filled += count,
             }
-            bytes.resize(HELLO_HEADER_BYTES + body, 0);
-            self.fill(&mut bytes[HELLO_HEADER_BYTES..]).await?;
-            done = hs.handle_hello(&bytes);
         }
-        self.check(done.map(drop))?;
-        hs.peer().cloned().ok_or_else(|| self.bad("HELLO"))
+        Poll::Ready(Ok(()))
     }
 
-    /// Reads one control message through the state machine.
-    pub(super) async fn control(&mut self, hs: &mut impl Handshake) -> Result<ControlMessage, Error> {
-        let mut bytes = vec![0; CONTROL_HEADER_BYTES];
-        self.fill(&mut bytes).await?;
-        let body = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) as usize;
-        if body > MAX_CONTROL {
-            return Err(self.bad("control message length"));
+    /// The current message, done with.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        self.filled = 0;
+        std::mem::take(&mut self.partial)
+    }
+
+    /// Bytes of the current message, read up to `want`; they stay until [`LinkIo::take`].
+    pub(super) async fn fill(&mut self, want: usize) -> Result<&[u8], IoFault> {
+        poll_fn(|cx| self.poll_fill(cx, want)).await?;
+        Ok(&self.partial)
+    }
+
+    /// The next control message. What was pushed before does not wait for it.
+    pub(super) fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<ControlMessage, IoFault>> {
+        if let Poll::Ready(Err(error)) = self.poll_push_out(cx) {
+            return Poll::Ready(Err(error.into()));
         }
-        bytes.resize(CONTROL_HEADER_BYTES + body, 0);
-        self.fill(&mut bytes[CONTROL_HEADER_BYTES..]).await?;
+        ready!(self.poll_fill(cx, CONTROL_HEADER_BYTES))?;
+        let header = &self.partial;
+        let len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
+        // The decoder refuses a length above the bound by itself.
+        if len <= MAX_CONTROL {
+            ready!(self.poll_fill(cx, CONTROL_HEADER_BYTES + len))?;
+        }
+        let bytes = self.take();
         let mut decoder = ControlDecoder::new();
-        if decoder.push(&bytes) != bytes.len() {
-            return Err(self.bad("control message length"));
-        }
-        match decoder.next_message() {
-            Some(Ok(message)) => {
-                self.check(hs.handle(&message))?;
-                Ok(message)
-            }
-            Some(Err(source)) => Err(Error::Wire { stage: self.stage, source }),
-            None => Err(self.bad("control message")),
-        }
-    }
-
-    async fn fill(&mut self, buf: &mut [u8]) -> Result<(), Error> {
-        let mut at = 0;
-        while at < buf.len() {
-            let got = self.io("read", |link, cx| link.poll_read(cx, &mut buf[at..])).await?;
-            if got == 0 {
-                return Err(self.link_error("read", io::ErrorKind::UnexpectedEof.into()));
-            }
-            at += got;
-        }
-        Ok(())
-    }
-
-    async fn io(
-        &mut self,
-        operation: &'static str,
-        mut call: impl FnMut(&mut dyn ControlLink, &mut std::task::Context<'_>) -> Poll<io::Result<usize>>,
-    ) -> Result<usize, Error> {
-        let (link, mut timer) = self.link_and_timer();
-        let done = timer
-            .within(poll_fn(|cx| match link {
-                Some(link) => call(&mut **link, cx),
-                None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-            }))
-            .await?;
-        done.map_err(|error| self.link_error(operation, error))
-    }
-
-    fn link_error(&self, operation: &'static str, source: io::Error) -> Error {
-        Error::Link { stage: self.stage, source: LinkError::Io { operation, source } }
+        let taken = decoder.push(&bytes);
+        debug_assert_eq!(taken, bytes.len());
+        Poll::Ready(match decoder.next_message() {
+            Some(result) => result.map_err(IoFault::Wire),
+            None => Err(IoFault::Wire(WireError::Truncated)),
+        })
     }
 }

@@ -1,30 +1,57 @@
-//! Brings a connection up on a control link: runs the sans-I/O handshake of [`zc_core::wire`], decides
-//! by policy, and tries the lanes of the plan in order.
+//! From an open control link to a connection: moves the handshake's bytes, under a deadline per
+//! stage, and decides by policy. The order of things is the business of [`zc_core::wire`].
 
+mod authenticate;
 mod io;
+mod join_link;
 mod lanes;
+mod machine;
+mod offers;
+mod same_host;
+#[cfg(all(test, feature = "tcp", feature = "tokio"))]
+mod tests;
+mod trial;
 
+use std::future::poll_fn;
+use std::io as stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use zc_core::memory::{BufPool, CopyLedger};
-use zc_core::transport::{ControlLink, LaneLimits, LinkAddr, Offer, OfferContext, Reactor, Role, Transport};
+use zc_core::transport::{
+    ControlLink, Lane, LaneLimits, LinkAddr, LinkError, LinkProvider, OfferContext, Reactor, Role, Transport,
+    Unavailable, UriParams,
+};
 use zc_core::wire::{
-    ClientHandshake, CloseCode, ControlMessage, Hello, HelloRole, OfferEntry, PlanEntry, ServerHandshake,
-    Stage, VersionRange, WireError,
+    ControlMessage, HELLO_HEADER_BYTES, Hello, MAGIC, SameHost, Stage, VersionRange, WireError,
 };
 
-use self::io::Wire;
+pub(crate) use self::io::deadline;
+pub use self::same_host::MAX_HALF_PROOFS;
+pub(crate) use self::same_host::Prover;
+
+use self::io::{IoFault, LinkIo};
+use self::join_link::Ways;
+use self::machine::Machine;
+use self::same_host::Claim;
+use crate::auth::Authenticator;
 use crate::connection::{Connection, Parts};
 use crate::error::Error;
-use crate::event::Observer;
+use crate::event::{Connected, FellBack, HandshakeFailed, Observer};
 use crate::identity::PeerIdentity;
 use crate::options::{ConnectionOptions, Deadlines};
 use crate::policy::{Fallback, Policy};
-use crate::report::{Outcome, SelectionReport};
+use crate::report::SelectionReport;
+use crate::uri::{Uri, UriError};
 
 /// What every wire-up of a fabric shares.
 pub(crate) struct Shared {
     pub(crate) transports: Vec<Arc<dyn Transport>>,
+    pub(crate) links: Vec<Arc<dyn LinkProvider>>,
+    /// What runs on the control link when nothing else does.
+    pub(crate) stream: Option<Arc<dyn Transport>>,
+    pub(crate) authenticator: Option<Arc<dyn Authenticator>>,
     pub(crate) policy: Policy,
     pub(crate) options: ConnectionOptions,
     pub(crate) deadlines: Deadlines,
@@ -35,232 +62,409 @@ pub(crate) struct Shared {
     pub(crate) observer: Arc<dyn Observer>,
 }
 
-/// A transport of ours that may carry this connection, with its offer.
-struct Mine {
-    transport: Arc<dyn Transport>,
-    offer: Offer,
+/// What a URI asks of its connections.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Request {
+    /// The one transport that may be used.
+    named: Option<String>,
+    params: UriParams,
+}
+
+impl Request {
+    fn allows(&self, name: &str) -> bool {
+        self.named.as_ref().is_none_or(|named| named == name)
+    }
+}
+
+impl Shared {
+    /// Checks a URI's parameters against the transports that it allows.
+    pub(crate) fn request(&self, uri: &Uri) -> Result<Request, Error> {
+        // `unix` names a kind of address; what it carries is for the policy to choose.
+        let named = uri.transport().filter(|name| *name != "unix").map(str::to_owned);
+        let request = Request { named, params: uri.params().clone() };
+        let mut allowed = self.transports.iter().filter(|t| request.allows(t.name())).peekable();
+        // A transport that is not there is refused later, with its report.
+        if request.named.is_none() || allowed.peek().is_some() {
+            let known: Vec<&str> = allowed.flat_map(|transport| transport.params()).copied().collect();
+            if let Some((name, _)) = request.params.iter().find(|(key, _)| !known.contains(key)) {
+                return Err(UriError::UnknownParam { name: name.to_owned() }.into());
+            }
+        }
+        Ok(request)
+    }
+
+    pub(crate) fn provider(&self, addr: &LinkAddr) -> Result<&Arc<dyn LinkProvider>, Error> {
+        let found = self.links.iter().find(|links| links.accepts(addr));
+        found.ok_or_else(|| Error::NoLinks(addr.to_string()))
+    }
+
+    /// Whether a proof of the same host is of any use on links of this kind.
+    pub(crate) fn wants_proof(&self, addr: &LinkAddr, request: &Request) -> bool {
+        let wanted = |t: &Arc<dyn Transport>| {
+            t.wants_descriptors() && request.allows(t.name()) && self.policy.refuses(t.name()).is_none()
+        };
+        matches!(addr, LinkAddr::Tcp(_)) && self.transports.iter().any(wanted)
+    }
+
+    /// Whether the control link may carry the data when no lane comes up.
+    fn control_lane(&self, addr: &LinkAddr, request: &Request) -> bool {
+        let name = stream_name(addr);
+        self.stream.is_some()
+            && self.policy.fallback_rule() != Fallback::Deny
+            && self.policy.refuses(name).is_none()
+            && request.allows(name)
+    }
+}
+
+/// What the control link's own stream is called in policies and reports.
+fn stream_name(addr: &LinkAddr) -> &'static str {
+    if matches!(addr, LinkAddr::Memory(_)) { "mem" } else { "tcp" }
+}
+
+/// How far a handshake has come, for whoever has to choose one to give up.
+#[derive(Debug, Default)]
+pub(crate) struct Progress(AtomicU8);
+
+impl Progress {
+    /// The stage, as a number that grows.
+    pub(crate) fn stage(&self) -> Stage {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Stage::Hello,
+            1 => Stage::Authenticate,
+            2 => Stage::Offers,
+            3 => Stage::Join,
+            _ => Stage::Commit,
+        }
+    }
+
+    fn reached(&self, stage: Stage) {
+        let number = match stage {
+            Stage::Connect | Stage::Hello => 0,
+            Stage::Authenticate => 1,
+            Stage::Offers => 2,
+            Stage::Join => 3,
+            Stage::Commit => 4,
+        };
+        self.0.store(number, Ordering::Relaxed);
+    }
+}
+
+/// One end's part of a wire-up.
+pub(crate) struct Side<'a> {
+    pub(crate) role: Role,
+    pub(crate) request: &'a Request,
+    /// Where clients of this listener prove that they are on this host.
+    pub(crate) prover: Option<&'a Prover>,
+    pub(crate) progress: &'a Progress,
+}
+
+/// Brings a connection up on an open link, and tells the observer how it went. `failures` counts one
+/// more and says how many there are.
+pub(crate) async fn run(
+    shared: &Shared,
+    side: Side<'_>,
+    link: Box<dyn ControlLink>,
+    failures: impl FnOnce() -> u64,
+) -> Result<Connection, Error> {
+    let (role, peer) = (side.role, link.peer());
+    let mut attempt = match Attempt::new(shared, side, link) {
+        Ok(attempt) => attempt,
+        Err(error) => {
+            failed(shared, role, peer, &error, failures());
+            return Err(error);
+        }
+    };
+    let result = match attempt.run().await {
+        Ok(lane) => attempt.start(lane),
+        Err(error) => Err(error),
+    };
+    // Whoever sees the link close can rely on the count.
+    if let Err(error) = &result {
+        failed(shared, role, peer, error, failures());
+    }
+    drop(attempt);
+    result
+}
+
+/// Tells the observer.
+pub(crate) fn failed(shared: &Shared, role: Role, peer: LinkAddr, error: &Error, failures: u64) {
+    let stage = error.stage().unwrap_or(Stage::Connect);
+    let event = HandshakeFailed { role, peer, stage, reason: error.to_string(), failures };
+    shared.observer.handshake_failed(&event);
 }
 
 /// One wire-up under way.
 struct Attempt<'a> {
     shared: &'a Shared,
-    wire: Wire<'a>,
+    role: Role,
+    request: &'a Request,
+    prover: Option<&'a Prover>,
+    progress: &'a Progress,
+    machine: Machine,
+    /// Away while a transport joins over it, and for good when one kept it.
+    ways: Option<Ways>,
+    identity: PeerIdentity,
     report: SelectionReport,
     cx: OfferContext,
-    named: Option<&'a str>,
+    /// What our HELLO says about this host.
+    same_host: Option<SameHost>,
+    claim: Option<Claim>,
+    begin: Instant,
 }
 
-impl Shared {
-    fn hello(&self, role: HelloRole) -> Hello {
-        Hello {
+impl<'a> Attempt<'a> {
+    fn new(shared: &'a Shared, side: Side<'a>, link: Box<dyn ControlLink>) -> Result<Self, Error> {
+        let Side { role, request, prover, progress } = side;
+        let addr = link.peer();
+        let same_host = if shared.wants_proof(&addr, request) {
+            Some(same_host::hello(prover.map_or("", Prover::name))?)
+        } else {
+            None
+        };
+        let hello = |role| Hello {
             versions: VersionRange::SUPPORTED,
             role,
-            instance: self.instance,
-            max_message: self.limits.recv_max_message,
-            window: self.limits.recv_window,
-            auth_method: String::new(),
-            keepalive_ms: u32::try_from(self.options.keepalive_interval.as_millis()).unwrap_or(u32::MAX),
-            agent: concat!("zc/", env!("CARGO_PKG_VERSION")).into(),
-            same_host: None,
-        }
-    }
-
-    fn attempt<'a>(&'a self, link: Box<dyn ControlLink>, named: Option<&'a str>) -> Attempt<'a> {
-        let ledger = Arc::new(CopyLedger::new());
-        let cx = OfferContext::new(self.reactor.clone(), self.pool.clone(), ledger, self.limits);
-        Attempt {
-            shared: self,
-            wire: Wire::new(link, &self.reactor),
+            instance: shared.instance,
+            max_message: shared.limits.recv_max_message,
+            window: shared.limits.recv_window,
+            auth_method: shared.authenticator.as_ref().map_or("", |auth| auth.method()).to_owned(),
+            keepalive_ms: u32::try_from(shared.options.keepalive_interval.as_millis()).unwrap_or(u32::MAX),
+            agent: concat!("zc/", env!("CARGO_PKG_VERSION")).to_owned(),
+            same_host: same_host.clone(),
+            control_lane: shared.control_lane(&addr, request),
+        };
+        let machine =
+            Machine::new(role, hello).map_err(|source| Error::Wire { stage: Stage::Hello, source })?;
+        let (reactor, ledger) = (shared.reactor.clone(), Arc::new(CopyLedger::new()));
+        let mut cx = OfferContext::new(reactor, shared.pool.clone(), ledger, shared.limits);
+        cx.params = request.params.clone();
+        Ok(Self {
+            shared,
+            role,
+            request,
+            prover,
+            progress,
+            machine,
+            identity: PeerIdentity::unknown(addr, link.peer_cred()),
+            ways: Some(Ways { io: LinkIo::new(link), side: None }),
             report: SelectionReport::default(),
             cx,
-            named,
-        }
+            same_host,
+            claim: None,
+            begin: shared.reactor.now(),
+        })
     }
 
-    /// The client's side.
-    pub(crate) async fn client(
-        &self,
-        link: Box<dyn ControlLink>,
-        named: Option<&str>,
-    ) -> Result<Connection, Error> {
-        let mut attempt = self.attempt(link, named);
-        let hs = ClientHandshake::new(self.hello(HelloRole::Client))
-            .map_err(|source| Error::Wire { stage: Stage::Hello, source })?;
-        attempt.client(hs).await
+    async fn run(&mut self) -> Result<Lane, Error> {
+        let (reactor, times) = (&*self.shared.reactor, &self.shared.deadlines);
+        let limit = self.limit(times.hello);
+        deadline(reactor, Stage::Hello, limit, self.hello()).await?;
+        self.reached(Stage::Authenticate);
+        let limit = self.limit(times.authenticate);
+        deadline(reactor, Stage::Authenticate, limit, self.authenticate()).await?;
+        self.reached(Stage::Offers);
+        let limit = self.limit(times.offers);
+        let (mine, theirs) = deadline(reactor, Stage::Offers, limit, self.offers()).await?;
+        self.reached(Stage::Join);
+        self.bring_up(&mine, &theirs).await
     }
 
-    /// The server's side.
-    pub(crate) async fn server(
-        &self,
-        link: Box<dyn ControlLink>,
-        named: Option<&str>,
-    ) -> Result<Connection, Error> {
-        let mut attempt = self.attempt(link, named);
-        let hs = ServerHandshake::new(self.hello(HelloRole::Server))
-            .map_err(|source| Error::Wire { stage: Stage::Hello, source })?;
-        attempt.server(hs).await
-    }
-}
-
-impl Attempt<'_> {
-    async fn client(&mut self, mut hs: ClientHandshake) -> Result<Connection, Error> {
-        let deadlines = self.shared.deadlines.clone();
-        self.wire.stage(Stage::Hello, deadlines.hello)?;
-        self.wire.send(hs.take_output()).await?;
-        let hello = self.wire.hello(&mut hs).await?;
-        self.agree(&hello);
-        self.wire.stage(Stage::Offers, deadlines.offers)?;
-        let mine = self.mine();
-        self.wire.check(hs.send_offers(entries(&mine)))?;
-        self.wire.send(hs.take_output()).await?;
-        let answer = self.wire.control(&mut hs).await;
-        if let Err(Error::Wire { source: WireError::Rejected { code: CloseCode::REJECTED, .. }, .. }) =
-            &answer
-        {
-            self.report_lacking(&mine, &[]);
-            return Err(Error::NoTransport(Box::new(std::mem::take(&mut self.report))));
-        }
-        let theirs = match answer? {
-            ControlMessage::Offers(offers) => offers,
-            other => return Err(self.wire.unexpected(&other)),
-        };
-        self.wire.control(&mut hs).await?; // PLAN
-        let plan: Vec<String> = hs.plan().iter().map(|entry| entry.transport.clone()).collect();
-        self.report_lacking(&mine, &plan);
-        let chosen = self.client_lanes(&mut hs, &mine, &theirs, &plan).await?;
-        self.finish(Role::Client, chosen, &hello)
-    }
-
-    async fn server(&mut self, mut hs: ServerHandshake) -> Result<Connection, Error> {
-        let deadlines = self.shared.deadlines.clone();
-        self.wire.stage(Stage::Hello, deadlines.hello)?;
-        let read = self.wire.hello(&mut hs).await;
-        // Even when the versions do not meet, our HELLO goes out: the peer can name the reason too.
-        let sent = self.wire.send(hs.take_output()).await;
-        let hello = read?;
-        sent?;
-        self.agree(&hello);
-        self.wire.stage(Stage::Offers, deadlines.offers)?;
-        let theirs = match self.wire.control(&mut hs).await? {
-            ControlMessage::Offers(offers) => offers,
-            other => return Err(self.wire.unexpected(&other)),
-        };
-        let mine = self.mine();
-        let mut mutual: Vec<&str> = mine
-            .iter()
-            .map(|mine| mine.transport.name())
-            .filter(|name| theirs.iter().any(|offer| offer.transport == *name))
-            .collect();
-        mutual.sort_by_key(|name| self.shared.policy.rank(name));
-        let plan: Vec<String> = mutual.into_iter().map(str::to_owned).collect();
-        self.report_lacking(&mine, &plan);
-        if plan.is_empty() {
-            self.wire
-                .check(hs.reject(CloseCode::REJECTED, "no transport in common that the policy allows"))?;
-            self.wire.send(hs.take_output()).await?;
-            return Err(Error::NoTransport(Box::new(std::mem::take(&mut self.report))));
-        }
-        let planned = plan.iter().map(|name| PlanEntry { transport: name.clone() }).collect();
-        self.wire.check(hs.send_plan(entries(&mine), planned))?;
-        self.wire.send(hs.take_output()).await?;
-        let chosen = self.server_lanes(&mut hs, &mine, &theirs, &plan).await?;
-        self.finish(Role::Server, chosen, &hello)
-    }
-
-    /// Limits that both sides keep.
-    fn agree(&mut self, peer: &Hello) {
-        self.cx.limits.send_max_message = peer.max_message;
-        self.cx.limits.send_window = peer.window;
-    }
-
-    /// Our transports for this link, with their offers; the others go into the report.
-    fn mine(&mut self) -> Vec<Mine> {
-        let in_process = matches!(self.wire.peer(), LinkAddr::Memory(_));
-        // `unix` names a kind of address; what it carries is the stream transports.
-        let named = self.named.filter(|name| *name != "unix");
-        let mut mine = Vec::new();
-        for transport in &self.shared.transports {
-            let name = transport.name();
-            if (name == "mem") != in_process {
-                continue;
-            }
-            let refused = named
-                .filter(|named| *named != name)
-                .map(|_| zc_core::transport::Unavailable::ForbiddenByPolicy)
-                .or_else(|| self.shared.policy.refuses(name));
-            let offer = match refused {
-                Some(why) => Err(why),
-                None => transport.probe().and_then(|_| transport.offer(&self.cx)),
-            };
-            match offer {
-                Ok(offer) => mine.push(Mine { transport: transport.clone(), offer }),
-                Err(why) => self.report.add(name, Stage::Offers, Outcome::Unavailable(why)),
-            }
-        }
-        if let Some(named) = named
-            && !self.shared.transports.iter().any(|transport| transport.name() == named)
-        {
-            let why = zc_core::transport::Unavailable::Other {
-                code: "not_registered",
-                remedy: format!("register or compile in the transport `{named}`"),
-            };
-            self.report.add(named, Stage::Offers, Outcome::Unavailable(why));
-        }
-        mine.sort_by_key(|mine| self.shared.policy.rank(mine.transport.name()));
-        mine
-    }
-
-    fn report_lacking(&mut self, mine: &[Mine], plan: &[String]) {
-        for name in mine.iter().map(|mine| mine.transport.name()) {
-            if !plan.iter().any(|planned| planned == name) {
-                let why = zc_core::transport::Unavailable::PeerLacks;
-                self.report.add(name, Stage::Offers, Outcome::Unavailable(why));
-            }
-        }
-    }
-
-    fn finish(
-        &mut self,
-        role: Role,
-        lane: zc_core::transport::Lane,
-        hello: &Hello,
-    ) -> Result<Connection, Error> {
-        let fell_back =
-            self.report.candidates().first().is_some_and(|first| first.outcome != Outcome::Chosen);
-        if fell_back && role == Role::Client {
-            match self.shared.policy.fallback_rule() {
-                Fallback::Allow => {}
-                Fallback::Warn => {
-                    tracing::warn!(report = %self.report, "a fallback transport carries the connection")
-                }
-                Fallback::Deny => return Err(Error::NoTransport(Box::new(std::mem::take(&mut self.report)))),
-            }
-        }
-        let peer = self.wire.identity().clone();
+    fn start(&mut self, lane: Lane) -> Result<Connection, Error> {
+        let shared = self.shared;
         let report = Arc::new(std::mem::take(&mut self.report));
-        let parts = Parts {
+        let connection = Connection::start(Parts {
             lane,
-            link: self.wire.take_link(),
-            role,
-            reactor: self.shared.reactor.clone(),
-            pool: self.shared.pool.clone(),
+            link: self.ways.take().map(|ways| ways.io.into_link()),
+            role: self.role,
+            reactor: shared.reactor.clone(),
+            pool: shared.pool.clone(),
             ledger: self.cx.ledger.clone(),
             limits: self.cx.limits,
-            options: self.shared.options.clone(),
-            report,
-            observer: self.shared.observer.clone(),
-            peer: PeerIdentity { agent: hello.agent.clone(), instance: hello.instance, ..peer },
-        };
-        Ok(Connection::start(parts)?)
+            options: shared.options.clone(),
+            report: report.clone(),
+            peer: self.identity.clone(),
+            observer: shared.observer.clone(),
+        })?;
+        if shared.policy.fallback_rule() == Fallback::Warn && report.lost_above(report.chosen()) {
+            let peer = self.identity.addr.clone();
+            shared.observer.fell_back(&FellBack { peer, report: report.clone() });
+        }
+        let elapsed = shared.reactor.now().saturating_duration_since(self.begin);
+        let peer = self.identity.clone();
+        shared.observer.connected(&Connected { role: self.role, peer, report, elapsed });
+        Ok(connection)
     }
-}
 
-fn entries(mine: &[Mine]) -> Vec<OfferEntry> {
-    mine.iter()
-        .map(|mine| OfferEntry {
-            transport: mine.transport.name().to_owned(),
-            version: mine.offer.version,
-            bytes: mine.offer.bytes.clone(),
-        })
-        .collect()
+    /// A stage's time, cut to what is left of the whole.
+    fn limit(&self, stage: Duration) -> Duration {
+        let spent = self.shared.reactor.now().saturating_duration_since(self.begin);
+        stage.min(self.shared.deadlines.total.saturating_sub(spent))
+    }
+
+    fn reached(&self, stage: Stage) {
+        self.progress.reached(stage);
+    }
+
+    fn stream_name(&self) -> &'static str {
+        stream_name(&self.identity.addr)
+    }
+
+    fn wire<T>(&self, result: Result<T, WireError>) -> Result<T, Error> {
+        result.map_err(|source| Error::Wire { stage: self.machine.stage(), source })
+    }
+
+    fn bad(&self, field: &'static str) -> Error {
+        Error::Wire { stage: self.machine.stage(), source: WireError::BadValue { field } }
+    }
+
+    fn unexpected(&self, message: &ControlMessage) -> Error {
+        let stage = self.machine.stage();
+        Error::Wire { stage, source: WireError::UnexpectedMessage { message: message.name(), stage } }
+    }
+
+    fn link_gone(&self) -> Error {
+        let source =
+            LinkError::Io { operation: "control link", source: stdio::ErrorKind::NotConnected.into() };
+        Error::Link { stage: self.machine.stage(), source }
+    }
+
+    fn no_transport(&mut self) -> Error {
+        Error::NoTransport(Box::new(std::mem::take(&mut self.report)))
+    }
+
+    fn io(&mut self) -> Result<&mut LinkIo, Error> {
+        let gone = self.link_gone();
+        self.ways.as_mut().map(|ways| &mut ways.io).ok_or(gone)
+    }
+
+    /// Sends what the machine has written.
+    async fn flush(&mut self) -> Result<(), Error> {
+        let (bytes, stage) = (self.machine.take_output(), self.machine.stage());
+        let io = self.io()?;
+        io.push(bytes);
+        io.flush().await.map_err(|fault| fault.at(stage))
+    }
+
+    /// The next message of the peer, once the machine has found it in order.
+    async fn next(&mut self) -> Result<ControlMessage, Error> {
+        let stage = self.machine.stage();
+        let io = self.io()?;
+        let message = poll_fn(|cx| io.poll_message(cx)).await.map_err(|fault| fault.at(stage))?;
+        self.machine.handle(&message).map_err(|source| Error::Wire { stage, source })?;
+        Ok(message)
+    }
+
+    /// Refuses a client, in words that it may know, and says `error` here.
+    async fn refuse(&mut self, reason: &str, error: Error) -> Error {
+        if self.machine.reject(reason).is_ok() {
+            let limit = self.limit(self.shared.deadlines.offers);
+            let reactor = &*self.shared.reactor;
+            let _ = deadline(reactor, self.machine.stage(), limit, self.flush()).await;
+        }
+        error
+    }
+
+    async fn hello(&mut self) -> Result<(), Error> {
+        self.flush().await?;
+        let result = self.read_hello().await;
+        if result.is_ok() && self.shared.authenticator.is_none() {
+            self.expect_proof();
+        }
+        // Even after an error: a peer of another version reads our range from it.
+        let flushed = self.flush().await;
+        result?;
+        flushed?;
+        if let Some(hello) = self.machine.peer() {
+            self.identity.agent.clone_from(&hello.agent);
+            self.identity.instance = hello.instance;
+            self.cx.limits.send_max_message = hello.max_message;
+            self.cx.limits.send_window = hello.window;
+        }
+        Ok(())
+    }
+
+    /// Magic first, so that whoever speaks another protocol is told at once; then the header, then the body.
+    async fn read_hello(&mut self) -> Result<(), Error> {
+        let at = |fault: IoFault| fault.at(Stage::Hello);
+        let gone = self.link_gone();
+        let Some(Ways { io, .. }) = &mut self.ways else { return Err(gone) };
+        let mut want = MAGIC.len();
+        loop {
+            let bytes = io.fill(want).await.map_err(at)?;
+            let taken = self.machine.handle_hello(bytes);
+            if taken.map_err(|source| Error::Wire { stage: Stage::Hello, source })?.is_some() {
+                io.take();
+                return Ok(());
+            }
+            want = match bytes.get(8..HELLO_HEADER_BYTES) {
+                None => HELLO_HEADER_BYTES,
+                // The machine has refused a length above its bound already.
+                Some(len) => {
+                    HELLO_HEADER_BYTES + len.iter().rev().fold(0, |sum, b| (sum << 8) | usize::from(*b))
+                }
+            };
+        }
+    }
+
+    /// As the server: lets the client begin its proof, which it may once it is authenticated.
+    fn expect_proof(&mut self) {
+        if let (Some(prover), Some(ours)) = (self.prover, &self.same_host) {
+            self.claim = Some(prover.expect(ours.nonce));
+        }
+    }
+
+    /// Finds out who the peer is, and whether it is on this host. A proof that fails costs only the
+    /// transports that need it.
+    async fn find_peer(&mut self) {
+        let shared = self.shared;
+        let link = self.ways.as_ref().map(|ways| &ways.io.link);
+        let passes = link.is_some_and(|link| link.passes_descriptors());
+        let cred = link.and_then(|link| link.peer_cred());
+        let found = match &self.identity.addr {
+            LinkAddr::Memory(_) => {
+                self.cx.trust = shared.policy.trust_in_process();
+                self.cx.same_host = Ok(());
+                self.cx.descriptors = passes;
+                return;
+            }
+            LinkAddr::Tcp(_) => self.proof().await,
+            _ => same_host::accepted(shared, cred).map(|cred| (cred, None)),
+        };
+        match found {
+            Ok((cred, side)) => {
+                self.cx.descriptors = passes || side.is_some();
+                self.cx.same_host = Ok(());
+                self.cx.peer = Some(cred);
+                self.cx.trust = shared.policy.trust(Some(cred));
+                self.identity.cred = Some(cred);
+                if let Some(ways) = &mut self.ways {
+                    ways.side = side;
+                }
+            }
+            Err(why) => self.cx.same_host = Err(why),
+        }
+    }
+
+    async fn proof(
+        &mut self,
+    ) -> Result<(zc_core::transport::PeerCred, Option<Box<dyn ControlLink>>), Unavailable> {
+        if self.same_host.is_none() {
+            return Err(Unavailable::HostNotProved);
+        }
+        let shared = self.shared;
+        let peer = same_host::judge(self.machine.peer().and_then(|peer| peer.same_host.as_ref()))?;
+        // The server waits for our offers meanwhile.
+        let limit = self.limit(shared.deadlines.offers) / 2;
+        let claim = self.claim.take();
+        let proving = async {
+            Ok(match (self.role, claim) {
+                (Role::Client, _) => same_host::prove(shared, peer).await,
+                (Role::Server, Some(claim)) => claim.close().await,
+                (Role::Server, None) => Err(Unavailable::HostNotProved),
+            })
+        };
+        let proved = deadline(&*shared.reactor, Stage::Offers, limit, proving).await;
+        let proved = proved.unwrap_or(Err(Unavailable::Timeout { stage: Stage::Offers }))?;
+        Ok((proved.cred, Some(proved.link)))
+    }
 }

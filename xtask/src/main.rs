@@ -9,7 +9,9 @@ mod child;
 mod clean;
 mod doctor;
 mod guard;
+mod limits;
 mod report;
+mod restrict;
 mod stage;
 mod stages;
 mod sys;
@@ -35,6 +37,8 @@ enum Task {
     Doctor,
     /// Remove what the checks built besides the ordinary build.
     Clean,
+    /// Write docs/limits.md from the sources.
+    Limits,
     /// Run a command and end every process it started once it, or the caller, is gone.
     #[command(name = guard::GUARD, hide = true)]
     Guard {
@@ -48,6 +52,9 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
+    /// Become a command that may do less.
+    #[command(name = restrict::RESTRICT, hide = true)]
+    Restrict(restrict::Options),
 }
 
 fn main() -> ExitCode {
@@ -55,8 +62,10 @@ fn main() -> ExitCode {
         Task::Test(options) => stage::test(&root(), &options),
         Task::Doctor => doctor::doctor(&root()),
         Task::Clean => clean::clean(&root()),
+        Task::Limits => limits::write(&root()),
         Task::Guard { command } => guard::guard(&command),
         Task::Exec { parent, command } => guard::exec(parent, &command),
+        Task::Restrict(options) => restrict::run(&options),
     }
 }
 

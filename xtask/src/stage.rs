@@ -20,7 +20,8 @@ pub(crate) struct Options {
     /// Also run tests marked `#[ignore]` and let loom explore one more preemption.
     #[arg(long)]
     full: bool,
-    /// Like --full, with 20 times the cases and the time (sets ZC_SOAK=1 for the tests).
+    /// Like --full, with 20 times the cases and the time, a million half-open connections, and more stages
+    /// (sets ZC_SOAK=1 for the tests).
     #[arg(long)]
     soak: bool,
     /// Add missing toolchain components (rustup component add clippy rustfmt).
@@ -44,6 +45,8 @@ pub(crate) struct Stage {
     pub(crate) about: &'static str,
     /// The hang guard: far more than the stage needs on two cores with everything still to build.
     pub(crate) limit: Duration,
+    /// Part of a run with `--soak` only, unless it is named.
+    pub(crate) soak: bool,
     pub(crate) run: fn(&Context, &Runner) -> Outcome,
 }
 
@@ -58,8 +61,10 @@ pub(crate) struct Context {
 
 /// Runs the chosen stages in their order; a failed one does not stop those after it.
 pub(crate) fn test(root: &Path, options: &Options) -> ExitCode {
-    let chosen =
-        STAGES.iter().filter(|stage| options.only.is_empty() || options.only.iter().any(|o| o == stage.name));
+    let chosen = STAGES.iter().filter(|stage| match &options.only[..] {
+        [] => options.soak || !stage.soak,
+        only => only.iter().any(|name| name == stage.name),
+    });
     if options.list {
         chosen.for_each(|stage| println!("{:<12} {}", stage.name, stage.about));
         return ExitCode::SUCCESS;

@@ -1,11 +1,14 @@
 //! The stages of `cargo xtask test`, in the order they run.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::child::{Cmd, Runner};
+use crate::guard::SELF;
 use crate::report::{Outcome, Skip};
+use crate::restrict::{RESTRICT, effective_capabilities};
 use crate::stage::{Context, SOAK_FACTOR, Stage};
 use crate::target_dir;
 
@@ -19,6 +22,10 @@ const LIMIT_ECHO: Duration = Duration::from_secs(120);
 const LIMIT_ASK: Duration = Duration::from_secs(60);
 const LIMIT_INSTALL: Duration = Duration::from_secs(5 * 60);
 
+/// What tests of the behaviour suite are called.
+const CONFORMANCE: &str = "conformance";
+const KILL_ROUNDS: u32 = 200;
+
 /// Cases per property in the fuzz stage; an ordinary test run tries proptest's 256.
 const FUZZ_CASES: u32 = 20_000;
 /// Forced preemptions that loom explores per execution. Most races need two.
@@ -31,26 +38,35 @@ const ADD_COMPONENTS: &str = "rustup component add clippy rustfmt";
 
 /// Every stage.
 pub(crate) const STAGES: &[Stage] = &[
-    Stage { name: "fmt", about: "formatting", limit: LIMIT_FMT, run: fmt },
-    Stage { name: "clippy", about: "lints, as errors", limit: LIMIT_BUILD, run: clippy },
-    Stage { name: "unit", about: "unit tests", limit: LIMIT_TESTS, run: unit },
-    Stage {
-        name: "integration",
-        about: "integration tests and the conformance suites",
-        limit: LIMIT_TESTS,
-        run: integration,
-    },
-    Stage { name: "doc", about: "examples in the documentation", limit: LIMIT_TESTS, run: doc },
-    Stage {
-        name: "rustdoc",
-        about: "documentation builds without a warning",
-        limit: LIMIT_BUILD,
-        run: rustdoc,
-    },
-    Stage { name: "examples", about: "examples build; echo runs", limit: LIMIT_BUILD, run: examples },
-    Stage { name: "loom", about: "models of the lock-free structures", limit: LIMIT_TESTS, run: loom },
-    Stage { name: "fuzz", about: "property tests of the decoders", limit: LIMIT_FUZZ, run: fuzz },
+    stage("fmt", "formatting", LIMIT_FMT, fmt),
+    stage("clippy", "lints, as errors", LIMIT_BUILD, clippy),
+    stage("limits", "docs/limits.md says what the sources say", LIMIT_FMT, limits),
+    stage("unit", "unit tests", LIMIT_TESTS, unit),
+    stage("integration", "integration tests", LIMIT_TESTS, integration),
+    stage("conformance", "the behaviour suite of every transport", LIMIT_TESTS, conformance),
+    stage("doc", "examples in the documentation", LIMIT_TESTS, doc),
+    stage("rustdoc", "documentation builds without a warning", LIMIT_BUILD, rustdoc),
+    stage("examples", "examples build; echo, proxy and own_loop run", LIMIT_BUILD, examples),
+    stage(
+        "restricted",
+        "echo runs with less: privileges, memlock, io_uring, /dev/shm",
+        LIMIT_BUILD,
+        restricted,
+    ),
+    stage("loom", "models of the lock-free structures", LIMIT_TESTS, loom),
+    stage("fuzz", "property tests of the decoders", LIMIT_FUZZ, fuzz),
+    Stage { soak: true, ..stage("idle", "what 10,000 idle connections cost", LIMIT_BUILD, idle) },
+    Stage { soak: true, ..stage("kill", "tests that kill processes, over and over", LIMIT_TESTS, kill) },
 ];
+
+const fn stage(
+    name: &'static str,
+    about: &'static str,
+    limit: Duration,
+    run: fn(&Context, &Runner) -> Outcome,
+) -> Stage {
+    Stage { name, about, limit, soak: false, run }
+}
 
 fn fmt(context: &Context, runner: &Runner) -> Outcome {
     with_component("fmt", "rustfmt", context, runner, &Cmd::cargo("fmt --all --check"))
@@ -65,12 +81,26 @@ fn unit(context: &Context, runner: &Runner) -> Outcome {
     run(runner, &tests(context, "test --workspace --all-features --lib --bins"))
 }
 
-/// `--test *` and not `--tests`: the latter would run the unit tests a second time.
+/// Test targets by name, and not `--tests`: that would run the unit tests a second time.
 fn integration(context: &Context, runner: &Runner) -> Outcome {
-    if !has_integration_tests(&context.root) {
-        return nothing("no package has integration tests");
+    targets(context, runner, |name| !name.starts_with(CONFORMANCE), "no package has integration tests")
+}
+
+fn conformance(context: &Context, runner: &Runner) -> Outcome {
+    targets(context, runner, |name| name.starts_with(CONFORMANCE), "no package has a test named conformance")
+}
+
+fn targets(context: &Context, runner: &Runner, chosen: fn(&str) -> bool, none: &str) -> Outcome {
+    let names: Vec<_> = test_targets(&context.root).into_iter().filter(|name| chosen(name)).collect();
+    if names.is_empty() {
+        return nothing(none);
     }
-    run(runner, &tests(context, "test --workspace --all-features --test *"))
+    let chosen: String = names.iter().map(|name| format!(" --test {name}")).collect();
+    run(runner, &tests(context, &format!("test --workspace --all-features{chosen}")))
+}
+
+fn limits(context: &Context, _: &Runner) -> Outcome {
+    crate::limits::check(&context.root).map_or_else(Outcome::Failed, |()| Outcome::Passed)
 }
 
 fn doc(_: &Context, runner: &Runner) -> Outcome {
@@ -82,16 +112,90 @@ fn rustdoc(_: &Context, runner: &Runner) -> Outcome {
 }
 
 fn examples(context: &Context, runner: &Runner) -> Outcome {
-    let dir = context.root.join("examples");
-    let built = runner.run(&Cmd::cargo("build --workspace --release --examples"));
-    if let Err(how) = built {
-        return Outcome::Failed(how);
+    let dir = target_dir(&context.root).join("release/examples");
+    let own_loop = "run --quiet --release -p zc --no-default-features --features tcp --example own_loop";
+    let steps = [
+        Cmd::cargo("build --workspace --release --examples"),
+        Cmd::new(dir.join("echo"), "--quick"),
+        Cmd::new(dir.join("proxy"), ""),
+        // Built once more, without the runtime that it does without.
+        Cmd::cargo(own_loop),
+    ];
+    for step in &steps {
+        if let Err(how) = runner.run(step) {
+            return Outcome::Failed(format!("{step}: {how}"));
+        }
     }
-    if !dir.join("echo.rs").exists() && !dir.join("echo/main.rs").exists() {
-        return nothing("there is no example named echo");
+    Outcome::Passed
+}
+
+/// What a program may do without, one by one and together.
+const RESTRICTIONS: &[&str] = &[
+    "--user",
+    "--memlock",
+    "--no-io-uring",
+    "--no-shm",
+    "--user --memlock",
+    "--user --no-io-uring",
+    "--user --no-shm",
+    "--memlock --no-io-uring --no-shm",
+    "--user --memlock --no-io-uring --no-shm",
+];
+
+fn restricted(context: &Context, runner: &Runner) -> Outcome {
+    let build = Cmd::cargo("build --release --example echo");
+    if let Err(how) = runner.run(&build) {
+        return Outcome::Failed(format!("{build}: {how}"));
     }
     let echo = target_dir(&context.root).join("release/examples/echo");
-    run(&runner.at_most(LIMIT_ECHO), &Cmd::new(echo, "--quick"))
+    let mut left_out = Vec::new();
+    for flags in RESTRICTIONS {
+        if let Some(reason) = beyond_us(flags) {
+            println!("left out: {flags}: {reason}");
+            left_out.push(format!("{flags} ({reason})"));
+            continue;
+        }
+        let cmd = Cmd::new(SELF, RESTRICT).args(flags).args("--").arg(&echo).args("--quick");
+        if let Err(how) = runner.at_most(LIMIT_ECHO).run(&cmd) {
+            return Outcome::Failed(format!("{flags}: {how}"));
+        }
+    }
+    if left_out.is_empty() {
+        return Outcome::Passed;
+    }
+    let ran = RESTRICTIONS.len() - left_out.len();
+    let reason = format!("{ran} of {} ran; left out: {}", RESTRICTIONS.len(), left_out.join(", "));
+    Outcome::Skipped(Skip { reason, remedy: None, beyond_this_machine: true })
+}
+
+/// Why this process can't restrict a child so.
+fn beyond_us(flags: &str) -> Option<&'static str> {
+    const SETGID_SETUID_SYS_ADMIN: u64 = 1 << 6 | 1 << 7 | 1 << 21;
+    let capabilities = effective_capabilities().unwrap_or(0);
+    let able = capabilities & SETGID_SETUID_SYS_ADMIN == SETGID_SETUID_SYS_ADMIN;
+    match () {
+        () if able => None,
+        () if flags.contains("--no-shm") => Some("mounting takes CAP_SYS_ADMIN"),
+        // An ordinary user is what is wanted.
+        () if flags.contains("--user") && capabilities != 0 => Some("dropping some privileges takes others"),
+        () => None,
+    }
+}
+
+fn idle(_: &Context, runner: &Runner) -> Outcome {
+    run(runner, &Cmd::cargo("bench -p zc --bench idle"))
+}
+
+/// Timing decides what a killed peer leaves behind, so that one run shows little.
+fn kill(context: &Context, runner: &Runner) -> Outcome {
+    let cmd = tests(context, "test --workspace --all-features --test kill");
+    for round in 1..=KILL_ROUNDS {
+        println!("round {round} of {KILL_ROUNDS}");
+        if let Err(how) = runner.run(&cmd) {
+            return Outcome::Failed(format!("round {round}: {how}"));
+        }
+    }
+    Outcome::Passed
 }
 
 fn loom(context: &Context, runner: &Runner) -> Outcome {
@@ -105,7 +209,8 @@ fn loom(context: &Context, runner: &Runner) -> Outcome {
 
 fn fuzz(context: &Context, runner: &Runner) -> Outcome {
     let cases = if context.soak { FUZZ_CASES * SOAK_FACTOR } else { FUZZ_CASES };
-    let cmd = Cmd::cargo("test --workspace --tests fuzz_").env("PROPTEST_CASES", cases.to_string());
+    let cmd =
+        Cmd::cargo("test --workspace --all-features --tests fuzz_").env("PROPTEST_CASES", cases.to_string());
     run_if_any(runner, &cmd, "no test has fuzz_ in its name")
 }
 
@@ -154,14 +259,15 @@ fn nothing(reason: &str) -> Outcome {
     Outcome::Skipped(Skip { reason: reason.to_owned(), remedy: None, beyond_this_machine: false })
 }
 
-fn has_integration_tests(root: &Path) -> bool {
+/// The names of all packages' integration tests, each once, in order.
+fn test_targets(root: &Path) -> BTreeSet<String> {
     let crates = fs::read_dir(root.join("crates")).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut packages = crates.chain([root.to_owned(), root.join("xtask")]);
-    packages.any(|package| {
-        let mut entries = fs::read_dir(package.join("tests")).into_iter().flatten().flatten();
-        entries.any(|entry| {
-            let path = entry.path();
-            path.extension().is_some_and(|ext| ext == "rs") || path.join("main.rs").exists()
-        })
-    })
+    let packages = crates.chain([root.to_owned(), root.join("xtask")]);
+    let tests =
+        packages.flat_map(|package| fs::read_dir(package.join("tests")).into_iter().flatten().flatten());
+    let target = |path: std::path::PathBuf| {
+        let is_test = path.extension().is_some_and(|ext| ext == "rs") || path.join("main.rs").exists();
+        is_test.then(|| path.file_stem()?.to_str().map(str::to_owned)).flatten()
+    };
+    tests.filter_map(|entry| target(entry.path())).collect()
 }

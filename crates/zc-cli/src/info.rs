@@ -1,6 +1,7 @@
 //! `zc info`.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use zc_core::transport::{Caps, SourceMatrix, Unavailable, ZeroCopy};
 use zc_core::wire::VersionRange;
 
 use crate::Result;
@@ -8,59 +9,106 @@ use crate::machine::Machine;
 
 pub(crate) fn run(as_json: bool) -> Result<()> {
     let machine = Machine::look();
-    let fabric = zc::Fabric::auto()?;
-    let probes = fabric.probe();
+    let transports = transports()?;
     let wire = VersionRange::SUPPORTED;
     if as_json {
-        let transports: Vec<_> = probes
-            .iter()
-            .map(|(name, probe)| match probe {
-                Ok(caps) => json!({
-                    "name": name,
-                    "available": true,
-                    "max_message_bytes": caps.max_message,
-                    "max_segments": caps.max_segments,
-                    "zero_copy_min_bytes": caps.zero_copy_min,
-                    "zero_copy_tx": format!("{:?}", caps.zero_copy_tx),
-                    "zero_copy_rx": format!("{:?}", caps.zero_copy_rx),
-                    "scope": format!("{:?}", caps.scope),
-                    "one_sided": format!("{:?}", caps.one_sided),
-                    "sources": {
-                        "connection": caps.sources.connection,
-                        "pool": caps.sources.pool,
-                        "foreign": caps.sources.foreign,
-                    },
-                }),
-                Err(why) => json!({
-                    "name": name,
-                    "available": false,
-                    "reason": why.code(),
-                    "remedy": why.remedy(),
-                }),
-            })
-            .collect();
+        let transports: Vec<_> = transports.iter().map(|(name, probe)| to_json(name, probe)).collect();
         let wire = json!({ "min": wire.min(), "max": wire.max() });
         println!("{}", json!({ "machine": machine, "wire_versions": wire, "transports": transports }));
         return Ok(());
     }
-    println!("{machine}\nwire version  {wire}\n");
-    for (name, probe) in probes {
+    println!("{machine}\nwire versions {wire}\n");
+    for (name, probe) in &transports {
         match probe {
-            Ok(caps) => {
-                println!("{name:<8} available");
-                println!("         zero copy: tx {:?}, rx {:?}", caps.zero_copy_tx, caps.zero_copy_rx);
-                println!(
-                    "         messages up to {} bytes, {} segments as they are",
-                    caps.max_message, caps.max_segments
-                );
-                let s = caps.sources;
-                println!(
-                    "         sent as they are: connection {}, pool {}, foreign {}",
-                    s.connection, s.pool, s.foreign
-                );
-            }
+            Ok(caps) => println!("{name:<8} available{}", text(caps)),
             Err(why) => println!("{name:<8} unavailable: {why}"),
         }
     }
+    println!(
+        "\nsent as it is, without a copy by us:\n{:<8} {:>16} {:>16} {:>16}",
+        "", "conn.alloc", "a pool of zc", "other memory"
+    );
+    for (name, caps) in transports.iter().filter_map(|(name, probe)| Some((name, probe.as_ref().ok()?))) {
+        let SourceMatrix { connection, pool, foreign } = caps.sources;
+        let word = |yes| if yes { "yes" } else { "copied" };
+        println!("{name:<8} {:>16} {:>16} {:>16}", word(connection), word(pool), word(foreign));
+    }
     Ok(())
+}
+
+/// Those of this build, then those that the policy knows and this build lacks.
+fn transports() -> Result<Vec<(String, std::result::Result<Caps, Unavailable>)>> {
+    let probes = zc::Fabric::auto()?.probe();
+    let mut all: Vec<_> = probes.into_iter().map(|(name, probe)| (name.to_owned(), probe)).collect();
+    for name in zc::DEFAULT_ORDER {
+        if !all.iter().any(|(known, _)| known == name) {
+            let remedy = format!("register or compile in the transport `{name}`");
+            all.push((name.to_owned(), Err(Unavailable::Other { code: "not_registered", remedy })));
+        }
+    }
+    Ok(all)
+}
+
+fn to_json(name: &str, probe: &std::result::Result<Caps, Unavailable>) -> Value {
+    match probe {
+        Ok(caps) => json!({
+            "name": name,
+            "available": true,
+            "scope": word(caps.scope),
+            "isolation": word(caps.isolation),
+            "max_message_bytes": caps.max_message,
+            "max_segments": caps.max_segments,
+            "headroom_bytes": caps.headroom,
+            "alignment_bytes": caps.alignment,
+            "inline_bytes": caps.inline_size,
+            "zero_copy_min_bytes": caps.zero_copy_min,
+            "zero_copy_tx": zero_copy(caps.zero_copy_tx),
+            "zero_copy_rx": zero_copy(caps.zero_copy_rx),
+            "one_sided": word(caps.one_sided),
+            "sources": {
+                "connection": caps.sources.connection,
+                "pool": caps.sources.pool,
+                "foreign": caps.sources.foreign,
+            },
+        }),
+        Err(why) => json!({
+            "name": name,
+            "available": false,
+            "reason": why.code(),
+            "detail": why.to_string(),
+            "remedy": why.remedy(),
+        }),
+    }
+}
+
+fn text(caps: &Caps) -> String {
+    [
+        format!("reaches: {}; isolation: {}", word(caps.scope), word(caps.isolation)),
+        format!("zero copy: tx {}, rx {}", zero_copy(caps.zero_copy_tx), zero_copy(caps.zero_copy_rx)),
+        format!("messages up to {} bytes, {} segments as they are", caps.max_message, caps.max_segments),
+        format!("a copy is cheaper below {} bytes; inline up to {}", caps.zero_copy_min, caps.inline_size),
+        format!("headroom {}, alignment {} bytes", caps.headroom, caps.alignment),
+        format!("one-sided operations: {}", word(caps.one_sided)),
+    ]
+    .map(|line| format!("\n         {line}"))
+    .concat()
+}
+
+fn zero_copy(how: ZeroCopy) -> String {
+    match how {
+        ZeroCopy::Conditional(when) => format!("conditional ({when})"),
+        other => word(other),
+    }
+}
+
+/// A name of the code as words: `PerConnection` is `per connection`.
+fn word(name: impl std::fmt::Debug) -> String {
+    let mut words = String::new();
+    for c in format!("{name:?}").chars() {
+        if c.is_ascii_uppercase() && !words.is_empty() {
+            words.push(' ');
+        }
+        words.push(c.to_ascii_lowercase());
+    }
+    words
 }

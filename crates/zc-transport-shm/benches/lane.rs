@@ -20,7 +20,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +28,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use common::{End, Setup, TokioReactor, try_end};
-use zc_core::memory::Region;
+use zc_core::memory::{Backing, PeerMapping, Region, Sealing};
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
@@ -73,9 +73,10 @@ fn count(len: usize) -> u64 {
     (20_000 / (10 + len as u64 / 1024)).clamp(4, 2_000)
 }
 
-fn mapped(fd: &OwnedFd) -> Region {
-    // SAFETY: only the two atomics in it are used.
-    unsafe { Region::map_memfd(fd.as_fd(), 4096, true, "bounce") }.unwrap()
+fn mapped(fd: OwnedFd) -> Region {
+    let both =
+        PeerMapping { max_bytes: 4096, sealing: Sealing::AnyoneWrites, writable: true, prefault: true };
+    both.map(fd).unwrap()
 }
 
 fn line(region: &Region) -> &AtomicU64 {
@@ -321,10 +322,10 @@ async fn costs() {
     });
 }
 
-async fn exchange_line(link: &mut dyn ControlLink, mine: Option<&OwnedFd>) -> Option<OwnedFd> {
+async fn exchange_line(link: &mut dyn ControlLink, mine: Option<BorrowedFd<'_>>) -> Option<OwnedFd> {
     match mine {
         Some(fd) => {
-            std::future::poll_fn(|cx| link.poll_send_descriptors(cx, &[fd.as_fd()])).await.unwrap();
+            std::future::poll_fn(|cx| link.poll_send_descriptors(cx, &[fd])).await.unwrap();
             None
         }
         None => std::future::poll_fn(|cx| link.poll_recv_descriptors(cx, 1)).await.unwrap().pop(),
@@ -335,7 +336,7 @@ async fn child(name: String) {
     let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
     let mut link = StreamLinks.connect(&LinkAddr::UnixAbstract(name), &reactor).await.unwrap();
     let fd = exchange_line(&mut *link, None).await.unwrap();
-    let region = mapped(&fd);
+    let region = mapped(fd);
     let end = try_end(link, Role::Client, &setup(), None).await.unwrap();
     let mut s = Spinner { end, batch: Batch::new(), seq: 0 };
     let line = line(&region);
@@ -374,10 +375,9 @@ async fn parent() {
         .spawn()
         .unwrap();
     let mut link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
-    let fd = rustix::fs::memfd_create("bounce", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    rustix::fs::ftruncate(&fd, 4096).unwrap();
-    let region = mapped(&fd);
-    exchange_line(&mut *link, Some(&fd)).await;
+    let region = Region::builder(4096).backing(Backing::Memfd).sealing(Sealing::AnyoneWrites);
+    let region = region.prefault(true).build().unwrap();
+    exchange_line(&mut *link, region.fd()).await;
     let end = try_end(link, Role::Server, &setup(), None).await.unwrap();
     let mut s = Spinner { end, batch: Batch::new(), seq: 0 };
     let line = line(&region);

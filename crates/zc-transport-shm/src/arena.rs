@@ -3,7 +3,6 @@
 //! Everything about a block is on our heap; in shared memory are its bytes only.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use futures::task::AtomicWaker;
@@ -77,7 +76,8 @@ impl Slab {
 /// A slab that is ready but not announced.
 pub(crate) struct NewSlab {
     pub(crate) entry: Grow,
-    pub(crate) fd: OwnedFd,
+    /// With its descriptor.
+    pub(crate) region: Region,
     slab: Slab,
 }
 
@@ -264,9 +264,9 @@ impl Arena {
     pub(crate) fn prepare(&self, len: usize) -> io::Result<Option<NewSlab>> {
         let Some(entry) = self.plan(len) else { return Ok(None) };
         let bytes = usize::try_from(entry.bytes()).map_err(io::Error::other)?;
-        let (region, fd) = sys::create(bytes)?;
-        let slab = Slab::new(region, entry.block_len, 0, entry.blocks, &self.waker);
-        Ok(slab.map(|slab| NewSlab { entry, fd, slab }))
+        let region = sys::create(bytes)?;
+        let slab = Slab::new(region.clone(), entry.block_len, 0, entry.blocks, &self.waker);
+        Ok(slab.map(|slab| NewSlab { entry, region, slab }))
     }
 
     /// Uses a further arena, once it is announced.
@@ -300,7 +300,7 @@ mod tests {
 
     fn arena(max: u64) -> Arena {
         let geometry = Geometry::new(32);
-        let (region, _) = sys::create(geometry.bytes()).unwrap();
+        let region = sys::create(geometry.bytes()).unwrap();
         Arena::new(region, geometry, max, Arc::default())
     }
 

@@ -36,7 +36,7 @@ async fn join(trust: Trust) -> (End, Evil) {
     let offer =
         crate::offer::ShmOffer { geometry, max_arena_bytes: 64 << 20, uid: own_uid(), pid: 1, wary: false };
     let offer = Offer { version: 1, bytes: offer.encode() };
-    let (region, memory) = sys::create(geometry.bytes()).unwrap();
+    let region = sys::create(geometry.bytes()).unwrap();
     let words = OwnWords::new(&region, geometry.bytes());
     geometry.write(&words);
     let bell: OwnedFd = match trust {
@@ -46,7 +46,7 @@ async fn join(trust: Trust) -> (End, Evil) {
     let mut setup = Setup::default();
     setup.options.trust = trust;
     setup.pool_bytes = 16 << 20;
-    let fds = [memory.as_fd(), bell.as_fd()];
+    let fds = [region.fd().unwrap(), bell.as_fd()];
     std::future::poll_fn(|cx| evil.poll_send_descriptors(cx, &fds)).await.unwrap();
     let end = try_end(good, Role::Server, &setup, Some(offer)).await.unwrap();
     let theirs = std::future::poll_fn(|cx| evil.poll_recv_descriptors(cx, 2)).await.unwrap();
@@ -130,7 +130,7 @@ impl Evil {
     fn arena(&mut self, bytes: u64, sealed: bool, cx: &mut Context<'_>) {
         let fd: OwnedFd = match sealed {
             true => match sys::create((bytes as usize).next_multiple_of(4096).max(4096)) {
-                Ok((_, fd)) => fd,
+                Ok(region) => region.fd().unwrap().try_clone_to_owned().unwrap(),
                 Err(_) => return,
             },
             false => std::fs::File::open("/dev/null").unwrap().into(),

@@ -1,6 +1,5 @@
 //! The peer's memory as the receiver uses it: what is lent, and how it goes back.
 
-use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -105,10 +104,10 @@ impl PeerArena {
     }
 
     /// Maps a further arena.
-    pub(crate) fn grow(&mut self, grow: Grow, fd: &OwnedFd) -> Result<(), LaneError> {
+    pub(crate) fn grow(&mut self, grow: Grow, fd: OwnedFd) -> Result<(), LaneError> {
         self.check(grow)?;
         let bytes = usize::try_from(grow.bytes()).map_err(|_| lie("shm arena: length"))?;
-        let region = sys::map_peer(fd.as_fd(), bytes).map_err(|e| match e {
+        let region = sys::map_peer(fd, bytes).map_err(|e| match e {
             PeerMemory::Bad(field) => lie(field),
             PeerMemory::Os(error) => LaneError::os("map the peer's memory", &error),
         })?;
@@ -140,7 +139,7 @@ impl PeerArena {
     /// Lends what a descriptor names; it goes back when the last reference is gone.
     pub(crate) fn lend(&self, at: &Descriptor, lease: &Arc<LeaseBudget>) -> Result<PinnedBuf, LaneError> {
         let slab = self.slab(at)?;
-        let lent = slab.frames.lend_leased(at.block, at.offset as usize, at.len as usize, lease);
+        let lent = slab.frames.lend(at.block, at.offset as usize, at.len as usize, Some(lease));
         let lent = lent.map_err(|e| match e {
             LendError::Busy => lie("shm descriptor: block sent twice"),
             _ => lie("shm descriptor: length"),

@@ -47,11 +47,11 @@ impl ShmTransport {
     /// Makes our half, and the two descriptors for the peer.
     fn make(&self, offer: &ShmOffer, kind: BellKind, cx: &OfferContext) -> Result<Made, Unavailable> {
         let os = |what| move |e: io::Error| Unavailable::os(what, &e);
-        let (region, memory) = sys::create(offer.geometry.bytes()).map_err(os("make shared memory"))?;
+        let region = sys::create(offer.geometry.bytes()).map_err(os("make shared memory"))?;
         offer.geometry.write(&OwnWords::new(&region, offer.geometry.control_bytes()));
         let (bell, bell_fd) = Bell::new(kind, &*cx.reactor).map_err(os("make a bell"))?;
         let half = Half { region, geometry: offer.geometry, max_arena_bytes: offer.max_arena_bytes };
-        Ok(Made { half, bell, fds: [memory, bell_fd] })
+        Ok(Made { half, bell, bell_fd })
     }
 
     async fn exchange(
@@ -64,8 +64,9 @@ impl ShmTransport {
         let prepared = self.prepare(mine, peer, link, &cx);
         // One byte goes each way whatever happens here, so that the link stays in step: with two
         // descriptors, or with none from a side that can't.
-        let fds = prepared.as_ref().map(|p| [p.made.fds[0].as_fd(), p.made.fds[1].as_fd()]);
-        let fds = fds.as_ref().map_or(&[][..], |fds| &fds[..]);
+        let memory = prepared.as_ref().ok().and_then(|p| p.made.half.region.fd());
+        let bell = prepared.as_ref().ok().map(|p| p.made.bell_fd.as_fd());
+        let fds: &[_] = &memory.zip(bell).map_or(vec![], |(memory, bell)| vec![memory, bell]);
         let failed = |operation| move |source| LinkError::Io { operation, source };
         poll_fn(|cx| link.poll_send_descriptors(cx, fds)).await.map_err(failed("send descriptors"))?;
         let got = poll_fn(|cx| link.poll_recv_descriptors(cx, 2)).await;
@@ -75,7 +76,7 @@ impl ShmTransport {
             return Err(Unavailable::PeerFailed { reason: "it sent no memory".into() }.into());
         };
         let peer_bell = PeerBell::new(bell, kind).ok_or(WireError::BadValue { field: "shm bell" })?;
-        let region = sys::map_peer(memory.as_fd(), theirs.geometry.bytes()).map_err(|e| match e {
+        let region = sys::map_peer(memory, theirs.geometry.bytes()).map_err(|e| match e {
             PeerMemory::Bad(field) => WireupError::from(WireError::BadValue { field }),
             PeerMemory::Os(error) => Unavailable::os("map the peer's memory", &error).into(),
         })?;
@@ -139,7 +140,7 @@ impl ShmTransport {
 struct Made {
     half: Half,
     bell: Bell,
-    fds: [OwnedFd; 2],
+    bell_fd: OwnedFd,
 }
 
 /// All that is settled before descriptors travel.

@@ -56,9 +56,8 @@ unsafe impl Sync for Words {}
 impl Words {
     fn new(region: &Region, bytes: usize) -> Self {
         assert!(bytes <= region.len());
-        // Page aligned, so aligned for words; a mapping is never at null.
-        let base = NonNull::new(region.base().cast_mut().cast()).unwrap_or(NonNull::dangling());
-        Self { base, count: bytes / 8, _region: region.clone() }
+        // Page aligned, so aligned for words.
+        Self { base: region.base_mut().cast(), count: bytes / 8, _region: region.clone() }
     }
 
     #[inline]

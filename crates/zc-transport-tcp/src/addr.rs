@@ -1,33 +1,73 @@
 //! From addresses of links to addresses of sockets.
+//!
+//! Names are looked up by the system's resolver, which blocks: on threads of its own, a bounded number,
+//! that end when there is nothing to do. A name whose future was dropped is not looked up any more.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 
 use futures::channel::oneshot;
+use parking_lot::Mutex;
 use socket2::SockAddr;
 use zc_core::transport::{LinkAddr, LinkError};
+
+use crate::limits::MAX_RESOLVER_THREADS;
 
 /// Most addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 16;
 
-/// The addresses of `host:port`; names are looked up on a thread of their own.
+type Found = io::Result<Vec<SocketAddr>>;
+
+/// Names to look up; each is awaited by a future of the application, which bounds them.
+struct Names {
+    waiting: VecDeque<(String, oneshot::Sender<Found>)>,
+    threads: usize,
+}
+
+static NAMES: Mutex<Names> = Mutex::new(Names { waiting: VecDeque::new(), threads: 0 });
+
+/// The addresses of `host:port`.
 pub(crate) async fn resolve(at: &str) -> Result<Vec<SocketAddr>, LinkError> {
     if let Ok(numeric) = at.parse::<SocketAddr>() {
         return Ok(vec![numeric]);
     }
-    let (done, answer) = oneshot::channel();
-    let name = at.to_owned();
-    let look_up = move || {
-        let found = name.to_socket_addrs().map(|all| all.take(MAX_ADDRESSES).collect::<Vec<_>>());
-        let _ = done.send(found);
-    };
-    std::thread::Builder::new()
-        .name("zc-resolve".into())
-        .spawn(look_up)
-        .map_err(|source| LinkError::Io { operation: "start a thread", source })?;
+    let answer = look_up(at).map_err(|source| LinkError::Io { operation: "start a thread", source })?;
     let found = answer.await.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()));
     let found = found.map_err(|e| LinkError::Address(format!("{at}: {e}")))?;
     if found.is_empty() { Err(LinkError::Address(format!("{at}: no address"))) } else { Ok(found) }
+}
+
+fn look_up(name: &str) -> io::Result<oneshot::Receiver<Found>> {
+    let (done, answer) = oneshot::channel();
+    let mut names = NAMES.lock();
+    names.waiting.push_back((name.to_owned(), done));
+    if names.threads < MAX_RESOLVER_THREADS {
+        match std::thread::Builder::new().name("zc-resolve".into()).spawn(work) {
+            Ok(_) => names.threads += 1,
+            Err(e) if names.threads == 0 => {
+                names.waiting.pop_back();
+                return Err(e);
+            }
+            // Those that run get to it.
+            Err(_) => {}
+        }
+    }
+    Ok(answer)
+}
+
+fn work() {
+    loop {
+        let mut names = NAMES.lock();
+        let Some((name, done)) = names.waiting.pop_front() else {
+            names.threads -= 1;
+            return;
+        };
+        drop(names);
+        if !done.is_canceled() {
+            let _ = done.send(name.to_socket_addrs().map(|all| all.take(MAX_ADDRESSES).collect()));
+        }
+    }
 }
 
 /// The socket address of a Unix link.

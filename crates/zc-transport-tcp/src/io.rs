@@ -1,6 +1,7 @@
 //! The byte stream under a lane: a socket, or any other control link.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -36,24 +37,43 @@ impl WriteMode {
 }
 
 impl ByteIo {
-    /// Reads; 0 is the end.
-    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Socket { io, .. } => {
-                io.poll_io(cx, Interest::Read, &mut |fd| retry(|| rustix::io::read(fd, &mut *buf)))
+    /// Reads into the pieces, in order; 0 is the end. Without a context nothing is armed.
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: Option<&mut Context<'_>>,
+        pieces: [&mut [u8]; 3],
+    ) -> Poll<io::Result<usize>> {
+        let asked: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let mut full = pieces.into_iter().filter(|piece| !piece.is_empty());
+        let (Some(first), second) = (full.next(), full.next()) else { return Poll::Ready(Ok(0)) };
+        let io = match self {
+            Self::Socket { io, .. } => io,
+            Self::Link(link) => {
+                let mut idle = Context::from_waker(Waker::noop());
+                return link.lock().poll_read(cx.unwrap_or(&mut idle), first);
             }
-            Self::Link(link) => link.lock().poll_read(cx, buf),
-        }
-    }
-
-    /// Reads what is there now.
-    pub(crate) fn try_read(&mut self, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Socket { io, .. } => match retry(|| rustix::io::read(io.fd(), &mut *buf)) {
+        };
+        let mut pieces = [IoSliceMut::new(first), IoSliceMut::new(second.unwrap_or_default())];
+        let mut read = |fd: BorrowedFd<'_>| match &mut pieces {
+            [one, none] if none.is_empty() => retry(|| rustix::io::read(fd, &mut **one)),
+            both => retry(|| rustix::io::readv(fd, both)),
+        };
+        match cx {
+            Some(cx) => io.poll_read_stream(cx, &mut |fd| read(fd).map(|n| (n, 0 < n && n < asked))),
+            None => match read(io.fd()) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
                 done => Poll::Ready(done),
             },
-            Self::Link(link) => link.lock().poll_read(&mut Context::from_waker(Waker::noop()), buf),
+        }
+    }
+
+    /// Writes at least one byte.
+    pub(crate) fn poll_write_one(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket { io, .. } => io.poll_io(cx, Interest::Write, &mut |fd| {
+                retry(|| rustix::net::send(fd, bytes, WriteMode::default().flags()))
+            }),
+            Self::Link(link) => link.lock().poll_write(cx, bytes),
         }
     }
 

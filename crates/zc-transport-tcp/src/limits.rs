@@ -12,9 +12,10 @@ pub const STAGE_BYTES: usize = 64 << 10;
 pub const CHUNK_BYTES: usize = 64 << 10;
 /// Frames of at least this many bytes are read into a buffer of their own.
 pub const DIRECT_MIN: usize = 16 << 10;
-/// Room for a CREDIT frame in front of a large message that is expected, bytes. When none comes, what
-/// is read beyond the message is the next one's header, and no payload.
-pub(crate) const CREDIT_SLACK: usize = zc_core::wire::FRAME_HEADER_BYTES;
+/// Small frames in a row after which reading goes back to chunks.
+pub(crate) const EXACT_FRAMES: u32 = 16;
+/// Reads of one poll; then others get their turn.
+pub(crate) const READS_PER_POLL: usize = 32;
 /// Payloads of at least this many bytes are sent with `MSG_ZEROCOPY` on TCP.
 pub const ZERO_COPY_MIN: usize = 64 << 10;
 /// Frames that a lane queues before it is not ready.
@@ -25,9 +26,19 @@ pub const MAX_QUEUED_BYTES: usize = 4 << 20;
 pub const MAX_HELD_SENDS: usize = 256;
 /// Pieces of one write; the kernel takes up to 1024 (`IOV_MAX`).
 pub(crate) const MAX_IOV: usize = 128;
+/// Stages of one lane; beyond, small frames are queued by reference.
+pub(crate) const MAX_STAGES: usize = 2 * MAX_QUEUED_BYTES / STAGE_BYTES;
+/// Names that are looked up at a time; more wait.
+pub(crate) const MAX_RESOLVER_THREADS: usize = 8;
 /// How often a Unix connect is retried while the server's backlog is full.
 pub(crate) const UNIX_CONNECT_TRIES: u32 = 200;
 /// The pause between two of them.
 pub(crate) const UNIX_CONNECT_PAUSE_MS: u64 = 5;
 /// How long to wait before the error queue is looked at again.
 pub(crate) const REAP_INTERVAL_MS: u64 = 1;
+/// The longest such wait once the lane is gone.
+pub(crate) const LINGER_PAUSE_MS: u64 = 100;
+/// How long the peer may take to acknowledge what a lane that is gone sent without a copy.
+pub const LINGER_MS: u64 = 10_000;
+/// How long the kernel may take to give memory back after the connection was reset.
+pub(crate) const ABORT_MS: u64 = 1_000;

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -20,6 +21,18 @@ use crate::limits::{BACKLOG, UNIX_CONNECT_PAUSE_MS, UNIX_CONNECT_TRIES};
 use crate::link::StreamLink;
 
 /// Opens TCP and Unix links.
+///
+/// A socket file that a dead process left is replaced, a live one is not; the new file is for its owner only.
+/// Names are looked up on other threads, so that the reactor never waits for them.
+///
+/// ```
+/// use zc_core::transport::{LinkAddr, LinkProvider};
+/// use zc_transport_tcp::StreamLinks;
+///
+/// assert!(StreamLinks.accepts(&LinkAddr::Tcp("localhost:7000".into())));
+/// assert!(StreamLinks.accepts(&LinkAddr::UnixPath("/run/zc".into())));
+/// assert!(!StreamLinks.accepts(&LinkAddr::Memory("test".into())));
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StreamLinks;
 
@@ -69,7 +82,7 @@ fn failed(operation: &'static str) -> impl Fn(io::Error) -> LinkError {
 
 fn register(reactor: &dyn Reactor, socket: impl Into<OwnedFd>) -> Result<Box<dyn Readiness>, LinkError> {
     reactor.register(socket.into()).map_err(|e| match e.kind() {
-        io::ErrorKind::NotConnected => LinkError::NoRuntime("no reactor is running"),
+        io::ErrorKind::NotConnected => LinkError::NoRuntime("no runtime with I/O and time is running"),
         _ => failed("register")(e),
     })
 }
@@ -130,10 +143,10 @@ async fn connect_unix(addr: &LinkAddr, reactor: &dyn Reactor) -> Result<Box<dyn 
             }
             // The backlog is full; unlike on TCP, no readiness tells when it is not.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && tries < UNIX_CONNECT_TRIES => tries += 1,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(failed("connect")(e)),
         }
-        let mut timer = reactor.timer().map_err(|_| LinkError::NoRuntime("no reactor is running"))?;
+        let mut timer =
+            reactor.timer().map_err(|_| LinkError::NoRuntime("no runtime with I/O and time is running"))?;
         timer.reset(reactor.now() + Duration::from_millis(UNIX_CONNECT_PAUSE_MS));
         std::future::poll_fn(|cx| timer.poll_expired(cx)).await;
     }
@@ -160,24 +173,29 @@ fn bind_unix(addr: &LinkAddr) -> Result<(Socket, Option<SocketFile>), LinkError>
         socket.bind(&address).map_err(failed("bind"))?;
         return Ok((socket, None));
     };
+    // The file takes the socket's mode, so that it is never open to others, not even for a moment.
+    rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o600)).map_err(|e| failed("fchmod")(e.into()))?;
     match socket.bind(&address) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_stale(&address) => {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_stale(path, &address) => {
             std::fs::remove_file(path).map_err(failed("unlink a stale socket"))?;
             socket.bind(&address).map_err(failed("bind"))?;
         }
         other => other.map_err(failed("bind"))?,
     }
     let file = SocketFile::of(path).map_err(failed("stat"))?;
-    // Nobody can connect yet: `listen` comes later.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed("chmod"))?;
     Ok((socket, Some(file)))
 }
 
-/// Whether nobody listens on the socket file any more.
-fn is_stale(address: &SockAddr) -> bool {
-    open(Domain::UNIX).is_ok_and(|probe| {
+/// Whether this is a socket file on which nobody listens any more. Two processes that start on one path at
+/// the same moment may both find it stale; the later one then has it.
+fn is_stale(path: &Path, address: &SockAddr) -> bool {
+    // To connect to an ordinary file is refused as well: that one is not ours to remove.
+    let Ok(before) = file_id(path) else { return false };
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    let refused = open(Domain::UNIX).is_ok_and(|probe| {
         probe.connect(address).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
-    })
+    });
+    is_socket && refused && file_id(path).is_ok_and(|now| now == before)
 }
 
 /// A socket file of ours; removed on drop, unless another took its place.
@@ -216,13 +234,30 @@ impl StreamListener {
         let peer = match &self.local {
             LinkAddr::Tcp(_) => {
                 let socket = SockRef::from(&fd);
-                socket.set_tcp_nodelay(true).map_err(failed("TCP_NODELAY"))?;
+                // It can only fail on a connection that is over already; whoever reads finds out.
+                let _ = socket.set_tcp_nodelay(true);
                 socket.peer_addr().map_or_else(|_| LinkAddr::Tcp("unknown".into()), tcp_name)
             }
             unix => unix.clone(),
         };
         Ok(Box::new(StreamLink::new(register(&*self.reactor, fd)?, peer)))
     }
+}
+
+/// Errors of a connection that ended while it waited; accept(2) says to treat them as none.
+fn concerns_one_link(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::PROTO
+            | Errno::NETDOWN
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::HOSTUNREACH
+            | Errno::NETUNREACH
+    )
 }
 
 impl LinkListener for StreamListener {
@@ -235,7 +270,7 @@ impl LinkListener for StreamListener {
                         accepted = Some(link);
                         return Ok(0);
                     }
-                    Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO) => {}
+                    Err(e) if concerns_one_link(e) => {}
                     Err(e) => return Err(e.into()),
                 }
             }

@@ -11,6 +11,16 @@ use crate::limits::{COALESCE_MAX, ZERO_COPY_MIN};
 use crate::link::StreamLink;
 
 /// Messages over the control link: TCP, Unix, or any other [`ControlLink`].
+///
+/// ```
+/// use zc_core::transport::{Transport, ZeroCopy};
+/// use zc_transport_tcp::{TcpTransport, ZERO_COPY_MIN};
+///
+/// let caps = TcpTransport.probe().expect("streams are always there");
+/// assert!(TcpTransport.in_band(), "it needs no socket besides the control link's");
+/// assert_eq!(caps.zero_copy_min, ZERO_COPY_MIN);
+/// assert!(matches!(caps.zero_copy_tx, ZeroCopy::Conditional(_)));
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TcpTransport;
 

@@ -65,8 +65,8 @@ pub(super) fn run(test: Test, run: Run) -> Result<()> {
     if run.inflight == 0 || run.connections == 0 {
         return Err("--inflight and --connections take 1 or more".into());
     }
-    if test == Test::Throughput && run.size == 0 {
-        return Err("throughput takes messages of 1 byte or more".into());
+    if run.size == 0 {
+        return Err("--size takes 1 byte or more".into());
     }
     let spawned = if run.remote { None } else { Some(spawn(&run)?) };
     let uri = spawned.as_ref().map_or(run.uri.as_str(), |(_, uri)| uri).to_owned();
@@ -145,9 +145,6 @@ async fn latency(
     rtt: &mut Histogram<u64>,
     progress: &AtomicU64,
 ) -> Result<(u64, Duration, LedgerSnapshot)> {
-    if order.size == 0 {
-        return Err("latency takes messages of 1 byte or more".into());
-    }
     let (mut messages, mut from, mut before) = (0_u64, None, conn.ledger());
     loop {
         let at = Instant::now();

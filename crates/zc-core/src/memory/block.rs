@@ -1,29 +1,40 @@
 //! The small unsafe core: who may touch a block of memory, and where it goes when nobody does.
 //!
-//! A [`Table`] describes one piece of memory cut in equal blocks; the metadata of all its blocks is
-//! allocated once, on the heap. A block in circulation owns one `Arc` of its table, so the memory
-//! outlives every buffer, whoever drops it and wherever.
+//! A [`Table`] describes one piece of memory and the blocks in it; the metadata of all its blocks is
+//! allocated once, on the heap, and never moves. A block in circulation owns one `Arc` of its
+//! table, so the memory outlives every buffer, whoever drops it and wherever.
 //!
 //! ```text
-//! OwnedBlock (unique: free list, PinnedBufMut) --share--> SharedBlock (PinnedBuf, counted)
-//!      ^                                                        |
-//!      +----------------- the last one dropped -----------------+--> Home::take_back
+//!         take                        share
+//! idle --------> OwnedBlock (unique) --------> SharedBlock (PinnedBuf, counted)
+//!   ^            free list, PinnedBufMut                |
+//!   |                 ^                                 |
+//!   +---- retire -----+------ the last one dropped -----+
 //! ```
 
-use super::{lease::LeaseBudget, refcount::RefCount, region::Region};
+use super::frames::Reclaim;
+use super::pool::{Chunk, cache};
+use super::{LeaseBudget, Region, refcount::RefCount, region_of};
+use bytes::Bytes;
+use smallvec::{SmallVec, smallvec};
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
 /// Where the blocks of a table go when the last user is done.
-pub(crate) trait Home: Send + Sync {
-    /// Takes the block back; may be called from any thread.
-    fn take_back(&self, block: OwnedBlock);
+pub(super) enum Home {
+    /// To a pool.
+    Pool(Chunk),
+    /// To the transport that lent them.
+    Frames(Arc<dyn Reclaim>),
+    /// Nowhere: the owner of the bytes lets them go.
+    Foreign(#[allow(dead_code, reason = "keeps the bytes alive")] Bytes),
 }
 
-/// What only the unique owner of a block touches.
-#[derive(Default)]
+/// What only the unique owner of a block writes, and nobody while the block is shared.
 struct Private {
+    base: NonNull<u8>,
+    capacity: usize,
     table: Option<Arc<Table>>,
     lease: Option<Arc<LeaseBudget>>,
     origin: u16,
@@ -31,177 +42,187 @@ struct Private {
 }
 
 /// The metadata of one block.
-pub(crate) struct Block {
+pub(super) struct Block {
     refs: RefCount,
-    base: NonNull<u8>,
-    capacity: usize,
     index: u32,
     private: UnsafeCell<Private>,
 }
 
-// SAFETY: `base` is only dereferenced through OwnedBlock (unique) or SharedBlock (read only), and
-// `private` is only written by the unique owner; the reference count orders the two (M5).
+impl Block {
+    fn new(base: NonNull<u8>, capacity: usize, index: u32) -> Self {
+        let private = Private { base, capacity, table: None, lease: None, origin: 0, writable: false };
+        Self { refs: RefCount::idle(), index, private: UnsafeCell::new(private) }
+    }
+}
+
+// SAFETY: `private` is only written by the unique owner and only read by it or by counted
+// references, and the reference count orders the two; the bytes at `base` likewise (M5).
 unsafe impl Send for Block {}
-// SAFETY: as for Send.
+// SAFETY: as for Send (M5).
 unsafe impl Sync for Block {}
 
-/// One piece of memory cut into blocks.
-pub(crate) struct Table {
-    // Dropped first: unmapped before `home` gives the bytes back to a budget.
+/// One piece of memory and its blocks.
+pub(super) struct Table {
     region: OnceLock<Option<Region>>,
-    blocks: Box<[Block]>,
-    home: Arc<dyn Home>,
+    blocks: SmallVec<[Block; 1]>,
+    /// Dropped last: it may give the memory back.
+    home: Home,
 }
 
 impl Table {
-    /// Cuts `region` into `count` blocks of `block_len` bytes.
+    /// Cuts `region`, from `offset` on, into `count` blocks of `block_len` bytes.
     ///
-    /// The caller has checked that they fit.
-    pub(crate) fn of_region(
+    /// # Panics
+    /// If they do not fit.
+    pub(super) fn of_region(
         region: Region,
+        offset: usize,
         block_len: usize,
-        count: usize,
-        home: Arc<dyn Home>,
+        count: u32,
+        home: Home,
     ) -> Arc<Self> {
-        assert!(block_len.checked_mul(count).is_some_and(|n| n <= region.len()));
+        let end = block_len.checked_mul(count as usize).and_then(|n| n.checked_add(offset));
+        assert!(end.is_some_and(|n| n <= region.len()), "the blocks do not fit");
         let base = region.base_mut();
         let blocks = (0..count)
-            .map(|i| Block {
-                refs: RefCount::new(0),
-                // SAFETY: i * block_len is within the region by the assertion above.
-                base: unsafe { base.add(i * block_len) },
-                capacity: block_len,
-                index: i as u32,
-                private: UnsafeCell::default(),
+            .map(|i| {
+                // SAFETY: within the region by the assertion above; the region lives as long as the
+                // table does (M2).
+                let base = unsafe { base.add(offset + i as usize * block_len) };
+                Block::new(base, block_len, i)
             })
             .collect();
         Arc::new(Self { region: OnceLock::from(Some(region)), blocks, home })
     }
 
-    /// One read-only block over foreign memory that `home` keeps alive.
-    ///
-    /// # Safety
-    /// `len` bytes at `base` stay valid and unchanged for as long as `home` lives.
-    pub(crate) unsafe fn foreign(base: NonNull<u8>, len: usize, home: Arc<dyn Home>) -> Arc<Self> {
-        let block =
-            Block { refs: RefCount::new(0), base, capacity: len, index: 0, private: UnsafeCell::default() };
-        Arc::new(Self { region: OnceLock::new(), blocks: Box::new([block]), home })
+    /// `count` blocks that each stand for a range of `region` chosen when it is taken.
+    pub(super) fn of_ranges(region: Region, count: u32, home: Home) -> Arc<Self> {
+        let base = region.base_mut();
+        let blocks = (0..count).map(|i| Block::new(base, 0, i)).collect();
+        Arc::new(Self { region: OnceLock::from(Some(region)), blocks, home })
+    }
+
+    /// One read-only block over foreign memory; with its table it is one allocation.
+    pub(super) fn foreign(bytes: Bytes) -> Option<OwnedBlock> {
+        let (base, len) = (NonNull::from_ref(&bytes[..]).cast(), bytes.len());
+        let blocks = smallvec![Block::new(base, len, 0)];
+        let table = Arc::new(Self { region: OnceLock::new(), blocks, home: Home::Foreign(bytes) });
+        // `Bytes` is immutable, does not move its content, and lives as long as the table.
+        table.take(0, false)
     }
 
     /// How many blocks the table has.
-    pub(crate) fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.blocks.len()
     }
 
-    /// The length of each block.
-    pub(crate) fn block_len(&self) -> usize {
-        self.blocks.first().map_or(0, |b| b.capacity)
-    }
-
-    /// Whether the block is with its owner.
-    #[cfg(all(test, not(loom)))]
-    pub(crate) fn is_idle(self: &Arc<Self>, index: u32) -> bool {
-        match self.take(index, false) {
-            Some(block) => {
-                block.retire();
-                true
-            }
-            None => false,
-        }
-    }
-
     /// Takes an idle block into circulation; `None` if it is not idle or does not exist.
-    pub(crate) fn take(self: &Arc<Self>, index: u32, writable: bool) -> Option<OwnedBlock> {
+    pub(super) fn take(self: &Arc<Self>, index: u32, writable: bool) -> Option<OwnedBlock> {
         let block = self.blocks.get(index as usize)?;
         if !block.refs.claim() {
             return None;
         }
-        // SAFETY: claim() made this the unique owner of an idle block.
+        // SAFETY: `claim` made this the unique owner of an idle block (M5).
         let private = unsafe { &mut *block.private.get() };
         private.table = Some(self.clone());
         private.writable = writable;
         Some(OwnedBlock(NonNull::from(block)))
     }
 
+    /// Takes an idle block of [`of_ranges`](Self::of_ranges) to stand for `offset..offset + len` of
+    /// the region, read-only. The caller has checked that the range lies within the region.
+    pub(super) fn take_range(self: &Arc<Self>, index: u32, offset: usize, len: usize) -> Option<OwnedBlock> {
+        let region = self.region.get()?.as_ref()?;
+        assert!(offset.checked_add(len).is_some_and(|end| end <= region.len()));
+        let mut block = self.take(index, false)?;
+        let private = block.private_mut();
+        // SAFETY: within the region by the assertion above; the table keeps the region (M2).
+        private.base = unsafe { region.base_mut().add(offset) };
+        private.capacity = len;
+        Some(block)
+    }
+
     fn region_at(&self, base: NonNull<u8>, len: usize) -> Option<&Region> {
-        self.region.get_or_init(|| super::directory::region_of(base.as_ptr(), len)).as_ref()
+        self.region.get_or_init(|| region_of(base.as_ptr(), len)).as_ref()
     }
 }
 
 /// A block with exactly one owner, who may write it.
-pub(crate) struct OwnedBlock(NonNull<Block>);
+pub(super) struct OwnedBlock(NonNull<Block>);
 
-// SAFETY: unique ownership of a Send block.
+// SAFETY: unique ownership of a Send block (M5).
 unsafe impl Send for OwnedBlock {}
-// SAFETY: through `&OwnedBlock` memory is only read.
+// SAFETY: through `&OwnedBlock` memory is only read (M5).
 unsafe impl Sync for OwnedBlock {}
 
 impl OwnedBlock {
     fn block(&self) -> &Block {
-        // SAFETY: a block in circulation holds an Arc of its table, which holds the block.
+        // SAFETY: a block in circulation holds an Arc of its table, which holds the block (M2).
         unsafe { self.0.as_ref() }
     }
 
+    #[inline]
     fn private(&self) -> &Private {
-        // SAFETY: unique owner; `&self` excludes `private_mut`.
+        // SAFETY: unique owner; `&self` excludes `private_mut` (M5).
         unsafe { &*self.block().private.get() }
     }
 
+    #[inline]
     fn private_mut(&mut self) -> &mut Private {
-        // SAFETY: unique owner and `&mut self`.
+        // SAFETY: unique owner and `&mut self` (M5).
         unsafe { &mut *self.0.as_ref().private.get() }
     }
 
     /// The number of usable bytes.
-    pub(crate) fn capacity(&self) -> usize {
-        self.block().capacity
+    #[inline]
+    pub(super) fn capacity(&self) -> usize {
+        self.private().capacity
     }
 
-    /// The index in the table.
-    pub(crate) fn index(&self) -> u32 {
-        self.block().index
-    }
-
-    /// Identifies the table, for grouping.
-    pub(crate) fn table_key(&self) -> (usize, usize) {
+    /// Identifies the table, with its number of blocks.
+    pub(super) fn table_key(&self) -> (usize, usize) {
         match &self.private().table {
-            Some(t) => (Arc::as_ptr(t) as usize, t.count()),
+            Some(t) => (Arc::as_ptr(t).addr(), t.count()),
             None => (0, usize::MAX),
         }
     }
 
     /// The region the block lies in.
-    pub(crate) fn region(&self) -> Option<&Region> {
-        let block = self.block();
-        self.private().table.as_ref()?.region_at(block.base, block.capacity)
+    pub(super) fn region(&self) -> Option<&Region> {
+        let private = self.private();
+        private.table.as_ref()?.region_at(private.base, private.capacity)
     }
 
     /// All bytes of the block; never uninitialised, possibly stale.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: base and capacity describe mapped, initialised memory kept alive by the table, and
-        // nobody writes while `&self` lives (M5).
-        unsafe { std::slice::from_raw_parts(self.block().base.as_ptr(), self.capacity()) }
+    pub(super) fn bytes(&self) -> &[u8] {
+        let Private { base, capacity, .. } = self.private();
+        // SAFETY: base and capacity describe mapped, initialised memory that the table keeps (M2),
+        // and nobody writes it while `&self` lives (M5).
+        unsafe { std::slice::from_raw_parts(base.as_ptr(), *capacity) }
     }
 
     /// All bytes of the block, writable.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        assert!(self.private().writable, "the block is read-only");
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        let Private { base, capacity, writable, .. } = self.private();
+        assert!(writable, "the block is read-only");
         // SAFETY: as for `bytes`, and the block is writable, uniquely owned and `&mut self` (M5).
-        unsafe { std::slice::from_raw_parts_mut(self.block().base.as_ptr(), self.capacity()) }
+        unsafe { std::slice::from_raw_parts_mut(base.as_ptr(), *capacity) }
     }
 
     /// Who asked for this block, as an index into the pool's origins.
-    pub(crate) fn origin(&self) -> u16 {
+    #[inline]
+    pub(super) fn origin(&self) -> u16 {
         self.private().origin
     }
 
     /// Tags the block.
-    pub(crate) fn set_origin(&mut self, origin: u16) {
+    #[inline]
+    pub(super) fn set_origin(&mut self, origin: u16) {
         self.private_mut().origin = origin;
     }
 
-    /// Counts the block against a lease while it is out; returns the previous lease's bytes.
-    pub(crate) fn attach_lease(&mut self, lease: Arc<LeaseBudget>) {
+    /// Counts the block against a lease while it is out, instead of the one before.
+    pub(super) fn attach_lease(&mut self, lease: Arc<LeaseBudget>) {
         let capacity = self.capacity();
         lease.add(capacity);
         if let Some(old) = self.private_mut().lease.replace(lease) {
@@ -210,75 +231,105 @@ impl OwnedBlock {
     }
 
     /// Turns the unique owner into the first shared one.
-    pub(crate) fn share(self) -> SharedBlock {
+    #[inline]
+    pub(super) fn share(self) -> SharedBlock {
         let block = self.0;
         std::mem::forget(self);
         SharedBlock(block)
     }
 
     /// Returns the block to its home.
-    pub(crate) fn go_home(mut self) {
+    #[inline]
+    pub(super) fn go_home(mut self) {
         let capacity = self.capacity();
-        if let Some(lease) = self.private_mut().lease.take() {
+        let lease = self.private_mut().lease.take();
+        if let Some(block) = self.go_to_cache() {
+            block.go_all_the_way();
+        }
+        // The memory is back before anyone is told that there is room.
+        if let Some(lease) = lease {
             lease.sub(capacity);
         }
-        let Some(home) = self.private().table.as_ref().map(|t| t.home.clone()) else {
-            return;
-        };
-        home.take_back(self);
     }
 
-    /// Makes the block idle again; hands out what kept its table alive.
-    pub(crate) fn retire(mut self) -> Option<Arc<Table>> {
-        let table = self.private_mut().table.take();
-        self.block().refs.retire();
-        std::mem::forget(self);
-        table
+    /// The short way: into this thread's cache of the pool. `None` if it went.
+    #[inline]
+    fn go_to_cache(self) -> Option<Self> {
+        match self.private().table.as_deref() {
+            Some(Table { home: Home::Pool(chunk), .. }) => {
+                let (pool, class) = (chunk.pool(), chunk.class());
+                cache::put(pool, class, self)
+            }
+            _ => Some(self),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn go_all_the_way(self) {
+        // The block may be gone, with the table, before its home is done with it.
+        let Some(table) = self.private().table.clone() else { return };
+        match &table.home {
+            Home::Pool(chunk) => chunk.take_back(self),
+            Home::Frames(owner) => {
+                let index = self.block().index;
+                // Idle first: the owner may lend the frame again from inside `reclaim`.
+                drop(self);
+                owner.reclaim(index);
+            }
+            Home::Foreign(_) => drop(self),
+        }
     }
 }
 
 impl Drop for OwnedBlock {
     /// Takes the block out of circulation (does not send it home).
     fn drop(&mut self) {
-        let table = self.private_mut().table.take();
+        let private = self.private_mut();
+        let (table, lease, capacity) = (private.table.take(), private.lease.take(), private.capacity);
         self.block().refs.retire();
+        // The block may be gone from here on.
         drop(table);
+        if let Some(lease) = lease {
+            lease.sub(capacity);
+        }
     }
 }
 
 /// A counted, read-only reference to a block.
-pub(crate) struct SharedBlock(NonNull<Block>);
+pub(super) struct SharedBlock(NonNull<Block>);
 
-// SAFETY: shared blocks are only read, and the count is atomic.
+// SAFETY: shared blocks are only read, and the count is atomic (M5).
 unsafe impl Send for SharedBlock {}
-// SAFETY: as for Send.
+// SAFETY: as for Send (M5).
 unsafe impl Sync for SharedBlock {}
 
 impl SharedBlock {
     fn block(&self) -> &Block {
-        // SAFETY: a counted reference keeps the block in circulation, which keeps its table.
+        // SAFETY: a counted reference keeps the block in circulation, which keeps its table (M2).
         unsafe { self.0.as_ref() }
     }
 
+    fn private(&self) -> &Private {
+        // SAFETY: only a unique owner writes it, and none exists while this reference is counted
+        // and borrowed (M5).
+        unsafe { &*self.block().private.get() }
+    }
+
     /// The first byte of the block.
-    pub(crate) fn base(&self) -> NonNull<u8> {
-        self.block().base
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.private().base
     }
 
     /// The region the block lies in.
-    pub(crate) fn region(&self) -> Option<&Region> {
-        let block = self.block();
-        // SAFETY: `table` is only changed by a unique owner, and none exists while this reference
-        // is counted and borrowed.
-        let private = unsafe { &*block.private.get() };
-        private.table.as_ref()?.region_at(block.base, block.capacity)
+    pub(super) fn region(&self) -> Option<&Region> {
+        let private = self.private();
+        private.table.as_ref()?.region_at(private.base, private.capacity)
     }
 
     /// The unique owner, if this is the only reference and the block is writable.
-    pub(crate) fn try_unique(self) -> Result<OwnedBlock, Self> {
-        // SAFETY: `writable` is only changed by a unique owner; see `region`.
-        let writable = unsafe { (*self.block().private.get()).writable };
-        if !writable || !self.block().refs.is_unique() {
+    pub(super) fn try_unique(self) -> Result<OwnedBlock, Self> {
+        if !self.private().writable || !self.block().refs.is_unique() {
             return Err(self);
         }
         let block = self.0;
@@ -288,6 +339,7 @@ impl SharedBlock {
 }
 
 impl Clone for SharedBlock {
+    #[inline]
     fn clone(&self) -> Self {
         self.block().refs.acquire();
         Self(self.0)
@@ -295,6 +347,7 @@ impl Clone for SharedBlock {
 }
 
 impl Drop for SharedBlock {
+    #[inline]
     fn drop(&mut self) {
         if self.block().refs.release_is_last() {
             OwnedBlock(self.0).go_home();

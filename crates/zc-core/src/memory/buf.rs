@@ -1,15 +1,31 @@
 //! The shared, immutable buffer.
 
-use super::block::{Home, OwnedBlock, SharedBlock, Table};
+use super::block::{OwnedBlock, SharedBlock, Table};
 use super::{PinnedBufMut, Region};
 use bytes::{Buf, Bytes};
 use std::ops::{Bound, RangeBounds};
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 /// A shared, immutable piece of pinned (or static, or foreign) memory.
 ///
 /// `Clone` is a reference count; the last drop, on any thread, returns the memory to its owner.
+///
+/// Conversions never copy. From static bytes: no allocation. Into [`Bytes`]: one small allocation.
+/// From [`Bytes`]: one small allocation, and bytes that lie in a region are found again by address.
+///
+/// ```
+/// use bytes::Bytes;
+/// use zc_core::memory::{BufPool, PinnedBuf};
+///
+/// let mut buf = BufPool::builder().build().try_alloc(100)?;
+/// buf.put_slice(b"key=value");
+/// let buf = buf.freeze();
+/// let (key, value) = (buf.slice(..3), buf.slice(4..));
+/// assert_eq!((&key[..], &value[..]), (&b"key"[..], &b"value"[..]));
+/// let bytes: Bytes = value.into();
+/// assert_eq!(PinnedBuf::from(bytes).region().unwrap().id(), buf.region().unwrap().id());
+/// # Ok::<(), zc_core::memory::AllocError>(())
+/// ```
 #[derive(Clone)]
 pub struct PinnedBuf {
     ptr: NonNull<u8>,
@@ -17,16 +33,17 @@ pub struct PinnedBuf {
     block: Option<SharedBlock>,
 }
 
-// SAFETY: the bytes are immutable and kept alive by `block` or static.
+// SAFETY: the bytes are immutable (M5) and kept alive by `block` (M2) or static.
 unsafe impl Send for PinnedBuf {}
-// SAFETY: as for Send.
+// SAFETY: as for Send (M5).
 unsafe impl Sync for PinnedBuf {}
 
 impl PinnedBuf {
-    pub(crate) fn from_block(block: OwnedBlock, offset: usize, len: usize) -> Self {
+    #[inline]
+    pub(super) fn from_block(block: OwnedBlock, offset: usize, len: usize) -> Self {
         assert!(offset.checked_add(len).is_some_and(|end| end <= block.capacity()));
         let block = block.share();
-        // SAFETY: offset is within the block, by the assertion.
+        // SAFETY: offset is within the block, by the assertion, and the block is kept (M2).
         let ptr = unsafe { block.base().add(offset) };
         Self { ptr, len, block: Some(block) }
     }
@@ -46,13 +63,20 @@ impl PinnedBuf {
         self.block.as_ref()?.region()
     }
 
+    /// The region the bytes lie in, and where they begin in it. `None` for static and foreign memory,
+    /// and for no bytes: those lie nowhere.
+    pub fn place(&self) -> Option<(&Region, usize)> {
+        let region = self.region().filter(|_| self.len > 0)?;
+        Some((region, region.offset_of(self.ptr.as_ptr(), self.len)?))
+    }
+
     /// A part of this buffer, without a copy.
     ///
     /// # Panics
     /// If the range lies outside.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Self {
         let (start, end) = bounds(range, self.len);
-        // SAFETY: `bounds` checked start <= end <= len.
+        // SAFETY: `bounds` checked start <= end <= len; the bytes are kept by `self` (M2).
         let ptr = unsafe { self.ptr.add(start) };
         let block = if start == end { None } else { self.block.clone() };
         Self { ptr, len: end - start, block }.normalised()
@@ -113,8 +137,9 @@ pub(crate) fn bounds(range: impl RangeBounds<usize>, len: usize) -> (usize, usiz
 
 impl std::ops::Deref for PinnedBuf {
     type Target = [u8];
+    #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: ptr and len lie in memory that is static or kept alive by `block`, and that
+        // SAFETY: ptr and len lie in memory that is static or kept alive by `block` (M2), and that
         // nobody writes while shared (M5).
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
@@ -159,7 +184,7 @@ impl Buf for PinnedBuf {
     }
     fn advance(&mut self, n: usize) {
         assert!(n <= self.len, "advance past the end");
-        // SAFETY: n <= len.
+        // SAFETY: n <= len, and the bytes are kept by `self` (M2).
         self.ptr = unsafe { self.ptr.add(n) };
         self.len -= n;
     }
@@ -168,27 +193,14 @@ impl Buf for PinnedBuf {
     }
 }
 
-struct ForeignHome {
-    _owner: Bytes,
-}
-
-impl Home for ForeignHome {
-    fn take_back(&self, block: OwnedBlock) {
-        drop(block);
-    }
-}
-
 impl From<Bytes> for PinnedBuf {
     /// No copy; the `Bytes` stays the owner.
     fn from(bytes: Bytes) -> Self {
         let len = bytes.len();
-        let ptr = NonNull::from_ref(&bytes[..]).cast();
         if len == 0 {
             return Self::empty();
         }
-        // SAFETY: `Bytes` is immutable, does not move its content, and is kept by the home.
-        let table = unsafe { Table::foreign(ptr, len, Arc::new(ForeignHome { _owner: bytes })) };
-        match table.take(0, false) {
+        match Table::foreign(bytes) {
             Some(block) => Self::from_block(block, 0, len),
             None => Self::empty(), // Unreachable: the block of a new table is idle.
         }

@@ -13,6 +13,19 @@ use std::sync::Arc;
 /// ```
 ///
 /// The memory is always initialised, but what was not written may be stale content.
+///
+/// ```
+/// use zc_core::memory::BufPool;
+///
+/// let mut buf = BufPool::builder().build().try_alloc_with_headroom(100, 8)?;
+/// buf.put_slice(b"payload");
+/// buf.prepend(b"hdr:"); // Out of the headroom: nothing moves.
+/// assert_eq!(&buf[..], b"hdr:payload");
+/// let shared = buf.freeze();
+/// let again = shared.try_into_mut().unwrap(); // The only reference.
+/// assert_eq!(again.headroom(), 4);
+/// # Ok::<(), zc_core::memory::AllocError>(())
+/// ```
 pub struct PinnedBufMut {
     block: ManuallyDrop<OwnedBlock>,
     start: usize,
@@ -20,11 +33,13 @@ pub struct PinnedBufMut {
 }
 
 impl PinnedBufMut {
-    pub(crate) fn from_block(block: OwnedBlock, start: usize, len: usize) -> Self {
+    #[inline]
+    pub(super) fn from_block(block: OwnedBlock, start: usize, len: usize) -> Self {
         debug_assert!(start + len <= block.capacity());
         Self { block: ManuallyDrop::new(block), start, len }
     }
 
+    #[inline]
     fn into_block(self) -> OwnedBlock {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is never dropped, so the block is taken exactly once (M7).
@@ -137,6 +152,7 @@ impl PinnedBufMut {
     }
 
     /// Makes it shared and immutable. No copy, no allocation.
+    #[inline]
     pub fn freeze(self) -> PinnedBuf {
         let (start, len) = (self.start, self.len);
         PinnedBuf::from_block(self.into_block(), start, len)
@@ -144,8 +160,9 @@ impl PinnedBufMut {
 }
 
 impl Drop for PinnedBufMut {
+    #[inline]
     fn drop(&mut self) {
-        // SAFETY: taken once, here; `into_block` forgets `self` (M7).
+        // SAFETY: taken once, here; `into_block` never drops `self` (M7).
         unsafe { ManuallyDrop::take(&mut self.block) }.go_home();
     }
 }
@@ -170,7 +187,8 @@ impl std::fmt::Debug for PinnedBufMut {
     }
 }
 
-// SAFETY: `chunk_mut` is the unfilled part, `advance_mut` checks its bound.
+// SAFETY: `chunk_mut` is the unfilled part, which is this buffer's alone (M5); `advance_mut` checks
+// its bound.
 unsafe impl bytes::BufMut for PinnedBufMut {
     fn remaining_mut(&self) -> usize {
         self.capacity() - self.len

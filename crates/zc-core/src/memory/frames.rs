@@ -1,12 +1,17 @@
-//! Frames of a region that a transport lends out: ring slots, UMEM frames, receive queues.
+//! Memory of a region that a transport lends out: ring slots, UMEM frames, receive queues, and
+//! what lies in a peer's arena.
 
 use super::block::{Home, OwnedBlock, Table};
-use super::{LeaseBudget, PinnedBuf, PinnedBufMut, Region};
+use super::{LeaseBudget, PinnedBuf, PinnedBufMut, Region, RegionKind};
 use std::sync::Arc;
 
 /// The owner of lent frames.
+///
+/// The table keeps it alive. An owner that keeps its table therefore puts what `reclaim` needs (a
+/// queue of free indices) into an object of its own.
 pub trait Reclaim: Send + Sync {
-    /// The last user of the frame is done; called once per lend, from any thread.
+    /// The last user of the frame is done; called once per lend, from any thread, without a lock.
+    /// It must not panic: that may happen while another panic unwinds.
     fn reclaim(&self, index: u32);
 }
 
@@ -19,28 +24,52 @@ pub enum LendError {
     /// The frame has been lent already and has not come back.
     #[error("the frame is still lent")]
     Busy,
-    /// The region is a read-only mapping.
-    #[error("the region is read-only")]
+    /// The region is a read-only mapping, or a peer's.
+    #[error("the region is not ours to write")]
     ReadOnly,
 }
 
-struct FrameHome(Arc<dyn Reclaim>);
-
-impl Home for FrameHome {
-    fn take_back(&self, block: OwnedBlock) {
-        let index = block.index();
-        // Idle first: the owner may lend the frame again from inside `reclaim`.
-        let table = block.retire();
-        self.0.reclaim(index);
-        drop(table);
+fn lend(
+    block: Option<OwnedBlock>,
+    offset: usize,
+    len: usize,
+    lease: Option<&Arc<LeaseBudget>>,
+) -> Result<PinnedBuf, LendError> {
+    let mut block = block.ok_or(LendError::Busy)?;
+    if let Some(lease) = lease {
+        block.attach_lease(lease.clone());
     }
+    Ok(PinnedBuf::from_block(block, offset, len))
 }
 
-/// The frames of a region and who holds them.
+/// Equal frames of a region, and who holds them.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use zc_core::memory::{FrameTable, Reclaim, Region};
+///
+/// #[derive(Default)]
+/// struct Free(Mutex<Vec<u32>>);
+/// impl Reclaim for Free {
+///     fn reclaim(&self, index: u32) {
+///         self.0.lock().unwrap().push(index);
+///     }
+/// }
+///
+/// let free = Arc::new(Free::default());
+/// let region = Region::builder(16 << 10).build()?;
+/// // SAFETY: nobody else uses the region (M5).
+/// let frames = unsafe { FrameTable::new(region, 2048, 8, free.clone()) }.unwrap();
+/// let packet = frames.lend(5, 256, 64, None).unwrap(); // Past the kernel's headroom.
+/// drop((packet.clone(), packet));
+/// assert_eq!(*free.0.lock().unwrap(), [5]);
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
 #[derive(Clone)]
 pub struct FrameTable {
     table: Arc<Table>,
-    read_only: bool,
+    frame_len: usize,
+    writable: bool,
 }
 
 impl std::fmt::Debug for FrameTable {
@@ -53,9 +82,13 @@ impl FrameTable {
     /// Cuts `region` into `count` frames of `frame_len` bytes.
     ///
     /// # Safety
-    /// While a frame is lent nobody else writes it (and, if lent with [`lend_mut`](Self::lend_mut),
-    /// nobody else reads it): no other table over the same bytes, no device, no peer other than a
-    /// cooperative one (M5).
+    /// While a frame is lent nobody else writes the bytes lent (and, if lent with
+    /// [`lend_mut`](Self::lend_mut), nobody else reads the frame): no other table over the same
+    /// bytes, no device, no peer other than a cooperative one (M5).
+    ///
+    /// Bytes of a lent frame that only the transport's own `PinnedBuf` covers may be written as long
+    /// as the transport does not look at them through it: a frame that the kernel fills bit by bit
+    /// is lent whole to the transport, which passes on slices of what is filled.
     pub unsafe fn new(
         region: Region,
         frame_len: usize,
@@ -66,55 +99,115 @@ impl FrameTable {
         if !fits {
             return Err(LendError::OutOfBounds);
         }
-        let read_only = region.is_read_only();
-        let home = Arc::new(FrameHome(owner));
-        Ok(Self { table: Table::of_region(region, frame_len, count as usize, home), read_only })
+        let writable = !region.is_read_only() && region.info().kind == RegionKind::Own;
+        let table = Table::of_region(region, 0, frame_len, count, Home::Frames(owner));
+        Ok(Self { table, frame_len, writable })
     }
 
-    /// Lends `len` bytes at `offset` of a frame, read-only. Allocates nothing.
-    pub fn lend(&self, index: u32, offset: usize, len: usize) -> Result<PinnedBuf, LendError> {
+    fn check(&self, index: u32, offset: usize, len: usize) -> Result<(), LendError> {
         let end = offset.checked_add(len).ok_or(LendError::OutOfBounds)?;
-        if index as usize >= self.table.count() || end > self.table.block_len() {
-            return Err(LendError::OutOfBounds);
-        }
-        let block = self.table.take(index, false).ok_or(LendError::Busy)?;
-        Ok(PinnedBuf::from_block(block, offset, len))
+        let inside = (index as usize) < self.table.count() && end <= self.frame_len;
+        if inside { Ok(()) } else { Err(LendError::OutOfBounds) }
     }
 
-    /// As [`lend`](Self::lend), and the whole frame counts against `lease` until it is back.
-    pub fn lend_leased(
+    /// Lends `len` bytes at `offset` of a frame, read-only. Allocates nothing. The whole frame
+    /// counts against the lease.
+    pub fn lend(
         &self,
         index: u32,
         offset: usize,
         len: usize,
-        lease: &Arc<LeaseBudget>,
+        lease: Option<&Arc<LeaseBudget>>,
     ) -> Result<PinnedBuf, LendError> {
-        let end = offset.checked_add(len).ok_or(LendError::OutOfBounds)?;
-        if index as usize >= self.table.count() || end > self.table.block_len() {
-            return Err(LendError::OutOfBounds);
-        }
-        let mut block = self.table.take(index, false).ok_or(LendError::Busy)?;
-        block.attach_lease(lease.clone());
-        Ok(PinnedBuf::from_block(block, offset, len))
+        self.check(index, offset, len)?;
+        lend(self.table.take(index, false), offset, len, lease)
     }
 
     /// Lends a whole frame to be written, with `headroom` bytes kept in front.
     pub fn lend_mut(&self, index: u32, headroom: usize) -> Result<PinnedBufMut, LendError> {
-        if self.read_only {
+        if !self.writable {
             return Err(LendError::ReadOnly);
         }
-        if index as usize >= self.table.count() || headroom > self.table.block_len() {
-            return Err(LendError::OutOfBounds);
-        }
+        self.check(index, headroom, 0)?;
         let block = self.table.take(index, true).ok_or(LendError::Busy)?;
         Ok(PinnedBufMut::from_block(block, headroom, 0))
+    }
+}
+
+/// Ranges of a region, of any length, lent read-only: what a peer's descriptors point at.
+///
+/// Each lend occupies a slot until the last buffer of it is dropped; the owner then learns which
+/// slot, and gives the range back to the peer.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use zc_core::memory::{LendError, RangeTable, Reclaim, Region};
+///
+/// #[derive(Default)]
+/// struct Credits(Mutex<Vec<u32>>);
+/// impl Reclaim for Credits {
+///     fn reclaim(&self, slot: u32) {
+///         self.0.lock().unwrap().push(slot);
+///     }
+/// }
+///
+/// let credits = Arc::new(Credits::default());
+/// let arena = Region::builder(1 << 20).build()?; // Really: `PeerMapping::map`.
+/// // SAFETY: nobody writes the arena (M5).
+/// let ranges = unsafe { RangeTable::new(arena, 64, credits.clone()) };
+/// let message = ranges.lend(3, 4096, 100_000, None).unwrap();
+/// assert_eq!(ranges.lend(3, 0, 1, None).unwrap_err(), LendError::Busy);
+/// assert_eq!(ranges.lend(4, usize::MAX, 2, None).unwrap_err(), LendError::OutOfBounds);
+/// drop(message);
+/// assert_eq!(*credits.0.lock().unwrap(), [3]);
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
+#[derive(Clone)]
+pub struct RangeTable {
+    table: Arc<Table>,
+    region_len: usize,
+}
+
+impl std::fmt::Debug for RangeTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RangeTable").field("slots", &self.table.count()).finish_non_exhaustive()
+    }
+}
+
+impl RangeTable {
+    /// Lends ranges of `region`, at most `slots` at a time (M9).
+    ///
+    /// # Safety
+    /// While a range is lent nobody writes it: no device, no pool or frame table over the same
+    /// bytes, no peer other than a cooperative one (M5). Ranges may overlap each other.
+    pub unsafe fn new(region: Region, slots: u32, owner: Arc<dyn Reclaim>) -> Self {
+        let region_len = region.len();
+        Self { table: Table::of_ranges(region, slots, Home::Frames(owner)), region_len }
+    }
+
+    /// Lends `len` bytes at `offset` of the region under a free slot. Allocates nothing. Whatever
+    /// a peer names here is checked (M6).
+    pub fn lend(
+        &self,
+        slot: u32,
+        offset: usize,
+        len: usize,
+        lease: Option<&Arc<LeaseBudget>>,
+    ) -> Result<PinnedBuf, LendError> {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.region_len);
+        if !inside || slot as usize >= self.table.count() {
+            return Err(LendError::OutOfBounds);
+        }
+        lend(self.table.take_range(slot, offset, len), 0, len, lease)
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::memory::{Backing, PeerMapping};
     use parking_lot::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
     #[derive(Default)]
     struct Log(Mutex<Vec<u32>>);
@@ -128,22 +221,102 @@ mod tests {
     fn lends_once_and_reclaims_from_any_thread() {
         let log = Arc::new(Log::default());
         let region = Region::builder(4096).build().unwrap();
-        // SAFETY: the only user of the region.
+        // SAFETY: the only user of the region (M5).
         let frames = unsafe { FrameTable::new(region, 1024, 4, log.clone()) }.unwrap();
-        assert_eq!(frames.lend(4, 0, 1).unwrap_err(), LendError::OutOfBounds);
-        assert_eq!(frames.lend(0, 1000, 25).unwrap_err(), LendError::OutOfBounds);
-        let buf = frames.lend(2, 10, 100).unwrap();
-        assert_eq!(frames.lend(2, 0, 1).unwrap_err(), LendError::Busy);
+        assert_eq!(frames.lend(4, 0, 1, None).unwrap_err(), LendError::OutOfBounds);
+        assert_eq!(frames.lend(0, 1000, 25, None).unwrap_err(), LendError::OutOfBounds);
+        assert_eq!(frames.lend_mut(0, 1025).unwrap_err(), LendError::OutOfBounds);
+        let buf = frames.lend(2, 10, 100, None).unwrap();
+        assert_eq!(frames.lend(2, 0, 1, None).unwrap_err(), LendError::Busy);
         let copy = buf.clone();
         assert!(buf.try_into_mut().is_err());
         assert!(log.0.lock().is_empty());
         std::thread::spawn(move || drop(copy)).join().unwrap();
         assert_eq!(*log.0.lock(), [2]);
-        assert!(frames.table.is_idle(2));
         let mut tx = frames.lend_mut(2, 16).unwrap();
         tx.put_slice(b"x");
         drop(frames);
         assert_eq!(&tx.freeze()[..], b"x");
         assert_eq!(*log.0.lock(), [2, 2]);
+    }
+
+    #[test]
+    fn empty_lends_come_back_too() {
+        let log = Arc::new(Log::default());
+        let region = Region::builder(4096).build().unwrap();
+        // SAFETY: the only user of the region (M5).
+        let frames = unsafe { FrameTable::new(region.clone(), 1024, 4, log.clone()) }.unwrap();
+        drop(frames.lend(1, 0, 0, None).unwrap());
+        // SAFETY: lent read-only, and nobody writes (M5).
+        let ranges = unsafe { RangeTable::new(region, 2, log.clone()) };
+        drop(ranges.lend(0, 4096, 0, None).unwrap());
+        assert_eq!(*log.0.lock(), [1, 0]);
+    }
+
+    #[test]
+    fn a_peers_memory_is_lent_and_never_writable() {
+        let theirs = Region::builder(8192).backing(Backing::Memfd).build().unwrap();
+        // SAFETY: the owner's mapping is writable, and no buffer covers it (M5).
+        unsafe { theirs.base_mut().add(5000).write(7) };
+        let fd = theirs.fd().unwrap().try_clone_to_owned().unwrap();
+        let ours = PeerMapping::new(1 << 20).map(fd).unwrap();
+        let log = Arc::new(Log::default());
+        let lease = LeaseBudget::new(1000, 2000);
+        // SAFETY: the peer of this test does not write while memory is lent (M5).
+        let ranges = unsafe { RangeTable::new(ours.clone(), 2, log.clone()) };
+        let a = ranges.lend(0, 4999, 1500, Some(&lease)).unwrap();
+        let b = ranges.lend(1, 5000, 1, Some(&lease)).unwrap();
+        assert_eq!((a[1], b[0], lease.outstanding_bytes()), (7, 7, 1501));
+        assert_eq!(ranges.lend(0, 8191, 2, None).unwrap_err(), LendError::OutOfBounds);
+        assert_eq!(ranges.lend(2, 0, 1, None).unwrap_err(), LendError::OutOfBounds);
+        assert_eq!(b.place().unwrap().1, 5000);
+        let a = a.try_into_mut().unwrap_err();
+        drop((a, b));
+        assert_eq!((&log.0.lock()[..], lease.outstanding_bytes()), (&[0, 1][..], 0));
+        // SAFETY: as above; nothing is lent by the other table any more (M5).
+        let frames = unsafe { FrameTable::new(ours, 4096, 2, log) }.unwrap();
+        assert_eq!(frames.lend_mut(0, 0).unwrap_err(), LendError::ReadOnly);
+    }
+
+    /// A hostile peer names frames that are lent or on their way back: each is had by one at most.
+    #[test]
+    fn a_frame_is_never_lent_twice_under_fire() {
+        #[derive(Default)]
+        struct Count(AtomicUsize);
+        impl Reclaim for Count {
+            fn reclaim(&self, _: u32) {
+                self.0.fetch_add(1, SeqCst);
+            }
+        }
+        let owner = Arc::new(Count::default());
+        let region = Region::builder(4096).build().unwrap();
+        // SAFETY: the only user of the region (M5).
+        let frames = unsafe { FrameTable::new(region, 4096, 1, owner.clone()) }.unwrap();
+        let stop = AtomicBool::new(false);
+        let lent = AtomicUsize::new(0);
+        std::thread::scope(|s| {
+            let (tx, rx) = std::sync::mpsc::sync_channel::<PinnedBuf>(4);
+            s.spawn(move || rx.into_iter().for_each(drop));
+            s.spawn(|| {
+                while !stop.load(SeqCst) {
+                    if let Ok(mut frame) = frames.lend_mut(0, 0) {
+                        lent.fetch_add(1, SeqCst);
+                        frame.resize(64, 1);
+                        assert!(frame.iter().all(|b| *b == 1));
+                        frame.fill(2);
+                    }
+                }
+            });
+            for _ in 0..20_000 {
+                let Ok(frame) = frames.lend_mut(0, 0) else { continue };
+                lent.fetch_add(1, SeqCst);
+                let frame = frame.freeze();
+                let _ = tx.try_send(frame.clone());
+            }
+            stop.store(true, SeqCst);
+            drop(tx);
+        });
+        assert_eq!(owner.0.load(SeqCst), lent.load(SeqCst));
+        assert!(frames.lend_mut(0, 0).is_ok());
     }
 }

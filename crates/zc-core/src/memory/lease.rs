@@ -1,8 +1,8 @@
 //! How many bytes an application may keep of what a connection received.
 
-use futures::task::AtomicWaker;
+use super::sync::AtomicWaker;
+use super::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 /// How close a lease is to its limits.
@@ -17,6 +17,18 @@ pub enum Pressure {
 }
 
 /// Counts the capacity of all blocks lent under it and still alive.
+///
+/// ```
+/// use zc_core::memory::{BufPool, LeaseBudget, Pressure};
+///
+/// let lease = LeaseBudget::new(1 << 10, 4 << 10);
+/// let mut buf = BufPool::builder().build().try_alloc(2000)?;
+/// buf.attach_lease(lease.clone());
+/// assert_eq!((lease.pressure(), lease.outstanding_bytes()), (Pressure::Soft, 2048));
+/// drop(buf.freeze());
+/// assert_eq!(lease.pressure(), Pressure::None);
+/// # Ok::<(), zc_core::memory::AllocError>(())
+/// ```
 #[derive(Debug)]
 pub struct LeaseBudget {
     outstanding_bytes: AtomicUsize,
@@ -26,8 +38,10 @@ pub struct LeaseBudget {
 }
 
 impl LeaseBudget {
-    /// A budget with both limits; the soft one is capped by the hard one.
+    /// A budget with both limits; the soft one is capped by the hard one, which is at least one
+    /// byte, so that something can be lent.
     pub fn new(soft_bytes: usize, hard_bytes: usize) -> Arc<Self> {
+        let hard_bytes = hard_bytes.max(1);
         Arc::new(Self {
             outstanding_bytes: AtomicUsize::new(0),
             soft_bytes: soft_bytes.min(hard_bytes),
@@ -55,19 +69,63 @@ impl LeaseBudget {
         if self.pressure() < Pressure::Hard {
             return Poll::Ready(());
         }
-        self.waker.register(cx.waker());
+        self.register(cx);
         if self.pressure() < Pressure::Hard { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    pub(crate) fn add(&self, bytes: usize) {
+    fn register(&self, cx: &mut Context<'_>) {
+        #[cfg(not(loom))]
+        self.waker.register(cx.waker());
+        #[cfg(loom)]
+        self.waker.register_by_ref(cx.waker());
+    }
+
+    pub(super) fn add(&self, bytes: usize) {
         self.outstanding_bytes.fetch_add(bytes, Ordering::SeqCst);
     }
 
-    pub(crate) fn sub(&self, bytes: usize) {
+    pub(super) fn sub(&self, bytes: usize) {
         let before = self.outstanding_bytes.fetch_sub(bytes, Ordering::SeqCst);
+        debug_assert!(before >= bytes, "more came back than was lent");
         if before >= self.hard_bytes && before - bytes < self.hard_bytes {
             self.waker.wake();
         }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::atomic::AtomicBool;
+    use loom::thread;
+    use std::task::{Wake, Waker};
+
+    struct Flag(AtomicBool);
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn loom_going_below_the_hard_limit_is_seen_or_wakes() {
+        loom::model(|| {
+            let lease = LeaseBudget::new(1, 2);
+            lease.add(2);
+            lease.add(1);
+            let threads: Vec<_> = [2, 1]
+                .map(|bytes| {
+                    let lease = lease.clone();
+                    thread::spawn(move || lease.sub(bytes))
+                })
+                .into();
+            let flag = Arc::new(Flag(AtomicBool::new(false)));
+            let waker = Waker::from(flag.clone());
+            let ready = lease.poll_below_hard(&mut Context::from_waker(&waker)).is_ready();
+            threads.into_iter().for_each(|t| t.join().unwrap());
+            assert!(ready || flag.0.load(Ordering::SeqCst), "nobody was told");
+            assert_eq!(lease.outstanding_bytes(), 0);
+        });
     }
 }
 
@@ -94,5 +152,15 @@ mod tests {
         assert_eq!(lease.outstanding_bytes(), 256);
         drop(c);
         assert_eq!(lease.pressure(), Pressure::None);
+    }
+
+    #[test]
+    fn changing_the_lease_moves_the_bytes() {
+        let (old, new) = (LeaseBudget::new(1, 0), LeaseBudget::new(0, 1 << 20));
+        let mut buf = BufPool::builder().max_bytes(1 << 20).build().try_alloc(256).unwrap();
+        buf.attach_lease(old.clone());
+        assert_eq!(old.pressure(), Pressure::Hard);
+        buf.attach_lease(new.clone());
+        assert_eq!((old.pressure(), new.outstanding_bytes()), (Pressure::None, 256));
     }
 }

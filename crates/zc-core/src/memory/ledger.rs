@@ -33,6 +33,16 @@ pub enum KernelCopied {
 }
 
 /// The counters of one connection or transport.
+///
+/// ```
+/// use zc_core::memory::{CopyLedger, CopyPlace, copy_payload};
+///
+/// let ledger = CopyLedger::new();
+/// ledger.moved(4096);
+/// copy_payload(&mut [0; 3], b"abc", &ledger, CopyPlace::Foreign);
+/// let now = ledger.snapshot();
+/// assert_eq!((now.moved_bytes, now.copied_bytes()), (4096, 3));
+/// ```
 #[derive(Debug, Default)]
 pub struct CopyLedger {
     moved: AtomicU64,
@@ -88,6 +98,15 @@ impl CopyLedger {
 }
 
 /// The counters at one moment.
+///
+/// ```
+/// use zc_core::memory::{CopyLedger, KernelCopied};
+///
+/// let ledger = CopyLedger::new();
+/// let before = ledger.snapshot();
+/// ledger.kernel_copied(KernelCopied::Known(100));
+/// assert_eq!(ledger.snapshot().since(&before).kernel_copied, KernelCopied::Known(100));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LedgerSnapshot {
     /// Payload that changed hands without a copy.

@@ -2,7 +2,7 @@
 
 use super::buf::bounds;
 use super::{AllocError, BufPool, CopyLedger, CopyPlace, PinnedBuf, PinnedBufMut, copy_payload};
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 use std::io::IoSlice;
 use std::ops::RangeBounds;
@@ -11,11 +11,35 @@ use std::ops::RangeBounds;
 pub const MAX_SEGMENTS: usize = 64;
 
 /// The message has [`MAX_SEGMENTS`] already; the segment is handed back.
+///
+/// ```
+/// use zc_core::memory::{MAX_SEGMENTS, Message, TooManySegments};
+///
+/// let mut message = Message::new();
+/// (0..MAX_SEGMENTS).for_each(|_| message.push(&b"x"[..]).unwrap());
+/// let TooManySegments(back) = message.push(&b"y"[..]).unwrap_err();
+/// assert_eq!(&back[..], b"y");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("a message has at most {MAX_SEGMENTS} segments")]
 pub struct TooManySegments(pub PinnedBuf);
 
 /// A rope of [`PinnedBuf`]s, none of them empty; one is stored inline.
+///
+/// It reads as a [`bytes::Buf`]. Slicing and splitting copy nothing; of that trait's methods
+/// `copy_to_bytes` copies only what lies in several segments, and nothing otherwise.
+///
+/// ```
+/// use bytes::Buf;
+/// use zc_core::memory::Message;
+///
+/// let mut message = Message::from(&b"head"[..]);
+/// message.push(b"body".to_vec()).unwrap();
+/// assert_eq!(message.segments().len(), 2);
+/// let mut head = message.split_to(4);
+/// assert_eq!(head.get_u32(), u32::from_be_bytes(*b"head"));
+/// assert_eq!(message.as_contiguous(), Some(&b"body"[..]));
+/// ```
 #[derive(Clone, Default)]
 pub struct Message {
     segments: SmallVec<[PinnedBuf; 1]>,
@@ -96,6 +120,19 @@ impl Message {
             start = 0;
         }
         part
+    }
+
+    /// Takes the first `n` bytes off, without a copy.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn split_to(&mut self, n: usize) -> Self {
+        if n == self.len {
+            return std::mem::take(self);
+        }
+        let head = self.slice(..n);
+        self.advance(n);
+        head
     }
 
     /// One buffer with all bytes: moved if there is one segment, otherwise copied and counted.
@@ -191,6 +228,25 @@ impl Buf for Message {
         }
     }
 
+    fn copy_to_bytes(&mut self, n: usize) -> Bytes {
+        match self.segments.first_mut() {
+            Some(first) if n < first.len() => {
+                self.len -= n;
+                first.split_to(n).into_bytes()
+            }
+            Some(first) if n == first.len() => {
+                self.len -= n;
+                self.segments.remove(0).into_bytes()
+            }
+            _ => {
+                assert!(n <= self.len, "copy_to_bytes past the end");
+                let mut joined = BytesMut::with_capacity(n);
+                joined.put(self.take(n));
+                joined.freeze()
+            }
+        }
+    }
+
     fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
         let pairs = dst.iter_mut().zip(&self.segments);
         pairs.map(|(slot, segment)| *slot = IoSlice::new(segment)).count()
@@ -208,39 +264,118 @@ mod tests {
         m
     }
 
+    #[derive(Debug, Clone)]
+    enum Step {
+        Advance(usize),
+        SplitTo(usize),
+        Slice(usize, usize),
+        CopyToBytes(usize),
+        CopyToSlice(usize),
+        Push(Vec<u8>),
+        Chain(Vec<u8>),
+        Gather,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let n = || 0usize..20;
+        let bytes = || prop::collection::vec(any::<u8>(), 0..9);
+        prop_oneof![
+            n().prop_map(Step::Advance),
+            n().prop_map(Step::SplitTo),
+            (n(), n()).prop_map(|(a, b)| Step::Slice(a, b)),
+            n().prop_map(Step::CopyToBytes),
+            n().prop_map(Step::CopyToSlice),
+            bytes().prop_map(Step::Push),
+            bytes().prop_map(Step::Chain),
+            Just(Step::Gather),
+        ]
+    }
+
+    /// What must hold of every message, whatever happened to it.
+    fn check(m: &Message, oracle: &[u8]) -> Result<(), TestCaseError> {
+        prop_assert!(*m == *oracle);
+        prop_assert_eq!((m.len(), m.remaining()), (oracle.len(), oracle.len()));
+        prop_assert_eq!(m.is_empty(), oracle.is_empty());
+        prop_assert!(m.segments().iter().all(|s| !s.is_empty()));
+        prop_assert!(oracle.starts_with(m.chunk()) && (oracle.is_empty() || !m.chunk().is_empty()));
+        let mut slices = [IoSlice::new(&[]); 4];
+        let n = m.chunks_vectored(&mut slices);
+        prop_assert_eq!(n, m.segments().len().min(4));
+        let seen: Vec<u8> = slices[..n].iter().flat_map(|s| s.iter().copied()).collect();
+        prop_assert!(oracle.starts_with(&seen));
+        prop_assert!(m.as_contiguous().is_none_or(|all| all == oracle));
+        Ok(())
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(256))]
         #[test]
         fn behaves_like_a_vec(
             parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..8),
-            steps in prop::collection::vec(0usize..12, 0..12),
-            a in 0usize..80, b in 0usize..80,
+            steps in prop::collection::vec(step(), 0..16),
         ) {
             let mut oracle = parts.concat();
             let mut m = rope(&parts);
-            prop_assert!(m == oracle[..]);
-            let (a, b) = (a.min(oracle.len()), b.min(oracle.len()));
-            let (a, b) = (a.min(b), a.max(b));
-            prop_assert!(m.slice(a..b) == oracle[a..b]);
             let pool = BufPool::builder().max_bytes(1 << 20).build();
-            let ledger = CopyLedger::new();
-            let whole = m.clone().gather(&pool, &ledger).unwrap();
-            prop_assert_eq!(&whole[..], &oracle[..]);
-            let copied = if m.segments().len() > 1 { oracle.len() } else { 0 };
-            prop_assert_eq!(ledger.snapshot().copied_bytes(), copied as u64);
-            for n in steps {
-                let n = n.min(m.remaining());
-                let mut slices = [IoSlice::new(&[]); 4];
-                let k = m.chunks_vectored(&mut slices);
-                let seen: Vec<u8> = slices[..k].iter().flat_map(|s| s.iter().copied()).collect();
-                prop_assert!(oracle.starts_with(&seen));
-                prop_assert!(m.remaining() == 0 || !m.chunk().is_empty());
-                m.advance(n);
-                oracle.drain(..n);
-                prop_assert!(m == oracle[..]);
-                prop_assert_eq!(m.len(), oracle.len());
+            check(&m, &oracle)?;
+            for step in steps {
+                match step {
+                    Step::Advance(n) => {
+                        let n = n.min(oracle.len());
+                        m.advance(n);
+                        oracle.drain(..n);
+                    }
+                    Step::SplitTo(n) => {
+                        let n = n.min(oracle.len());
+                        let head: Vec<u8> = oracle.drain(..n).collect();
+                        check(&m.split_to(n), &head)?;
+                    }
+                    Step::Slice(a, b) => {
+                        let (a, b) = (a.min(oracle.len()), b.min(oracle.len()));
+                        let (a, b) = (a.min(b), a.max(b));
+                        check(&m.slice(a..b), &oracle[a..b])?;
+                    }
+                    Step::CopyToBytes(n) => {
+                        let n = n.min(oracle.len());
+                        let head: Vec<u8> = oracle.drain(..n).collect();
+                        prop_assert_eq!(m.copy_to_bytes(n), head);
+                    }
+                    Step::CopyToSlice(n) => {
+                        let mut out = vec![0; n.min(oracle.len())];
+                        m.copy_to_slice(&mut out);
+                        let head: Vec<u8> = oracle.drain(..out.len()).collect();
+                        prop_assert_eq!(out, head);
+                    }
+                    Step::Push(bytes) => {
+                        oracle.extend(&bytes);
+                        m.push(bytes).unwrap();
+                    }
+                    Step::Chain(bytes) => {
+                        let mut chained = m.clone().chain(Message::from(bytes.clone()));
+                        let all = chained.copy_to_bytes(oracle.len() + bytes.len());
+                        prop_assert_eq!(&all[..], [&oracle[..], &bytes[..]].concat());
+                    }
+                    Step::Gather => {
+                        let ledger = CopyLedger::new();
+                        let whole = m.clone().gather(&pool, &ledger).unwrap();
+                        prop_assert_eq!(&whole[..], &oracle[..]);
+                        let copied = if m.segments().len() > 1 { oracle.len() } else { 0 };
+                        prop_assert_eq!(ledger.snapshot().copied_bytes(), copied as u64);
+                    }
+                }
+                check(&m, &oracle)?;
             }
         }
+    }
+
+    #[test]
+    fn bytes_within_one_segment_are_not_copied() {
+        let mut m = rope(&[vec![1; 10], vec![2; 10]]);
+        let at = m.chunk().as_ptr();
+        assert_eq!(m.copy_to_bytes(4).as_ptr(), at);
+        assert_eq!(m.copy_to_bytes(6).as_ptr(), at.wrapping_add(4));
+        let past = std::panic::AssertUnwindSafe(|| m.copy_to_bytes(11));
+        assert!(std::panic::catch_unwind(past).is_err());
     }
 
     #[test]

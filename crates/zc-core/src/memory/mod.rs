@@ -4,41 +4,45 @@
 //! [`PinnedBufMut`], which freezes into a shared [`PinnedBuf`]; a [`Message`] is a short rope of
 //! those. Reference counts and all other metadata live on the heap, never in a region, because a
 //! peer may be able to write a region. Memory that a pool lends again may hold stale content.
+//!
+//! ```text
+//! region/   Region and its kinds: own, a peer's, a file; registrations; locked memory
+//! pool/     BufPool: size classes, thread caches, waiters, bounds
+//! block     who owns a block, and where it goes afterwards (the small unsafe core)
+//! frames    FrameTable, RangeTable: memory that a transport lends itself
+//! group     MemoryGroup: memory that goes to many connections
+//! buf, buf_mut, message, file, lease, ledger
+//! ```
 
 mod block;
 mod buf;
 mod buf_mut;
-mod cache;
-mod classes;
-mod directory;
+mod file;
 mod frames;
+mod group;
 mod lease;
 mod ledger;
-mod limits;
 mod message;
 mod pool;
 mod refcount;
 mod region;
-mod registration;
-mod stats;
-mod sys;
-mod waiters;
+mod sync;
 
 pub use buf::PinnedBuf;
 pub use buf_mut::PinnedBufMut;
-pub use classes::{CLASS_COUNT, MAX_CLASS_BYTES, MIN_CLASS_BYTES};
-pub use directory::region_of;
-pub use frames::{FrameTable, LendError, Reclaim};
+pub use file::ReadFileError;
+pub use frames::{FrameTable, LendError, RangeTable, Reclaim};
+pub use group::{GroupId, Membership, MemoryGroup, Place};
 pub use lease::{LeaseBudget, Pressure};
 pub use ledger::{CopyLedger, CopyPlace, KernelCopied, LedgerSnapshot, copy_inline, copy_payload};
-pub use limits::{DEFAULT_POOL_DIVISOR, DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES};
 pub use message::{MAX_SEGMENTS, Message, TooManySegments};
-pub use pool::{AllocError, BufPool, BufPoolBuilder, LARGE_CACHE_BYTES};
+pub use pool::{
+    AllocError, AllocWaiter, BufPool, BufPoolBuilder, CLASS_COUNT, DEFAULT_POOL_DIVISOR,
+    DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES, LARGE_CACHE_BYTES, MAX_CLASS_BYTES, MAX_ORIGINS,
+    MIN_CLASS_BYTES, PoolStats, Usage,
+};
 pub use region::{
-    Backing, PageKind, Region, RegionBuilder, RegionError, RegionFallback, RegionId, RegionInfo,
+    Backing, MAX_REGISTRARS, MemlockBudget, MemlockExceeded, MemlockGrant, PageKind, PeerMapping, Region,
+    RegionBuilder, RegionError, RegionFallback, RegionId, RegionInfo, RegionKind, RegisterError, Registrar,
+    RegistrarId, RegistrarSlot, Sealing, region_of,
 };
-pub use registration::{
-    MAX_REGISTRARS, MemlockBudget, MemlockExceeded, MemlockGrant, RegisterError, Registrar, RegistrarId,
-};
-pub use stats::{MAX_ORIGINS, PoolStats, Usage};
-pub use waiters::AllocWaiter;

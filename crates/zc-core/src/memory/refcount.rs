@@ -1,24 +1,27 @@
 //! The reference count of a block, apart from everything else so that loom can check it.
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, Ordering, fence};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use super::sync::atomic::{AtomicU32, Ordering, fence};
 
-/// More references than this are a leak in a loop; the process aborts before the count can wrap.
+/// The count of a block that nobody has. Not zero: between its last user's decrement and the moment
+/// that user owns the block alone, the count reads zero, and nobody may claim the block then.
+const IDLE: u32 = u32::MAX;
+
+/// More references than this are a leak in a loop; the process aborts long before the count can
+/// wrap or reach [`IDLE`].
 const MAX_REFS: u32 = u32::MAX / 2;
 
-/// Counts the references to a block: 0 is idle, 1 is unique.
+/// Counts the references to a block: idle, 1 is unique, more are shared.
 #[derive(Debug)]
 pub(crate) struct RefCount(AtomicU32);
 
 impl RefCount {
-    /// A count that starts with `n` references.
-    pub(crate) fn new(n: u32) -> Self {
-        Self(AtomicU32::new(n))
+    /// The count of an idle block.
+    pub(crate) fn idle() -> Self {
+        Self(AtomicU32::new(IDLE))
     }
 
     /// Adds a reference; the caller holds one already.
+    #[inline]
     pub(crate) fn acquire(&self) {
         if self.0.fetch_add(1, Ordering::Relaxed) > MAX_REFS {
             std::process::abort();
@@ -27,6 +30,7 @@ impl RefCount {
 
     /// Gives one reference up. True means it was the last, and the caller now owns the block alone:
     /// the count then reads 1 and stands for the caller.
+    #[inline]
     pub(crate) fn release_is_last(&self) -> bool {
         if self.is_unique() {
             return true;
@@ -40,18 +44,19 @@ impl RefCount {
     }
 
     /// Whether the caller's reference is the only one. All earlier uses then happened before.
+    #[inline]
     pub(crate) fn is_unique(&self) -> bool {
         self.0.load(Ordering::Acquire) == 1
     }
 
-    /// Takes an idle block (0 to 1); false if it was not idle.
+    /// Takes an idle block; false if it was not idle.
     pub(crate) fn claim(&self) -> bool {
-        self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        self.0.compare_exchange(IDLE, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// Makes a uniquely owned block idle.
     pub(crate) fn retire(&self) {
-        self.0.store(0, Ordering::Release);
+        self.0.store(IDLE, Ordering::Release);
     }
 }
 
@@ -65,23 +70,37 @@ mod loom_tests {
         data: UnsafeCell<u32>,
     }
 
+    fn shared() -> Arc<Shared> {
+        let shared = Shared { refs: RefCount::idle(), data: UnsafeCell::new(0) };
+        assert!(shared.refs.claim());
+        Arc::new(shared)
+    }
+
+    fn read_and_release(s: &Shared) -> bool {
+        s.data.with(|p| {
+            // SAFETY: a reference is held, so nobody writes (M5; checked by loom).
+            unsafe { std::ptr::read_volatile(p) }
+        });
+        s.refs.release_is_last()
+    }
+
+    fn write(s: &Shared) {
+        s.data.with_mut(|p| {
+            // SAFETY: the unique owner is alone (M5; checked by loom).
+            unsafe { *p += 1 }
+        });
+    }
+
     #[test]
     fn loom_exactly_one_last_owner_and_it_sees_everything() {
         loom::model(|| {
-            let shared = Arc::new(Shared { refs: RefCount::new(1), data: UnsafeCell::new(0) });
+            let shared = shared();
             shared.refs.acquire();
             let other = shared.clone();
             let run = |s: &Shared| {
-                s.data.with(|p| {
-                    // SAFETY: a reference is held, so nobody writes (checked by loom).
-                    unsafe { std::ptr::read_volatile(p) }
-                });
-                let last = s.refs.release_is_last();
+                let last = read_and_release(s);
                 if last {
-                    s.data.with_mut(|p| {
-                        // SAFETY: the last owner is alone (checked by loom).
-                        unsafe { *p += 1 }
-                    });
+                    write(s);
                 }
                 last
             };
@@ -89,6 +108,32 @@ mod loom_tests {
             let mine = run(&shared);
             let theirs = t.join().unwrap();
             assert!(mine ^ theirs);
+        });
+    }
+
+    /// Two users let go while a third party, misled by a hostile peer, asks for the block again.
+    #[test]
+    fn loom_a_block_on_its_way_home_is_not_claimed() {
+        loom::model(|| {
+            let shared = shared();
+            shared.refs.acquire();
+            let users: Vec<_> = (0..2)
+                .map(|_| {
+                    let s = shared.clone();
+                    thread::spawn(move || {
+                        if read_and_release(&s) {
+                            write(&s);
+                            s.refs.retire();
+                        }
+                    })
+                })
+                .collect();
+            if shared.refs.claim() {
+                write(&shared);
+                shared.refs.retire();
+            }
+            users.into_iter().for_each(|t| t.join().unwrap());
+            assert!(shared.refs.claim());
         });
     }
 }
@@ -99,7 +144,7 @@ mod tests {
 
     #[test]
     fn counts() {
-        let c = RefCount::new(0);
+        let c = RefCount::idle();
         assert!(c.claim());
         assert!(!c.claim());
         c.acquire();

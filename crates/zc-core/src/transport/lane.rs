@@ -178,7 +178,8 @@ pub trait LaneRx: Send {
         cx: &mut Context<'_>,
         out: &mut Batch<Frame>,
     ) -> Poll<Result<Received, LaneError>>;
-    /// The application took data frames of this many payload bytes: credit may go back to the peer.
+    /// The application took a data frame of this many payload bytes: credit may go back to the peer.
+    /// Called once per message, since every message costs a least amount.
     fn release(&mut self, bytes: usize);
     /// The same as [`LaneRx::poll_recv`] without arming any wake-up: for spinning.
     ///
@@ -193,10 +194,9 @@ pub trait LaneDrive: Send {
     /// to call again at the latest. `Err` fails the connection.
     fn poll_drive(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, LaneError>;
 
-    /// Offers the lane the link on which an out-of-band transport joined, once the lane is committed
-    /// to and nothing else will use the link. A lane that wants it (to pass descriptors, to notice that
-    /// the peer died) keeps it, watches it in [`LaneDrive::poll_drive`] and returns `None`; else the
-    /// link comes back.
+    /// Offers the lane the link over which its descriptors travelled, once the lane is committed to and
+    /// nothing else will use the link. A lane that wants it (to pass descriptors, to notice that the peer
+    /// died) keeps it, watches it in [`LaneDrive::poll_drive`] and returns `None`; else it comes back.
     fn adopt_link(&mut self, link: Box<dyn ControlLink>) -> Option<Box<dyn ControlLink>> {
         Some(link)
     }

@@ -10,10 +10,9 @@ mod caps;
 mod error;
 mod lane;
 mod link;
+mod offer;
 mod reactor;
 mod unavailable;
-
-use std::sync::Arc;
 
 pub use caps::{Caps, Isolation, OneSided, Scope, SourceMatrix, ZeroCopy};
 pub use error::{AllocFailure, LaneError, LinkError, SendRejected, WireupError};
@@ -23,10 +22,9 @@ pub use lane::{
     SendToken,
 };
 pub use link::{ControlLink, LinkAddr, LinkListener, LinkProvider, PeerCred};
+pub use offer::{Offer, OfferContext, Trust, UriParams};
 pub use reactor::{Interest, Reactor, Readiness, TaskHandle, Timer};
 pub use unavailable::Unavailable;
-
-use crate::memory::{BufPool, CopyLedger};
 
 /// Which end of the control link we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,41 +33,6 @@ pub enum Role {
     Client,
     /// We accepted.
     Server,
-}
-
-/// What a transport may look at when it prepares an offer or joins a lane.
-#[derive(Clone)]
-#[non_exhaustive]
-pub struct OfferContext {
-    /// Readiness, timers and tasks.
-    pub reactor: Arc<dyn Reactor>,
-    /// Where received messages and [`LaneTx::poll_alloc`] take memory from.
-    pub pool: BufPool,
-    /// The ledger of the connection that is coming up.
-    pub ledger: Arc<CopyLedger>,
-    /// Limits that both sides agreed on, or ours while the peer's are not known yet.
-    pub limits: LaneLimits,
-}
-
-impl OfferContext {
-    /// A context of these parts.
-    pub fn new(
-        reactor: Arc<dyn Reactor>,
-        pool: BufPool,
-        ledger: Arc<CopyLedger>,
-        limits: LaneLimits,
-    ) -> Self {
-        Self { reactor, pool, ledger, limits }
-    }
-}
-
-/// What one side brings to a lane: bytes that the peer's transport of the same name understands.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Offer {
-    /// The offer's format version, chosen by the transport.
-    pub version: u16,
-    /// Opaque to everyone but the transport; at most [`crate::wire::MAX_OFFER`] bytes.
-    pub bytes: Vec<u8>,
 }
 
 /// A way to move messages.
@@ -92,6 +55,19 @@ pub trait Transport: Send + Sync + 'static {
         false
     }
 
+    /// True when [`Transport::join`] passes descriptors. Such a transport is asked for an offer only
+    /// once they can travel ([`OfferContext::descriptors`]), for which the facade proves, over a Unix
+    /// socket, that both ends are on one host.
+    fn wants_descriptors(&self) -> bool {
+        false
+    }
+
+    /// The parameters (`?key=value`) of a URI that this transport understands. One that no transport
+    /// understands is refused before anything is opened.
+    fn params(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Our half of a lane.
     ///
     /// # Errors
@@ -99,9 +75,13 @@ pub trait Transport: Send + Sync + 'static {
     fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable>;
 
     /// Brings the lane up. Both sides call it with the two offers; messages that the transport
-    /// itself must exchange travel over `link`.
+    /// itself must exchange travel over `link`, at most [`crate::wire::MAX_JOIN_MESSAGES`] writes.
     ///
-    /// An out-of-band transport leaves the link in its slot, whatever happens; an in-band one takes it.
+    /// An out-of-band transport leaves the link in its slot, whatever happens. A read that returns 0
+    /// means that the other end has given up or is done. When `join` succeeds, the lane must pass a
+    /// PING in either direction before anything else travels on it. An in-band transport takes the link.
+    ///
+    /// Dropping the future abandons the attempt.
     fn join<'a>(
         &'a self,
         role: Role,

@@ -49,6 +49,15 @@ pub trait Readiness: Send + Sync {
         interest: Interest,
         io: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>>;
+    /// As [`Readiness::poll_io`] to read a stream socket; `io` also says whether it took all there was (a short
+    /// read). The next call may then wait for news at once, instead of trying in vain first.
+    fn poll_read_stream(
+        &self,
+        cx: &mut Context<'_>,
+        io: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<(usize, bool)>,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_io(cx, Interest::Read, &mut |fd| io(fd).map(|(n, _)| n))
+    }
 }
 
 /// A timer.

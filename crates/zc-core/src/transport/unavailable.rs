@@ -59,6 +59,8 @@ pub enum Unavailable {
     DifferentHost,
     /// The peer is on this host in another network namespace.
     DifferentNetns,
+    /// The peer has not proved that it is on this host, and nothing says why.
+    HostNotProved,
     /// The peer's user is not accepted.
     PeerUid {
         /// Its uid.
@@ -95,7 +97,10 @@ pub enum Unavailable {
 impl Unavailable {
     /// The reason for an error of the operating system.
     pub fn os(operation: &'static str, error: &std::io::Error) -> Self {
-        Self::Os { errno: error.raw_os_error().unwrap_or(0), operation }
+        match error.raw_os_error() {
+            Some(errno) => Self::Os { errno, operation },
+            None => Self::Other { code: "io", remedy: format!("{operation}: {error}") },
+        }
     }
 
     /// A short stable code for reports and metrics.
@@ -115,6 +120,7 @@ impl Unavailable {
             Self::DriverNoZeroCopy => "driver_no_zero_copy",
             Self::DifferentHost => "different_host",
             Self::DifferentNetns => "different_netns",
+            Self::HostNotProved => "host_not_proved",
             Self::PeerUid { .. } => "peer_uid",
             Self::NoEncryption => "no_encryption",
             Self::Timeout { .. } => "timeout",
@@ -141,6 +147,7 @@ impl Unavailable {
             Self::DriverNoZeroCopy => "use a NIC whose driver supports it, or accept copy mode".into(),
             Self::DifferentHost => "run both ends on one host".into(),
             Self::DifferentNetns => "share a network namespace, or a socket path both can reach".into(),
+            Self::HostNotProved => "look at the peer's own report".into(),
             Self::PeerUid { .. } => "run both ends as one user, or accept the uid in the policy".into(),
             Self::NoEncryption => "drop the requirement, or put the link inside an encrypted tunnel".into(),
             Self::Timeout { .. } => "raise the stage's deadline, or look at why the peer is slow".into(),

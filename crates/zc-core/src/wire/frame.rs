@@ -9,6 +9,13 @@ use super::tlv::Tlvs;
 pub const FRAME_HEADER_BYTES: usize = 16;
 /// The longest extension block of a frame, in bytes.
 pub const MAX_FRAME_EXT: usize = 1024;
+/// The least that a DATA frame costs of the window, in bytes: at most window / 512 messages are unread.
+pub const MIN_FRAME_CREDIT_BYTES: usize = 512;
+
+/// What a DATA frame of `payload_bytes` costs of the window, in bytes.
+pub const fn frame_credit_bytes(payload_bytes: usize) -> u64 {
+    if payload_bytes < MIN_FRAME_CREDIT_BYTES { MIN_FRAME_CREDIT_BYTES as u64 } else { payload_bytes as u64 }
+}
 
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,7 +25,7 @@ pub enum FrameType {
     Data = 0,
     /// One session record; `seq` is 0.
     Session = 1,
-    /// A grant: `seq` is the total of DATA payload bytes the receiver allows since the start.
+    /// A grant: `seq` is the total of credit bytes ([`frame_credit_bytes`]) the receiver allows since the start.
     Credit = 2,
 }
 
@@ -78,7 +85,7 @@ impl FrameHeader {
         Self { kind: FrameType::Session, flags: NO_FLAGS, length, seq: 0 }
     }
 
-    /// A grant of `total` payload bytes since the start of the connection.
+    /// A grant of `total` credit bytes since the start of the connection.
     pub const fn credit(total: u64) -> Self {
         Self { kind: FrameType::Credit, flags: NO_FLAGS, length: 0, seq: total }
     }

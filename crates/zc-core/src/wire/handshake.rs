@@ -67,6 +67,9 @@ pub enum HandshakeState {
         /// The plan entry.
         index: u8,
     },
+    /// No lane came up, and one side does not let the control link carry the data: the server is to
+    /// reject.
+    Exhausted,
     /// Done: this plan entry, or [`CONTROL_LANE`], carries the data.
     Committed {
         /// The plan entry.
@@ -86,7 +89,7 @@ impl HandshakeState {
             Self::Hello => Stage::Hello,
             Self::Authenticate { .. } => Stage::Authenticate,
             Self::Offers => Stage::Offers,
-            Self::Join { .. } => Stage::Join,
+            Self::Join { .. } | Self::Exhausted => Stage::Join,
             Self::Commit { .. } | Self::Committed { .. } => Stage::Commit,
             Self::Failed { stage } => stage,
         }
@@ -294,9 +297,16 @@ impl Machine {
         (self.mine, self.theirs, self.joins_received) = (None, None, 0);
         self.state = if usize::from(index) < self.plan.len() {
             HandshakeState::Join { index }
-        } else {
+        } else if self.control_lane() {
             HandshakeState::Commit { index: CONTROL_LANE }
+        } else {
+            HandshakeState::Exhausted
         };
+    }
+
+    /// Both sides let the control link carry the data.
+    fn control_lane(&self) -> bool {
+        self.ours.control_lane && self.peer.as_ref().is_some_and(|(peer, _)| peer.control_lane)
     }
 
     /// Once both sides have spoken about a lane: take it, or go to the next.
@@ -408,6 +418,11 @@ macro_rules! both_sides {
         /// The wire version agreed on, once the peer's HELLO came.
         pub fn version(&self) -> Option<u8> {
             self.0.peer.as_ref().map(|(_, version)| *version)
+        }
+
+        /// Both sides let the control link carry the data when no lane comes up.
+        pub fn control_lane(&self) -> bool {
+            self.0.control_lane()
         }
 
         /// The plan, once it is known.

@@ -30,6 +30,7 @@ const TLV_AUTH_METHOD: u16 = TLV_REQUIRED | 4;
 const TLV_KEEPALIVE: u16 = 5;
 const TLV_AGENT: u16 = 6;
 const TLV_SAME_HOST: u16 = 7;
+const TLV_CONTROL_LANE: u16 = 8;
 
 /// What the first bytes of a connection are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,13 +114,21 @@ pub enum HelloRole {
     Server = 1,
 }
 
-/// Where a peer that may be on the same host can prove it.
+/// What a peer needs to find out whether it is on the same host, and to prove it.
+///
+/// The tags are digests over the nonce, so that they tell a stranger nothing about the host. They only
+/// explain why a proof can't succeed; they prove nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SameHost {
-    /// The abstract Unix socket's name, without its leading NUL.
+    /// The name of the abstract Unix socket on which the sender awaits the proof, without its leading
+    /// NUL; empty if it has none.
     pub socket_name: String,
-    /// To be echoed over that socket.
+    /// Random, made for this connection. Whoever proves that it knows it is this connection's peer.
     pub nonce: [u8; 16],
+    /// Equal to the tag that the receiver computes, if both run on one kernel; zero if not known.
+    pub host_tag: [u8; 8],
+    /// The same for the network namespace.
+    pub netns_tag: [u8; 8],
 }
 
 /// A HELLO, parsed.
@@ -141,8 +150,10 @@ pub struct Hello {
     pub keepalive_ms: u32,
     /// Its name and version, for logs.
     pub agent: String,
-    /// Where to prove that the two are on one host.
+    /// How to prove that the two are on one host.
     pub same_host: Option<SameHost>,
+    /// The control link can carry the data, and may.
+    pub control_lane: bool,
 }
 
 impl Hello {
@@ -175,11 +186,16 @@ impl Hello {
             put_tlv(&mut body, TLV_AGENT, self.agent.as_bytes())?;
         }
         if let Some(same) = &self.same_host {
-            check_socket_name(&same.socket_name)?;
+            check_text("socket name", &same.socket_name, MAX_SOCKET_NAME)?;
             let mut value = Vec::new();
             put(&mut value, &same.nonce);
+            put(&mut value, &same.host_tag);
+            put(&mut value, &same.netns_tag);
             put(&mut value, same.socket_name.as_bytes());
             put_tlv(&mut body, TLV_SAME_HOST, &value)?;
+        }
+        if self.control_lane {
+            put_tlv(&mut body, TLV_CONTROL_LANE, &[])?;
         }
         Ok(body)
     }
@@ -230,6 +246,7 @@ impl Hello {
             keepalive_ms: fields.keepalive_ms.unwrap_or(0),
             agent: fields.agent.unwrap_or_default(),
             same_host: fields.same_host,
+            control_lane: fields.control_lane.is_some(),
         };
         check_limits(hello.max_message, hello.window)?;
         Ok(hello)
@@ -246,6 +263,7 @@ struct Fields {
     keepalive_ms: Option<u32>,
     agent: Option<String>,
     same_host: Option<SameHost>,
+    control_lane: Option<()>,
 }
 
 impl Fields {
@@ -263,10 +281,13 @@ impl Fields {
             TLV_AGENT => set(&mut self.agent, bounded(v, MAX_AGENT, "agent")?, "agent"),
             TLV_SAME_HOST => {
                 let mut r = Reader::new(v);
-                let nonce = r.array()?;
+                let (nonce, host_tag, netns_tag) = (r.array()?, r.array()?, r.array()?);
                 let socket_name = bounded(r.rest(), MAX_SOCKET_NAME, "socket name")?;
-                check_socket_name(&socket_name)?;
-                set(&mut self.same_host, SameHost { socket_name, nonce }, "same host")
+                set(&mut self.same_host, SameHost { socket_name, nonce, host_tag, netns_tag }, "same host")
+            }
+            TLV_CONTROL_LANE => {
+                let [] = exact(v, "control lane")?;
+                set(&mut self.control_lane, (), "control lane")
             }
             _ => tlv.unknown(),
         }
@@ -298,11 +319,4 @@ fn check_limits(max_message: u32, window: u32) -> Result<(), WireError> {
         return Err(WireError::BadValue { field: "window" });
     }
     Ok(())
-}
-
-fn check_socket_name(name: &str) -> Result<(), WireError> {
-    if name.is_empty() {
-        return Err(WireError::BadValue { field: "socket name" });
-    }
-    check_text("socket name", name, MAX_SOCKET_NAME)
 }

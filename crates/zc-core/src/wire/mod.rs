@@ -26,8 +26,8 @@ pub use self::{
     },
     error::WireError,
     frame::{
-        FRAME_HEADER_BYTES, FrameFlags, FrameHeader, FrameLimits, FrameType, MAX_FRAME_EXT, check_frame_ext,
-        frame_ext_len,
+        FRAME_HEADER_BYTES, FrameFlags, FrameHeader, FrameLimits, FrameType, MAX_FRAME_EXT,
+        MIN_FRAME_CREDIT_BYTES, check_frame_ext, frame_credit_bytes, frame_ext_len,
     },
     handshake::{
         ClientHandshake, HandshakeState, MAX_AUTH_ROUNDS, MAX_JOIN_MESSAGES, ServerHandshake, Stage,

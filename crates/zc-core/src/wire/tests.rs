@@ -17,6 +17,7 @@ fn hello(role: HelloRole) -> Hello {
         keepalive_ms: 0,
         agent: String::new(),
         same_host: None,
+        control_lane: false,
     }
 }
 

@@ -181,7 +181,7 @@ impl Rx {
                 let grow = Grow::unpack(words);
                 self.arena.check(grow)?;
                 let fd = self.shared.take_fd().ok_or(Stop::Stall(Stall::Descriptor))?;
-                self.arena.grow(grow, &fd)?;
+                self.arena.grow(grow, fd)?;
             }
             (k, 8) if k == Kind::Retire as u8 => {
                 self.ring.read(&mut words[..1]);

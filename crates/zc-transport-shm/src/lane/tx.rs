@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -407,7 +406,8 @@ impl Tx {
         if self.ring.free() == 0 {
             return Ok(false);
         }
-        match self.shared.poll_send_fd(new.fd.as_fd()) {
+        let fd = new.region.fd().ok_or(io::ErrorKind::InvalidData)?;
+        match self.shared.poll_send_fd(fd) {
             Poll::Pending => return Ok(false),
             Poll::Ready(done) => done?,
         }

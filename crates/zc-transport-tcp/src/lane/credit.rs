@@ -1,8 +1,8 @@
-//! Credit in both directions: payload bytes of DATA frames, counted since the start.
+//! Credit in both directions: what DATA frames cost, counted since the start.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use zc_core::wire::WireError;
+use zc_core::wire::{WireError, frame_credit_bytes};
 
 /// Shared by the halves of a lane.
 pub(super) struct Credit {
@@ -25,7 +25,7 @@ impl Credit {
         }
     }
 
-    /// Whether a message may start after `sent` bytes.
+    /// Whether a message may start after `sent` is spent.
     pub(super) fn may_send(&self, sent: u64) -> bool {
         sent < self.allowed.load(SeqCst)
     }
@@ -36,15 +36,20 @@ impl Credit {
         if total < before { Err(WireError::BadValue { field: "credit" }) } else { Ok(()) }
     }
 
-    /// Whether the peer may start a message after `received` bytes.
-    pub(super) fn may_receive(&self, received: u64) -> bool {
-        received < self.taken.load(SeqCst) + self.window
+    /// The peer started a message after it had spent `received`; what it has spent then.
+    pub(super) fn receive(&self, received: u64, payload_bytes: usize) -> Result<u64, WireError> {
+        // `told` is stored before a grant leaves, so an honest peer never runs ahead of it.
+        if received < self.told.load(SeqCst) + self.window {
+            Ok(received + frame_credit_bytes(payload_bytes))
+        } else {
+            Err(WireError::BadValue { field: "message beyond the credit" })
+        }
     }
 
-    /// The application took payload; true when the peer should hear of it.
-    pub(super) fn take(&self, bytes: usize) -> bool {
-        self.taken.fetch_add(bytes as u64, SeqCst);
-        self.is_due(self.taken.load(SeqCst))
+    /// The application took a message; true when the peer should hear of it.
+    pub(super) fn take(&self, payload_bytes: usize) -> bool {
+        let cost = frame_credit_bytes(payload_bytes);
+        self.is_due(self.taken.fetch_add(cost, SeqCst) + cost)
     }
 
     fn is_due(&self, taken: u64) -> bool {

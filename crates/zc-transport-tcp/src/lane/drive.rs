@@ -16,8 +16,7 @@ impl LaneDrive for Drive {
         self.0.wakers.drive.register(cx.waker());
         let mut core = self.0.core.lock();
         let before = core.progress();
-        let flushed = core.poll_flush();
-        core.reap();
+        let flushed = core.poll_flush(&self.0.waker);
         let news = core.progress() != before || matches!(flushed, Poll::Ready(Err(_)));
         let next = core.holds_buffers().then(|| now + Duration::from_millis(REAP_INTERVAL_MS));
         drop(core);

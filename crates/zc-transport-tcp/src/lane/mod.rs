@@ -1,8 +1,10 @@
 //! The lane of a stream: frames with credit, in both directions.
 
-mod chunk;
+mod body;
 mod credit;
 mod drive;
+mod head;
+mod linger;
 mod queue;
 mod rx;
 mod tx;

@@ -1,14 +1,17 @@
 //! Frames on their way out, and how far each is written.
+//!
+//! Small frames are put together in stages, buffers of the pool; larger ones are kept by reference.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use smallvec::SmallVec;
 use zc_core::memory::{BufPool, CopyLedger, Message, PinnedBufMut, copy_inline};
 use zc_core::transport::SendToken;
 use zc_core::wire::FRAME_HEADER_BYTES;
 
 use super::pop_if;
-use crate::limits::{MAX_IOV, STAGE_BYTES};
+use crate::limits::{MAX_IOV, MAX_STAGES, STAGE_BYTES};
 
 /// A frame by reference.
 pub(super) struct Whole {
@@ -20,8 +23,10 @@ pub(super) struct Whole {
 }
 
 enum Item {
-    /// Frames put together in the stage buffer.
+    /// Frames put together in a stage.
     Staged {
+        /// Stages are numbered from 0.
+        stage: u64,
         start: usize,
         end: usize,
     },
@@ -31,38 +36,39 @@ enum Item {
 impl Item {
     fn len(&self) -> usize {
         match self {
-            Self::Staged { start, end } => end - start,
+            Self::Staged { start, end, .. } => end - start,
             Self::Whole(w) => FRAME_HEADER_BYTES + w.payload.len(),
         }
     }
 }
 
+/// The pieces of one write. They lie in the caller's frame and are not cleared first.
+pub(super) type Pieces<'a> = SmallVec<[IoSlice<'a>; MAX_IOV]>;
+
 /// One write.
+#[derive(Default)]
 pub(super) struct Plan<'a> {
-    pub(super) pieces: [IoSlice<'a>; MAX_IOV],
-    pub(super) count: usize,
     /// The pieces are payload of this frame, to be sent without a copy.
     pub(super) zero_copy: Option<&'a Whole>,
     /// More is queued.
     pub(super) more: bool,
 }
 
-impl<'a> Plan<'a> {
-    fn push(&mut self, mut bytes: &'a [u8], skip: &mut usize) {
-        let gone = (*skip).min(bytes.len());
-        *skip -= gone;
-        bytes = &bytes[gone..];
-        if !bytes.is_empty() && self.count < MAX_IOV {
-            self.pieces[self.count] = IoSlice::new(bytes);
-            self.count += 1;
-        }
+/// Adds what is left of `bytes` after `skip`.
+fn push<'a>(pieces: &mut Pieces<'a>, bytes: &'a [u8], skip: &mut usize) {
+    let gone = (*skip).min(bytes.len());
+    *skip -= gone;
+    if gone < bytes.len() && pieces.len() < MAX_IOV {
+        pieces.push(IoSlice::new(&bytes[gone..]));
     }
 }
 
 #[derive(Default)]
 pub(super) struct Queue {
     items: VecDeque<Item>,
-    stage: Option<PinnedBufMut>,
+    stages: VecDeque<PinnedBufMut>,
+    /// The number of the first of them.
+    first_stage: u64,
     /// Bytes of the first item that are written.
     offset: usize,
     bytes: usize,
@@ -85,7 +91,7 @@ impl Queue {
         *self = Self::default();
     }
 
-    /// Copies a small frame into the stage; false when there is no room.
+    /// Copies a small frame into a stage; false when there is no room and no memory for more.
     pub(super) fn stage(
         &mut self,
         header: &[u8; FRAME_HEADER_BYTES],
@@ -93,14 +99,17 @@ impl Queue {
         pool: &BufPool,
         ledger: Option<&CopyLedger>,
     ) -> bool {
-        if self.stage.is_none() {
-            self.stage = pool.try_alloc(STAGE_BYTES).ok();
+        let len = FRAME_HEADER_BYTES + payload.len();
+        if self.stages.back().is_none_or(|stage| stage.capacity() - stage.len() < len) {
+            if self.stages.len() >= MAX_STAGES {
+                return false;
+            }
+            let Ok(stage) = pool.try_alloc(STAGE_BYTES) else { return false };
+            self.stages.push_back(stage);
         }
-        let Some(stage) = &mut self.stage else { return false };
-        let (start, len) = (stage.len(), FRAME_HEADER_BYTES + payload.len());
-        if stage.capacity() - start < len {
-            return false;
-        }
+        let last = self.first_stage + self.stages.len() as u64 - 1;
+        let Some(stage) = self.stages.back_mut() else { return false };
+        let start = stage.len();
         stage.put_slice(header);
         for segment in payload.segments() {
             match ledger {
@@ -113,8 +122,8 @@ impl Queue {
         }
         self.bytes += len;
         match self.items.back_mut() {
-            Some(Item::Staged { end, .. }) if *end == start => *end += len,
-            _ => self.items.push_back(Item::Staged { start, end: start + len }),
+            Some(Item::Staged { stage, end, .. }) if *stage == last && *end == start => *end += len,
+            _ => self.items.push_back(Item::Staged { stage: last, start, end: start + len }),
         }
         true
     }
@@ -125,39 +134,47 @@ impl Queue {
         self.items.push_back(item);
     }
 
+    fn staged(&self, stage: u64, start: usize, end: usize) -> &[u8] {
+        let stage = self.stages.get((stage - self.first_stage) as usize);
+        stage.and_then(|stage| stage.get(start..end)).unwrap_or_default()
+    }
+
+    /// All there is, if it lies in one piece: the common case of small messages.
+    pub(super) fn in_one_piece(&self) -> Option<&[u8]> {
+        match self.items.front()? {
+            Item::Staged { stage, start, end } if self.items.len() == 1 => {
+                Some(self.staged(*stage, start + self.offset, *end))
+            }
+            _ => None,
+        }
+    }
+
     /// The next write; the queue is not empty. `zero_copy`: whether it is allowed now.
-    pub(super) fn plan(&self, zero_copy: bool) -> Plan<'_> {
-        let empty: &[u8] = &[];
-        let mut plan =
-            Plan { pieces: [IoSlice::new(empty); MAX_IOV], count: 0, zero_copy: None, more: false };
+    pub(super) fn plan<'a>(&'a self, zero_copy: bool, pieces: &mut Pieces<'a>) -> Plan<'a> {
         let mut skip = self.offset;
         for item in &self.items {
-            if plan.count == MAX_IOV {
+            if pieces.len() == MAX_IOV {
                 break;
             }
             match item {
-                Item::Staged { start, end } => {
-                    let staged = self.stage.as_ref().and_then(|s| s.get(*start..*end)).unwrap_or_default();
-                    plan.push(staged, &mut skip);
+                Item::Staged { stage, start, end } => {
+                    push(pieces, self.staged(*stage, *start, *end), &mut skip);
                 }
                 Item::Whole(w) => {
-                    plan.push(&w.header, &mut skip);
-                    if w.zero_copy && zero_copy {
-                        if plan.count > 0 {
-                            // The header may not be read after the write: it goes in front, copied.
-                            plan.more = true;
-                            return plan;
-                        }
-                        plan.zero_copy = Some(w);
+                    push(pieces, &w.header, &mut skip);
+                    let alone = w.zero_copy && zero_copy;
+                    if alone && !pieces.is_empty() {
+                        // The header may not be read after the write: it goes in front, copied.
+                        return Plan { zero_copy: None, more: true };
                     }
-                    w.payload.segments().iter().for_each(|s| plan.push(s, &mut skip));
-                    if plan.zero_copy.is_some() {
-                        return plan;
+                    w.payload.segments().iter().for_each(|s| push(pieces, s, &mut skip));
+                    if alone {
+                        return Plan { zero_copy: Some(w), more: false };
                     }
                 }
             }
         }
-        plan
+        Plan::default()
     }
 
     /// `n` bytes are written; calls `done` for each frame by reference that is out.
@@ -166,12 +183,76 @@ impl Queue {
         self.offset += n;
         while let Some(item) = pop_if(&mut self.items, |item| item.len() <= self.offset) {
             self.offset -= item.len();
-            if let Item::Whole(whole) = item {
-                done(whole);
+            match item {
+                Item::Whole(whole) => done(whole),
+                // Those in front of it are written whole.
+                Item::Staged { stage, .. } => self.drop_stages(stage),
             }
         }
         if self.items.is_empty() {
-            self.stage = None;
+            self.drop_stages(self.first_stage + self.stages.len() as u64);
         }
+    }
+
+    fn drop_stages(&mut self, before: u64) {
+        while self.first_stage < before {
+            self.stages.pop_front();
+            self.first_stage += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written_by(queue: &mut Queue, step: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        while !queue.is_empty() {
+            let mut pieces = Pieces::new();
+            queue.plan(false, &mut pieces);
+            let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).take(step).collect();
+            if let Some(one) = queue.in_one_piece() {
+                assert!(one.starts_with(&bytes));
+            }
+            drop(pieces);
+            queue.written(bytes.len(), |_| {});
+            all.extend(bytes);
+        }
+        all
+    }
+
+    #[test]
+    fn what_goes_in_comes_out_in_any_steps() {
+        let pool = BufPool::builder().max_bytes(16 << 20).build();
+        for step in [1, 7, 16, 4096, usize::MAX] {
+            let (mut queue, mut expect) = (Queue::default(), Vec::new());
+            // Several stages, with frames by reference in between.
+            for i in 0..400usize {
+                let (header, payload) = ([i as u8; FRAME_HEADER_BYTES], vec![!i as u8; i * 2 % 512]);
+                expect.extend(header);
+                expect.extend(&payload);
+                let payload = Message::from(payload);
+                if i % 97 == 3 {
+                    let token = SendToken(0);
+                    queue.push(Whole { header, payload, token, zero_copy: false, counted: true });
+                } else {
+                    assert!(queue.stage(&header, &payload, &pool, None));
+                }
+            }
+            assert_eq!(queue.bytes(), expect.len());
+            assert!(queue.stages.len() > 1);
+            assert!(written_by(&mut queue, step) == expect, "step {step}");
+            assert_eq!((queue.bytes(), pool.stats().in_use_bytes), (0, 0));
+        }
+    }
+
+    #[test]
+    fn stages_are_bounded() {
+        let pool = BufPool::builder().max_bytes(64 << 20).build();
+        let (mut queue, payload) = (Queue::default(), Message::from(vec![0u8; 496]));
+        let most = MAX_STAGES * STAGE_BYTES / 512;
+        let taken = (0..2 * most).take_while(|_| queue.stage(&[0; 16], &payload, &pool, None)).count();
+        assert_eq!(taken, most);
     }
 }

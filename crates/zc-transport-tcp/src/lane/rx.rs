@@ -1,63 +1,84 @@
 //! The receiving half.
 //!
+//! There are two ways to read, chosen by what has come lately.
+//!
+//! **In chunks**, while frames are small: one `read` takes all there is into a chunk of the pool, and
+//! messages are slices of it.
+//!
 //! ```text
-//! socket -> fill (ours alone) -> whole frame in it? -> parsed (shared) -> slices to the application
-//!             ^                                            |
-//!             +---- the beginning of a frame, moved -------+
+//! socket --read--> chunk [ frame | frame | frame | begun... ] --> slices to the application
+//!                                                   |
+//!                                   body of its own, of the exact length (the begun part is copied)
 //! ```
+//!
+//! **Exactly**, after a large frame and until [`EXACT_FRAMES`] small ones in a row have come: never read
+//! beyond the next header, so that each payload goes straight into a body of its own.
+//!
+//! ```text
+//! socket --readv--> [ rest of the body ][ next header, 16 bytes ]
+//! ```
+//!
+//! A steady stream of large messages costs one `readv` per message (more if it comes in parts) and no copy,
+//! whatever session records and grants travel in between: each of those costs one more system call, and
+//! none ever pushes payload to where it does not belong. A large message that comes alone costs two:
+//! header, payload. Copied is only what of the first large message came in a chunk with small ones.
+//! Nothing is guessed: memory is taken when a header has named a length and the credit covers it.
+//!
+//! A head that is not whole lies in `front`, not in pool memory. So a connection that waits holds no
+//! block, and grants are read even while the pool is exhausted.
 
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use smallvec::SmallVec;
 use zc_core::memory::{
     AllocError, AllocWaiter, BufPool, CopyLedger, CopyPlace, KernelCopied, LeaseBudget, PinnedBuf,
     PinnedBufMut, Pressure, copy_payload,
 };
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
-use zc_core::wire::{FrameLimits, FrameType};
+use zc_core::wire::{FRAME_HEADER_BYTES, FrameLimits, FrameType, WireError};
 
-use super::chunk::{Head, head};
+use super::body::{Body, Whole};
 use super::credit::Credit;
+use super::head::{Head, Scan, scan};
 use super::wakers::Wakers;
 use crate::io::ByteIo;
-use crate::limits::{CHUNK_BYTES, CREDIT_SLACK, DIRECT_MIN};
+use crate::limits::{CHUNK_BYTES, DIRECT_MIN, EXACT_FRAMES, READS_PER_POLL};
 
 pub(super) struct Rx {
     io: ByteIo,
+    parser: Parser,
     pool: BufPool,
+    waiter: AllocWaiter,
+    leases: Arc<LeaseBudget>,
+    closed: bool,
+    failed: Option<LaneError>,
+}
+
+/// What was received and not handed out.
+struct Parser {
     ledger: Arc<CopyLedger>,
     leases: Arc<LeaseBudget>,
     credit: Arc<Credit>,
     wakers: Arc<Wakers>,
     limits: FrameLimits,
-    waiter: AllocWaiter,
-    /// Being read into.
-    fill: Option<Fill>,
-    /// Received; begins with a frame.
-    parsed: PinnedBuf,
-    /// `parsed` is a large buffer, wrongly expected to hold a large message.
-    mispredicted: bool,
-    /// The lengths of the last two data frames.
-    last: [usize; 2],
+    /// The beginning of a head.
+    front: SmallVec<[u8; 2 * FRAME_HEADER_BYTES]>,
+    /// The frame whose head is whole.
+    under_way: Option<UnderWay>,
+    /// The next chunk.
+    chunk: Option<PinnedBufMut>,
+    /// The last chunk's bytes, not looked at yet.
+    unread: PinnedBuf,
+    /// Frames for which reading exactly goes on.
+    exact_frames: u32,
     received: u64,
-    closed: bool,
-    failed: Option<LaneError>,
 }
 
-/// A buffer that is being read into.
-struct Fill {
-    buf: PinnedBufMut,
-    /// Where the frame under way begins: CREDIT frames in front of it are taken where they lie, so
-    /// that a large message behind them need not move.
-    start: usize,
-    /// Nothing is read beyond.
-    limit: usize,
-}
-
-impl Fill {
-    fn begun(&self) -> &[u8] {
-        &self.buf[self.start..]
-    }
+struct UnderWay {
+    head: Head,
+    body: Option<Body>,
 }
 
 impl Rx {
@@ -68,23 +89,21 @@ impl Rx {
         credit: Arc<Credit>,
         wakers: Arc<Wakers>,
     ) -> Self {
-        Self {
-            io,
-            pool: cx.pool.with_origin("tcp rx"),
+        let parser = Parser {
             ledger: cx.ledger.clone(),
-            leases,
+            leases: leases.clone(),
             credit,
             wakers,
             limits: FrameLimits { max_message: cx.limits.recv_max_message },
-            waiter: AllocWaiter::new(),
-            fill: None,
-            parsed: PinnedBuf::empty(),
-            mispredicted: false,
-            last: [0; 2],
+            front: SmallVec::new(),
+            under_way: None,
+            chunk: None,
+            unread: PinnedBuf::empty(),
+            exact_frames: 0,
             received: 0,
-            closed: false,
-            failed: None,
-        }
+        };
+        let pool = cx.pool.with_origin("tcp rx");
+        Self { io, parser, pool, waiter: AllocWaiter::new(), leases, closed: false, failed: None }
     }
 
     /// Without a context nothing is armed.
@@ -96,12 +115,16 @@ impl Rx {
         if let Some(error) = &self.failed {
             return Poll::Ready(Err(error.clone()));
         }
-        let done = ready!(self.recv_some(cx, out));
-        Poll::Ready(done.inspect_err(|error| {
-            self.failed = Some(error.clone());
-            self.fill = None;
-            self.parsed = PinnedBuf::empty();
-        }))
+        let done = match ready!(self.recv_some(cx, out)) {
+            Err(error) => {
+                self.parser.clear();
+                self.failed = Some(error.clone());
+                Err(error)
+            }
+            done => done,
+        };
+        // What came in front of a fault is handed out first.
+        Poll::Ready(if out.is_empty() { done } else { Ok(Received::Some) })
     }
 
     fn recv_some(
@@ -109,17 +132,15 @@ impl Rx {
         mut cx: Option<&mut Context<'_>>,
         out: &mut Batch<Frame>,
     ) -> Poll<Result<Received, LaneError>> {
-        loop {
-            if let Err(e) = self.take_frames(out) {
-                if out.is_empty() {
-                    return Poll::Ready(Err(e));
-                }
-                // What came in front of it is handed out first.
-                self.failed = Some(e);
+        for _ in 0..READS_PER_POLL {
+            let parsed = self.parse(&mut cx, out);
+            if let Poll::Ready(Err(error)) = parsed {
+                return Poll::Ready(Err(error));
             }
             if !out.is_empty() {
                 return Poll::Ready(Ok(Received::Some));
             }
+            ready!(parsed)?;
             if self.closed {
                 return Poll::Ready(Ok(Received::Closed));
             }
@@ -128,62 +149,43 @@ impl Rx {
                 None if self.leases.pressure() == Pressure::Hard => return Poll::Pending,
                 None => {}
             }
-            ready!(self.poll_buffer(&mut cx))?;
             match self.read(&mut cx) {
                 Poll::Ready(done) => done?,
                 Poll::Pending => {
-                    // An idle connection holds no memory.
-                    self.fill.take_if(|fill| fill.begun().is_empty());
+                    if cx.is_some() {
+                        // An idle connection holds no memory.
+                        self.parser.chunk = None;
+                    }
                     return Poll::Pending;
                 }
             }
         }
+        // A fast peer with a huge message: others get their turn.
+        if let Some(cx) = cx {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     }
 
-    /// Sees to it that there is a buffer with room for the rest of the frame under way.
-    fn poll_buffer(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<Result<(), LaneError>> {
-        let begun: &[u8] = match &self.fill {
-            Some(fill) => fill.begun(),
-            None => &self.parsed,
-        };
-        let expected = match head(begun, self.limits).map_err(LaneError::from)? {
-            Some(head) if head.total() >= DIRECT_MIN => head.total(),
-            Some(_) => CHUNK_BYTES,
-            None => match self.last.iter().copied().min() {
-                Some(n) if n >= DIRECT_MIN && begun.is_empty() => n + CREDIT_SLACK,
-                _ => CHUNK_BYTES,
-            },
-        };
-        match &self.fill {
-            // Room for the whole frame, or for more of a head that is not whole yet.
-            Some(fill)
-                if fill.limit > fill.buf.len() && (fill.limit >= expected || fill.limit >= CHUNK_BYTES) =>
-            {
-                let whole = head(begun, self.limits).map_err(LaneError::from)?.map_or(0, |h| h.total());
-                if fill.start + whole <= fill.limit {
-                    return Poll::Ready(Ok(()));
-                }
+    /// Hands out what is whole. Pending: there is no memory for the frame under way.
+    fn parse(
+        &mut self,
+        cx: &mut Option<&mut Context<'_>>,
+        out: &mut Batch<Frame>,
+    ) -> Poll<Result<(), LaneError>> {
+        while !out.is_full() && self.parser.find_head()? {
+            if let Some(len) = self.parser.body_wanted() {
+                let body = match self.alloc(cx, len) {
+                    Poll::Ready(buf) => Body::in_pool(buf?, len),
+                    Poll::Pending if self.parser.is_record() => Body::on_heap(len),
+                    Poll::Pending => return Poll::Pending,
+                };
+                self.parser.begin_body(body);
             }
-            _ => {}
+            if !self.parser.take_frame(&self.pool, out)? {
+                break;
+            }
         }
-        let expected = expected.max(begun.len() + 1);
-        let mut buf = match self.alloc(cx, expected) {
-            Poll::Ready(buf) => buf?,
-            Poll::Pending => return Poll::Pending,
-        };
-        let begun: &[u8] = match &self.fill {
-            Some(old) => old.begun(),
-            None => &self.parsed,
-        };
-        let at = head(begun, self.limits).map_err(LaneError::from)?.map_or(begun.len(), |h| h.payload_at);
-        let (front, payload) = begun.split_at(at);
-        buf.put_slice(front);
-        if !payload.is_empty() {
-            copy_payload(&mut buf.unfilled_mut()[..payload.len()], payload, &self.ledger, CopyPlace::Split);
-            buf.advance(payload.len());
-        }
-        self.parsed = PinnedBuf::empty();
-        self.fill = Some(Fill { buf, start: 0, limit: expected });
         Poll::Ready(Ok(()))
     }
 
@@ -203,104 +205,184 @@ impl Rx {
     }
 
     fn read(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<Result<(), LaneError>> {
-        let Some(Fill { buf, start, limit }) = &mut self.fill else { return Poll::Ready(Ok(())) };
-        let room = *limit - buf.len();
-        let space = &mut buf.unfilled_mut()[..room];
-        let done = match cx {
-            Some(cx) => ready!(self.io.poll_read(cx, space)),
-            None => ready!(self.io.try_read(space)),
-        };
-        let n = done.map_err(|e| LaneError::os("read", &e))?;
-        if n == 0 {
-            if buf.len() > *start {
+        if self.parser.wants_chunk() {
+            // Without memory for a chunk it is read exactly: a head needs none.
+            self.parser.chunk = self.pool.try_alloc(CHUNK_BYTES).ok();
+        }
+        let io = &mut self.io;
+        let n = ready!(self.parser.fill(|pieces| io.poll_read(cx.as_deref_mut(), pieces)));
+        if n.map_err(|e| LaneError::os("read", &e))? == 0 {
+            if self.parser.is_inside_frame() {
                 return Poll::Ready(Err(LaneError::PeerGone("the stream ended in the middle of a frame")));
             }
             self.closed = true;
-            self.fill = None;
-            return Poll::Ready(Ok(()));
-        }
-        buf.advance(n);
-        while let Some(first) = head(&buf[*start..], self.limits).map_err(LaneError::from)?
-            && first.header.kind == FrameType::Credit
-            && first.total() <= buf.len() - *start
-        {
-            self.credit.granted(first.header.seq)?;
-            self.wakers.tx.wake();
-            *start += first.total();
-        }
-        if *start == buf.len() {
-            buf.clear();
-            *start = 0;
-        }
-        if let Some(first) = head(&buf[*start..], self.limits).map_err(LaneError::from)?
-            && first.total() <= buf.len() - *start
-            && let Some(Fill { mut buf, start, limit }) = self.fill.take()
-        {
-            self.mispredicted = limit > CHUNK_BYTES && first.total() < limit / 2;
-            buf.attach_lease(self.leases.clone());
-            self.parsed = buf.freeze().slice(start..);
+            self.parser.clear();
         }
         Poll::Ready(Ok(()))
     }
+}
 
-    /// Hands out the whole frames in `parsed`.
-    fn take_frames(&mut self, out: &mut Batch<Frame>) -> Result<(), LaneError> {
-        while !out.is_full() && !self.parsed.is_empty() {
-            let Some(head) = head(&self.parsed, self.limits)? else { break };
-            if head.total() > self.parsed.len() {
-                break;
+impl Parser {
+    fn clear(&mut self) {
+        self.front.clear();
+        (self.under_way, self.chunk) = (None, None);
+        self.unread = PinnedBuf::empty();
+    }
+
+    fn is_inside_frame(&self) -> bool {
+        self.under_way.is_some() || !self.front.is_empty()
+    }
+
+    fn is_record(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|frame| frame.head.header.kind == FrameType::Session)
+    }
+
+    fn wants_chunk(&self) -> bool {
+        self.exact_frames == 0 && self.chunk.is_none()
+    }
+
+    /// Sees to it that a frame is under way; false: more bytes are needed.
+    #[allow(clippy::disallowed_methods, reason = "a head, not payload")]
+    fn find_head(&mut self) -> Result<bool, WireError> {
+        while self.under_way.is_none() {
+            let in_front = !self.front.is_empty();
+            match scan(if in_front { &self.front } else { &self.unread }, self.limits)? {
+                Scan::Head(head) if in_front => {
+                    self.front.clear();
+                    self.begin(head)?;
+                }
+                Scan::Head(head) => {
+                    self.skip(head.payload_at);
+                    self.begin(head)?;
+                }
+                Scan::Missing(_) if self.unread.is_empty() => return Ok(false),
+                Scan::Missing(n) => {
+                    // Not in front yet: all of it belongs there, since `n` are missing.
+                    let n = if in_front { n.min(self.unread.len()) } else { self.unread.len() };
+                    self.front.extend_from_slice(&self.unread[..n]);
+                    self.skip(n);
+                }
             }
-            let frame = self.parsed.split_to(head.total());
-            let payload = frame.slice(head.payload_at..);
-            drop(frame);
-            self.take_frame(head, payload, out)?;
         }
+        Ok(true)
+    }
+
+    fn skip(&mut self, n: usize) {
+        bytes::Buf::advance(&mut self.unread, n);
+        if self.unread.is_empty() {
+            self.unread = PinnedBuf::empty();
+        }
+    }
+
+    fn begin(&mut self, head: Head) -> Result<(), WireError> {
+        let len = head.payload_bytes();
+        if head.header.kind == FrameType::Data {
+            self.received = self.credit.receive(self.received, len)?;
+        }
+        self.exact_frames =
+            if len >= DIRECT_MIN { EXACT_FRAMES } else { self.exact_frames.saturating_sub(1) };
+        self.under_way = Some(UnderWay { head, body: None });
         Ok(())
     }
 
-    fn take_frame(
+    /// The payload's length, if the frame under way needs memory of its own.
+    fn body_wanted(&self) -> Option<usize> {
+        let frame = self.under_way.as_ref()?;
+        let len = frame.head.payload_bytes();
+        (frame.body.is_none() && self.unread.len() < len).then_some(len)
+    }
+
+    fn begin_body(&mut self, mut body: Body) {
+        let ledger = if self.is_record() { None } else { Some(&*self.ledger) };
+        body.begin(&self.unread, ledger);
+        self.unread = PinnedBuf::empty();
+        if let Some(frame) = &mut self.under_way {
+            frame.body = Some(body);
+        }
+    }
+
+    /// One read through `read`, into what comes next in the stream: rest of the body, rest of a head, chunk.
+    fn fill(
         &mut self,
-        head: Head,
-        payload: PinnedBuf,
-        out: &mut Batch<Frame>,
-    ) -> Result<(), LaneError> {
-        let len = payload.len();
-        let (kind, payload) = match head.header.kind {
+        read: impl FnOnce([&mut [u8]; 3]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let had = self.front.len();
+        let body = self.under_way.as_mut().and_then(|frame| frame.body.as_mut());
+        let chunk = if self.exact_frames == 0 { self.chunk.as_mut() } else { None };
+        if chunk.is_none() || had > 0 {
+            // A whole head is taken out at once and a bad one ends the lane, so some bytes are missing.
+            if let Ok(Scan::Missing(n)) = scan(&self.front, self.limits) {
+                self.front.resize(had + n, 0);
+            }
+        }
+        let pieces = [
+            body.map_or(&mut [][..], Body::space),
+            &mut self.front[had..],
+            chunk.map_or(&mut [][..], |chunk| &mut chunk.unfilled_mut()[..CHUNK_BYTES]),
+        ];
+        let [of_body, of_head, _] = pieces.each_ref().map(|piece| piece.len());
+        let done = read(pieces);
+        let n = if let Poll::Ready(Ok(n)) = done { n } else { 0 };
+        let of_body = of_body.min(n);
+        let of_head = of_head.min(n - of_body);
+        if let Some(body) = self.under_way.as_mut().and_then(|frame| frame.body.as_mut()) {
+            body.advance(of_body);
+        }
+        self.front.truncate(had + of_head);
+        let of_chunk = n - of_body - of_head;
+        if of_chunk > 0
+            && let Some(mut chunk) = self.chunk.take()
+        {
+            chunk.advance(of_chunk);
+            chunk.attach_lease(self.leases.clone());
+            self.unread = chunk.freeze();
+        }
+        done
+    }
+
+    /// Hands out the frame under way if its payload is whole.
+    fn take_frame(&mut self, pool: &BufPool, out: &mut Batch<Frame>) -> Result<bool, LaneError> {
+        let is_whole = |frame: &mut UnderWay| frame.body.as_ref().is_none_or(Body::is_whole);
+        let Some(UnderWay { head, body }) = self.under_way.take_if(is_whole) else { return Ok(false) };
+        let len = head.payload_bytes();
+        let is_data = head.header.kind == FrameType::Data;
+        let payload = match body.map(Body::into_whole) {
+            Some(Whole::Pool(mut buf)) => {
+                if is_data {
+                    buf.attach_lease(self.leases.clone());
+                }
+                buf.freeze()
+            }
+            Some(Whole::Heap(bytes)) => bytes.into(),
+            None => {
+                let shared = self.unread.split_to(len);
+                if is_data { self.lend(shared, pool) } else { shared }
+            }
+        };
+        let kind = match head.header.kind {
             FrameType::Credit => {
                 self.credit.granted(head.header.seq)?;
                 self.wakers.tx.wake();
-                return Ok(());
+                return Ok(true);
             }
-            FrameType::Session => (FrameKind::Session, payload),
+            FrameType::Session => FrameKind::Session,
             FrameType::Data => {
-                if !self.credit.may_receive(self.received) {
-                    return Err(
-                        zc_core::wire::WireError::BadValue { field: "message beyond the credit" }.into()
-                    );
-                }
-                self.received += len as u64;
-                self.last = [self.last[1], head.total()];
                 self.ledger.kernel_copied(KernelCopied::Known(len as u64));
-                (FrameKind::Data, self.lend(payload))
+                FrameKind::Data
             }
         };
-        out.push(Frame {
-            kind,
-            ack: head.header.flags.ack_requested,
-            seq: head.header.seq,
-            payload: payload.into(),
-        });
-        Ok(())
+        let ack = head.header.flags.ack_requested;
+        out.push(Frame { kind, ack, seq: head.header.seq, payload: payload.into() });
+        Ok(true)
     }
 
-    /// Lends the payload where it is, or copies it out when too much is lent already.
-    fn lend(&self, payload: PinnedBuf) -> PinnedBuf {
+    /// Lends a slice of a chunk, or copies it out when too much is lent already.
+    fn lend(&self, payload: PinnedBuf, pool: &BufPool) -> PinnedBuf {
         let len = payload.len();
-        let crowded = self.mispredicted || self.leases.pressure() >= Pressure::Soft;
         if len > 0
             && len < DIRECT_MIN
-            && crowded
-            && let Ok(mut own) = self.pool.try_alloc(len)
+            && self.leases.pressure() >= Pressure::Soft
+            && let Ok(mut own) = pool.try_alloc(len)
         {
             copy_payload(&mut own.unfilled_mut()[..len], &payload, &self.ledger, CopyPlace::CopyOut);
             own.advance(len);
@@ -321,8 +403,8 @@ impl LaneRx for Rx {
     }
 
     fn release(&mut self, bytes: usize) {
-        if self.credit.take(bytes) {
-            self.wakers.drive.wake();
+        if self.parser.credit.take(bytes) {
+            self.parser.wakers.drive.wake();
         }
     }
 

@@ -1,20 +1,22 @@
 //! The sending half.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use parking_lot::Mutex;
 use zc_core::memory::{AllocWaiter, BufPool, CopyLedger, KernelCopied, Message, PinnedBufMut};
 use zc_core::transport::{
-    AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, SendRejected, SendReport,
-    SendToken,
+    AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, Reactor, SendRejected,
+    SendReport, SendToken,
 };
-use zc_core::wire::{FrameHeader, MAX_RECORD};
+use zc_core::wire::{FrameHeader, MAX_RECORD, frame_credit_bytes};
 
 use super::credit::Credit;
+use super::linger::Linger;
 use super::pop_if;
-use super::queue::{Queue, Whole};
+use super::queue::{Pieces, Queue, Whole};
 use super::wakers::Wakers;
 use super::zero_copy::ZeroCopy;
 use crate::io::{ByteIo, WriteMode};
@@ -34,44 +36,48 @@ struct Asked {
 pub(super) struct Shared {
     pub(super) core: Mutex<Core>,
     pub(super) wakers: Arc<Wakers>,
+    /// Wakes all of them.
+    pub(super) waker: Waker,
 }
 
 impl Shared {
     pub(super) fn new(io: ByteIo, cx: &OfferContext, credit: Arc<Credit>) -> Arc<Self> {
         let wakers = Arc::new(Wakers::default());
         let core = Core {
+            reactor: cx.reactor.clone(),
             zero_copy: ZeroCopy::new(&io),
             io,
             pool: cx.pool.with_origin("tcp tx"),
             ledger: cx.ledger.clone(),
             max_message: cx.limits.send_max_message as usize,
             credit,
-            waker: futures::task::waker(wakers.clone()),
             queue: Queue::default(),
             asked: VecDeque::new(),
             tokens: 0,
-            data_bytes: 0,
+            spent: 0,
             enqueued: 0,
             written: 0,
             failed: None,
             shut: false,
         };
-        Arc::new(Self { core: Mutex::new(core), wakers })
+        let waker = futures::task::waker(wakers.clone());
+        Arc::new(Self { core: Mutex::new(core), wakers, waker })
     }
 }
 
 pub(super) struct Core {
     io: ByteIo,
+    reactor: Arc<dyn Reactor>,
     pool: BufPool,
     ledger: Arc<CopyLedger>,
     max_message: usize,
     credit: Arc<Credit>,
-    waker: Waker,
     queue: Queue,
     zero_copy: ZeroCopy,
     asked: VecDeque<Asked>,
     tokens: u64,
-    data_bytes: u64,
+    /// Credit.
+    spent: u64,
     enqueued: u64,
     written: u64,
     failed: Option<LaneError>,
@@ -88,12 +94,13 @@ impl Core {
     }
 
     /// Changes when something went out or came back.
-    pub(super) fn progress(&self) -> (u64, bool) {
-        (self.written, self.zero_copy.is_idle())
+    pub(super) fn progress(&self) -> (u64, u64) {
+        (self.written, self.zero_copy.freed())
     }
 
     fn fail(&mut self, error: LaneError) -> LaneError {
         self.queue.clear();
+        self.zero_copy.abandon();
         self.failed = Some(error.clone());
         error
     }
@@ -111,7 +118,7 @@ impl Core {
         let is_data = header.kind == zc_core::wire::FrameType::Data;
         let header = header.encode();
         self.enqueued += (header.len() + len) as u64;
-        self.data_bytes += if is_data { len as u64 } else { 0 };
+        self.spent += if is_data { frame_credit_bytes(len) } else { 0 };
         let ledger = if is_data { Some(&*self.ledger) } else { None };
         if len <= COALESCE_MAX && self.queue.stage(&header, &payload, &self.pool, ledger) {
             if is_data {
@@ -127,59 +134,85 @@ impl Core {
         token
     }
 
-    pub(super) fn poll_flush(&mut self) -> Poll<Result<(), LaneError>> {
+    pub(super) fn poll_flush(&mut self, waker: &Waker) -> Poll<Result<(), LaneError>> {
         self.check()?;
         if !self.shut
             && let Some(total) = self.credit.due()
         {
             self.enqueue(FrameHeader::credit(total), Message::new(), false);
         }
-        let waker = self.waker.clone();
-        let mut cx = Context::from_waker(&waker);
-        let mut plain_once = false;
+        let done = self.write_all(&mut Context::from_waker(waker));
+        // Also when the socket is full: completions that nobody takes would wake us again and again.
+        self.reap();
+        done
+    }
+
+    fn write_all(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         while !self.queue.is_empty() {
-            let allowed = !plain_once && self.zero_copy.is_enabled() && self.zero_copy.has_room();
-            let plan = self.queue.plan(allowed);
-            let mode = WriteMode { more: plan.more, zero_copy: plan.zero_copy.is_some() };
-            match ready!(self.io.poll_write(&mut cx, &plan.pieces[..plan.count], mode)) {
-                Ok(n) if n > 0 => {
-                    if let Some(whole) = plan.zero_copy {
-                        self.zero_copy.sent(whole.token, &whole.payload);
-                    }
-                    plain_once = false;
-                    self.advance(n);
-                }
-                Err(e) if mode.zero_copy && e.raw_os_error() == Some(libc::ENOBUFS) => plain_once = true,
+            match ready!(self.write_some(cx)) {
+                Ok(n) if n > 0 => self.advance(n),
                 Ok(_) => return Poll::Ready(Err(self.fail(LaneError::PeerGone("nothing could be written")))),
                 Err(e) => return Poll::Ready(Err(self.fail(LaneError::os("write", &e)))),
             }
         }
-        self.reap();
         Poll::Ready(Ok(()))
+    }
+
+    fn write_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Self { queue, io, zero_copy, .. } = self;
+        if let Some(bytes) = queue.in_one_piece() {
+            return io.poll_write_one(cx, bytes);
+        }
+        let mut allowed = zero_copy.may_send();
+        loop {
+            let mut pieces = Pieces::new();
+            let plan = queue.plan(allowed, &mut pieces);
+            let mode = WriteMode { more: plan.more, zero_copy: plan.zero_copy.is_some() };
+            let done = ready!(io.poll_write(cx, &pieces, mode));
+            match (done, plan.zero_copy) {
+                // The kernel's book-keeping is full (optmem_max, RLIMIT_MEMLOCK): this once it copies.
+                (Err(e), Some(_)) if e.raw_os_error() == Some(libc::ENOBUFS) => allowed = false,
+                (Ok(n), Some(whole)) if n > 0 => {
+                    zero_copy.sent(whole.token, &whole.payload, n);
+                    return Poll::Ready(Ok(n));
+                }
+                (done, _) => return Poll::Ready(done),
+            }
+        }
     }
 
     fn advance(&mut self, n: usize) {
         self.written += n as u64;
         let Self { queue, zero_copy, asked, ledger, .. } = self;
         queue.written(n, |whole| {
-            let len = whole.payload.len();
-            let held = zero_copy.written(whole.token);
-            if held && let Some(a) = asked.iter_mut().find(|a| a.token == whole.token) {
+            let uncopied = zero_copy.written(whole.token);
+            if uncopied.is_some()
+                && let Some(a) = asked.iter_mut().find(|a| a.token == whole.token)
+            {
                 a.held = true;
             }
-            if whole.counted && !held {
-                ledger.kernel_copied(KernelCopied::Known(len as u64));
+            if whole.counted {
+                let copied = whole.payload.len() as u64 - uncopied.unwrap_or(0);
+                ledger.kernel_copied(KernelCopied::Known(copied));
             }
         });
     }
 
     pub(super) fn reap(&mut self) {
-        let Self { zero_copy, asked, .. } = self;
-        zero_copy.reap(&self.io, &self.ledger, |token, copied| {
-            if let Some(a) = asked.iter_mut().find(|a| a.token == token) {
-                (a.held, a.copied) = (false, copied);
-            }
-        });
+        let Self { zero_copy, asked, io, ledger, .. } = self;
+        let ByteIo::Socket { io, .. } = io else { return };
+        if !zero_copy.is_idle() {
+            zero_copy.reap(io.fd(), ledger, |token, copied| {
+                if let Some(a) = asked.iter_mut().find(|a| a.token == token) {
+                    (a.held, a.copied) = (false, copied);
+                }
+            });
+        }
+    }
+
+    /// Room in the queue, and credit.
+    fn may_send(&self) -> bool {
+        self.has_room() && self.credit.may_send(self.spent)
     }
 
     fn report(&mut self, out: &mut Batch<(SendToken, SendReport)>) {
@@ -199,7 +232,12 @@ impl Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        self.zero_copy.tear_down(&self.io);
+        if let ByteIo::Socket { io, .. } = &self.io
+            && !self.zero_copy.is_idle()
+        {
+            let rest = std::mem::take(&mut self.zero_copy);
+            Linger::start(io.clone(), rest, self.ledger.clone(), self.reactor.clone());
+        }
     }
 }
 
@@ -232,21 +270,22 @@ impl LaneTx for Tx {
             let text = format!("a message of {len} bytes; the peer takes {}", core.max_message);
             return Poll::Ready(Err(LaneError::Other(text)));
         }
-        // Registered before it is asked: a grant in between wakes us.
-        self.shared.wakers.tx.register(cx.waker());
+        let Shared { waker, wakers, .. } = &*self.shared;
         if !core.has_room()
-            && let Poll::Ready(Err(e)) = core.poll_flush()
+            && let Poll::Ready(Err(e)) = core.poll_flush(waker)
         {
             return Poll::Ready(Err(e));
         }
-        if core.has_room() && core.credit.may_send(core.data_bytes) {
+        if core.may_send() {
             return Poll::Ready(Ok(()));
         }
+        // Registered before the last look: a grant in between wakes us.
+        wakers.tx.register(cx.waker());
         // What the peer waits for must be out before we wait for the peer.
-        if let Poll::Ready(Err(e)) = core.poll_flush() {
+        if let Poll::Ready(Err(e)) = core.poll_flush(waker) {
             return Poll::Ready(Err(e));
         }
-        Poll::Pending
+        if core.may_send() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     fn start_send(&mut self, frame: Frame, report: bool) -> Result<SendToken, SendRejected> {
@@ -276,8 +315,14 @@ impl LaneTx for Tx {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
-        self.shared.wakers.tx.register(cx.waker());
-        self.shared.core.lock().poll_flush()
+        let Shared { core, wakers, waker } = &*self.shared;
+        let mut core = core.lock();
+        if let Poll::Ready(done) = core.poll_flush(waker) {
+            return Poll::Ready(done);
+        }
+        // Only now, so that it costs nothing as a rule; and once more, for a wake-up that came before.
+        wakers.tx.register(cx.waker());
+        core.poll_flush(waker)
     }
 
     fn poll_completions(
@@ -297,12 +342,12 @@ impl LaneTx for Tx {
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
-        self.shared.wakers.tx.register(cx.waker());
-        let mut core = self.shared.core.lock();
-        ready!(core.poll_flush())?;
+        ready!(self.poll_flush(cx))?;
+        let Shared { core, wakers, waker } = &*self.shared;
+        let mut core = core.lock();
         if !core.shut {
-            let waker = core.waker.clone();
-            let done = ready!(core.io.poll_shutdown(&mut Context::from_waker(&waker)));
+            wakers.tx.register(cx.waker());
+            let done = ready!(core.io.poll_shutdown(&mut Context::from_waker(waker)));
             core.shut = true;
             done.map_err(|e| core.fail(LaneError::os("shutdown", &e)))?;
         }

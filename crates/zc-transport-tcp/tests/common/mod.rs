@@ -1,15 +1,24 @@
 //! A small reactor over tokio, and pairs of lanes.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::disallowed_methods, unreachable_pub)]
+#![allow(
+    dead_code,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    unreachable_pub
+)]
+
+pub mod script;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
-use zc_core::memory::{BufPool, CopyLedger};
+use zc_core::memory::{BufPool, CopyLedger, Message};
 use zc_core::transport::*;
 use zc_transport_tcp::{StreamLinks, TcpTransport};
 
@@ -18,6 +27,11 @@ struct Fd(AsyncFd<OwnedFd>);
 struct Sleep(Option<Pin<Box<tokio::time::Sleep>>>);
 struct Task(Option<tokio::task::JoinHandle<()>>);
 
+fn running() -> io::Result<()> {
+    let here = tokio::runtime::Handle::try_current();
+    here.map(drop).map_err(|e| io::Error::new(io::ErrorKind::NotConnected, e))
+}
+
 impl Reactor for TokioReactor {
     fn register(&self, fd: OwnedFd) -> io::Result<Box<dyn Readiness>> {
         // SAFETY: an OwnedFd stays open and is the same descriptor until it is dropped.
@@ -25,13 +39,15 @@ impl Reactor for TokioReactor {
         Ok(Box::new(Fd(watched.map_err(io::Error::from)?)))
     }
     fn timer(&self) -> io::Result<Box<dyn Timer>> {
+        running()?;
         Ok(Box::new(Sleep(None)))
     }
     fn spawn(&self, task: BoxFuture<'static, ()>) -> io::Result<Box<dyn TaskHandle>> {
+        running()?;
         Ok(Box::new(Task(Some(tokio::spawn(task)))))
     }
     fn now(&self) -> Instant {
-        Instant::now()
+        tokio::time::Instant::now().into_std()
     }
 }
 
@@ -95,7 +111,10 @@ pub async fn links(addr: LinkAddr) -> (Box<dyn ControlLink>, Box<dyn ControlLink
 }
 
 pub async fn end(link: Box<dyn ControlLink>, limits: LaneLimits) -> End {
-    let pool = BufPool::builder().max_bytes(256 << 20).build();
+    end_with(link, limits, BufPool::builder().max_bytes(256 << 20).build()).await
+}
+
+pub async fn end_with(link: Box<dyn ControlLink>, limits: LaneLimits, pool: BufPool) -> End {
     let ledger = Arc::new(CopyLedger::new());
     let cx = OfferContext::new(Arc::new(TokioReactor), pool.clone(), ledger.clone(), limits);
     let mut slot = Some(link);
@@ -111,4 +130,47 @@ pub async fn pair(addr: LinkAddr, limits: LaneLimits) -> (End, End) {
 
 pub fn tcp() -> LinkAddr {
     LinkAddr::Tcp("127.0.0.1:0".into())
+}
+
+pub fn run<F: Future>(f: F) -> F::Output {
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    rt.block_on(async { tokio::time::timeout(Duration::from_secs(60), f).await.expect("hangs") })
+}
+
+pub fn body(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| (i.wrapping_mul(31) ^ seed ^ (i >> 9)) as u8).collect()
+}
+
+pub fn frame(seq: u64, payload: Message) -> Frame {
+    Frame { kind: FrameKind::Data, ack: false, seq, payload }
+}
+
+impl End {
+    /// What is there now; `None`: nothing.
+    pub fn look(&mut self) -> Option<Result<Vec<Frame>, LaneError>> {
+        let mut out = Batch::new();
+        match self.lane.rx.poll_recv(&mut Context::from_waker(Waker::noop()), &mut out) {
+            Poll::Pending => None,
+            Poll::Ready(done) => Some(done.map(|_| out.drain().collect())),
+        }
+    }
+
+    /// The next frames; none at the end.
+    pub async fn recv(&mut self) -> Result<Vec<Frame>, LaneError> {
+        let mut out = Batch::new();
+        std::future::poll_fn(|cx| self.lane.rx.poll_recv(cx, &mut out)).await?;
+        Ok(out.drain().collect())
+    }
+
+    pub async fn send(&mut self, seq: u64, payload: impl Into<Message>) {
+        let message = payload.into();
+        std::future::poll_fn(|cx| self.lane.tx.poll_ready(cx, message.len())).await.unwrap();
+        self.lane.tx.start_send(frame(seq, message), false).unwrap();
+        std::future::poll_fn(|cx| self.lane.tx.poll_flush(cx)).await.unwrap();
+    }
+
+    pub fn drive(&mut self) -> Option<Instant> {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.lane.drive.as_mut().unwrap().poll_drive(&mut cx, tokio::time::Instant::now().into_std()).unwrap()
+    }
 }

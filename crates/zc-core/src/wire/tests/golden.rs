@@ -94,7 +94,13 @@ fn hello_full() {
         auth_method: "psk".into(),
         keepalive_ms: 5000,
         agent: "zc/0.1".into(),
-        same_host: Some(SameHost { socket_name: "zc-1".into(), nonce: [7; 16] }),
+        same_host: Some(SameHost {
+            socket_name: "zc-1".into(),
+            nonce: [7; 16],
+            host_tag: [8; 8],
+            netns_tag: [9; 8],
+        }),
+        control_lane: true,
         ..hello(HelloRole::Server)
     };
     let mut bytes = Vec::new();
@@ -105,7 +111,7 @@ fn hello_full() {
         "01",
         "01",
         "00",
-        "55000000",
+        "69000000",
         "01801000",
         "30313233343536373839616263646566",
         "02800400",
@@ -118,9 +124,12 @@ fn hello_full() {
         "88130000",
         "06000600",
         "7a632f302e31",
-        "07001400",
+        "07002400",
         "07070707070707070707070707070707",
+        "0808080808080808",
+        "0909090909090909",
         "7a632d31",
+        "08000000",
     ];
     assert_eq!(hex(&bytes), expected.concat());
     assert_eq!(Hello::decode(&bytes, VersionRange::SUPPORTED).unwrap().unwrap().0, full);

@@ -11,7 +11,10 @@ struct Pair {
 
 impl Pair {
     fn new(auth: &str) -> Self {
-        let with = |role| Hello { auth_method: auth.into(), ..hello(role) };
+        Self::of(|role| Hello { auth_method: auth.into(), ..hello(role) })
+    }
+
+    fn of(with: impl Fn(HelloRole) -> Hello) -> Self {
         let mut client = ClientHandshake::new(with(HelloRole::Client)).unwrap();
         let mut server = ServerHandshake::new(with(HelloRole::Server)).unwrap();
         server.handle_hello(&client.take_output()).unwrap().unwrap();
@@ -20,13 +23,17 @@ impl Pair {
     }
 
     fn planned(names: &[&str]) -> Self {
-        let mut pair = Self::new("");
+        Self::new("").plan(names)
+    }
+
+    fn plan(mut self, names: &[&str]) -> Self {
+        let pair = &mut self;
         let offers: Vec<_> = names.iter().map(|n| offer(n)).collect();
         pair.client.send_offers(offers.clone()).unwrap();
         pair.run().unwrap();
         pair.server.send_plan(offers, names.iter().map(|n| entry(n)).collect()).unwrap();
         pair.run().unwrap();
-        pair
+        self
     }
 
     fn run(&mut self) -> Result<(), WireError> {
@@ -61,7 +68,8 @@ fn second_lane_is_taken() {
 
 #[test]
 fn no_lane_leaves_the_control_link() {
-    let mut pair = Pair::planned(&["shm"]);
+    let willing = || Pair::of(|role| Hello { control_lane: true, ..hello(role) });
+    let mut pair = willing().plan(&["shm"]);
     pair.client.lane_down("a").unwrap();
     // A JOIN that crossed our LANE_DOWN is in order.
     pair.client.handle(&ControlMessage::Join { index: 0, bytes: vec![] }).unwrap();
@@ -71,7 +79,20 @@ fn no_lane_leaves_the_control_link() {
     assert_eq!(pair.client.commit(), Ok(CONTROL_LANE));
     pair.run().unwrap();
     pair.both_at(HandshakeState::Committed { index: CONTROL_LANE });
-    Pair::planned(&[]).both_at(HandshakeState::Commit { index: CONTROL_LANE });
+    willing().plan(&[]).both_at(HandshakeState::Commit { index: CONTROL_LANE });
+}
+
+#[test]
+fn the_control_link_needs_the_consent_of_both() {
+    for consents in [HelloRole::Client, HelloRole::Server] {
+        let mut pair = Pair::of(|role| Hello { control_lane: role == consents, ..hello(role) }).plan(&[]);
+        pair.both_at(HandshakeState::Exhausted);
+        assert!(matches!(pair.client.commit(), Err(WireError::OutOfOrder { .. })));
+        let commit = ControlMessage::Commit { index: CONTROL_LANE };
+        assert!(Pair::planned(&[]).server.handle(&commit).is_err());
+        pair.server.reject(CloseCode::REJECTED, "no lane").unwrap();
+        assert_eq!(pair.run().unwrap_err().to_string(), "rejected by the peer: rejected: no lane");
+    }
 }
 
 #[test]

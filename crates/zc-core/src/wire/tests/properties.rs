@@ -79,12 +79,15 @@ proptest! {
     fn hello_round_trip(
         instance: [u8; 16], max_message in 1..u32::MAX, window in 1..u32::MAX, keepalive_ms: u32,
         auth_method in words(MAX_AUTH_METHOD), agent in words(MAX_AGENT),
-        same in prop::option::of((name(), any::<[u8; 16]>())), tail in bytes(20),
+        same in prop::option::of((words(MAX_SOCKET_NAME), any::<([u8; 16], [u8; 8], [u8; 8])>())),
+        control_lane: bool, tail in bytes(20),
     ) {
-        let same_host = same.map(|(socket_name, nonce)| SameHost { socket_name, nonce });
+        let same_host = same.map(|(socket_name, (nonce, host_tag, netns_tag))| {
+            SameHost { socket_name, nonce, host_tag, netns_tag }
+        });
         let (role, versions) = (HelloRole::Server, VersionRange::SUPPORTED);
         let hello = Hello {
-            versions, role, instance, max_message, window, auth_method, keepalive_ms, agent, same_host,
+            versions, role, instance, max_message, window, auth_method, keepalive_ms, agent, same_host, control_lane,
         };
         let mut out = Vec::new();
         hello.encode(&mut out).unwrap();

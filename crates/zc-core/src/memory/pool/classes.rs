@@ -8,12 +8,14 @@ pub const MAX_CLASS_BYTES: usize = 4 << 20;
 pub const CLASS_COUNT: usize = 29;
 
 /// The block length of a class.
+#[inline]
 pub(super) const fn class_len(class: usize) -> usize {
     let base = MIN_CLASS_BYTES << (class / 2);
     if class.is_multiple_of(2) { base } else { base + base / 2 }
 }
 
 /// The smallest class that holds `len` bytes.
+#[inline]
 pub(super) fn class_of(len: usize) -> Option<usize> {
     if len <= MIN_CLASS_BYTES {
         return Some(0);

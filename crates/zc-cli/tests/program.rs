@@ -1,0 +1,144 @@
+//! The program as a user runs it: its JSON has the promised keys, and its two sides find each other.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "test helpers")]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn zc(args: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_zc")).args(args.split(' ')).output().unwrap()
+}
+
+fn text(args: &str) -> String {
+    let output = zc(args);
+    assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(args: &str) -> Value {
+    serde_json::from_str(&text(args)).unwrap()
+}
+
+/// Sorted, as the program prints them.
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// `zc perf serve`; it ends with its standard input, and is killed however the test ends.
+struct Serve(Child, String);
+
+impl Serve {
+    fn start() -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_zc"))
+            .args(["perf", "serve", "--child", "--uri", "zc+tcp://127.0.0.1:0"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut uri = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut uri).unwrap();
+        Self(child, uri.trim().to_owned())
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn perf_prints_one_object_with_the_promised_keys() {
+    let of = |test: &str| {
+        json(&format!("perf {test} --uri zc+tcp://127.0.0.1:0 --size 1000 --duration-s 0.1 --json"))
+    };
+    let (latency, throughput) = (of("latency"), of("throughput"));
+    for result in [&latency, &throughput] {
+        let promised = [
+            "connections",
+            "cpu_s",
+            "duration_s",
+            "inflight",
+            "ledger",
+            "messages",
+            "messages_per_s",
+            "payload_bytes_per_s",
+            "polling",
+            "rtt_ns",
+            "selection",
+            "size_bytes",
+            "test",
+            "transport",
+            "uri",
+        ];
+        assert_eq!(keys(result), promised);
+        assert_eq!(keys(&result["cpu_s"]), ["client", "server"]);
+        assert_eq!(keys(&result["ledger"]), ["copied_bytes", "inline_bytes", "kernel_copied", "moved_bytes"]);
+        assert_eq!((&result["transport"], &result["size_bytes"]), (&"tcp".into(), &1000.into()));
+        assert!(result["messages"].as_u64().unwrap() > 0 && result["selection"]["chosen"] == "tcp");
+    }
+    assert_eq!(keys(&latency["rtt_ns"]), ["max", "mean", "min", "p50", "p90", "p99", "p999"]);
+    assert_eq!((&latency["test"], &latency["inflight"]), (&"latency".into(), &1.into()));
+    assert_eq!((&throughput["test"], &throughput["inflight"]), (&"throughput".into(), &64.into()));
+}
+
+#[test]
+fn perf_takes_every_option() {
+    let result = json(
+        "perf throughput --uri zc+unix://@zc-cli-options --size 100000 --duration-s 0.1 --inflight 3 --connections 2 \
+         --polling interrupt --touch all --pin 0,0 --json",
+    );
+    assert_eq!((&result["inflight"], &result["connections"]), (&3.into(), &2.into()));
+    assert_eq!((&result["polling"], &result["transport"]), (&"interrupt".into(), &"tcp".into()));
+}
+
+#[test]
+fn a_side_that_runs_alone_serves_perf_and_ping() {
+    let server = Serve::start();
+    let result = json(&format!("perf latency --remote --uri {} --duration-s 0.1 --json", server.1));
+    assert!(result["messages"].as_u64().unwrap() > 0);
+    let ping = text(&format!("ping {} --count 2 --interval-ms 1", server.1));
+    assert!(ping.contains("seq=1 ") && ping.contains("seq=2 ") && ping.contains("2 round trips"), "{ping}");
+    assert!(ping.lines().next().unwrap().contains("chosen"), "the selection report comes first: {ping}");
+}
+
+#[test]
+fn info_names_every_transport_with_caps_or_reason_and_remedy() {
+    let info = json("info --json");
+    assert_eq!(keys(&info), ["machine", "transports", "wire_versions"]);
+    let machine =
+        ["cores", "hugepages", "io_uring_disabled", "kernel", "memlock_bytes", "nofile", "numa_nodes"];
+    assert_eq!(keys(&info["machine"]), machine);
+    let transports = info["transports"].as_array().unwrap();
+    for name in ["tcp", "mem", "uring", "shm", "rdma", "xdp"] {
+        let found = transports.iter().find(|transport| transport["name"] == name).expect(name);
+        if found["available"] == true {
+            assert_eq!(keys(&found["sources"]), ["connection", "foreign", "pool"]);
+        } else {
+            assert!(
+                !found["reason"].as_str().unwrap().is_empty()
+                    && !found["remedy"].as_str().unwrap().is_empty()
+            );
+        }
+    }
+    let words = text("info");
+    assert!(
+        words.contains("wire versions") && words.contains("sent as it is") && words.contains("memlock"),
+        "{words}"
+    );
+}
+
+#[test]
+fn what_can_not_work_is_an_error_in_words() {
+    for args in
+        ["ping zc+tcp://127.0.0.1:1", "ping http://x", "perf latency --duration-s 0", "perf latency --size 0"]
+    {
+        let output = zc(args);
+        assert_eq!(output.status.code(), Some(1), "{args}");
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert!(words.starts_with("zc: ") && words.lines().count() == 1, "{args}: {words}");
+    }
+}

@@ -1,0 +1,225 @@
+//! The pool: size classes over regions that are mapped lazily, up to a bound.
+//!
+//! ```text
+//! try_alloc: thread cache -> shared list of the class -> cut a chunk out of a region, or map one
+//!            -> collect all caches, give back what is wholly free, cut again -> Exhausted
+//! ```
+//!
+//! Blocks are reused last in, first out. Their content is not cleared: it may be stale.
+
+mod builder;
+pub(super) mod cache;
+mod classes;
+mod extents;
+mod limits;
+mod owner_lock;
+mod shared;
+mod slabs;
+mod stats;
+mod waiters;
+
+pub use builder::BufPoolBuilder;
+pub use classes::{CLASS_COUNT, MAX_CLASS_BYTES, MIN_CLASS_BYTES};
+pub use limits::{DEFAULT_POOL_DIVISOR, DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES};
+pub(super) use shared::Chunk;
+pub use stats::{MAX_ORIGINS, PoolStats, Usage};
+pub use waiters::AllocWaiter;
+
+use super::{PinnedBufMut, Region, RegionError};
+use shared::Shared;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// How many bytes of free dedicated blocks a pool keeps for reuse by default.
+pub const LARGE_CACHE_BYTES: usize = 64 << 20;
+/// Dedicated blocks are multiples of this, so that they are reused for similar lengths.
+const LARGE_STEP_BYTES: usize = 1 << 20;
+
+/// Why there is no buffer.
+///
+/// ```
+/// use zc_core::memory::{AllocError, BufPool};
+///
+/// let pool = BufPool::builder().max_bytes(4096).build();
+/// assert!(matches!(pool.try_alloc(4097), Err(AllocError::TooLarge { need: 4097, max: 4096 })));
+/// let all = pool.try_alloc(4096)?;
+/// assert!(matches!(pool.try_alloc(1), Err(AllocError::Exhausted { .. })));
+/// # Ok::<(), AllocError>(())
+/// ```
+#[derive(Debug, thiserror::Error)]
+pub enum AllocError {
+    /// The bound is reached; waiting helps.
+    #[error("pool exhausted: {need} bytes needed, {in_use} of {max} in use")]
+    Exhausted {
+        /// The bytes needed, headroom included.
+        need: usize,
+        /// The bytes in use.
+        in_use: u64,
+        /// The bound.
+        max: usize,
+    },
+    /// More than the pool may ever hold; waiting does not help.
+    #[error("{need} bytes exceed the pool's bound of {max}")]
+    TooLarge {
+        /// The bytes needed.
+        need: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The system refused a region.
+    #[error(transparent)]
+    Os(#[from] RegionError),
+}
+
+/// Closes the pool when the last handle goes.
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Lends buffers of pinned memory. Cloning gives another handle to the same pool.
+///
+/// Dropping the last handle frees what is free; buffers in use keep their own region alive. The
+/// bound counts whole mapped regions and is exact: a region counts until it is unmapped.
+///
+/// ```
+/// use zc_core::memory::BufPool;
+///
+/// let pool = BufPool::builder().max_bytes(1 << 20).build();
+/// let mut buf = pool.with_origin("greeter").try_alloc(100)?;
+/// buf.put_slice(b"hello");
+/// let shared = buf.freeze();
+/// assert_eq!(pool.outstanding_by_origin()[0].0, "greeter");
+/// drop(shared);
+/// assert_eq!(pool.stats().in_use_bytes, 0);
+/// # Ok::<(), zc_core::memory::AllocError>(())
+/// ```
+#[derive(Clone)]
+pub struct BufPool {
+    handle: Arc<Handle>,
+    origin: u16,
+    headroom: usize,
+}
+
+impl std::fmt::Debug for BufPool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BufPool").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+impl BufPool {
+    /// Describes a new pool.
+    pub fn builder() -> BufPoolBuilder {
+        BufPoolBuilder::default()
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.handle.0
+    }
+
+    /// The name given to it.
+    pub fn name(&self) -> &'static str {
+        self.shared().name
+    }
+
+    /// A handle whose allocations are counted under `name`.
+    pub fn with_origin(&self, name: &'static str) -> Self {
+        Self { origin: self.shared().origins.index_of(name), ..self.clone() }
+    }
+
+    /// The most bytes it may map.
+    pub fn max_bytes(&self) -> usize {
+        self.shared().slabs().max_bytes()
+    }
+
+    /// An empty buffer with room for at least `len` bytes. Does not wait, and does not queue behind
+    /// those who do.
+    #[inline]
+    pub fn try_alloc(&self, len: usize) -> Result<PinnedBufMut, AllocError> {
+        self.try_alloc_with_headroom(len, self.headroom)
+    }
+
+    /// As [`try_alloc`](Self::try_alloc), with `headroom` bytes in front.
+    #[inline]
+    pub fn try_alloc_with_headroom(&self, len: usize, headroom: usize) -> Result<PinnedBufMut, AllocError> {
+        let block = self.shared().take(len.saturating_add(headroom), self.origin)?;
+        Ok(PinnedBufMut::from_block(block, headroom, 0))
+    }
+
+    /// An empty buffer with room for at least `len` bytes, as soon as the pool can. First come,
+    /// first served; dropping the future leaves the queue.
+    pub async fn alloc(&self, len: usize) -> Result<PinnedBufMut, AllocError> {
+        self.alloc_with_headroom(len, self.headroom).await
+    }
+
+    /// As [`alloc`](Self::alloc), with `headroom` bytes in front. Cancellation-safe.
+    pub async fn alloc_with_headroom(&self, len: usize, headroom: usize) -> Result<PinnedBufMut, AllocError> {
+        let mut waiter = AllocWaiter::new();
+        std::future::poll_fn(|cx| self.poll_with_headroom(len, headroom, &mut waiter, cx)).await
+    }
+
+    /// As [`alloc`](Self::alloc), for a caller that keeps its place in the queue itself.
+    pub fn poll_alloc(
+        &self,
+        len: usize,
+        waiter: &mut AllocWaiter,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<PinnedBufMut, AllocError>> {
+        self.poll_with_headroom(len, self.headroom, waiter, cx)
+    }
+
+    fn poll_with_headroom(
+        &self,
+        len: usize,
+        headroom: usize,
+        waiter: &mut AllocWaiter,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<PinnedBufMut, AllocError>> {
+        let wait_first = waiter.is_queued() || self.shared().waiters().any();
+        if !wait_first {
+            match self.try_alloc_with_headroom(len, headroom) {
+                Err(AllocError::Exhausted { .. }) => {}
+                done => return Poll::Ready(done),
+            }
+        }
+        // Queued first, then tried again: whoever gives memory back now sees the queue.
+        if !waiter.queue_at(self.shared(), cx.waker()) {
+            return Poll::Pending;
+        }
+        match self.try_alloc_with_headroom(len, headroom) {
+            Err(AllocError::Exhausted { .. }) => Poll::Pending,
+            done => {
+                waiter.leave();
+                Poll::Ready(done)
+            }
+        }
+    }
+
+    /// Gives back to the system all memory that nobody uses, as far as regions are wholly free.
+    pub fn trim(&self) {
+        self.shared().trim();
+    }
+
+    /// The regions that are mapped now: what a transport registers ahead of use. A region that is
+    /// held counts as mapped.
+    pub fn regions(&self) -> Vec<Region> {
+        self.shared().slabs().regions()
+    }
+
+    /// What is mapped and in use.
+    pub fn stats(&self) -> PoolStats {
+        let shared = self.shared();
+        PoolStats::of(&shared.tallies(), &shared.origins, shared.slabs())
+    }
+
+    /// Who has buffers outstanding: the leak report.
+    pub fn outstanding_by_origin(&self) -> Vec<(&'static str, Usage)> {
+        self.stats().by_origin
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,86 @@
+//! What a transport brings to a lane, and what it may know about the connection by then.
+
+use std::sync::Arc;
+
+use super::{LaneLimits, PeerCred, Reactor, Unavailable};
+use crate::memory::{BufPool, CopyLedger};
+
+/// How far a peer is trusted with memory that we look at (M5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Trust {
+    /// It is in our own trust domain, such as a process of the same user: memory that it may still
+    /// write can be lent to the application.
+    Cooperative,
+    /// Payload is copied out of memory that it may still write before anything sees it.
+    #[default]
+    Untrusted,
+}
+
+/// The parameters of a URI (`?key=value`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct UriParams(Arc<[(String, String)]>);
+
+impl UriParams {
+    /// These pairs; the first of two with the same key counts.
+    pub fn new(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+
+    /// The value of a parameter.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.iter().find(|(k, _)| *k == key).map(|(_, value)| value)
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+}
+
+/// What a transport may look at when it prepares an offer or joins a lane.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct OfferContext {
+    /// Readiness, timers and tasks.
+    pub reactor: Arc<dyn Reactor>,
+    /// Where received messages and [`LaneTx::poll_alloc`](super::LaneTx::poll_alloc) take memory from.
+    pub pool: BufPool,
+    /// The ledger of the connection that is coming up.
+    pub ledger: Arc<CopyLedger>,
+    /// Limits that both sides agreed on, or ours while the peer's are not known yet.
+    pub limits: LaneLimits,
+    /// The URI's parameters.
+    pub params: UriParams,
+    /// Who the peer is, as the kernel says; `None` where it does not.
+    pub peer: Option<PeerCred>,
+    /// What the policy makes of that.
+    pub trust: Trust,
+    /// `Ok` once it is proved that the peer is on this host, of a user that the policy accepts; else
+    /// why not. Never inferred from an address.
+    pub same_host: Result<(), Unavailable>,
+    /// Descriptors can travel over the link while a lane joins.
+    pub descriptors: bool,
+}
+
+impl OfferContext {
+    /// A context of these parts, with no parameter and nothing known about the peer.
+    pub fn new(
+        reactor: Arc<dyn Reactor>,
+        pool: BufPool,
+        ledger: Arc<CopyLedger>,
+        limits: LaneLimits,
+    ) -> Self {
+        let same_host = Err(Unavailable::HostNotProved);
+        let (params, peer, trust) = (UriParams::default(), None, Trust::Untrusted);
+        Self { reactor, pool, ledger, limits, params, peer, trust, same_host, descriptors: false }
+    }
+}
+
+/// What one side brings to a lane: bytes that the peer's transport of the same name understands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// The offer's format version, chosen by the transport.
+    pub version: u16,
+    /// Opaque to everyone but the transport; at most [`crate::wire::MAX_OFFER`] bytes.
+    pub bytes: Vec<u8>,
+}

@@ -1,0 +1,44 @@
+//! Finding frames in received bytes.
+
+use zc_core::wire::{
+    FRAME_HEADER_BYTES, FrameHeader, FrameLimits, WireError, check_frame_ext, frame_ext_len,
+};
+
+/// A frame's header and where its payload begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head {
+    pub(super) header: FrameHeader,
+    /// Bytes in front of the payload.
+    pub(super) payload_at: usize,
+}
+
+impl Head {
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.header.length as usize
+    }
+}
+
+/// What the beginning of a frame says.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Scan {
+    /// The head is whole.
+    Head(Head),
+    /// At least so many more bytes belong to the head.
+    Missing(usize),
+}
+
+/// Looks at the frame that `bytes` begins with.
+pub(super) fn scan(bytes: &[u8], limits: FrameLimits) -> Result<Scan, WireError> {
+    let Some((raw, rest)) = bytes.split_first_chunk::<FRAME_HEADER_BYTES>() else {
+        return Ok(Scan::Missing(FRAME_HEADER_BYTES - bytes.len()));
+    };
+    let header = FrameHeader::decode(raw, limits)?;
+    if !header.flags.ext {
+        return Ok(Scan::Head(Head { header, payload_at: FRAME_HEADER_BYTES }));
+    }
+    let Some((len, rest)) = rest.split_first_chunk::<2>() else { return Ok(Scan::Missing(2 - rest.len())) };
+    let len = frame_ext_len(*len)?;
+    let Some(block) = rest.get(..len) else { return Ok(Scan::Missing(len - rest.len())) };
+    check_frame_ext(block)?;
+    Ok(Scan::Head(Head { header, payload_at: FRAME_HEADER_BYTES + 2 + len }))
+}

@@ -1,0 +1,153 @@
+//! Receive memory: leases, exhausted pools.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+mod common;
+
+use std::task::Poll;
+use std::time::Duration;
+
+use common::*;
+use zc_core::memory::{BufPool, CopyPlace};
+use zc_core::transport::*;
+use zc_transport_tcp::CHUNK_BYTES;
+
+#[test]
+fn past_the_soft_lease_messages_are_copied_out_and_counted() {
+    run(async {
+        let mut limits = LaneLimits::default();
+        (limits.lease_soft, limits.lease_hard) = (2 * CHUNK_BYTES, 100 * CHUNK_BYTES);
+        let (mut a, mut b) = pair(tcp(), limits).await;
+        let mut held = Vec::new();
+        for i in 0..50 {
+            a.send(i + 1, body(1000, i as usize)).await;
+            let got = b.recv().await.unwrap();
+            assert_eq!(got[0].payload, body(1000, i as usize)[..]);
+            held.extend(got);
+        }
+        let copied = b.ledger.snapshot().copied_at(CopyPlace::CopyOut);
+        assert!((40_000..50_000).contains(&copied), "{copied}");
+        // What was copied out holds its own memory only, not a chunk each.
+        assert!(b.lane.leases.outstanding_bytes() < 4 * CHUNK_BYTES);
+        drop(held);
+        assert_eq!(b.lane.leases.outstanding_bytes(), 0);
+    });
+}
+
+#[test]
+fn past_the_hard_lease_its_own_connection_waits_and_others_go_on() {
+    run(async {
+        let mut limits = LaneLimits::default();
+        (limits.lease_soft, limits.lease_hard) = (1 << 20, 1 << 20);
+        let (mut a, mut b) = pair(tcp(), limits).await;
+        let (mut c, mut d) = pair(tcp(), limits).await;
+        let (held, ()) = futures::future::join(b.recv(), a.send(1, body(1 << 20, 1))).await;
+        let held = held.unwrap();
+        a.send(2, body(100, 2)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(b.look().is_none(), "the hard lease holds");
+        c.send(1, body(100, 3)).await;
+        assert_eq!(d.recv().await.unwrap().len(), 1);
+        // Its end wakes the receiver.
+        let mut waiting = Box::pin(b.recv());
+        assert!(std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await);
+        drop(held);
+        assert_eq!(waiting.await.unwrap()[0].payload, body(100, 2)[..]);
+    });
+}
+
+/// The beginning of a frame must not hold the lease that reading its rest waits for.
+#[test]
+fn a_frame_under_way_does_not_block_itself() {
+    run(async {
+        let mut limits = LaneLimits::default();
+        (limits.lease_soft, limits.lease_hard) = (CHUNK_BYTES, CHUNK_BYTES);
+        let (mut a, mut b) = pair(tcp(), limits).await;
+        let sending = async {
+            for i in 0..200u64 {
+                a.send(i + 1, body(3000, i as usize)).await;
+            }
+        };
+        let receiving = async {
+            let mut next = 1;
+            while next <= 200 {
+                for f in b.recv().await.unwrap() {
+                    assert_eq!((f.seq, f.payload == body(3000, next as usize - 1)[..]), (next, true));
+                    next += 1;
+                }
+            }
+        };
+        futures::future::join(sending, receiving).await;
+    });
+}
+
+#[test]
+fn an_exhausted_pool_makes_the_receiver_wait_and_grants_still_arrive() {
+    run(async {
+        let (a, b) = links(tcp()).await;
+        let mut limits = LaneLimits::default();
+        (limits.send_window, limits.recv_window) = (1000, 1000);
+        let mut a = end(a, limits).await;
+        let pool = BufPool::builder().max_bytes(1 << 20).build();
+        let mut b = end_with(b, limits, pool.clone()).await;
+        let mut all = Vec::new();
+        while let Ok(buf) = pool.try_alloc(CHUNK_BYTES) {
+            all.push(buf);
+        }
+        while let Ok(buf) = pool.try_alloc(1) {
+            all.push(buf);
+        }
+        // `b` has spent its credit; `a` gives some back, and a record, and then a message.
+        b.send(1, vec![1u8; 1000]).await;
+        for f in a.recv().await.unwrap() {
+            a.lane.rx.release(f.payload.len());
+        }
+        let record = Frame { kind: FrameKind::Session, ack: false, seq: 0, payload: vec![9; 12].into() };
+        a.lane.tx.start_send(record, false).unwrap();
+        a.send(1, body(5000, 1)).await;
+        a.drive();
+        let got = b.recv().await.unwrap();
+        assert!(got.len() == 1 && got[0].kind == FrameKind::Session && got[0].payload == [9u8; 12][..]);
+        let mut waiting = Box::pin(b.recv());
+        for _ in 0..3 {
+            assert!(std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(all);
+        assert_eq!(waiting.await.unwrap()[0].payload, body(5000, 1)[..]);
+        std::future::poll_fn(|cx| {
+            let mut none = Batch::new();
+            let _ = b.lane.rx.poll_recv(cx, &mut none);
+            b.lane.tx.poll_ready(cx, 1)
+        })
+        .await
+        .unwrap();
+    });
+}
+
+#[test]
+fn grants_are_read_while_nothing_can_be_allocated() {
+    run(async {
+        let (a, b) = links(tcp()).await;
+        let mut limits = LaneLimits::default();
+        (limits.send_window, limits.recv_window) = (1000, 1000);
+        let mut a = end(a, limits).await;
+        let pool = BufPool::builder().max_bytes(1 << 20).build();
+        let mut b = end_with(b, limits, pool.clone()).await;
+        b.send(1, vec![1u8; 1000]).await;
+        let mut all = Vec::new();
+        while let Ok(buf) = pool.try_alloc(1) {
+            all.push(buf);
+        }
+        for f in a.recv().await.unwrap() {
+            a.lane.rx.release(f.payload.len());
+        }
+        a.drive();
+        std::future::poll_fn(|cx| {
+            assert!(b.lane.rx.poll_recv(cx, &mut Batch::new()).is_pending());
+            b.lane.tx.poll_ready(cx, 1)
+        })
+        .await
+        .unwrap();
+        drop(all);
+    });
+}
