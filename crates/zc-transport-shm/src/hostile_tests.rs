@@ -15,8 +15,8 @@ use crate::layout::{
     CONSUMED, Descriptor, Geometry, Grow, Head, RX_SLEEP, Return, SLOT_WORDS, TAKEN, TX_SLEEP,
 };
 use crate::limits::RING_SLOTS;
-use crate::options::{Trust, own_uid};
 use crate::sys;
+use crate::transport::own_uid;
 use crate::words::{OwnWords, WriteWords};
 
 /// The evil side: writable memory of its own, and the link.
@@ -40,12 +40,10 @@ async fn join(trust: Trust) -> (End, Evil) {
     let words = OwnWords::new(&region, geometry.bytes());
     geometry.write(&words);
     let bell: OwnedFd = match trust {
-        Trust::SameUser => rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap(),
-        Trust::Nobody => std::os::unix::net::UnixStream::pair().unwrap().0.into(),
+        Trust::Cooperative => rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap(),
+        Trust::Untrusted => std::os::unix::net::UnixStream::pair().unwrap().0.into(),
     };
-    let mut setup = Setup::default();
-    setup.options.trust = trust;
-    setup.pool_bytes = 16 << 20;
+    let setup = Setup { trust, pool_bytes: 16 << 20, ..Setup::default() };
     let fds = [region.fd().unwrap(), bell.as_fd()];
     std::future::poll_fn(|cx| evil.poll_send_descriptors(cx, &fds)).await.unwrap();
     let end = try_end(good, Role::Server, &setup, Some(offer)).await.unwrap();
@@ -238,12 +236,12 @@ async fn attack(steps: Vec<Step>, trust: Trust) {
 proptest! {
     #[test]
     fn fuzz_hostile_peer_of_our_user(steps in prop::collection::vec(step(), 1..80)) {
-        run(attack(steps, Trust::SameUser));
+        run(attack(steps, Trust::Cooperative));
     }
 
     #[test]
     fn fuzz_hostile_stranger(steps in prop::collection::vec(step(), 1..80)) {
-        run(attack(steps, Trust::Nobody));
+        run(attack(steps, Trust::Untrusted));
     }
 }
 
@@ -252,7 +250,7 @@ proptest! {
 fn memory_that_never_keeps_still() {
     run(async {
         for round in 0..200u64 {
-            let (mut good, evil) = join(Trust::Nobody).await;
+            let (mut good, evil) = join(Trust::Untrusted).await;
             let stop = Arc::new(AtomicBool::new(false));
             let (words, geometry, stopped) = (evil.words.clone(), evil.geometry, stop.clone());
             let scribbler = std::thread::spawn(move || {

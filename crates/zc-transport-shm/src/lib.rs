@@ -39,5 +39,5 @@ mod loom_tests;
 mod testing;
 
 pub use limits::*;
-pub use options::{PeerPolicy, ShmOptions, Trust};
+pub use options::ShmOptions;
 pub use transport::ShmTransport;

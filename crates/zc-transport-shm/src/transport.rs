@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use zc_core::transport::{
-    BoxFuture, Caps, ControlLink, Isolation, Lane, LinkError, Offer, OfferContext, OneSided, PeerCred, Role,
-    Scope, SourceMatrix, Transport, Unavailable, WireupError, ZeroCopy,
+    BoxFuture, Caps, ControlLink, Isolation, Lane, LinkError, Offer, OfferContext, OneSided, Role, Scope,
+    SourceMatrix, Transport, Trust, Unavailable, WireupError, ZeroCopy,
 };
 use zc_core::wire::WireError;
 
@@ -15,9 +15,14 @@ use crate::lane::{self, Half, Joined};
 use crate::layout::Geometry;
 use crate::limits::INLINE_MAX;
 use crate::offer::{ShmOffer, VERSION};
-use crate::options::{ShmOptions, Trust, own_uid};
+use crate::options::ShmOptions;
 use crate::sys::{self, PeerMemory};
 use crate::words::{OwnWords, PeerWords};
+
+/// Who we are to a peer.
+pub(crate) fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
 
 /// Messages through shared memory, between processes of one host.
 #[derive(Debug, Clone, Default)]
@@ -33,15 +38,6 @@ impl ShmTransport {
 
     fn geometry(&self) -> Geometry {
         Geometry::new(self.options.ring_slots)
-    }
-
-    /// Who is at the other end, if we talk to him.
-    fn admit(&self, link: &dyn ControlLink) -> Result<PeerCred, Unavailable> {
-        let cred = link.peer_cred().ok_or(Unavailable::Other {
-            code: "no_credentials",
-            remedy: "use a Unix socket, which says who the peer is".into(),
-        })?;
-        if self.options.accepts(&cred) { Ok(cred) } else { Err(Unavailable::PeerUid { uid: cred.uid }) }
     }
 
     /// Makes our half, and the two descriptors for the peer.
@@ -109,12 +105,13 @@ impl ShmTransport {
             return Err(WireError::BadValue { field: "shm version" }.into());
         }
         let (mine, theirs) = (ShmOffer::decode(&mine.bytes)?, ShmOffer::decode(&peer.bytes)?);
-        let cred = self.admit(link)?;
+        cx.same_host.clone()?;
+        let cred = link.peer_cred().ok_or(Unavailable::HostNotProved)?;
         if cred.uid != theirs.uid {
-            // In a container of another user namespace, or a lie: bells are chosen by what was offered.
+            // Seen from another user namespace, or a lie: bells are chosen by what was offered.
             return Err(Unavailable::PeerUid { uid: cred.uid }.into());
         }
-        let cooperative = cred.uid == own_uid() && self.options.trust == Trust::SameUser;
+        let cooperative = cred.uid == own_uid() && cx.trust == Trust::Cooperative;
         // Both sides come to the same answer.
         let wary = mine.wary || theirs.wary || mine.uid != theirs.uid;
         let kind = if wary { BellKind::Socket } else { BellKind::Eventfd };
@@ -162,13 +159,17 @@ impl Transport for ShmTransport {
         Ok(self.caps())
     }
 
-    fn offer(&self, _cx: &OfferContext) -> Result<Offer, Unavailable> {
+    fn wants_descriptors(&self) -> bool {
+        true
+    }
+
+    fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
         let offer = ShmOffer {
             geometry: self.geometry(),
             max_arena_bytes: self.options.max_arena_bytes,
             uid: own_uid(),
             pid: std::process::id(),
-            wary: self.options.trust == Trust::Nobody,
+            wary: cx.trust == Trust::Untrusted,
         };
         Ok(Offer { version: VERSION, bytes: offer.encode() })
     }

@@ -10,7 +10,7 @@ use common::*;
 use proptest::prelude::*;
 use zc_core::memory::{CopyPlace, Message, PinnedBuf};
 use zc_core::transport::*;
-use zc_transport_shm::{INLINE_MAX, Trust};
+use zc_transport_shm::INLINE_MAX;
 
 /// Sends all messages from `a` to `b`, which gives credit back; both are driven.
 async fn exchange(a: &mut End, b: &mut End, messages: Vec<Message>, expect: &[Vec<u8>]) {
@@ -48,9 +48,7 @@ async fn exchange(a: &mut End, b: &mut End, messages: Vec<Message>, expect: &[Ve
 }
 
 fn untrusted() -> Setup {
-    let mut setup = Setup::default();
-    setup.options.trust = Trust::Nobody;
-    setup
+    Setup { trust: Trust::Untrusted, ..Setup::default() }
 }
 
 const SIZES: [usize; 17] = [
@@ -463,8 +461,8 @@ fn messages_outlive_the_lanes() {
 fn strangers_are_refused_and_the_link_stays_in_step() {
     run(async {
         let (link_a, link_b) = links().await;
-        let mut wary = Setup::default();
-        wary.options.peers = zc_transport_shm::PeerPolicy::Uids(vec![u32::MAX - 1]);
+        let refused = Err(Unavailable::PeerUid { uid: 1 });
+        let wary = Setup { same_host: refused, ..Setup::default() };
         let open = Setup::default();
         let ends = futures::future::join(
             try_end(link_a, Role::Client, &wary, None),

@@ -99,11 +99,19 @@ pub struct Setup {
     pub limits: LaneLimits,
     pub options: ShmOptions,
     pub pool_bytes: usize,
+    pub trust: Trust,
+    pub same_host: Result<(), Unavailable>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { limits: LaneLimits::default(), options: ShmOptions::default(), pool_bytes: 256 << 20 }
+        Self {
+            limits: LaneLimits::default(),
+            options: ShmOptions::default(),
+            pool_bytes: 256 << 20,
+            trust: Trust::Cooperative,
+            same_host: Ok(()),
+        }
     }
 }
 
@@ -111,7 +119,8 @@ impl Setup {
     pub fn context(&self) -> (OfferContext, BufPool, Arc<CopyLedger>) {
         let pool = BufPool::builder().max_bytes(self.pool_bytes).build();
         let ledger = Arc::new(CopyLedger::new());
-        let cx = OfferContext::new(Arc::new(TokioReactor), pool.clone(), ledger.clone(), self.limits);
+        let mut cx = OfferContext::new(Arc::new(TokioReactor), pool.clone(), ledger.clone(), self.limits);
+        (cx.trust, cx.same_host) = (self.trust, self.same_host.clone());
         (cx, pool, ledger)
     }
 }
