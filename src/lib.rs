@@ -41,6 +41,8 @@ mod fabric;
 mod identity;
 #[cfg(feature = "tcp")]
 mod mem;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod options;
 mod policy;
 mod reactor;
@@ -51,13 +53,18 @@ mod uri;
 mod wireup;
 
 pub use auth::{AuthClient, AuthError, AuthServer, AuthStep, Authenticator, MIN_SECRET_BYTES, SharedSecret};
-pub use connection::{Connection, ConnectionError, Receiver, Send, SendError, Sender, TrySendError};
+pub use connection::{
+    BYTE_STREAM_MESSAGE, ByteStream, Connection, ConnectionError, ConnectionStats, INBOX_SLACK, Permit,
+    Receiver, Send, SendError, Sender, TrySendError,
+};
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
 pub use fabric::{ACCEPT_RETRY, Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY};
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]
 pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};
+#[cfg(feature = "metrics")]
+pub use metrics::MetricsObserver;
 pub use options::{
     ConnectionOptions, DEFAULT_DRAIN, DEFAULT_KEEPALIVE_INTERVAL, DEFAULT_KEEPALIVE_TIMEOUT, DEFAULT_SPIN,
     DEFAULT_STAGE, DEFAULT_TOTAL, Deadlines, Polling,

@@ -42,6 +42,9 @@ pub struct ConnectionOptions {
     pub keepalive_timeout: Duration,
     /// Time for what was accepted to go out when the last handle is dropped.
     pub drain: Duration,
+    /// Time without a message in either direction after which the connection is closed with
+    /// [`CloseCode::IDLE`](crate::CloseCode::IDLE), at most a quarter of it late. Default: `None`, never.
+    pub idle: Option<Duration>,
 }
 
 impl Default for ConnectionOptions {
@@ -53,6 +56,7 @@ impl Default for ConnectionOptions {
             keepalive_interval: DEFAULT_KEEPALIVE_INTERVAL,
             keepalive_timeout: DEFAULT_KEEPALIVE_TIMEOUT,
             drain: DEFAULT_DRAIN,
+            idle: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! How a connection ends, and what that means for a message.
 
+use std::io;
 use std::time::Duration;
 
 use zc_core::memory::Message;
@@ -27,6 +28,20 @@ pub enum ConnectionError {
         /// Who said so, and why.
         reason: String,
     },
+    /// The peer said GOAWAY: messages that it had not queued by then were not sent, and no more are taken.
+    #[error("the peer takes no further messages: {code} {reason}")]
+    PeerGoesAway {
+        /// The peer's code.
+        code: CloseCode,
+        /// The peer's words.
+        reason: String,
+    },
+    /// No message went either way for the idle time, and this side closed the connection.
+    #[error("no message went either way for {idle:?}")]
+    Idle {
+        /// [`ConnectionOptions::idle`](crate::ConnectionOptions::idle).
+        idle: Duration,
+    },
     /// Nothing was heard from the peer, not even an answer to a ping.
     #[error("the peer has been silent for {silence:?}")]
     Dead {
@@ -50,9 +65,15 @@ pub enum ConnectionError {
     /// The runtime could not be used.
     #[error("no runtime: {0}")]
     NoRuntime(String),
-    /// A drain did not finish in time.
+    /// A drain or a send did not finish in time.
     #[error("the deadline has passed")]
     Deadline,
+    /// The receiver was split off, so that this handle can't receive.
+    #[error("the receiver of this connection was taken")]
+    ReceiverTaken,
+    /// A sink was given messages without being ready.
+    #[error("too many messages were given to sinks that were not ready")]
+    NotReady,
 }
 
 impl From<SeqError> for ConnectionError {
@@ -64,6 +85,38 @@ impl From<SeqError> for ConnectionError {
 impl From<WireError> for ConnectionError {
     fn from(error: WireError) -> Self {
         Self::Session(error.to_string())
+    }
+}
+
+/// The kind as a socket would have it; the error itself is the source.
+impl From<ConnectionError> for io::Error {
+    fn from(error: ConnectionError) -> Self {
+        let kind = match &error {
+            ConnectionError::ClosedHere => io::ErrorKind::NotConnected,
+            ConnectionError::ClosedByPeer { .. } => io::ErrorKind::ConnectionReset,
+            ConnectionError::Finished { .. } | ConnectionError::PeerGoesAway { .. } => {
+                io::ErrorKind::BrokenPipe
+            }
+            ConnectionError::Idle { .. } | ConnectionError::Dead { .. } | ConnectionError::Deadline => {
+                io::ErrorKind::TimedOut
+            }
+            ConnectionError::Lane(LaneError::PeerGone(_)) => io::ErrorKind::ConnectionReset,
+            ConnectionError::Lane(LaneError::Os { errno, .. }) => io::Error::from_raw_os_error(*errno).kind(),
+            ConnectionError::Lane(LaneError::Closed) => io::ErrorKind::NotConnected,
+            ConnectionError::Lane(LaneError::Memory(_)) => io::ErrorKind::OutOfMemory,
+            ConnectionError::Lane(LaneError::Protocol(_)) | ConnectionError::Session(_) => {
+                io::ErrorKind::InvalidData
+            }
+            ConnectionError::TooLarge { .. } => io::ErrorKind::InvalidInput,
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<SendError> for io::Error {
+    fn from(error: SendError) -> Self {
+        error.error.into()
     }
 }
 

@@ -27,7 +27,7 @@ impl Clone for Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         if self.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.driver.0.wake();
+            self.0.watch.look();
         }
     }
 }

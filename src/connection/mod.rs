@@ -1,30 +1,51 @@
 //! One connection: its handles, its driver, and how it ends.
 
+mod byte_stream;
 mod core;
+mod drained;
 mod driver;
 mod error;
 mod handle;
+mod idle;
+mod ingest;
+mod obituary;
+mod permit;
 mod receiver;
+#[cfg(all(test, feature = "tokio"))]
+mod scripted_tests;
+mod send;
 mod sender;
+mod sink;
+mod stats;
+mod tracked;
+mod turn;
 mod waiters;
+mod wake;
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use zc_core::memory::{BufPool, CopyLedger, LedgerSnapshot, Message, PinnedBufMut};
 use zc_core::transport::{AllocFailure, Caps, ControlLink, Lane, LaneLimits, Reactor, Role};
-use zc_core::wire::{CloseCode, Keepalive, SessionRecord};
+use zc_core::wire::{CloseCode, Keepalive};
 
+pub use self::byte_stream::{BYTE_STREAM_MESSAGE, ByteStream};
+pub use self::core::INBOX_SLACK;
 pub use self::error::{ConnectionError, SendError, TrySendError};
+pub use self::permit::Permit;
 pub use self::receiver::Receiver;
-pub use self::sender::{Send, Sender};
+pub use self::send::Send;
+pub use self::sender::Sender;
+pub use self::stats::ConnectionStats;
 
-use self::core::{Core, Wakers, wake_all};
+use self::core::{Core, Halves};
+use self::drained::Drained;
 use self::driver::Driver;
 use self::handle::Handle;
+use self::idle::Idle;
+use self::obituary::Obituary;
 use crate::event::Observer;
 use crate::identity::PeerIdentity;
 use crate::options::ConnectionOptions;
@@ -61,42 +82,61 @@ struct Shared {
     options: ConnectionOptions,
     report: Arc<SelectionReport>,
     peer: PeerIdentity,
-    reactor: Arc<dyn Reactor>,
 }
 
 impl Connection {
     pub(crate) fn start(parts: Parts) -> Result<Self, ConnectionError> {
-        let core = Core::new(parts.lane.tx, parts.lane.rx, parts.limits, parts.pool, parts.ledger);
-        let handle = Handle::new(core.clone());
-        core.receiver_taken.store(true, Ordering::Release);
-        let connection = Self {
-            sender: Sender::new(handle.clone()),
-            receiver: Some(Receiver::new(handle.clone(), parts.options.polling)),
-            handle,
-            shared: Arc::new(Shared {
-                caps: parts.lane.caps,
-                role: parts.role,
-                options: parts.options.clone(),
-                report: parts.report,
-                peer: parts.peer,
-                reactor: parts.reactor.clone(),
-            }),
-        };
         let no_runtime = |error: std::io::Error| ConnectionError::NoRuntime(error.to_string());
-        let options = parts.options;
-        let keepalive = (!options.keepalive_interval.is_zero()).then(|| {
-            Keepalive::new(options.keepalive_interval, options.keepalive_timeout, parts.reactor.now())
+        let timer = parts.reactor.timer().map_err(no_runtime)?;
+        let core = Core::new(Halves {
+            tx: parts.lane.tx,
+            rx: parts.lane.rx,
+            leases: parts.lane.leases,
+            limits: parts.limits,
+            pool: parts.pool,
+            ledger: parts.ledger,
+            reactor: parts.reactor.clone(),
         });
+        let handle = Handle::new(core.clone());
+        let options = parts.options;
+        let now = core.started;
+        let keepalive = (!options.keepalive_interval.is_zero())
+            .then(|| Keepalive::new(options.keepalive_interval, options.keepalive_timeout, now));
         let driver = Driver {
             core,
             drive: parts.lane.drive,
             link: parts.link,
-            timer: parts.reactor.timer().map_err(no_runtime)?,
-            reactor: parts.reactor.clone(),
+            link_grace: None,
+            timer,
+            timer_at: None,
+            look_at: None,
             keepalive,
-            options,
+            keepalive_at: None,
+            life_sign: None,
+            idle: options.idle.map(|after| Idle::new(after, now)),
+            options: options.clone(),
             closing: None,
+            obituary: Obituary {
+                observer: Some(parts.observer),
+                role: parts.role,
+                peer: parts.peer.clone(),
+                transport: parts.report.chosen().to_owned(),
+            },
         };
+        let connection = Self {
+            sender: Sender::new(handle.clone()),
+            receiver: Some(Receiver::new(handle.clone(), options.polling)),
+            handle,
+            shared: Arc::new(Shared {
+                caps: parts.lane.caps,
+                role: parts.role,
+                options,
+                report: parts.report,
+                peer: parts.peer,
+            }),
+        };
+        // Nobody looks at the lane yet.
+        connection.handle.core().watch.look();
         parts.reactor.spawn(Box::pin(driver)).map_err(no_runtime)?.detach();
         Ok(connection)
     }
@@ -136,13 +176,40 @@ impl Connection {
     /// See [`Receiver::recv`].
     ///
     /// # Errors
-    /// As there.
-    ///
-    /// # Panics
-    /// After [`Connection::split`].
+    /// As there; [`ConnectionError::ReceiverTaken`] after [`Connection::split`].
     pub async fn recv(&mut self) -> Result<Option<Message>, ConnectionError> {
-        let Some(receiver) = &mut self.receiver else { panic!("the receiver of this connection was taken") };
-        receiver.recv().await
+        match &mut self.receiver {
+            Some(receiver) => receiver.recv().await,
+            None => Err(ConnectionError::ReceiverTaken),
+        }
+    }
+
+    /// The connection as a stream of bytes, for code that knows nothing of messages.
+    ///
+    /// # Errors
+    /// [`ConnectionError::ReceiverTaken`] after [`Connection::split`].
+    pub fn into_byte_stream(mut self) -> Result<ByteStream, ConnectionError> {
+        let receiver = self.receiver.take().ok_or(ConnectionError::ReceiverTaken)?;
+        Ok(ByteStream::new(self, receiver))
+    }
+
+    /// What the connection has done so far, in numbers.
+    pub fn stats(&self) -> ConnectionStats {
+        self.handle.core().stats()
+    }
+
+    /// Tells the peer that no message beyond those that have arrived is taken (GOAWAY), for instance because
+    /// this side is about to stop: what is under way is finished, and nothing new comes.
+    ///
+    /// What had arrived is still received and acknowledged; after it, `recv` returns `None`. This side goes
+    /// on sending. At the peer, sends that came too late and all later ones fail with
+    /// [`ConnectionError::PeerGoesAway`] and [`Delivery::NotSent`](zc_core::wire::Delivery::NotSent), so that it can
+    /// repeat them on another connection; it goes on receiving. Saying it again changes nothing.
+    ///
+    /// # Errors
+    /// The connection had failed.
+    pub fn go_away(&self, reason: &str) -> Result<(), ConnectionError> {
+        self.handle.core().go_away(CloseCode::GOING_AWAY, reason)
     }
 
     /// How this transport was chosen, and why not another.
@@ -174,29 +241,19 @@ impl Connection {
     /// Receiving goes on. A `deadline` of zero means the connection's drain time.
     ///
     /// # Errors
-    /// The connection failed, or [`ConnectionError::Deadline`].
+    /// The connection failed, [`ConnectionError::Deadline`], or [`ConnectionError::PeerGoesAway`]: the peer has all
+    /// that it takes, which is not all that was sent.
     pub async fn drain(&self, deadline: Duration) -> Result<(), ConnectionError> {
         let deadline = if deadline.is_zero() { self.shared.options.drain } else { deadline };
         let core = self.handle.core();
         self.sender.finish().await?;
-        let reactor = &self.shared.reactor;
-        let mut timer = reactor.timer().map_err(|error| ConnectionError::NoRuntime(error.to_string()))?;
-        timer.reset(reactor.now() + deadline);
-        poll_fn(|cx| {
-            let mut tx = core.tx.lock();
-            if tx.seq.unacked() == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(error) = tx.failed.clone() {
-                return Poll::Ready(Err(error));
-            }
-            if timer.poll_expired(cx).is_ready() {
-                return Poll::Ready(Err(ConnectionError::Deadline));
-            }
-            if !tx.idle_wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                tx.idle_wakers.push(cx.waker().clone());
-            }
-            Poll::Pending
+        let mut timer =
+            core.reactor.timer().map_err(|error| ConnectionError::NoRuntime(error.to_string()))?;
+        timer.reset(core.reactor.now() + deadline);
+        let mut drained = Drained { core, ticket: None };
+        poll_fn(|cx| match drained.poll(cx) {
+            Poll::Pending => timer.poll_expired(cx).map(|()| Err(ConnectionError::Deadline)),
+            ready => ready,
         })
         .await
     }
@@ -204,24 +261,6 @@ impl Connection {
     /// Ends the connection now, both directions, and tells the peer why. Messages that arrived and
     /// were not received are dropped; what was accepted for sending goes out before the CLOSE.
     pub async fn close(self, code: CloseCode, reason: &str) {
-        let core = self.handle.core();
-        let mut wakers = Wakers::new();
-        {
-            let mut rx = core.rx.lock();
-            let last_seq = rx.seq.last();
-            rx.failed.get_or_insert(ConnectionError::ClosedHere);
-            let mut tx = core.tx.lock();
-            if tx.failed.is_none() {
-                let record = SessionRecord::Close { code, last_seq, reason: reason.into() };
-                let _ = core.push_record(&mut tx, &record);
-                tx.close_sent = true;
-                let _ = core.flush(&mut tx);
-                let _ = tx.lane.poll_close(&mut Context::from_waker(&core.tx_waker));
-                tx.fail(ConnectionError::ClosedHere, &mut wakers);
-            }
-        }
-        wake_all(wakers);
-        core.rx_wake.receiver.wake();
-        core.driver.0.wake();
+        self.handle.core().close(code, reason, ConnectionError::ClosedHere);
     }
 }

@@ -1,25 +1,28 @@
 //! The sending handle.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use futures::Sink;
 use zc_core::memory::{Message, PinnedBufMut};
-use zc_core::transport::{AllocFailure, Completion, Frame, FrameKind, LaneError, SendReport, SendToken};
+use zc_core::transport::{AllocFailure, Completion, Frame, FrameKind, SendToken};
 use zc_core::wire::SessionRecord;
 
-use super::core::{Core, Tracked, TxState, Wakers, wake_all};
+use super::core::{Core, TxState};
 use super::error::{ConnectionError, SendError, TrySendError};
 use super::handle::Handle;
+use super::permit::Permit;
+use super::send::Send;
+use super::turn::Turn;
 use super::waiters::Place;
+use super::wake::Locked;
 
 /// Sends messages. Clones share the connection and take turns: each waits in its own place.
 pub struct Sender {
-    handle: Handle,
-    place: Option<Place>,
+    pub(super) handle: Handle,
+    /// The place of its `Sink`.
+    pub(super) place: Option<Place>,
 }
 
 impl Clone for Sender {
@@ -34,7 +37,7 @@ impl Sender {
         Self { handle, place: None }
     }
 
-    fn core(&self) -> &Arc<Core> {
+    pub(super) fn core(&self) -> &Arc<Core> {
         self.handle.core()
     }
 
@@ -57,7 +60,7 @@ impl Sender {
     /// # Errors
     /// [`SendError::delivery`] says whether the peer may have it; a message never handed over comes back.
     pub fn send(&self, message: impl Into<Message>) -> Send<'_> {
-        self.begin(message.into(), Completion::Accepted, true)
+        Send::new(self.core(), message.into(), Completion::Accepted, true)
     }
 
     /// Hands a message to the lane without pushing it out: call [`Sender::flush`] after a batch.
@@ -65,7 +68,7 @@ impl Sender {
     /// # Errors
     /// As [`Sender::send`].
     pub fn feed(&self, message: impl Into<Message>) -> Send<'_> {
-        self.begin(message.into(), Completion::Accepted, false)
+        Send::new(self.core(), message.into(), Completion::Accepted, false)
     }
 
     /// Sends a message and waits for `completion`. Dropping the future after the message was handed
@@ -74,11 +77,7 @@ impl Sender {
     /// # Errors
     /// As [`Sender::send`].
     pub fn send_with(&self, message: impl Into<Message>, completion: Completion) -> Send<'_> {
-        self.begin(message.into(), completion, true)
-    }
-
-    fn begin(&self, message: Message, completion: Completion, flush: bool) -> Send<'_> {
-        Send { core: self.core(), message: Some(message), completion, flush, place: None, tracked: None }
+        Send::new(self.core(), message.into(), completion, true)
     }
 
     /// Sends if there is room now and nobody waits in front.
@@ -88,7 +87,7 @@ impl Sender {
     pub fn try_send(&self, message: impl Into<Message>) -> Result<(), TrySendError> {
         let message = message.into();
         let core = self.core();
-        let mut tx = core.tx.lock();
+        let mut tx = core.lock_tx();
         if !tx.queue.may_go(None) {
             return Err(TrySendError::Full(message));
         }
@@ -97,37 +96,58 @@ impl Sender {
             Poll::Ready(Err(error)) => Err(SendError::returned(error, message).into()),
             Poll::Ready(Ok(())) => {
                 hand_over(core, &mut tx, message, Completion::Accepted)?;
-                core.flush(&mut tx).map_err(|error| fail_after(core, tx, error))?;
+                push_out(core, tx)?;
                 Ok(())
             }
         }
     }
 
-    /// Pushes out what was fed; ready when nothing of it waits in this process's own queue.
+    /// Waits for this sender's turn and for room, and keeps both: [`Permit::send`] then sends one
+    /// message of up to `len` bytes without waiting.
+    ///
+    /// There is one turn per connection: while a permit is held, every other sender of the
+    /// connection waits (messages stay in the order in which turns were taken, and room that was
+    /// promised is not given away). So hold it for as long as it takes to make the message, and do
+    /// not await another send of the same connection meanwhile: that would wait for ever.
+    ///
+    /// Cancel-safe: dropped before it is ready, its place goes to the next.
+    ///
+    /// # Errors
+    /// No message can be sent any more, or none of `len` bytes.
+    pub async fn reserve(&self, len: usize) -> Result<Permit<'_>, ConnectionError> {
+        let mut turn = Turn::new(self.core());
+        poll_fn(|cx| turn.poll_hold(cx, len)).await?;
+        Ok(Permit::new(turn, len))
+    }
+
+    /// Like [`Sender::reserve`], if nobody waits in front and there is room now; else `None`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_reserve(&self, len: usize) -> Result<Option<Permit<'_>>, ConnectionError> {
+        let mut turn = Turn::new(self.core());
+        Ok(turn.try_hold(len)?.then(|| Permit::new(turn, len)))
+    }
+
+    /// Pushes out what was fed: ready when all of it has left this process's own queue.
+    ///
+    /// Waits in its own place, as a send does, so that others who go on sending can't hold it up.
     ///
     /// # Errors
     /// The connection failed; what was fed and not acknowledged may or may not have arrived.
     pub async fn flush(&self) -> Result<(), ConnectionError> {
-        // One waker per lane: what does not fit at once is pushed out by the driver.
-        let core = self.core();
-        let mut tx = core.tx.lock();
-        if let Some(error) = tx.failed.clone() {
-            return Err(error);
-        }
-        core.flush(&mut tx)
+        let mut turn = Turn::new(self.core());
+        poll_fn(|cx| turn.poll_flush(cx)).await
     }
 
     /// Says that no more messages follow (FIN): the peer's `recv` returns `None` after the last one.
-    /// Receiving goes on.
+    /// Receiving goes on. Senders that still wait get their message back.
     ///
     /// # Errors
     /// The connection had failed.
     pub async fn finish(&self) -> Result<(), ConnectionError> {
         let core = self.core();
-        let mut wakers = Wakers::new();
-        let result = finish(core, &mut core.tx.lock(), &mut wakers);
-        wake_all(wakers);
-        result
+        finish(core, &mut core.lock_tx())
     }
 }
 
@@ -135,27 +155,24 @@ impl Drop for Sender {
     fn drop(&mut self) {
         let mut place = self.place.take();
         let core = self.core();
-        let next = core.tx.lock().queue.leave(&mut place);
-        if let Some(next) = next {
-            next.wake();
+        if place.is_some() {
+            core.leave(&mut core.lock_tx(), &mut place);
         }
         // The last sender's end is the end of the direction; the driver says so.
         if core.senders.fetch_sub(1, Ordering::AcqRel) == 1 {
-            core.driver.0.wake();
+            core.watch.wake_driver();
         }
     }
 }
 
-/// Sends FIN once.
-pub(super) fn finish(core: &Core, tx: &mut TxState, wakers: &mut Wakers) -> Result<(), ConnectionError> {
+/// Takes no more messages, and sends FIN once what sinks had taken is out.
+pub(super) fn finish(core: &Core, tx: &mut TxState) -> Result<(), ConnectionError> {
     if let Some(error) = tx.failed.clone() {
         return Err(error);
     }
-    if !tx.fin_sent {
+    tx.finish(ConnectionError::Finished { reason: "this side has finished sending".into() });
+    if !tx.fin_sent && tx.queue.parked() == 0 {
         tx.fin_sent = true;
-        tx.finished
-            .get_or_insert(ConnectionError::Finished { reason: "this side has finished sending".into() });
-        wakers.extend(tx.queue.all());
         let last_seq = tx.seq.last_sent();
         core.push_record(tx, &SessionRecord::Fin { last_seq })?;
         core.flush(tx)?;
@@ -164,7 +181,7 @@ pub(super) fn finish(core: &Core, tx: &mut TxState, wakers: &mut Wakers) -> Resu
 }
 
 /// Room for a message of `len` bytes, for whoever is first in the queue.
-fn poll_room(core: &Core, tx: &mut TxState, len: usize) -> Poll<Result<(), ConnectionError>> {
+pub(super) fn poll_room(core: &Core, tx: &mut TxState, len: usize) -> Poll<Result<(), ConnectionError>> {
     if let Some(error) = tx.refusal() {
         return Poll::Ready(Err(error));
     }
@@ -174,234 +191,47 @@ fn poll_room(core: &Core, tx: &mut TxState, len: usize) -> Poll<Result<(), Conne
     }
     tx.lane.poll_ready(&mut Context::from_waker(&core.tx_waker), len).map_err(|error| {
         // The driver finds the same error and ends the connection for the others.
-        core.driver.0.wake();
+        core.watch.wake_driver();
         ConnectionError::from(error)
     })
 }
 
 /// Gives the message to the lane; its number, and its token if a completion was asked for.
-fn hand_over(
+pub(super) fn hand_over(
     core: &Core,
     tx: &mut TxState,
     message: Message,
     completion: Completion,
-) -> Result<(u64, Option<SendToken>), SendError> {
+) -> Result<(u64, SendToken), SendError> {
     let seq = match tx.seq.assign() {
         Ok(seq) => seq,
         Err(error) => return Err(SendError::returned(error.into(), message)),
     };
+    let len = message.len();
     let ack = completion == Completion::Delivered;
-    let report = completion == Completion::Sent;
-    core.ledger.moved(message.len());
     let frame = Frame { kind: FrameKind::Data, ack, seq, payload: message };
-    match tx.lane.start_send(frame, report) {
-        Ok(token) => Ok((seq, report.then_some(token))),
+    match tx.lane.start_send(frame, completion == Completion::Sent) {
+        Ok(token) => {
+            tx.sent_bytes += len as u64;
+            core.ledger.moved(len);
+            Ok((seq, token))
+        }
         // The number is spent and would leave a gap: a lane that refuses after `poll_ready` has failed.
         Err(rejected) => {
             let error = ConnectionError::from(rejected.error);
             tx.failed.get_or_insert(error.clone());
-            core.driver.0.wake();
+            core.watch.wake_driver();
             Err(SendError::returned(error, rejected.frame.payload))
         }
     }
 }
 
-fn fail_after(core: &Core, tx: parking_lot::MutexGuard<'_, TxState>, error: ConnectionError) -> SendError {
-    let delivery = tx.delivery(tx.seq.last_sent());
-    drop(tx);
-    core.fail_sending(error.clone());
-    SendError::after(error, delivery)
-}
-
-/// A send under way.
-#[must_use = "futures do nothing unless polled"]
-pub struct Send<'a> {
-    core: &'a Arc<Core>,
-    message: Option<Message>,
-    completion: Completion,
-    flush: bool,
-    place: Option<Place>,
-    tracked: Option<u64>,
-}
-
-impl Send<'_> {
-    fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        let Some(len) = self.message.as_ref().map(Message::len) else { return Poll::Ready(Ok(())) };
-        let core = self.core;
-        let mut tx = core.tx.lock();
-        let room = match tx.refusal() {
-            None if !tx.queue.may_go(self.place) => Poll::Pending,
-            _ => poll_room(core, &mut tx, len),
-        };
-        let Poll::Ready(room) = room else {
-            tx.queue.wait(&mut self.place, cx.waker());
-            return Poll::Pending;
-        };
-        let next = tx.queue.leave(&mut self.place);
-        let Some(message) = self.message.take() else { return Poll::Ready(Ok(())) };
-        let result = match room {
-            Err(error) => Err(SendError::returned(error, message)),
-            Ok(()) => self.commit(tx, message, cx),
-        };
-        if let Some(next) = next {
-            next.wake();
-        }
-        Poll::Ready(result)
-    }
-
-    fn commit(
-        &mut self,
-        mut tx: parking_lot::MutexGuard<'_, TxState>,
-        message: Message,
-        cx: &Context<'_>,
-    ) -> Result<(), SendError> {
-        let (seq, token) = hand_over(self.core, &mut tx, message, self.completion)?;
-        if self.completion != Completion::Accepted {
-            tx.tracked.push_back(Tracked { seq, token, report: None, waker: cx.waker().clone() });
-            self.tracked = Some(seq);
-        }
-        if self.flush
-            && let Err(error) = self.core.flush(&mut tx)
-        {
-            return Err(fail_after(self.core, tx, error));
-        }
-        Ok(())
-    }
-
-    fn poll_completed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        let Some(seq) = self.tracked else { return Poll::Ready(Ok(())) };
-        let mut wakers = Wakers::new();
-        let mut tx = self.core.tx.lock();
-        if tx.failed.is_none()
-            && let Err(error) = tx.collect(&mut Context::from_waker(&self.core.tx_waker), &mut wakers)
-        {
-            tx.fail(error, &mut wakers);
-        }
-        let lost = tx.tracked.iter().any(|t| t.seq == seq && t.report == Some(SendReport::Failed));
-        if lost && tx.failed.is_none() {
-            tx.fail(LaneError::Closed.into(), &mut wakers);
-            self.core.driver.0.wake();
-        }
-        let acked = tx.seq.acked();
-        let failed = tx.failed.clone();
-        let at = tx.tracked.binary_search_by_key(&seq, |tracked| tracked.seq);
-        let done = match (at, self.completion) {
-            (Ok(at), Completion::Sent) => {
-                matches!(tx.tracked[at].report, Some(SendReport::Sent | SendReport::SentCopied))
-            }
-            _ => seq <= acked,
-        };
-        let result = if done {
-            Poll::Ready(Ok(()))
-        } else if let Some(error) = failed {
-            Poll::Ready(Err(SendError::after(error, tx.delivery(seq))))
-        } else {
-            if let Ok(at) = at {
-                tx.tracked[at].waker.clone_from(cx.waker());
-            }
-            Poll::Pending
-        };
-        if result.is_ready() {
-            self.untrack(&mut tx);
-        }
+/// Rings the doorbell after a message was handed over.
+pub(super) fn push_out(core: &Core, mut tx: Locked<'_, TxState>) -> Result<(), SendError> {
+    core.flush(&mut tx).map(drop).map_err(|error| {
+        let delivery = tx.delivery(tx.seq.last_sent());
         drop(tx);
-        wake_all(wakers);
-        result
-    }
-
-    fn untrack(&mut self, tx: &mut TxState) {
-        if let Some(seq) = self.tracked.take()
-            && let Ok(at) = tx.tracked.binary_search_by_key(&seq, |tracked| tracked.seq)
-        {
-            tx.tracked.remove(at);
-        }
-    }
-}
-
-impl Future for Send<'_> {
-    type Output = Result<(), SendError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        ready!(self.poll_accepted(cx))?;
-        self.poll_completed(cx)
-    }
-}
-
-impl Drop for Send<'_> {
-    fn drop(&mut self) {
-        if self.place.is_none() && self.tracked.is_none() {
-            return;
-        }
-        let mut tx = self.core.tx.lock();
-        self.untrack(&mut tx);
-        let next = tx.queue.leave(&mut self.place);
-        drop(tx);
-        if let Some(next) = next {
-            next.wake();
-        }
-    }
-}
-
-impl Sink<Message> for Sender {
-    type Error = SendError;
-
-    fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        let this = &mut *self;
-        let core = this.handle.core();
-        let mut tx = core.tx.lock();
-        let room = match tx.refusal() {
-            None if !tx.queue.may_go(this.place) => Poll::Pending,
-            _ => poll_room(core, &mut tx, 0),
-        };
-        match room {
-            Poll::Pending => {
-                tx.queue.wait(&mut this.place, cx.waker());
-                Poll::Pending
-            }
-            Poll::Ready(result) => {
-                let next = tx.queue.leave(&mut this.place);
-                drop(tx);
-                if let Some(next) = next {
-                    next.wake();
-                }
-                Poll::Ready(result.map_err(|error| SendError::after(error, zc_core::wire::Delivery::NotSent)))
-            }
-        }
-    }
-
-    fn start_send(self: Pin<&mut Self>, message: Message) -> Result<(), SendError> {
-        let core = self.core();
-        let mut tx = core.tx.lock();
-        if let Some(error) = tx.refusal() {
-            return Err(SendError::returned(error, message));
-        }
-        let (len, max) = (message.len(), core.limits.send_max_message as usize);
-        if len > max {
-            return Err(SendError::returned(ConnectionError::TooLarge { len, max }, message));
-        }
-        hand_over(core, &mut tx, message, Completion::Accepted).map(drop)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        let core = self.core();
-        let mut tx = core.tx.lock();
-        if let Some(error) = tx.failed.clone() {
-            return Poll::Ready(Err(SendError::after(error, tx.delivery(tx.seq.last_sent()))));
-        }
-        Poll::Ready(match core.flush(&mut tx) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(fail_after(core, tx, error)),
-        })
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        let core = self.core();
-        let mut wakers = Wakers::new();
-        let mut tx = core.tx.lock();
-        let result = finish(core, &mut tx, &mut wakers)
-            .map_err(|error| SendError::after(error, tx.delivery(tx.seq.last_sent())));
-        drop(tx);
-        wake_all(wakers);
-        Poll::Ready(result)
-    }
+        core.fail_sending(error.clone());
+        SendError::after(error, delivery)
+    })
 }

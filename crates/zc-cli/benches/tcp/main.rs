@@ -33,13 +33,16 @@ struct Options {
     only: Option<String>,
 }
 
+/// One run's figure.
+type Contender = Box<dyn Fn(&Options) -> Result<f64>>;
+
 /// What is compared: both sides give a figure; `better` says which way is up.
 struct Case {
     name: &'static str,
     target: &'static str,
     /// The ratio is zc to plain.
-    zc: Box<dyn Fn(&Options) -> Result<f64>>,
-    plain: Box<dyn Fn(&Options) -> Result<f64>>,
+    zc: Contender,
+    plain: Contender,
     unit: &'static str,
 }
 

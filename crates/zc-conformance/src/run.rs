@@ -1,0 +1,88 @@
+//! Runs one behaviour: a runtime, a guard against hanging, and a look at what is left.
+
+use std::io::Write;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::setup::{Bench, Setup};
+
+/// The longest that a behaviour may take. Not a bound on speed: none needs a quarter of it.
+pub const GUARD: Duration = Duration::from_secs(60);
+/// The longest to wait for memory and tasks to go away.
+const LEFTOVERS: Duration = Duration::from_secs(20);
+
+/// A behaviour that does not apply, with the reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped(pub String);
+
+/// How a behaviour that did not panic ended.
+pub type Verdict = Result<(), Skipped>;
+
+/// Runs `behaviour`. `name` is its whole path, which begins with the test crate's name.
+///
+/// # Panics
+/// When the behaviour does, when it hangs, or when something is left behind.
+pub fn run<F>(name: &'static str, setup: Setup, behaviour: F)
+where
+    F: AsyncFnOnce(&Bench) -> Verdict + Send + 'static,
+{
+    let short = name.rsplit("::").next().unwrap_or(name);
+    if let Some(why) = setup.left_out(short) {
+        return say(name, why);
+    }
+    let bench = Bench::new(setup, name);
+    let (done, wait) = mpsc::channel();
+    // Children die with the thread that started them, so all of it happens on this one.
+    let thread = thread::Builder::new().name(short.to_owned());
+    let thread = thread.spawn(move || {
+        let _ = done.send(on_a_runtime(bench, behaviour));
+    });
+    let thread = thread.expect("a thread");
+    match wait.recv_timeout(GUARD) {
+        Ok(Ok(())) => {}
+        Ok(Err(Skipped(why))) => say(name, &why),
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("{name} hangs: {GUARD:?} have passed"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+}
+
+/// Past the test harness, which would show it for failed tests only.
+fn say(name: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {name}: {why}");
+}
+
+fn on_a_runtime<F>(bench: Bench, behaviour: F) -> Verdict
+where
+    F: AsyncFnOnce(&Bench) -> Verdict,
+{
+    runtime().block_on(async {
+        let verdict = behaviour(&bench).await;
+        nothing_is_left(&bench).await;
+        verdict
+    })
+}
+
+/// Two workers: enough for races.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().expect("a runtime")
+}
+
+/// Waits until every buffer is back and every task has ended.
+pub(crate) async fn nothing_is_left(bench: &Bench) {
+    let began = Instant::now();
+    loop {
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let lent = bench.outstanding();
+        if tasks == 0 && lent.is_empty() {
+            return;
+        }
+        assert!(began.elapsed() < LEFTOVERS, "left behind: {tasks} tasks, buffers {lent:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

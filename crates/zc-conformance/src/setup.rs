@@ -1,0 +1,193 @@
+//! What is tested, and on what.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use zc::memory::Usage;
+use zc::transport::{Caps, LaneLimits, Scope};
+use zc::{BufPool, Connection, ConnectionOptions, Deadlines, FabricBuilder, Listener};
+
+use crate::run::{GUARD, Skipped};
+
+/// The largest message of the suite, bytes.
+const MAX_MESSAGE: usize = 64 << 20;
+/// The most memory that one end may map.
+const POOL_BYTES: usize = 512 << 20;
+/// Connections opened and closed by one behaviour.
+const CONNECTIONS: usize = 2000;
+
+/// A transport under test.
+#[derive(Clone)]
+pub struct Setup {
+    builder: Arc<dyn Fn() -> FabricBuilder + Send + Sync>,
+    uri: String,
+    max_message: usize,
+    connections: usize,
+    without: BTreeMap<&'static str, &'static str>,
+}
+
+impl Setup {
+    /// `builder` names transports and links; the suite sets pool, limits, options and deadlines itself.
+    ///
+    /// `uri` is where each behaviour listens: with port 0, or with `{}` where a unique name belongs, as in
+    /// `zc+unix://@{}`.
+    pub fn new(builder: impl Fn() -> FabricBuilder + Send + Sync + 'static, uri: impl Into<String>) -> Self {
+        Self {
+            builder: Arc::new(builder),
+            uri: uri.into(),
+            max_message: MAX_MESSAGE,
+            connections: CONNECTIONS,
+            without: BTreeMap::new(),
+        }
+    }
+
+    /// Sends no message larger than this, for transports that are slow on purpose.
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.max_message = bytes;
+        self
+    }
+
+    /// Opens and closes so many connections instead of 2000.
+    pub fn connections(mut self, count: usize) -> Self {
+        self.connections = count;
+        self
+    }
+
+    /// Leaves a behaviour out; the reason is shown.
+    pub fn without(mut self, behaviour: &'static str, why: &'static str) -> Self {
+        self.without.insert(behaviour, why);
+        self
+    }
+
+    pub(crate) fn left_out(&self, behaviour: &str) -> Option<&'static str> {
+        self.without.get(behaviour).copied()
+    }
+
+    fn unique_uri(&self) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.uri.replace("{}", &format!("conformance-{}-{n}", std::process::id()))
+    }
+}
+
+/// What a behaviour works with: the setup, and a pool for either end that is watched.
+pub struct Bench {
+    setup: Setup,
+    name: &'static str,
+    client_pool: BufPool,
+    server_pool: BufPool,
+}
+
+impl Bench {
+    pub(crate) fn new(setup: Setup, name: &'static str) -> Self {
+        let pool = || BufPool::builder().max_bytes(POOL_BYTES).build();
+        Self { setup, name, client_pool: pool(), server_pool: pool() }
+    }
+
+    /// The behaviour's whole path.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(crate) fn max_message(&self) -> usize {
+        self.setup.max_message
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.setup.connections
+    }
+
+    fn builder(&self) -> FabricBuilder {
+        // Nothing fails because the machine is busy.
+        let mut deadlines = Deadlines::default();
+        deadlines.connect = GUARD;
+        deadlines.hello = GUARD;
+        deadlines.offers = GUARD;
+        deadlines.join = GUARD;
+        (self.setup.builder)().options(options()).deadlines(deadlines)
+    }
+
+    /// The connecting side.
+    pub(crate) fn client(&self) -> FabricBuilder {
+        self.builder().pool(self.client_pool.clone())
+    }
+
+    /// The listening side.
+    pub(crate) fn server(&self) -> FabricBuilder {
+        self.builder().pool(self.server_pool.clone())
+    }
+
+    pub(crate) async fn listen(&self, server: FabricBuilder) -> Listener {
+        server.build().unwrap().listen(&self.setup.unique_uri()).await.unwrap()
+    }
+
+    pub(crate) async fn pair_of(
+        &self,
+        client: FabricBuilder,
+        server: FabricBuilder,
+    ) -> (Connection, Connection) {
+        let mut listener = self.listen(server).await;
+        let uri = listener.local_uri().to_string();
+        let client = client.build().unwrap();
+        let (connected, accepted) = tokio::join!(client.connect(&uri), listener.accept());
+        (connected.unwrap(), accepted.unwrap())
+    }
+
+    pub(crate) async fn pair(&self) -> (Connection, Connection) {
+        self.pair_of(self.client(), self.server()).await
+    }
+
+    /// Both ends with these limits.
+    pub(crate) async fn pair_within(&self, limits: LaneLimits) -> (Connection, Connection) {
+        self.pair_of(self.client().limits(limits), self.server().limits(limits)).await
+    }
+
+    /// What the transport of this connection claims.
+    pub(crate) fn claims(&self, connection: &Connection) -> Caps {
+        let fabric = self.client().build().unwrap();
+        let chosen = connection.report().chosen();
+        let found = fabric.probe().into_iter().find(|(name, _)| *name == chosen);
+        found.unwrap().1.unwrap()
+    }
+
+    /// Skips unless two processes can be connected.
+    pub(crate) async fn needs_processes(&self) -> Result<(), Skipped> {
+        let (client, _server) = self.pair().await;
+        match self.claims(&client).scope {
+            Scope::Process => Err(Skipped("the transport stays inside one process".into())),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn server_pool(&self) -> &BufPool {
+        &self.server_pool
+    }
+
+    /// Bytes lent by both pools.
+    pub(crate) fn in_use_bytes(&self) -> u64 {
+        self.client_pool.stats().in_use_bytes + self.server_pool.stats().in_use_bytes
+    }
+
+    /// Who still has buffers.
+    pub(crate) fn outstanding(&self) -> Vec<(&'static str, Usage)> {
+        let pools = [&self.client_pool, &self.server_pool];
+        pools.into_iter().flat_map(BufPool::outstanding_by_origin).collect()
+    }
+}
+
+/// Without keepalive: its pings would hide a wake-up that was lost.
+pub(crate) fn options() -> ConnectionOptions {
+    let mut options = ConnectionOptions::default();
+    options.keepalive_interval = Duration::ZERO;
+    options.drain = Duration::from_secs(2);
+    options
+}
+
+/// A receive window of so many bytes.
+pub(crate) fn window(bytes: u32) -> LaneLimits {
+    let mut limits = LaneLimits::default();
+    limits.recv_window = bytes;
+    limits
+}

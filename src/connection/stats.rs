@@ -1,0 +1,65 @@
+//! What a connection has done, in numbers.
+
+use std::time::Duration;
+
+use super::core::Core;
+
+/// Figures of one connection at one moment; see [`Connection::stats`](super::Connection::stats).
+/// They are read off state that the connection keeps anyway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionStats {
+    /// Messages handed to the lane.
+    pub sent_messages: u64,
+    /// Their payload, bytes.
+    pub sent_bytes: u64,
+    /// Messages that arrived and were queued for the application.
+    pub received_messages: u64,
+    /// Their payload, bytes.
+    pub received_bytes: u64,
+    /// Messages sent that the peer has not acknowledged. It acknowledges in batches, so this is an upper bound.
+    pub unacknowledged_messages: u64,
+    /// Senders that wait for their turn or for room, now.
+    pub waiting_senders: usize,
+    /// Sends and drains whose completion is awaited, now.
+    pub awaited_sends: usize,
+    /// Messages that arrived and were not received, now.
+    pub inbox_messages: usize,
+    /// How often a sender had to wait, for its turn, for room or for the peer's credit.
+    pub stalls: u64,
+    /// Times that the connection's own task ran.
+    pub driver_turns: u64,
+    /// Payload bytes copied in user space, both directions.
+    pub copied_bytes: u64,
+    /// Received memory that the application still holds, bytes.
+    pub leased_bytes: usize,
+    /// Since it came up.
+    pub age: Duration,
+    /// Since something was heard from the peer, keepalive included. Exact to some milliseconds.
+    pub silence: Duration,
+}
+
+impl Core {
+    pub(super) fn stats(&self) -> ConnectionStats {
+        let now = self.reactor.now();
+        let rx = self.lock_rx();
+        let tx = self.lock_tx();
+        let heard = if self.heard.load(std::sync::atomic::Ordering::Relaxed) { now } else { tx.last_heard };
+        ConnectionStats {
+            sent_messages: tx.seq.last_sent(),
+            sent_bytes: tx.sent_bytes,
+            received_messages: rx.arrived.seq.last(),
+            received_bytes: rx.arrived.bytes,
+            unacknowledged_messages: tx.seq.unacked(),
+            waiting_senders: tx.queue.len(),
+            awaited_sends: tx.tracked.len(),
+            inbox_messages: rx.arrived.inbox.len(),
+            stalls: tx.stalls,
+            driver_turns: tx.driver_turns,
+            copied_bytes: self.ledger.snapshot().copied_bytes(),
+            leased_bytes: self.leases.outstanding_bytes(),
+            age: now.saturating_duration_since(self.started),
+            silence: now.saturating_duration_since(heard),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Wakers are called after every lock is released, and the right one is called.
+//!
+//! Two things live here. A [`Section`] surrounds each use of a lane: wake-ups that fall due inside are
+//! kept and called when the thread has left its outermost section, so that an executor that polls
+//! inside `wake` finds no lock held. It covers what a lane calls by itself, too, because the wakers
+//! that a lane gets are [`RxWake`] and [`TxWake`].
+//!
+//! The [`Watch`] says who looks at the lane for incoming frames:
+//!
+//! * A receiver that waits is woken itself, alone.
+//! * A receiver that was served leaves the lane *unarmed* (nobody is woken by what comes next): it
+//!   will be back. Nobody else is woken for it, as long as nobody is in *need* of incoming records.
+//! * Those in need are senders that wait for room (credit comes in), for `Delivered`, for a flush or a
+//!   drain; and a peer that asked for an acknowledgement. For them the driver looks at once.
+//! * An application that takes long between two `recv`: the driver is *watching*, which means that it
+//!   looks within [`LOOK_INTERVAL`] (less with a short keepalive timeout), so that PINGs are answered
+//!   and acknowledgements go out. It is woken for that once per such interval, not per message.
+//!
+//! No wake-up is lost: each of the pairs (`armed`, `needy`) and (`armed`, `watched`) is a store by one
+//! side followed by a load of what the other side stores, all sequentially consistent; so at least one
+//! of the two sides sees the other, and wakes the driver.
+
+use std::cell::{Cell, RefCell};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
+use futures::task::AtomicWaker;
+use parking_lot::MutexGuard;
+use smallvec::SmallVec;
+
+/// How long incoming frames wait at most while the application neither receives nor waits for them.
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Few fall due in one section, so that keeping them costs no memory.
+type Due = SmallVec<[Waker; 8]>;
+
+thread_local! {
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    static DUE: RefCell<Due> = RefCell::default();
+}
+
+/// While it lives, this thread calls no waker of a connection.
+pub(super) struct Section(std::marker::PhantomData<*const ()>);
+
+impl Section {
+    pub(super) fn enter() -> Self {
+        DEPTH.with(|depth| depth.set(depth.get() + 1));
+        Self(std::marker::PhantomData)
+    }
+}
+
+impl Drop for Section {
+    fn drop(&mut self) {
+        let left = DEPTH.with(|depth| {
+            depth.set(depth.get() - 1);
+            depth.get() == 0
+        });
+        if left {
+            wake_due();
+        }
+    }
+}
+
+/// Calls the wakers that were kept. What is woken may poll at once and enter sections of its own.
+fn wake_due() {
+    let take = |due: &RefCell<Due>| {
+        let mut due = due.borrow_mut();
+        if due.is_empty() { None } else { Some(std::mem::take(&mut *due)) }
+    };
+    if let Ok(Some(due)) = DUE.try_with(take) {
+        due.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Calls the waker, as soon as this thread is in no section.
+pub(super) fn wake(waker: Waker) {
+    if DEPTH.with(Cell::get) == 0 {
+        return waker.wake();
+    }
+    let mut waker = Some(waker);
+    let kept = DUE.try_with(|due| due.borrow_mut().extend(waker.take()));
+    // A thread that is being taken down keeps nothing.
+    if let (Err(_), Some(waker)) = (kept, waker) {
+        waker.wake();
+    }
+}
+
+/// A lock that is held inside a [`Section`].
+pub(super) struct Locked<'a, T> {
+    // Dropped in this order: first unlocked, then left.
+    guard: MutexGuard<'a, T>,
+    _section: Section,
+}
+
+impl<'a, T> Locked<'a, T> {
+    pub(super) fn new(guard: MutexGuard<'a, T>) -> Self {
+        Self { guard, _section: Section::enter() }
+    }
+}
+
+impl<T> Deref for Locked<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for Locked<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+/// Who looks at the lane.
+#[derive(Default)]
+pub(super) struct Watch {
+    /// The lane has kept our waker and has not called it.
+    armed: AtomicBool,
+    /// Somebody other than the receiver waits for incoming records.
+    needy: AtomicBool,
+    /// The driver is to look now.
+    look: AtomicBool,
+    /// The driver looks within [`LOOK_INTERVAL`], or has been woken to see to it.
+    watched: AtomicBool,
+    receiver: AtomicWaker,
+    pub(super) driver: AtomicWaker,
+}
+
+impl Watch {
+    pub(super) fn wake_driver(&self) {
+        if let Some(waker) = self.driver.take() {
+            wake(waker);
+        }
+    }
+
+    pub(super) fn wake_receiver(&self) {
+        if let Some(waker) = self.receiver.take() {
+            wake(waker);
+        }
+    }
+
+    /// The receiver waits.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.receiver.register(waker);
+    }
+
+    /// The receiver does not wait any more.
+    pub(super) fn unregister(&self) {
+        self.receiver.take();
+    }
+
+    /// The lane is about to be polled with our waker. Set in front, so that a waker called meanwhile counts.
+    pub(super) fn arm(&self) {
+        self.armed.store(true, SeqCst);
+    }
+
+    pub(super) fn disarm(&self) {
+        self.armed.store(false, SeqCst);
+    }
+
+    pub(super) fn is_armed(&self) -> bool {
+        self.armed.load(SeqCst)
+    }
+
+    /// Makes the driver look at the lane.
+    pub(super) fn look(&self) {
+        self.look.store(true, SeqCst);
+        self.wake_driver();
+    }
+
+    fn watch(&self) {
+        if !self.watched.load(SeqCst) && !self.watched.swap(true, SeqCst) {
+            self.wake_driver();
+        }
+    }
+
+    /// Somebody begins to wait for incoming records.
+    pub(super) fn need(&self) {
+        self.needy.store(true, SeqCst);
+        if !self.is_armed() {
+            self.look();
+        }
+    }
+
+    /// Nobody but the receiver waits any more.
+    pub(super) fn need_nothing(&self) {
+        self.needy.store(false, SeqCst);
+    }
+
+    /// The receiver goes back to the application. `eager`: the peer waits for our answers.
+    pub(super) fn leave(&self, eager: bool) {
+        if self.is_armed() {
+            return;
+        }
+        if eager || self.needy.load(SeqCst) { self.look() } else { self.watch() }
+    }
+
+    /// The receiver goes away: what comes from now on is the driver's.
+    pub(super) fn hand_on(&self) {
+        if !self.is_armed() {
+            self.look();
+        }
+    }
+
+    /// For the driver: whether somebody asked it to look.
+    pub(super) fn take_look(&self) -> bool {
+        self.look.load(SeqCst) && self.look.swap(false, SeqCst)
+    }
+
+    /// For the driver: whether it is to look soon.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watched.load(SeqCst)
+    }
+
+    /// For the driver, in front of its look: from now on whoever leaves the lane unarmed says so again.
+    pub(super) fn unwatch(&self) {
+        self.watched.store(false, SeqCst);
+    }
+}
+
+/// What the receiving half of a lane wakes.
+pub(super) struct RxWake(pub(super) Arc<Watch>);
+
+impl Wake for RxWake {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        let watch = &self.0;
+        watch.disarm();
+        let Some(receiver) = watch.receiver.take() else { return watch.look() };
+        // Should the receiver's task not come, the driver does.
+        if watch.needy.load(SeqCst) {
+            watch.look()
+        } else {
+            watch.watch()
+        }
+        wake(receiver);
+    }
+}
+
+/// What the sending half of a lane and its background work wake: the driver.
+pub(super) struct TxWake(pub(super) Arc<Watch>);
+
+impl Wake for TxWake {
+    fn wake(self: Arc<Self>) {
+        self.0.wake_driver();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.wake_driver();
+    }
+}

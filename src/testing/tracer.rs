@@ -1,0 +1,290 @@
+//! A transport that records what crosses its lanes.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::memory::PinnedBufMut;
+use crate::transport::{
+    AllocFailure, Batch, BoxFuture, Caps, ControlLink, Frame, FrameKind, Lane, LaneError, LaneRx, LaneTx,
+    Offer, OfferContext, Reactor, Received, Role, SendRejected, SendReport, SendToken, Transport,
+    Unavailable, WireupError,
+};
+
+/// Events that a [`Trace`] keeps; later ones are counted only.
+pub const MAX_TRACE_EVENTS: usize = 65_536;
+
+/// What crossed one end of a lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Crossing {
+    /// The lane took a frame.
+    Sent {
+        /// What it carries.
+        kind: FrameKind,
+        /// Its sequence number; 0 for session records.
+        seq: u64,
+        /// Bytes of payload.
+        len: usize,
+    },
+    /// A frame came out of the lane.
+    Received {
+        /// What it carries.
+        kind: FrameKind,
+        /// Its sequence number; 0 for session records.
+        seq: u64,
+        /// Bytes of payload.
+        len: usize,
+    },
+    /// The peer's lane sends no more.
+    Closed,
+    /// The lane failed, in words.
+    Failed(String),
+}
+
+/// One line of a [`Trace`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TraceEvent {
+    /// Since the first lane came up, by the reactor's clock.
+    pub at: Duration,
+    /// The number of the lane's end, in the order in which they came up.
+    pub lane: u64,
+    /// Which end it is.
+    pub role: Role,
+    /// What crossed.
+    pub what: Crossing,
+}
+
+impl fmt::Display for TraceEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>12?} {} {:?} ", self.at, self.lane, self.role)?;
+        match &self.what {
+            Crossing::Sent { kind, seq, len } => write!(f, "-> {kind:?} seq {seq} {len} B"),
+            Crossing::Received { kind, seq, len } => write!(f, "<- {kind:?} seq {seq} {len} B"),
+            Crossing::Closed => f.write_str("closed"),
+            Crossing::Failed(why) => write!(f, "failed: {why}"),
+        }
+    }
+}
+
+/// What a [`Tracer`] has recorded. Cheap to clone; all clones see the same.
+#[derive(Debug, Clone, Default)]
+pub struct Trace(Arc<Mutex<Record>>);
+
+#[derive(Debug, Default)]
+struct Record {
+    began: Option<Instant>,
+    events: Vec<TraceEvent>,
+    lost: u64,
+}
+
+impl Trace {
+    /// Everything recorded so far, in order.
+    pub fn events(&self) -> Vec<TraceEvent> {
+        self.0.lock().events.clone()
+    }
+
+    /// Events beyond [`MAX_TRACE_EVENTS`].
+    pub fn lost(&self) -> u64 {
+        self.0.lock().lost
+    }
+}
+
+/// Wraps a transport and records what crosses its lanes, session records included.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use zc::testing::{Crossing, Tracer, fabric_over, mem_transport, pair};
+///
+/// let tracer = Tracer::new(mem_transport());
+/// let trace = tracer.trace();
+/// let (client, mut server) = pair(&fabric_over(Arc::new(tracer)).build()?).await?;
+/// client.send(&b"hello"[..]).await?;
+/// server.recv().await?;
+/// let sent = trace.events().into_iter().find(|event| matches!(event.what, Crossing::Sent { len: 5, .. }));
+/// println!("{}", sent.ok_or("nothing was sent")?); // 0ns 1 Client -> Data seq 1 5 B
+/// # Ok(()) }
+/// ```
+pub struct Tracer {
+    inner: Arc<dyn Transport>,
+    trace: Trace,
+    lanes: AtomicU64,
+}
+
+impl Tracer {
+    /// `inner`, watched. It keeps the name of `inner`.
+    pub fn new(inner: Arc<dyn Transport>) -> Self {
+        Self { inner, trace: Trace::default(), lanes: AtomicU64::new(0) }
+    }
+
+    /// What is being recorded.
+    pub fn trace(&self) -> Trace {
+        self.trace.clone()
+    }
+
+    fn watch(&self, lane: Lane, role: Role, reactor: Arc<dyn Reactor>) -> Lane {
+        let number = self.lanes.fetch_add(1, Ordering::Relaxed);
+        let pen = Pen { trace: self.trace.clone(), lane: number, role, reactor };
+        Lane {
+            tx: Box::new(TraceTx { inner: lane.tx, pen: pen.clone() }),
+            rx: Box::new(TraceRx { inner: lane.rx, pen }),
+            ..lane
+        }
+    }
+}
+
+impl Transport for Tracer {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn probe(&self) -> Result<Caps, Unavailable> {
+        self.inner.probe()
+    }
+
+    fn in_band(&self) -> bool {
+        self.inner.in_band()
+    }
+
+    fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
+        self.inner.offer(cx)
+    }
+
+    fn join<'a>(
+        &'a self,
+        role: Role,
+        mine: Offer,
+        peer: Offer,
+        link: &'a mut Option<Box<dyn ControlLink>>,
+        cx: OfferContext,
+    ) -> BoxFuture<'a, Result<Lane, WireupError>> {
+        Box::pin(async move {
+            let reactor = cx.reactor.clone();
+            let lane = self.inner.join(role, mine, peer, link, cx).await?;
+            Ok(self.watch(lane, role, reactor))
+        })
+    }
+}
+
+/// Writes for one end of one lane.
+#[derive(Clone)]
+struct Pen {
+    trace: Trace,
+    lane: u64,
+    role: Role,
+    reactor: Arc<dyn Reactor>,
+}
+
+impl Pen {
+    fn write(&self, what: Crossing) {
+        let now = self.reactor.now();
+        let mut record = self.trace.0.lock();
+        if record.events.len() >= MAX_TRACE_EVENTS {
+            record.lost += 1;
+            return;
+        }
+        let at = now.saturating_duration_since(*record.began.get_or_insert(now));
+        record.events.push(TraceEvent { at, lane: self.lane, role: self.role, what });
+    }
+
+    fn failed(&self, error: &LaneError) {
+        self.write(Crossing::Failed(error.to_string()));
+    }
+
+    fn received(&self, found: &Result<Received, LaneError>, out: &mut Batch<Frame>) {
+        match found {
+            Ok(Received::Closed) => self.write(Crossing::Closed),
+            Err(error) => self.failed(error),
+            Ok(Received::Some) => {
+                let mut seen = Batch::new();
+                for frame in out.drain() {
+                    let (kind, seq, len) = (frame.kind, frame.seq, frame.payload.len());
+                    self.write(Crossing::Received { kind, seq, len });
+                    seen.push(frame);
+                }
+                *out = seen;
+            }
+        }
+    }
+}
+
+struct TraceTx {
+    inner: Box<dyn LaneTx>,
+    pen: Pen,
+}
+
+impl LaneTx for TraceTx {
+    fn poll_alloc(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<Result<PinnedBufMut, AllocFailure>> {
+        self.inner.poll_alloc(cx, len)
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<Result<(), LaneError>> {
+        self.inner.poll_ready(cx, len).map_err(|error| {
+            self.pen.failed(&error);
+            error
+        })
+    }
+
+    fn start_send(&mut self, frame: Frame, report: bool) -> Result<SendToken, SendRejected> {
+        let (kind, seq, len) = (frame.kind, frame.seq, frame.payload.len());
+        let taken = self.inner.start_send(frame, report);
+        match &taken {
+            Ok(_) => self.pen.write(Crossing::Sent { kind, seq, len }),
+            Err(rejected) => self.pen.failed(&rejected.error),
+        }
+        taken
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        self.inner.poll_flush(cx)
+    }
+
+    fn poll_completions(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<(SendToken, SendReport)>,
+    ) -> Poll<Result<(), LaneError>> {
+        self.inner.poll_completions(cx, out)
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        self.inner.poll_close(cx)
+    }
+}
+
+struct TraceRx {
+    inner: Box<dyn LaneRx>,
+    pen: Pen,
+}
+
+impl LaneRx for TraceRx {
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<Frame>,
+    ) -> Poll<Result<Received, LaneError>> {
+        self.inner.poll_recv(cx, out).map(|found| {
+            self.pen.received(&found, out);
+            found
+        })
+    }
+
+    fn release(&mut self, bytes: usize) {
+        self.inner.release(bytes);
+    }
+
+    fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
+        let found = self.inner.try_recv(out).transpose();
+        if let Some(found) = &found {
+            self.pen.received(found, out);
+        }
+        found.transpose()
+    }
+}
