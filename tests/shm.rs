@@ -19,7 +19,7 @@ async fn pair(uri: &str) -> (Connection, Connection) {
 }
 
 fn body(len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i * 31 ^ i >> 9) as u8).collect()
+    (0..len).map(|i| ((i * 31) ^ (i >> 9)) as u8).collect()
 }
 
 async fn ping_pong(uri: &str) {
