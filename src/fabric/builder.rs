@@ -33,6 +33,8 @@ pub struct FabricBuilder {
 impl FabricBuilder {
     pub(super) fn compiled_in() -> Self {
         let builder = Self::default();
+        #[cfg(feature = "shm")]
+        let builder = builder.transport(Arc::new(zc_transport_shm::ShmTransport::default()));
         #[cfg(feature = "tcp")]
         let builder = {
             let stream: Arc<dyn Transport> = Arc::new(zc_transport_tcp::TcpTransport);

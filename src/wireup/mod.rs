@@ -278,12 +278,13 @@ impl<'a> Attempt<'a> {
         self.bring_up(&mine, &theirs).await
     }
 
-    fn start(&mut self, lane: Lane) -> Result<Connection, Error> {
+    fn start(&mut self, mut lane: Lane) -> Result<Connection, Error> {
         let shared = self.shared;
+        let link = self.ways.take().and_then(|ways| hand_over(&mut lane, ways));
         let report = Arc::new(std::mem::take(&mut self.report));
         let connection = Connection::start(Parts {
             lane,
-            link: self.ways.take().map(|ways| ways.io.into_link()),
+            link,
             role: self.role,
             reactor: shared.reactor.clone(),
             pool: shared.pool.clone(),
@@ -488,5 +489,21 @@ impl<'a> Attempt<'a> {
         let proved = deadline(&*shared.reactor, Stage::Offers, limit, proving).await;
         let proved = proved.unwrap_or(Err(Unavailable::Timeout { stage: Stage::Offers }))?;
         Ok((proved.cred, Some(proved.link)))
+    }
+}
+
+/// The link over which descriptors travelled goes on with the lane, if that wants it; what stays is
+/// watched by the connection.
+fn hand_over(lane: &mut Lane, ways: Ways) -> Option<Box<dyn ControlLink>> {
+    let Ways { io, side } = ways;
+    let control = io.into_link();
+    let Some(drive) = &mut lane.drive else { return Some(control) };
+    match side {
+        DescriptorSide::Socket(side) => {
+            drop(drive.adopt_link(side));
+            Some(control)
+        }
+        DescriptorSide::Link => drive.adopt_link(control),
+        DescriptorSide::Lost => Some(control),
     }
 }

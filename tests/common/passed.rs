@@ -93,7 +93,7 @@ impl Transport for Passed {
 }
 
 pub(crate) fn with(torn: bool, trust: Trust) -> FabricBuilder {
-    let policy = Policy::default().prefer(["passed"]);
+    let policy = Policy::default().prefer(["passed"]).with_override("^shm").unwrap();
     Fabric::auto_builder().transport(Arc::new(Passed { torn, trust })).policy(policy)
 }
 

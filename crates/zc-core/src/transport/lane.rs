@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::{AllocFailure, Caps, LaneError, SendRejected};
+use super::{AllocFailure, Caps, ControlLink, LaneError, SendRejected};
 use crate::memory::{LeaseBudget, Message, PinnedBufMut};
 
 /// What a frame carries.
@@ -193,6 +193,13 @@ pub trait LaneDrive: Send {
     /// Does what is due (acks, retransmissions, notifications, returned credit) and says when
     /// to call again at the latest. `Err` fails the connection.
     fn poll_drive(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, LaneError>;
+
+    /// Offers the lane the link over which its descriptors travelled, once the lane is committed to and
+    /// nothing else will use the link. A lane that wants it (to pass descriptors, to notice that the peer
+    /// died) keeps it, watches it in [`LaneDrive::poll_drive`] and returns `None`; else it comes back.
+    fn adopt_link(&mut self, link: Box<dyn ControlLink>) -> Option<Box<dyn ControlLink>> {
+        Some(link)
+    }
 }
 
 /// One connection's data path.
