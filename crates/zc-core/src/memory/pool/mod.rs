@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! try_alloc: thread cache -> shared list of the class -> cut a chunk out of a region, or map one
-//!            -> collect all caches, give back what is wholly free, cut again -> Exhausted
+//!            -> collect all caches, give back what is wholly free, cut again
+//!            -> lend a block of a larger class -> Exhausted
 //! ```
 //!
 //! Blocks are reused last in, first out. Their content is not cleared: it may be stale.
@@ -23,7 +24,7 @@ pub use classes::{CLASS_COUNT, MAX_CLASS_BYTES, MIN_CLASS_BYTES};
 pub use limits::{DEFAULT_POOL_DIVISOR, DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES};
 pub(super) use shared::Chunk;
 pub use stats::{MAX_ORIGINS, PoolStats, Usage};
-pub use waiters::AllocWaiter;
+pub use waiters::{AllocWaiter, MAX_OVERTAKEN};
 
 use super::{PinnedBufMut, Region, RegionError};
 use shared::Shared;
@@ -69,6 +70,11 @@ pub enum AllocError {
     /// The system refused a region.
     #[error(transparent)]
     Os(#[from] RegionError),
+}
+
+/// What a request for `need` bytes takes: where a smaller one finds nothing, this one doesn't either.
+fn rank(need: usize) -> usize {
+    classes::class_of(need).map_or(need, classes::class_len)
 }
 
 /// Closes the pool when the last handle goes.
@@ -149,8 +155,9 @@ impl BufPool {
         Ok(PinnedBufMut::from_block(block, headroom, 0))
     }
 
-    /// An empty buffer with room for at least `len` bytes, as soon as the pool can. First come,
-    /// first served; dropping the future leaves the queue.
+    /// An empty buffer with room for at least `len` bytes, as soon as the pool can. First come, first
+    /// served, but one that needs more than is free is overtaken by those that need less, up to
+    /// [`MAX_OVERTAKEN`] times. Dropping the future leaves the queue.
     pub async fn alloc(&self, len: usize) -> Result<PinnedBufMut, AllocError> {
         self.alloc_with_headroom(len, self.headroom).await
     }
@@ -186,13 +193,16 @@ impl BufPool {
             }
         }
         // Queued first, then tried again: whoever gives memory back now sees the queue.
-        if !waiter.queue_at(self.shared(), cx.waker()) {
+        if !waiter.queue_at(self.shared(), rank(len.saturating_add(headroom)), cx.waker()) {
             return Poll::Pending;
         }
         match self.try_alloc_with_headroom(len, headroom) {
-            Err(AllocError::Exhausted { .. }) => Poll::Pending,
+            Err(AllocError::Exhausted { .. }) => {
+                waiter.in_vain();
+                Poll::Pending
+            }
             done => {
-                waiter.leave();
+                waiter.leave(done.is_ok());
                 Poll::Ready(done)
             }
         }
