@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::*;
 use zc_core::memory::{BufPool, CopyPlace};
 use zc_core::transport::*;
+use zc_core::wire::FrameHeader;
 use zc_transport_tcp::CHUNK_BYTES;
 
 #[test]
@@ -177,5 +178,41 @@ fn grants_are_read_while_nothing_can_be_allocated() {
         .await
         .unwrap();
         drop(all);
+    });
+}
+
+/// A header alone takes the window from the pool at most, and each further piece doubles what is taken.
+#[test]
+fn no_more_memory_is_taken_than_twice_what_has_come() {
+    const WINDOW: usize = 2 << 20;
+    run(async {
+        let mut limits = LaneLimits::default();
+        limits.recv_window = WINDOW as u32;
+        let (link, mut peer) = links(tcp()).await;
+        let mut b = end(link, limits).await;
+        let payload = body(30 << 20, 3);
+        let header = FrameHeader::data(payload.len() as u32, 1).encode();
+        let (mut head, mut rest, mut got) = (&header[..], &payload[..], None);
+        while got.is_none() {
+            std::future::poll_fn(|cx| {
+                let next = if head.is_empty() { &mut rest } else { &mut head };
+                if let Poll::Ready(n) = peer.poll_write(cx, &next[..next.len().min(CHUNK_BYTES)]) {
+                    *next = &next[n.unwrap()..];
+                }
+                Poll::Ready(())
+            })
+            .await;
+            got = b.look();
+            let (taken, sent) = (b.pool.stats().in_use_bytes as usize, payload.len() - rest.len());
+            assert!(taken <= WINDOW.max(2 * sent), "{taken} bytes for {sent}");
+            tokio::task::yield_now().await;
+        }
+        let message = got.unwrap().unwrap().pop().unwrap().payload;
+        let pieces: Vec<_> = message.segments().iter().map(|piece| piece.len() >> 20).collect();
+        assert_eq!(pieces, [2, 2, 4, 8, 14]);
+        assert!(message == payload[..]);
+        assert!(b.lane.leases.outstanding_bytes() >= payload.len());
+        let copied = b.ledger.snapshot().copied_bytes() as usize;
+        assert!(copied < CHUNK_BYTES, "what came in one chunk with its header; not {copied}");
     });
 }
