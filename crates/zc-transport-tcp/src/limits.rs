@@ -12,8 +12,6 @@ pub const STAGE_BYTES: usize = 64 << 10;
 pub const CHUNK_BYTES: usize = 64 << 10;
 /// Frames of at least this many bytes are read into a buffer of their own.
 pub const DIRECT_MIN: usize = 16 << 10;
-/// Received messages up to the receive window, and up to so many bytes, lie in one piece.
-pub const AT_ONCE_MIN_BYTES: usize = 1 << 20;
 /// Small frames in a row after which reading goes back to chunks.
 pub(crate) const EXACT_FRAMES: u32 = 16;
 /// Reads of one poll; then others get their turn.

@@ -181,38 +181,50 @@ fn grants_are_read_while_nothing_can_be_allocated() {
     });
 }
 
-/// A header alone takes the window from the pool at most, and each further piece doubles what is taken.
+/// The headers of long messages take their memory at once, but neither all of the pool nor real memory.
 #[test]
-fn no_more_memory_is_taken_than_twice_what_has_come() {
-    const WINDOW: usize = 2 << 20;
+fn headers_alone_leave_memory_to_others() {
+    const POOL: usize = 64 << 20;
     run(async {
+        let pool = BufPool::builder().max_bytes(POOL).build();
         let mut limits = LaneLimits::default();
-        limits.recv_window = WINDOW as u32;
-        let (link, mut peer) = links(tcp()).await;
-        let mut b = end(link, limits).await;
-        let payload = body(30 << 20, 3);
-        let header = FrameHeader::data(payload.len() as u32, 1).encode();
-        let (mut head, mut rest, mut got) = (&header[..], &payload[..], None);
-        while got.is_none() {
-            std::future::poll_fn(|cx| {
-                let next = if head.is_empty() { &mut rest } else { &mut head };
-                if let Poll::Ready(n) = peer.poll_write(cx, &next[..next.len().min(CHUNK_BYTES)]) {
-                    *next = &next[n.unwrap()..];
-                }
-                Poll::Ready(())
-            })
-            .await;
-            got = b.look();
-            let (taken, sent) = (b.pool.stats().in_use_bytes as usize, payload.len() - rest.len());
-            assert!(taken <= WINDOW.max(2 * sent), "{taken} bytes for {sent}");
-            tokio::task::yield_now().await;
+        limits.recv_window = 64 << 10;
+        let mut ends = Vec::new();
+        for _ in 0..4 {
+            let (link, mut peer) = links(tcp()).await;
+            let mut end = end_with(link, limits, pool.clone()).await;
+            let header = FrameHeader::data(20 << 20, 1).encode();
+            std::future::poll_fn(|cx| peer.poll_write(cx, &header)).await.unwrap();
+            for _ in 0..20 {
+                assert!(end.look().is_none());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            ends.push((end, peer));
         }
-        let message = got.unwrap().unwrap().pop().unwrap().payload;
-        let pieces: Vec<_> = message.segments().iter().map(|piece| piece.len() >> 20).collect();
-        assert_eq!(pieces, [2, 2, 4, 8, 14]);
-        assert!(message == payload[..]);
-        assert!(b.lane.leases.outstanding_bytes() >= payload.len());
-        let copied = b.ledger.snapshot().copied_bytes() as usize;
-        assert!(copied < CHUNK_BYTES, "what came in one chunk with its header; not {copied}");
+        // Two of them have theirs, the others wait, and let those pass that ask for less.
+        assert_eq!(pool.stats().in_use_bytes, 40 << 20);
+        let mut asking = Box::pin(pool.alloc(20 << 20));
+        let got = std::future::poll_fn(|cx| {
+            assert!(ends.iter_mut().all(|(end, _)| end.look().is_none()));
+            asking.as_mut().poll(cx)
+        });
+        drop(got.await.unwrap());
+        // The first one goes: the third one gets its memory.
+        drop(ends.remove(0));
+        assert!(ends[1].0.look().is_none());
+        assert_eq!(pool.stats().in_use_bytes, 40 << 20);
+    });
+}
+
+/// What can never be had is an error, not a wait.
+#[test]
+fn a_message_that_the_pool_has_no_room_for_ends_the_lane() {
+    run(async {
+        let (link, mut peer) = links(tcp()).await;
+        let mut b =
+            end_with(link, LaneLimits::default(), BufPool::builder().max_bytes(16 << 20).build()).await;
+        let header = FrameHeader::data(13 << 20, 1).encode();
+        std::future::poll_fn(|cx| peer.poll_write(cx, &header)).await.unwrap();
+        assert!(matches!(b.recv().await, Err(LaneError::Memory(_))));
     });
 }

@@ -22,8 +22,9 @@ pub(super) const NOTES: &[Note] = &[
     note("Deadlines::join", "above 0", "as above"),
     note(
         "LaneLimits::recv_max_message",
-        "up to 4 GiB - 1",
-        "so much while such a message is received; at most `recv_window` (1 MiB) or twice what has come of it",
+        "up to 4 GiB - 1; what is longer than 3/4 of the pool's bound ends the connection",
+        "one buffer of that size while such a message is received, taken by its header alone: of the pool's bound, \
+         not of real memory, which follows what comes unless the pool is prefaulted or locked",
     ),
     note("LaneLimits::send_max_message", "set by the peer's HELLO", "none"),
     note(

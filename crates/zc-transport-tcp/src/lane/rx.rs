@@ -22,8 +22,7 @@
 //! whatever session records and grants travel in between: each of those costs one more system call, and
 //! none ever pushes payload to where it does not belong. A large message that comes alone costs two:
 //! header, payload. Copied is only what of the first large message came in a chunk with small ones.
-//! Nothing is guessed: memory is taken when a header has named a length and the credit covers it, of a very long
-//! payload piece by piece (see [`Body`]).
+//! Nothing is guessed: memory is taken when a header has named a length and the credit covers it.
 //!
 //! However much the application holds, reading goes on: records and grants travel behind messages. What the
 //! lease bounds is what the peer may send ([`Credit`]).
@@ -37,24 +36,27 @@ use std::task::{Context, Poll, ready};
 
 use smallvec::SmallVec;
 use zc_core::memory::{
-    AllocError, AllocWaiter, BufPool, CopyLedger, CopyPlace, KernelCopied, LeaseBudget, Message, PinnedBuf,
+    AllocError, AllocWaiter, BufPool, CopyLedger, CopyPlace, KernelCopied, LeaseBudget, PinnedBuf,
     PinnedBufMut, Pressure, copy_payload,
 };
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
 use zc_core::wire::{FRAME_HEADER_BYTES, FrameLimits, FrameType, WireError};
 
-use super::body::{Body, Pieces, Whole, next_piece};
+use super::body::{Body, Whole};
 use super::credit::Credit;
 use super::head::{Head, Scan, scan};
 use super::wakers::Wakers;
 use crate::io::ByteIo;
-use crate::limits::{AT_ONCE_MIN_BYTES, CHUNK_BYTES, DIRECT_MIN, EXACT_FRAMES, READS_PER_POLL};
+use crate::limits::{CHUNK_BYTES, DIRECT_MIN, EXACT_FRAMES, READS_PER_POLL};
 
 pub(super) struct Rx {
     io: ByteIo,
     parser: Parser,
     pool: BufPool,
     waiter: AllocWaiter,
+    /// What the peer was promised room for. Longer messages leave a share of the pool to others: a header alone
+    /// takes the memory for them.
+    granted_bytes: usize,
     closed: bool,
     failed: Option<LaneError>,
 }
@@ -66,8 +68,6 @@ struct Parser {
     credit: Arc<Credit>,
     wakers: Arc<Wakers>,
     limits: FrameLimits,
-    /// Payload for which memory is taken before any of it has come, bytes.
-    at_once: usize,
     /// The beginning of a head.
     front: SmallVec<[u8; 2 * FRAME_HEADER_BYTES]>,
     /// The frame whose head is whole.
@@ -100,7 +100,6 @@ impl Rx {
             credit,
             wakers,
             limits: FrameLimits { max_message: cx.limits.recv_max_message },
-            at_once: AT_ONCE_MIN_BYTES.max(cx.limits.recv_window as usize),
             front: SmallVec::new(),
             under_way: None,
             chunk: None,
@@ -109,7 +108,8 @@ impl Rx {
             received: 0,
         };
         let pool = cx.pool.with_origin("tcp rx");
-        Self { io, parser, pool, waiter: AllocWaiter::new(), closed: false, failed: None }
+        let granted_bytes = cx.limits.recv_window as usize;
+        Self { io, parser, pool, waiter: AllocWaiter::new(), granted_bytes, closed: false, failed: None }
     }
 
     /// Without a context nothing is armed.
@@ -175,13 +175,13 @@ impl Rx {
         out: &mut Batch<Frame>,
     ) -> Poll<Result<(), LaneError>> {
         while !out.is_full() && self.parser.find_head()? {
-            if let Some(len) = self.parser.memory_wanted() {
-                let buf = match self.alloc(cx, len) {
-                    Poll::Ready(buf) => Some(buf?),
-                    Poll::Pending if self.parser.is_record() => None,
+            if let Some(len) = self.parser.body_wanted() {
+                let body = match self.alloc(cx, len) {
+                    Poll::Ready(buf) => Body::in_pool(buf?, len),
+                    Poll::Pending if self.parser.is_record() => Body::on_heap(len),
                     Poll::Pending => return Poll::Pending,
                 };
-                self.parser.add_memory(buf, len);
+                self.parser.begin_body(body);
             }
             if !self.parser.take_frame(&self.pool, out)? {
                 break;
@@ -195,12 +195,16 @@ impl Rx {
         cx: &mut Option<&mut Context<'_>>,
         len: usize,
     ) -> Poll<Result<PinnedBufMut, LaneError>> {
-        let got = match cx {
-            Some(cx) => ready!(self.pool.poll_alloc(len, &mut self.waiter, cx)),
-            None => match self.pool.try_alloc(len) {
-                Err(AllocError::Exhausted { .. }) => return Poll::Pending,
-                done => done,
-            },
+        let (pool, waiter) = (&self.pool, &mut self.waiter);
+        let got = match (cx, len > self.granted_bytes) {
+            (Some(cx), false) => ready!(pool.poll_alloc(len, waiter, cx)),
+            (Some(cx), true) => ready!(pool.poll_alloc_sparing(len, waiter, cx)),
+            (None, false) => pool.try_alloc(len),
+            (None, true) => pool.try_alloc_sparing(len),
+        };
+        let got = match got {
+            Err(AllocError::Exhausted { .. }) => return Poll::Pending,
+            done => done,
         };
         Poll::Ready(got.map_err(|e| LaneError::Memory(e.to_string())))
     }
@@ -286,31 +290,20 @@ impl Parser {
         Ok(())
     }
 
-    /// So many bytes of memory of its own are what the frame under way needs first.
-    fn memory_wanted(&self) -> Option<usize> {
+    /// The payload's length, if the frame under way needs memory of its own.
+    fn body_wanted(&self) -> Option<usize> {
         let frame = self.under_way.as_ref()?;
         let len = frame.head.payload_bytes();
-        let left = match &frame.body {
-            Some(body) => body.lacks()?,
-            None if self.unread.len() < len => len,
-            None => return None,
-        };
-        Some(next_piece(len - left, left, self.at_once))
+        (frame.body.is_none() && self.unread.len() < len).then_some(len)
     }
 
-    /// The next `len` bytes of the frame under way go into `buf`; without one they are a record's.
-    fn add_memory(&mut self, buf: Option<PinnedBufMut>, len: usize) {
+    fn begin_body(&mut self, mut body: Body) {
         let ledger = if self.is_record() { None } else { Some(&*self.ledger) };
-        let Some(UnderWay { head, body }) = &mut self.under_way else { return };
-        let begun = std::mem::replace(&mut self.unread, PinnedBuf::empty());
-        let body = body.get_or_insert_with(|| match buf {
-            Some(_) => Body::in_pool(head.payload_bytes()),
-            None => Body::on_heap(len),
-        });
-        if let Some(buf) = buf {
-            body.add(buf, len);
+        body.begin(&self.unread, ledger);
+        self.unread = PinnedBuf::empty();
+        if let Some(frame) = &mut self.under_way {
+            frame.body = Some(body);
         }
-        body.begin(&begun, ledger);
     }
 
     /// One read through `read`, into what comes next in the stream: rest of the body, rest of a head, chunk.
@@ -320,10 +313,8 @@ impl Parser {
     ) -> Poll<io::Result<usize>> {
         let had = self.front.len();
         let body = self.under_way.as_mut().and_then(|frame| frame.body.as_mut());
-        // What follows a piece of a body that is not its last one is not a head.
-        let ends = body.as_ref().is_none_or(|body| body.is_last());
-        let chunk = if ends && self.exact_frames == 0 { self.chunk.as_mut() } else { None };
-        if ends && (chunk.is_none() || had > 0) {
+        let chunk = if self.exact_frames == 0 { self.chunk.as_mut() } else { None };
+        if chunk.is_none() || had > 0 {
             // A whole head is taken out at once and a bad one ends the lane, so some bytes are missing.
             if let Ok(Scan::Missing(n)) = scan(&self.front, self.limits) {
                 self.front.resize(had + n, 0);
@@ -361,11 +352,16 @@ impl Parser {
         let len = head.payload_bytes();
         let is_data = head.header.kind == FrameType::Data;
         let payload = match body.map(Body::into_whole) {
-            Some(Whole::Pool(pieces)) => self.lend_pieces(pieces, is_data)?,
+            Some(Whole::Pool(mut buf)) => {
+                if is_data {
+                    buf.attach_lease(self.leases.clone());
+                }
+                buf.freeze()
+            }
             Some(Whole::Heap(bytes)) => bytes.into(),
             None => {
                 let shared = self.unread.split_to(len);
-                if is_data { self.lend(shared, pool).into() } else { shared.into() }
+                if is_data { self.lend(shared, pool) } else { shared }
             }
         };
         let kind = match head.header.kind {
@@ -381,20 +377,8 @@ impl Parser {
             }
         };
         let ack = head.header.flags.ack_requested;
-        out.push(Frame { kind, ack, seq: head.header.seq, payload });
+        out.push(Frame { kind, ack, seq: head.header.seq, payload: payload.into() });
         Ok(true)
-    }
-
-    fn lend_pieces(&self, pieces: Pieces, is_data: bool) -> Result<Message, LaneError> {
-        let mut message = Message::new();
-        for mut piece in pieces {
-            if is_data {
-                piece.attach_lease(self.leases.clone());
-            }
-            // There are few: each is as long as all in front of it.
-            message.push(piece.freeze()).map_err(|_| LaneError::Other("too many pieces".into()))?;
-        }
-        Ok(message)
     }
 
     /// Lends a slice of a chunk, or copies it out when too much is lent already.

@@ -30,9 +30,12 @@ use super::{PinnedBufMut, Region, RegionError};
 use shared::Shared;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use waiters::rank;
 
 /// How many bytes of free dedicated blocks a pool keeps for reuse by default.
 pub const LARGE_CACHE_BYTES: usize = 64 << 20;
+/// One part in so many of a pool's bound is left to others by [`BufPool::poll_alloc_sparing`].
+pub const SPARED_DIVISOR: usize = 4;
 /// Dedicated blocks are multiples of this, so that they are reused for similar lengths.
 const LARGE_STEP_BYTES: usize = 1 << 20;
 
@@ -70,11 +73,6 @@ pub enum AllocError {
     /// The system refused a region.
     #[error(transparent)]
     Os(#[from] RegionError),
-}
-
-/// What a request for `need` bytes takes: where a smaller one finds nothing, this one doesn't either.
-fn rank(need: usize) -> usize {
-    classes::class_of(need).map_or(need, classes::class_len)
 }
 
 /// Closes the pool when the last handle goes.
@@ -178,6 +176,33 @@ impl BufPool {
         self.poll_with_headroom(len, self.headroom, waiter, cx)
     }
 
+    /// As [`try_alloc`](Self::try_alloc), for what somebody else asks of us: leaves one part in
+    /// [`SPARED_DIVISOR`] of the bound to everything else.
+    pub fn try_alloc_sparing(&self, len: usize) -> Result<PinnedBufMut, AllocError> {
+        let need = len.saturating_add(self.headroom);
+        let max = self.max_bytes() - self.max_bytes() / SPARED_DIVISOR;
+        if need > max {
+            return Err(AllocError::TooLarge { need, max });
+        }
+        let in_use = self.shared().tallies().in_use_bytes();
+        if in_use.saturating_add(need as u64) > max as u64 {
+            return Err(AllocError::Exhausted { need, in_use, max });
+        }
+        self.try_alloc(len)
+    }
+
+    /// As [`poll_alloc`](Self::poll_alloc), with the restriction of [`try_alloc_sparing`](Self::try_alloc_sparing).
+    /// All that are not restricted so overtake it, however often.
+    pub fn poll_alloc_sparing(
+        &self,
+        len: usize,
+        waiter: &mut AllocWaiter,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<PinnedBufMut, AllocError>> {
+        let rank = rank(len.saturating_add(self.headroom), true);
+        self.poll_with(|| self.try_alloc_sparing(len), rank, waiter, cx)
+    }
+
     fn poll_with_headroom(
         &self,
         len: usize,
@@ -185,18 +210,29 @@ impl BufPool {
         waiter: &mut AllocWaiter,
         cx: &mut Context<'_>,
     ) -> Poll<Result<PinnedBufMut, AllocError>> {
+        let rank = rank(len.saturating_add(headroom), false);
+        self.poll_with(|| self.try_alloc_with_headroom(len, headroom), rank, waiter, cx)
+    }
+
+    fn poll_with(
+        &self,
+        look: impl Fn() -> Result<PinnedBufMut, AllocError>,
+        rank: usize,
+        waiter: &mut AllocWaiter,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<PinnedBufMut, AllocError>> {
         let wait_first = waiter.is_queued() || self.shared().waiters().any();
         if !wait_first {
-            match self.try_alloc_with_headroom(len, headroom) {
+            match look() {
                 Err(AllocError::Exhausted { .. }) => {}
                 done => return Poll::Ready(done),
             }
         }
         // Queued first, then tried again: whoever gives memory back now sees the queue.
-        if !waiter.queue_at(self.shared(), rank(len.saturating_add(headroom)), cx.waker()) {
+        if !waiter.queue_at(self.shared(), rank, cx.waker()) {
             return Poll::Pending;
         }
-        match self.try_alloc_with_headroom(len, headroom) {
+        match look() {
             Err(AllocError::Exhausted { .. }) => {
                 waiter.in_vain();
                 Poll::Pending

@@ -420,6 +420,7 @@ proptest! {
 /// A task that waits for a buffer and then keeps it.
 struct Waits<'a> {
     len: usize,
+    spares: bool,
     alloc: std::pin::Pin<Box<dyn Future<Output = Result<PinnedBufMut, AllocError>> + 'a>>,
     woken: Arc<Woken>,
     got: Option<PinnedBufMut>,
@@ -436,7 +437,14 @@ impl Wake for Woken {
 impl<'a> Waits<'a> {
     fn new(pool: &'a BufPool, len: usize) -> Self {
         let woken = Arc::new(Woken(AtomicBool::new(true)));
-        Self { len, alloc: Box::pin(pool.alloc(len)), woken, got: None }
+        Self { len, spares: false, alloc: Box::pin(pool.alloc(len)), woken, got: None }
+    }
+
+    /// One that leaves a share of the pool to others.
+    fn sparing(pool: &'a BufPool, len: usize) -> Self {
+        let mut waiter = AllocWaiter::new();
+        let alloc = std::future::poll_fn(move |cx| pool.poll_alloc_sparing(len, &mut waiter, cx));
+        Self { spares: true, alloc: Box::pin(alloc), ..Self::new(pool, len) }
     }
 
     fn is_due(&self) -> bool {
@@ -476,16 +484,20 @@ proptest! {
     #[test]
     fn waiters_of_all_sizes_are_served_from_a_tiny_pool(
         held in prop::collection::vec(any_len(), 1..60),
-        wanted in prop::collection::vec(any_len(), 1..24),
+        wanted in prop::collection::vec((any_len(), any::<bool>()), 1..24),
         random in prop::collection::vec(any::<usize>(), 64),
     ) {
         let p = pool(1 << 20);
         let mut random = random.into_iter().cycle();
         let mut held: Vec<_> = held.into_iter().filter_map(|len| p.try_alloc(len).ok()).collect();
-        let mut tasks: Vec<_> = wanted.into_iter().map(|len| Waits::new(&p, len)).collect();
+        let task = |(len, spares): (usize, bool)| match spares {
+            true => Waits::sparing(&p, len.min(700_000)),
+            false => Waits::new(&p, len),
+        };
+        let mut tasks: Vec<_> = wanted.iter().copied().map(task).collect();
         settle(&mut tasks, &mut random);
         while tasks.iter().any(|task| task.got.is_none()) {
-            for task in tasks.iter().filter(|task| task.got.is_none()) {
+            for task in tasks.iter().filter(|task| task.got.is_none() && !task.spares) {
                 prop_assert!(p.try_alloc(task.len).is_err(), "{} bytes are free and waited for", task.len);
             }
             // Something is given back, by who held it before or by who was served, in any order.

@@ -3,18 +3,28 @@
 //! The first one may need more than is free while somebody behind it needs less, and may even wait for
 //! memory that only comes back when that one goes on. So whoever needs less than everybody in front of it
 //! gets what those have looked at in vain, but overtakes nobody more than [`MAX_OVERTAKEN`] times, so that
-//! the large ones get their turn, too.
+//! the large ones get their turn, too. (Those that leave a share of the pool to all others let them pass always.)
 //!
 //! ```text
 //! memory comes back -> wakes the first -> finds too little -> wakes the next that needs less -> ...
 //! ```
 
+use super::classes::{class_len, class_of};
 use super::shared::Shared;
 use crate::memory::sync::Mutex;
 use crate::memory::sync::atomic::{AtomicUsize, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
+
+/// Set in the rank of those that leave a share of the pool to others: all others go first, however often.
+const PATIENT: usize = 1 << (usize::BITS - 1);
+
+/// The rank of those that wait for `need` bytes: where one finds nothing, no higher one does.
+pub(super) fn rank(need: usize, spares: bool) -> usize {
+    let need = class_of(need).map_or(need, class_len);
+    if spares { PATIENT | need } else { need & !PATIENT }
+}
 
 /// How often one that waits is overtaken by such as need less, before all behind it wait.
 pub const MAX_OVERTAKEN: u32 = 64;
@@ -34,31 +44,35 @@ struct Queue {
 }
 
 struct Waiting {
-    need: usize,
+    rank: usize,
     /// None: woken since it last looked.
     waker: Option<Waker>,
     overtaken: u32,
 }
 
 impl Waiting {
-    /// Whether one that needs `need` may pass: this one has looked in vain and needs more.
-    fn lets_pass(&self, need: usize) -> bool {
-        self.waker.is_some() && self.need > need && self.overtaken < MAX_OVERTAKEN
+    /// Whether one of `rank` may pass: this one has looked in vain and needs more.
+    fn lets_pass(&self, rank: usize) -> bool {
+        let gives_way = self.rank & PATIENT != 0 && rank & PATIENT == 0;
+        self.waker.is_some() && self.rank > rank && (gives_way || self.overtaken < MAX_OVERTAKEN)
     }
 }
 
 impl Queue {
-    /// The next one that gets what all in front of it can't use.
+    /// The next one that may pass all in front of it.
     fn next_after(&mut self, ticket: u64) -> Option<Waker> {
-        let mut least = usize::MAX;
+        let (mut least, mut most) = (usize::MAX, usize::MAX);
         for (id, waiting) in &mut self.waiting {
-            if *id > ticket && waiting.need < least {
+            if *id > ticket && waiting.rank < least.min(most) {
                 return waiting.waker.take();
             }
             if !waiting.lets_pass(0) {
                 return None;
             }
-            least = least.min(waiting.need);
+            least = least.min(waiting.rank);
+            if waiting.overtaken >= MAX_OVERTAKEN {
+                most = PATIENT;
+            }
         }
         None
     }
@@ -82,8 +96,8 @@ impl Waiters {
         self.count.load(Ordering::SeqCst) > 0
     }
 
-    /// Queues or refreshes; true if the caller may look for `need` bytes now.
-    pub(super) fn enqueue(&self, ticket: &mut Option<u64>, need: usize, waker: &Waker) -> bool {
+    /// Queues or refreshes; true if the caller may look for memory now.
+    pub(super) fn enqueue(&self, ticket: &mut Option<u64>, rank: usize, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut queue = self.queue.lock();
         let id = match *ticket {
@@ -94,11 +108,17 @@ impl Waiters {
             }
         };
         let overtaken = queue.waiting.get(&id).map_or(0, |waiting| waiting.overtaken);
-        let old = queue.waiting.insert(id, Waiting { need, waker: Some(waker), overtaken });
+        let old = queue.waiting.insert(id, Waiting { rank, waker: Some(waker), overtaken });
         self.count.store(queue.waiting.len(), Ordering::SeqCst);
-        let may_look = queue.waiting.range(..id).all(|(_, waiting)| waiting.lets_pass(need));
+        let may_look = queue.waiting.range(..id).all(|(_, waiting)| waiting.lets_pass(rank));
+        // It was woken, and meanwhile others go first: the wake-up may be of use to one behind it.
+        let was_woken = old.as_ref().is_some_and(|old| old.waker.is_none());
+        let next = if was_woken && !may_look { queue.next_after(id) } else { None };
         drop(queue);
         drop(old); // Wakers are foreign code: not under the lock, not even dropping one.
+        if let Some(next) = next {
+            next.wake();
+        }
         may_look
     }
 
@@ -149,7 +169,7 @@ pub struct AllocWaiter {
 
 struct Place {
     pool: Weak<Shared>,
-    need: usize,
+    rank: usize,
     ticket: Option<u64>,
 }
 
@@ -170,16 +190,16 @@ impl AllocWaiter {
         self.place.is_some()
     }
 
-    /// Queues at `pool` for `need` bytes (leaving any other place); true if the caller may look now.
-    pub(super) fn queue_at(&mut self, pool: &Arc<Shared>, need: usize, waker: &Waker) -> bool {
+    /// Queues at `pool` (leaving any other place); true if the caller may look now.
+    pub(super) fn queue_at(&mut self, pool: &Arc<Shared>, rank: usize, waker: &Waker) -> bool {
         let stays =
-            |place: &Place| std::ptr::eq(place.pool.as_ptr(), Arc::as_ptr(pool)) && place.need == need;
+            |place: &Place| std::ptr::eq(place.pool.as_ptr(), Arc::as_ptr(pool)) && place.rank == rank;
         if self.place.as_ref().is_some_and(|place| !stays(place)) {
             self.leave(false);
         }
-        let new = || Place { pool: Arc::downgrade(pool), need, ticket: None };
+        let new = || Place { pool: Arc::downgrade(pool), rank, ticket: None };
         let place = self.place.get_or_insert_with(new);
-        pool.waiters().enqueue(&mut place.ticket, need, waker)
+        pool.waiters().enqueue(&mut place.ticket, rank, waker)
     }
 
     /// There was not enough; it keeps its place.
