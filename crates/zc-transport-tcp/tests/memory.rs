@@ -181,7 +181,7 @@ fn grants_are_read_while_nothing_can_be_allocated() {
     });
 }
 
-/// The headers of long messages take their memory at once, but neither all of the pool nor real memory.
+/// The headers of long messages take their memory at once, but not all of the pool.
 #[test]
 fn headers_alone_leave_memory_to_others() {
     const POOL: usize = 64 << 20;
