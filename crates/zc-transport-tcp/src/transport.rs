@@ -5,7 +5,7 @@ use zc_core::transport::{
     WireupError, ZeroCopy,
 };
 
-use crate::io::ByteIo;
+use crate::io::{ByteIo, LinkIo};
 use crate::lane;
 use crate::limits::{COALESCE_MAX, ZERO_COPY_MIN};
 use crate::link::StreamLink;
@@ -67,7 +67,7 @@ impl Transport for TcpTransport {
 /// The socket of a link of ours; of any other, the link itself.
 fn byte_io(link: Box<dyn ControlLink>) -> Result<ByteIo, LinkError> {
     if !link.as_any().is_some_and(|any| any.is::<StreamLink>()) {
-        return Ok(ByteIo::Link(std::sync::Arc::new(parking_lot::Mutex::new(link))));
+        return Ok(ByteIo::Link(LinkIo::new(link)));
     }
     let stream = link.into_any().downcast::<StreamLink>();
     Ok(stream.map_err(|_| LinkError::Address("the link is not what it says".into()))?.into_io())

@@ -39,7 +39,7 @@ pub use message::{MAX_SEGMENTS, Message, TooManySegments};
 pub use pool::{
     AllocError, AllocWaiter, BufPool, BufPoolBuilder, CLASS_COUNT, DEFAULT_POOL_DIVISOR,
     DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES, LARGE_CACHE_BYTES, MAX_CLASS_BYTES, MAX_ORIGINS,
-    MIN_CLASS_BYTES, PoolStats, Usage,
+    MAX_OVERTAKEN, MIN_CLASS_BYTES, PoolStats, SPARED_DIVISOR, Usage,
 };
 pub use region::{
     Backing, MAX_REGISTRARS, MemlockBudget, MemlockExceeded, MemlockGrant, PageKind, PeerMapping, Region,

@@ -127,7 +127,7 @@ pub struct LaneLimits {
     pub send_window: u32,
     /// Lent receive memory after which messages are copied out, bytes.
     pub lease_soft: usize,
-    /// Lent receive memory after which the connection is back-pressured, bytes.
+    /// Lent receive memory after which the peer gets no further credit, bytes.
     pub lease_hard: usize,
 }
 
@@ -180,6 +180,9 @@ pub trait LaneRx: Send {
     ) -> Poll<Result<Received, LaneError>>;
     /// The application took a data frame of this many payload bytes: credit may go back to the peer.
     /// Called once per message, since every message costs a least amount.
+    ///
+    /// A lane never stops reading because of its lease budget, or session records would not get through. Past
+    /// the hard lease it withholds credit instead, until the application holds less.
     fn release(&mut self, bytes: usize);
     /// The same as [`LaneRx::poll_recv`] without arming any wake-up: for spinning.
     ///
