@@ -232,6 +232,7 @@ impl<'a> Attempt<'a> {
             agent: concat!("zc/", env!("CARGO_PKG_VERSION")).to_owned(),
             same_host: same_host.clone(),
             control_lane: shared.control_lane(&addr, request),
+            remote: true,
         };
         let machine =
             Machine::new(role, hello).map_err(|source| Error::Wire { stage: Stage::Hello, source })?;
@@ -272,6 +273,7 @@ impl<'a> Attempt<'a> {
     fn start(&mut self, lane: Lane) -> Result<Connection, Error> {
         let shared = self.shared;
         let report = Arc::new(std::mem::take(&mut self.report));
+        let peer_remote = self.machine.peer().is_some_and(|hello| hello.remote);
         let connection = Connection::start(Parts {
             lane,
             link: self.ways.take().map(|ways| ways.io.into_link()),
@@ -280,6 +282,7 @@ impl<'a> Attempt<'a> {
             pool: shared.pool.clone(),
             ledger: self.cx.ledger.clone(),
             limits: self.cx.limits,
+            peer_remote,
             options: shared.options.clone(),
             report: report.clone(),
             peer: self.identity.clone(),

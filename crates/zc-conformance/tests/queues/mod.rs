@@ -67,7 +67,14 @@ impl Transport for Queues {
             let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
             let tx = Tx { to: out, cx: cx.clone(), waiter: AllocWaiter::new(), reports: VecDeque::new() };
             let rx = Rx { from: back, cx, leases: leases.clone(), waiter: AllocWaiter::new() };
-            Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: None, caps: self.probe()?, leases })
+            Ok(Lane {
+                tx: Box::new(tx),
+                rx: Box::new(rx),
+                drive: None,
+                remote: None,
+                caps: self.probe()?,
+                leases,
+            })
         })
     }
 }
