@@ -263,7 +263,9 @@ impl Run<'_> {
         key: [u8; REMOTE_WIRE_KEY_BYTES],
     ) -> Result<(), RemoteFault> {
         let core = self.core;
-        let Some((action, expected, payload)) = self.todo.next_record() else { return Ok(()) };
+        let Some((action, expected, payload)) = self.todo.next_record() else {
+            return Err(RemoteFault::Unsupported);
+        };
         let request = RemoteRequest { id: core.remote.next_id(), key, offset: self.offset, action };
         let len = payload.len();
         self.offset += match expected {

@@ -1,0 +1,237 @@
+//! Peers that are killed, that are old, or that don't keep to the protocol.
+
+use std::process::{Child, Command, Stdio};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use zc::wire::{FrameHeader, HELLO_HEADER_BYTES, RemoteAction, RemoteRequest, Tlvs, put_tlv};
+
+use super::*;
+
+const ENV_SERVE: &str = "ZC_TEST_REMOTE_URI";
+
+/// Killed however the test ends.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The other process of the test below: exports, serves two operations, and then stands still.
+#[test]
+fn peer_process() {
+    let Ok(uri) = std::env::var(ENV_SERVE) else { return };
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let fabric = Fabric::auto().unwrap();
+        let conn = fabric.connect(&uri).await.unwrap();
+        let export = fabric.export(1 << 20).unwrap();
+        let key = export.grant(&conn, Access::ALL, ..).unwrap();
+        conn.send(key.to_bytes()).await.unwrap();
+        export.notified().await;
+        // Nobody drives the connection from here on, and the parent kills.
+        std::thread::sleep(GUARD);
+    });
+}
+
+#[tokio::test]
+async fn an_owner_killed_under_way_leaves_it_unknown() {
+    guarded(async {
+        let fabric = Fabric::auto().unwrap();
+        let mut listener = fabric.listen("zc+tcp://127.0.0.1:0").await.unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "peers::peer_process", "--nocapture", "--test-threads=1"])
+            .env(ENV_SERVE, listener.local_uri().to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut child = Process(child);
+        let mut conn = listener.accept().await.unwrap();
+        let message = conn.recv().await.unwrap().unwrap();
+        let key = RemoteKey::from_bytes(message.as_contiguous().unwrap()).unwrap();
+        let remote = conn.remote();
+        assert_eq!(remote.fetch_add(&key, 0, 5).await.unwrap(), 0);
+        // Its answer may come or not: the other end stands still right after.
+        let _ = tokio::time::timeout(Duration::from_millis(1), remote.write_with_notify(&key, 8, vec![1], 1))
+            .await;
+        let mut pending: Vec<_> = (0..3).map(|_| Box::pin(remote.fetch_add(&key, 0, 1))).collect();
+        loop {
+            let mut left = Vec::new();
+            for mut future in pending {
+                if futures::poll!(future.as_mut()).is_pending() {
+                    left.push(future);
+                }
+            }
+            pending = left;
+            if pending.len() == 3 {
+                break;
+            }
+            // It was not standing still yet.
+            pending = (0..3).map(|_| Box::pin(remote.fetch_add(&key, 0, 1))).collect();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        child.0.kill().unwrap();
+        let mut unknown = 0;
+        for future in pending {
+            match future.await {
+                Ok(_) => {}
+                Err(error) => {
+                    assert!(matches!(error.fault, RemoteFault::Connection(_)), "{error}");
+                    assert_eq!(error.delivery(), Delivery::Unknown);
+                    unknown += 1;
+                }
+            }
+        }
+        assert!(unknown > 0, "nobody could answer");
+        assert_eq!(remote.read(&key, 0, 1).await.unwrap_err().delivery(), Delivery::NotSent);
+    })
+    .await;
+}
+
+/// Reads a HELLO and takes out that its sender knows REMOTE frames.
+async fn older_hello(from: &mut TcpStream) -> Vec<u8> {
+    let mut hello = vec![0; HELLO_HEADER_BYTES];
+    from.read_exact(&mut hello).await.unwrap();
+    let mut body = vec![0; u32::from_le_bytes(*hello[8..].first_chunk().unwrap()) as usize];
+    from.read_exact(&mut body).await.unwrap();
+    let mut older = Vec::new();
+    let mut found = false;
+    for tlv in Tlvs::new(&body) {
+        let tlv = tlv.unwrap();
+        if tlv.kind == 9 {
+            found = true;
+        } else {
+            put_tlv(&mut older, tlv.kind, tlv.value).unwrap();
+        }
+    }
+    assert!(found, "a HELLO of today says so");
+    hello.truncate(8);
+    hello.extend((older.len() as u32).to_le_bytes());
+    hello.extend(older);
+    hello
+}
+
+#[tokio::test]
+async fn a_peer_from_before_one_sided_operations_is_spoken_to_without() {
+    guarded(async {
+        let fabric = Fabric::auto().unwrap();
+        let mut listener = fabric.listen("zc+tcp://127.0.0.1:0").await.unwrap();
+        let server_address = listener.local_uri().to_string().strip_prefix("zc+tcp://").unwrap().to_owned();
+        let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("zc+tcp://{}", between.local_addr().unwrap());
+        let proxy = tokio::spawn(async move {
+            let (mut client, _) = between.accept().await.unwrap();
+            let mut server = TcpStream::connect(server_address).await.unwrap();
+            let hello = older_hello(&mut client).await;
+            server.write_all(&hello).await.unwrap();
+            let hello = older_hello(&mut server).await;
+            client.write_all(&hello).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        });
+        let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
+        let (client, mut server) = (client.unwrap(), server.unwrap());
+        assert_eq!((client.caps().one_sided, server.caps().one_sided), (OneSided::None, OneSided::None));
+        let export = fabric.export(64).unwrap();
+        assert!(matches!(export.grant(&server, Access::ALL, ..), Err(GrantError::Unsupported)));
+        let key = RemoteKey::from_bytes(&[1; 16]).unwrap();
+        let unsupported = |fault: &RemoteFault| matches!(fault, RemoteFault::Unsupported);
+        refused(client.remote().read(&key, 0, 1).await, unsupported);
+        refused(client.remote().fetch_add(&key, 0, 1).await, unsupported);
+        client.send(&b"hello"[..]).await.unwrap();
+        assert_eq!(server.recv().await.unwrap().unwrap(), b"hello"[..]);
+        drop((client, server));
+        proxy.await.unwrap();
+    })
+    .await;
+}
+
+/// A connection of ours with a peer whose bytes, from some point on, are replaced by `bytes`.
+async fn injected(bytes: Vec<u8>) -> ConnectionError {
+    let fabric = Fabric::auto().unwrap();
+    let mut listener = fabric.listen("zc+tcp://127.0.0.1:0").await.unwrap();
+    let server_address = listener.local_uri().to_string().strip_prefix("zc+tcp://").unwrap().to_owned();
+    let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("zc+tcp://{}", between.local_addr().unwrap());
+    let (up, is_up) = tokio::sync::oneshot::channel();
+    let proxy = tokio::spawn(async move {
+        let (mut client, _) = between.accept().await.unwrap();
+        let mut server = TcpStream::connect(server_address).await.unwrap();
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut client, &mut server) => panic!("it ended early"),
+            _ = is_up => {}
+        }
+        let _ = server.write_all(&bytes).await;
+        // The answers are never read.
+        (client, server)
+    });
+    let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
+    let (mut client, mut server) = (client.unwrap(), server.unwrap());
+    let export = fabric.export(64 << 10).unwrap();
+    let _key = export.grant(&server, Access::ALL, ..).unwrap();
+    client.send(&b"up"[..]).await.unwrap();
+    server.recv().await.unwrap();
+    // Nothing of the set-up is on its way any more.
+    server.send(&b"up"[..]).await.unwrap();
+    client.recv().await.unwrap();
+    up.send(()).unwrap();
+    let error = server.recv().await.unwrap_err();
+    drop(proxy.await.unwrap());
+    assert!(content(&export).iter().all(|byte| *byte == 0));
+    error
+}
+
+fn framed(record: &[u8]) -> Vec<u8> {
+    let mut bytes = FrameHeader::remote(record.len() as u32).encode().to_vec();
+    bytes.extend(record);
+    bytes
+}
+
+fn request(id: u64, action: RemoteAction) -> Vec<u8> {
+    let mut record = Vec::new();
+    RemoteRequest { id, key: [3; 16], offset: 0, action }.encode(&mut record);
+    framed(&record)
+}
+
+#[tokio::test]
+async fn hostile_records_end_their_connection_with_a_typed_error() {
+    let add = RemoteAction::FetchAdd { add: 1 };
+    let read = RemoteAction::Read { len: CHUNK as u32, extent: CHUNK as u64 };
+    let wrong_order = [request(1, add), request(3, add)].concat();
+    let mut cut = request(1, read);
+    cut.truncate(40);
+    cut[4] = 24;
+    let answer = {
+        let mut record = vec![0x80];
+        record.resize(24, 0);
+        framed(&record)
+    };
+    for (name, bytes) in [
+        ("a number left out", wrong_order),
+        ("a short record", cut),
+        ("an answer to nothing", answer),
+        ("an empty record", framed(&[])),
+        ("no operation", framed(&[9; 56])),
+    ] {
+        let error = guarded(injected(bytes)).await;
+        let typed = matches!(error, ConnectionError::Session(_) | ConnectionError::Lane(_));
+        assert!(typed && !error.to_string().contains("gone"), "{name}: {error}");
+    }
+    let long = FrameHeader::remote(CHUNK as u32 + 57).encode().to_vec();
+    let error = guarded(injected(long)).await;
+    assert!(error.to_string().contains("remote record is too long"), "{error}");
+}
+
+#[tokio::test]
+async fn a_peer_that_asks_without_end_and_reads_nothing_is_bounded() {
+    // Refused answers are small, so that the socket takes many before it is full; then it must end.
+    let mut bytes = Vec::new();
+    for id in 1..=200_000 {
+        bytes.extend(request(id, RemoteAction::FetchAdd { add: 1 }));
+    }
+    let error = guarded(injected(bytes)).await;
+    assert!(error.to_string().contains("without an answer"), "{error}");
+}
