@@ -211,7 +211,8 @@ async fn revoking_and_dropping_end_access() {
 
 #[tokio::test]
 async fn a_write_that_is_revoked_under_way_stops_there_and_says_so() {
-    let len = 40 * CHUNK;
+    // More than the window: it can't all be on its way before the future is polled again.
+    let len = 3 * MAX_REMOTE_RECORDS * CHUNK;
     let (export, key, remote, client, _server) = exported(len, Access::WRITE).await;
     guarded(async {
         let write = remote.write(&key, 0, vec![1; len]);

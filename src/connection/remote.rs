@@ -62,6 +62,7 @@ impl RemoteMemory {
         if len > MAX_REMOTE_READ {
             return Err(RemoteError::not_done(RemoteFault::TooLarge { len, max: MAX_REMOTE_READ }));
         }
+        within(offset, len)?;
         let todo = match self.handle.core().remote.mode() {
             OneSided::Native => Todo::ReadInto { into: self.room(len).await?, len },
             _ => Todo::Read { left: len },
@@ -80,7 +81,7 @@ impl RemoteMemory {
         offset: u64,
         message: impl Into<Message>,
     ) -> Result<(), RemoteError> {
-        self.run(key, offset, Todo::Write { left: message.into(), notify: None }).await.map(drop)
+        self.put(key, offset, message.into(), None).await
     }
 
     /// Writes a message and then tells the owner `value`: [`Export::notified`](crate::Export::notified).
@@ -95,7 +96,7 @@ impl RemoteMemory {
         message: impl Into<Message>,
         value: u64,
     ) -> Result<(), RemoteError> {
-        self.run(key, offset, Todo::Write { left: message.into(), notify: Some(value) }).await.map(drop)
+        self.put(key, offset, message.into(), Some(value)).await
     }
 
     /// Sets the word at `offset` to `new` if it is `expected`. Returns what it was. Words are in the
@@ -123,6 +124,17 @@ impl RemoteMemory {
         Ok(old)
     }
 
+    async fn put(
+        &self,
+        key: &RemoteKey,
+        offset: u64,
+        left: Message,
+        notify: Option<u64>,
+    ) -> Result<(), RemoteError> {
+        within(offset, left.len())?;
+        self.run(key, offset, Todo::Write { left, notify }).await.map(drop)
+    }
+
     fn run(&self, key: &RemoteKey, offset: u64, todo: Todo) -> Run<'_> {
         let operation = Arc::new(Operation::default());
         Run { core: self.handle.core(), operation, key: *key, offset, todo, begun: 0, place: None }
@@ -134,6 +146,12 @@ impl RemoteMemory {
         let polled = std::future::poll_fn(|cx| core.lock_tx().lane.poll_alloc(cx, len.max(1)));
         polled.await.map_err(|error| RemoteError::not_done(RemoteFault::Memory(error.to_string())))
     }
+}
+
+/// Offsets count up to `u64::MAX` and never wrap around, whatever the peer makes of them.
+fn within(offset: u64, len: usize) -> Result<(), RemoteError> {
+    let end = offset.checked_add(len as u64);
+    end.map(drop).ok_or_else(|| RemoteError::not_done(RemoteFault::OutOfBounds))
 }
 
 /// What is left of an operation.

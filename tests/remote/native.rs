@@ -8,8 +8,8 @@ use std::sync::{LazyLock, Mutex};
 use zc::memory::{CopyLedger, ExportMemory};
 use zc::testing::stream_transport;
 use zc::transport::{
-    Batch, BoxFuture, Caps, ControlLink, Lane, LaneError, LaneRemote, NotifySink, Offer, OfferContext,
-    RemoteCompletion, RemoteGrant, RemoteOp, RemoteToken, Revoked, Role, Transport, Unavailable, WireupError,
+    Batch, BoxFuture, Caps, ControlLink, Lane, LaneError, LaneRemote, Offer, OfferContext, RemoteCompletion,
+    RemoteGrant, RemoteOp, RemoteToken, Revoked, Role, Transport, Unavailable, WireupError,
 };
 use zc::wire::RemoteStatus;
 

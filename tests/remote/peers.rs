@@ -149,21 +149,21 @@ async fn a_peer_from_before_one_sided_operations_is_spoken_to_without() {
     .await;
 }
 
-/// A connection of ours with a peer whose bytes, from some point on, are replaced by `bytes`.
-async fn injected(bytes: Vec<u8>) -> ConnectionError {
+/// Why a connection of ours ends when its peer, which has a key, says this.
+async fn injected(bytes: impl FnOnce([u8; 16]) -> Vec<u8>) -> ConnectionError {
     let fabric = Fabric::auto().unwrap();
     let mut listener = fabric.listen("zc+tcp://127.0.0.1:0").await.unwrap();
     let server_address = listener.local_uri().to_string().strip_prefix("zc+tcp://").unwrap().to_owned();
     let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = format!("zc+tcp://{}", between.local_addr().unwrap());
-    let (up, is_up) = tokio::sync::oneshot::channel();
+    let (up, is_up) = tokio::sync::oneshot::channel::<Vec<u8>>();
     let proxy = tokio::spawn(async move {
         let (mut client, _) = between.accept().await.unwrap();
         let mut server = TcpStream::connect(server_address).await.unwrap();
-        tokio::select! {
+        let bytes = tokio::select! {
             _ = tokio::io::copy_bidirectional(&mut client, &mut server) => panic!("it ended early"),
-            _ = is_up => {}
-        }
+            bytes = is_up => bytes.unwrap(),
+        };
         let _ = server.write_all(&bytes).await;
         // The answers are never read.
         (client, server)
@@ -171,13 +171,13 @@ async fn injected(bytes: Vec<u8>) -> ConnectionError {
     let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
     let (mut client, mut server) = (client.unwrap(), server.unwrap());
     let export = fabric.export(64 << 10).unwrap();
-    let _key = export.grant(&server, Access::ALL, ..).unwrap();
+    let key = export.grant(&server, Access::ALL, ..).unwrap();
     client.send(&b"up"[..]).await.unwrap();
     server.recv().await.unwrap();
     // Nothing of the set-up is on its way any more.
     server.send(&b"up"[..]).await.unwrap();
     client.recv().await.unwrap();
-    up.send(()).unwrap();
+    up.send(bytes(*key.as_bytes().first_chunk().unwrap())).unwrap();
     let error = server.recv().await.unwrap_err();
     drop(proxy.await.unwrap());
     assert!(content(&export).iter().all(|byte| *byte == 0));
@@ -190,48 +190,40 @@ fn framed(record: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn request(id: u64, action: RemoteAction) -> Vec<u8> {
+fn request(key: [u8; 16], id: u64, action: RemoteAction) -> Vec<u8> {
     let mut record = Vec::new();
-    RemoteRequest { id, key: [3; 16], offset: 0, action }.encode(&mut record);
+    RemoteRequest { id, key, offset: 0, action }.encode(&mut record);
     framed(&record)
 }
 
 #[tokio::test]
 async fn hostile_records_end_their_connection_with_a_typed_error() {
-    let add = RemoteAction::FetchAdd { add: 1 };
-    let read = RemoteAction::Read { len: CHUNK as u32, extent: CHUNK as u64 };
-    let wrong_order = [request(1, add), request(3, add)].concat();
-    let mut cut = request(1, read);
-    cut.truncate(40);
-    cut[4] = 24;
-    let answer = {
-        let mut record = vec![0x80];
-        record.resize(24, 0);
-        framed(&record)
-    };
+    let ask = |id| request([3; 16], id, RemoteAction::Read { len: 8, extent: 8 });
+    let mut short = ask(1);
+    short.truncate(40);
+    short[4] = 24;
+    let mut answer = vec![0x80];
+    answer.resize(24, 0);
     for (name, bytes) in [
-        ("a number left out", wrong_order),
-        ("a short record", cut),
-        ("an answer to nothing", answer),
+        ("a number left out", [ask(1), ask(3)].concat()),
+        ("a short record", short),
+        ("an answer to nothing", framed(&answer)),
         ("an empty record", framed(&[])),
         ("no operation", framed(&[9; 56])),
     ] {
-        let error = guarded(injected(bytes)).await;
+        let error = guarded(injected(|_| bytes)).await;
         let typed = matches!(error, ConnectionError::Session(_) | ConnectionError::Lane(_));
-        assert!(typed && !error.to_string().contains("gone"), "{name}: {error}");
+        assert!(typed && !error.to_string().contains("went away"), "{name}: {error}");
     }
     let long = FrameHeader::remote(CHUNK as u32 + 57).encode().to_vec();
-    let error = guarded(injected(long)).await;
+    let error = guarded(injected(|_| long)).await;
     assert!(error.to_string().contains("remote record is too long"), "{error}");
 }
 
 #[tokio::test]
 async fn a_peer_that_asks_without_end_and_reads_nothing_is_bounded() {
-    // Refused answers are small, so that the socket takes many before it is full; then it must end.
-    let mut bytes = Vec::new();
-    for id in 1..=200_000 {
-        bytes.extend(request(id, RemoteAction::FetchAdd { add: 1 }));
-    }
-    let error = guarded(injected(bytes)).await;
+    // 64 MiB of answers: more than the sockets take.
+    let read = RemoteAction::Read { len: CHUNK as u32, extent: CHUNK as u64 };
+    let error = guarded(injected(|key| (1..=1024).flat_map(|id| request(key, id, read)).collect())).await;
     assert!(error.to_string().contains("without an answer"), "{error}");
 }
