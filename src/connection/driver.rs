@@ -91,6 +91,7 @@ impl Drop for Driver {
                 _ => ConnectionError::NoRuntime("the connection's task was dropped".into()),
             });
         }
+        self.core.remote.settle();
         self.obituary.publish(&self.core);
     }
 }

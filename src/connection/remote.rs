@@ -410,7 +410,7 @@ impl Core {
 
     /// Hands over the answers to the peer's requests, and serves those that waited for room.
     pub(super) fn push_answers(&self, tx: &mut TxState) -> Result<(), ConnectionError> {
-        if self.remote.mode() != OneSided::Emulated || tx.failed.is_some() || tx.close_sent {
+        if !self.remote.is_serving() || tx.failed.is_some() || tx.close_sent {
             return Ok(());
         }
         loop {

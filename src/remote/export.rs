@@ -154,6 +154,8 @@ impl Export {
         let range = self.checked(range)?;
         let remote = connection.remote_state();
         let notified = Arc::new(AtomicUsize::new(0));
+        // Held meanwhile, so that the memory is not replaced.
+        let mut grants = self.shared.grants.lock();
         let key = match remote.mode() {
             OneSided::Emulated => {
                 remote.grant(|key| Grant { export: self.shared.clone(), range, access, key, notified })
@@ -162,16 +164,14 @@ impl Export {
                 let export = Arc::downgrade(&self.shared);
                 let sink = Arc::new(KeySink { export, key: OnceLock::new(), of_key: notified });
                 let memory = self.shared.memory().clone();
-                remote.grant_native(RemoteGrant { memory, range, access, notify: sink.clone() }).inspect(
-                    |key| {
-                        // Before the peer can know it.
-                        let _ = sink.key.set(*key);
-                    },
-                )
+                let grant = RemoteGrant { memory, range, access, notify: sink.clone() };
+                // The sink knows the key before the peer can.
+                remote.grant_native(grant, &self.shared).inspect(|key| {
+                    let _ = sink.key.set(*key);
+                })
             }
             _ => Err(GrantError::Unsupported),
         }?;
-        let mut grants = self.shared.grants.lock();
         grants.retain(|(_, remote)| remote.strong_count() > 0);
         grants.push((key, Arc::downgrade(remote)));
         drop(grants);
@@ -233,6 +233,23 @@ impl Export {
     }
 }
 
+#[cfg(test)]
+impl Export {
+    /// A grant without a connection around it.
+    pub(super) fn granted_to(
+        &self,
+        remote: &Arc<Remote>,
+        access: Access,
+        range: std::ops::Range<u64>,
+    ) -> RemoteKey {
+        let notified = Arc::new(AtomicUsize::new(0));
+        let grant = |key| Grant { export: self.shared.clone(), range, access, key, notified };
+        let Ok(key) = remote.grant(grant) else { panic!("it is not granted") };
+        self.shared.grants.lock().push((key, Arc::downgrade(remote)));
+        key
+    }
+}
+
 impl std::fmt::Debug for Export {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Export").field("len", &self.len()).finish_non_exhaustive()
@@ -257,8 +274,9 @@ impl Shared {
         self.memory.read()
     }
 
-    /// Goes on with a copy, where no native peer of the old memory has access.
-    fn replace(&self) -> Result<(), RegionError> {
+    /// Goes on with a copy, to which no peer has access but through our session layer.
+    pub(super) fn replace(&self) -> Result<(), RegionError> {
+        let mut grants = self.grants.lock();
         let mut memory = self.memory.write();
         let len = memory.len();
         let fresh = self::memory(usize::try_from(len).unwrap_or(usize::MAX), self.in_memfd)?;
@@ -271,13 +289,12 @@ impl Shared {
         }
         *memory = fresh;
         drop(memory);
-        let is_native = |remote: &Weak<Remote>| {
-            remote.upgrade().is_some_and(|remote| matches!(remote.mode(), OneSided::Native))
+        let is_stale = |remote: &Weak<Remote>| {
+            remote.upgrade().is_none_or(|remote| matches!(remote.mode(), OneSided::Native))
         };
-        let (stale, kept) =
-            std::mem::take(&mut *self.grants.lock()).into_iter().partition(|(_, remote)| is_native(remote));
-        *self.grants.lock() = kept;
-        for (key, remote) in Vec::<(RemoteKey, Weak<Remote>)>::from(stale) {
+        let stale: Vec<_> = grants.extract_if(.., |(_, remote)| is_stale(remote)).collect();
+        drop(grants);
+        for (key, remote) in stale {
             if let Some(remote) = remote.upgrade() {
                 let _ = remote.revoke(&key);
             }

@@ -23,6 +23,8 @@ mod export;
 mod notify;
 mod state;
 mod target;
+#[cfg(test)]
+mod tests;
 mod window;
 
 pub use self::error::{GrantError, RemoteError, RemoteFault};

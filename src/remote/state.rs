@@ -1,7 +1,7 @@
 //! What one connection knows of one-sided operations. All locks here come after those of its halves.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
@@ -14,7 +14,8 @@ use zc_core::transport::{
 use zc_core::wire::{REMOTE_REQUEST_BYTES, RemoteAnswer, RemoteRecord, RemoteRequest};
 
 use super::error::GrantError;
-use super::target::{Grant, Target};
+use super::export::Shared;
+use super::target::{Grant, MAX_GRANTS, Target};
 use super::window::{Expected, Operation, Window};
 use crate::connection::quietly;
 
@@ -26,7 +27,12 @@ pub(crate) struct Remote {
     driver: Waker,
     target: Mutex<Target>,
     window: Mutex<Window>,
-    native: Option<Mutex<Native>>,
+    /// Until the connection has ended.
+    native: Mutex<Option<Native>>,
+    /// Answers are to be handed over, or reports are awaited. Spares those who send messages the lock.
+    serving: AtomicBool,
+    /// Somebody waits for an answer. The same.
+    asking: AtomicBool,
     /// Grants that the peer may use at any time.
     granted: AtomicUsize,
     /// Requests of either side so far.
@@ -36,6 +42,7 @@ pub(crate) struct Remote {
 struct Native {
     lane: Box<dyn LaneRemote>,
     under_way: Vec<(RemoteToken, Arc<Operation>)>,
+    granted: Vec<(RemoteKey, Weak<Shared>)>,
     batch: Batch<RemoteCompletion>,
 }
 
@@ -47,7 +54,7 @@ impl Remote {
         ledger: Arc<CopyLedger>,
         driver: Waker,
     ) -> Arc<Self> {
-        let native = |lane| Mutex::new(Native { lane, under_way: Vec::new(), batch: Batch::new() });
+        let native = |lane| Native { lane, under_way: Vec::new(), granted: Vec::new(), batch: Batch::new() };
         Arc::new(Self {
             mode,
             pool,
@@ -55,7 +62,9 @@ impl Remote {
             driver,
             target: Mutex::default(),
             window: Mutex::default(),
-            native: lane.map(native),
+            native: Mutex::new(lane.map(native)),
+            serving: AtomicBool::new(false),
+            asking: AtomicBool::new(false),
             granted: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
         })
@@ -84,15 +93,31 @@ impl Remote {
         Ok(key)
     }
 
-    pub(super) fn grant_native(&self, grant: RemoteGrant) -> Result<RemoteKey, GrantError> {
-        let native = self.native.as_ref().ok_or(GrantError::Unsupported)?;
-        Ok(quietly(|| native.lock().lane.grant(grant))?)
+    pub(super) fn grant_native(
+        &self,
+        grant: RemoteGrant,
+        export: &Arc<Shared>,
+    ) -> Result<RemoteKey, GrantError> {
+        quietly(|| {
+            let mut native = self.native.lock();
+            let native = native.as_mut().ok_or(GrantError::Ended)?;
+            if native.granted.len() >= MAX_GRANTS {
+                return Err(GrantError::TooMany { max: MAX_GRANTS });
+            }
+            let key = native.lane.grant(grant)?;
+            native.granted.push((key, Arc::downgrade(export)));
+            Ok(key)
+        })
     }
 
     /// Ends a grant. Requests are served under the same lock, so none is at work afterwards.
     pub(super) fn revoke(&self, key: &RemoteKey) -> Revoked {
-        if let Some(native) = &self.native {
-            return quietly(|| native.lock().lane.revoke(key));
+        if self.mode == OneSided::Native {
+            return quietly(|| match &mut *self.native.lock() {
+                Some(native) => native.revoke(key),
+                // Settled when the connection ended.
+                None => Revoked::Done,
+            });
         }
         let mut target = self.target.lock();
         let grant = target.revoke(key);
@@ -126,11 +151,16 @@ impl Remote {
 
     fn requested(&self, request: RemoteRequest, payload: Message) -> Result<(), String> {
         self.requests.fetch_add(1, Relaxed);
-        self.target.lock().take_in(request, payload, &self.pool, &self.ledger)
+        let mut target = self.target.lock();
+        self.serving.store(true, Relaxed);
+        target.take_in(request, payload, &self.pool, &self.ledger)
     }
 
     fn answered(&self, answer: &RemoteAnswer, payload: Message) -> Result<(), String> {
-        let operation = self.window.lock().on_answer(answer)?;
+        let mut window = self.window.lock();
+        let operation = window.on_answer(answer)?;
+        self.asking.store(!window.is_quiet(), Relaxed);
+        drop(window);
         if let Some(operation) = operation {
             self.ledger.moved(payload.len());
             operation.answered(answer, payload, &self.pool, &self.ledger);
@@ -140,16 +170,25 @@ impl Remote {
 
     // Answers. The caller holds the sending half.
 
+    /// Whether there is anything to do with answers.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.serving.load(Relaxed)
+    }
+
     pub(crate) fn next_answer(&self) -> Option<Message> {
-        self.target.lock().next_answer()
+        let mut target = self.target.lock();
+        self.serving.store(!target.is_done(), Relaxed);
+        target.next_answer()
     }
 
     pub(crate) fn handed_over(&self, token: SendToken) {
-        self.target.lock().handed_over(token);
+        let mut target = self.target.lock();
+        target.handed_over(token);
+        self.serving.store(true, Relaxed);
     }
 
     pub(crate) fn awaits_reports(&self) -> bool {
-        self.mode == OneSided::Emulated && self.target.lock().awaits_reports()
+        self.is_serving() && self.target.lock().awaits_reports()
     }
 
     /// Whether the lane should be asked for its reports now.
@@ -160,7 +199,7 @@ impl Remote {
 
     /// The lane's report on an answer, or on something else. Requests that wait for it are the driver's.
     pub(crate) fn reported(&self, token: SendToken) {
-        if self.mode != OneSided::Emulated {
+        if !self.is_serving() {
             return;
         }
         let mut target = self.target.lock();
@@ -187,22 +226,29 @@ impl Remote {
 
     pub(crate) fn begun(&self, operation: &Arc<Operation>, expected: Expected) {
         self.requests.fetch_add(1, Relaxed);
-        self.window.lock().begun(operation, expected);
+        let mut window = self.window.lock();
+        window.begun(operation, expected);
+        self.asking.store(true, Relaxed);
     }
 
     pub(crate) fn wait(&self, place: &mut Option<u64>, waker: &Waker) {
-        self.window.lock().wait(place, waker);
+        let mut window = self.window.lock();
+        window.wait(place, waker);
+        self.asking.store(true, Relaxed);
     }
 
+    /// The caller holds the sending half, or has no place.
     pub(crate) fn leave(&self, place: &mut Option<u64>) {
         if place.is_some() {
-            self.window.lock().leave(place);
+            let mut window = self.window.lock();
+            window.leave(place);
+            self.asking.store(!window.is_quiet(), Relaxed);
         }
     }
 
     /// Nobody waits for an answer.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.mode != OneSided::Emulated || self.window.lock().is_quiet()
+        !self.asking.load(Relaxed)
     }
 
     // Operations that the lane does itself.
@@ -215,8 +261,8 @@ impl Remote {
         op: impl FnOnce() -> Option<RemoteOp>,
         operation: &Arc<Operation>,
     ) -> Poll<Result<(), LaneError>> {
-        let Some(native) = &self.native else { return Poll::Ready(Err(LaneError::Closed)) };
-        let mut native = native.lock();
+        let mut native = self.native.lock();
+        let Some(native) = &mut *native else { return Poll::Ready(Err(LaneError::Closed)) };
         std::task::ready!(native.lane.poll_ready(&mut Context::from_waker(&self.driver)))?;
         let Some(op) = op() else { return Poll::Ready(Err(LaneError::Closed)) };
         let token = native.lane.start(key, offset, op)?;
@@ -228,10 +274,12 @@ impl Remote {
 
     /// Hands on what has ended, and lets the next one begin.
     pub(crate) fn collect_native(&self) -> Result<(), LaneError> {
-        let Some(native) = &self.native else { return Ok(()) };
+        if self.mode != OneSided::Native {
+            return Ok(());
+        }
         loop {
-            let mut native = native.lock();
-            let Native { lane, under_way, batch } = &mut *native;
+            let mut native = self.native.lock();
+            let Some(Native { lane, under_way, batch, .. }) = &mut *native else { break };
             if lane.poll_completions(&mut Context::from_waker(&self.driver), batch)?.is_pending()
                 || batch.is_empty()
             {
@@ -258,9 +306,33 @@ impl Remote {
         self.granted.store(0, Relaxed);
         drop(leftovers);
         self.window.lock().end();
-        if let Some(native) = &self.native {
-            let mut native = native.lock();
+        if let Some(native) = &mut *self.native.lock() {
             native.under_way.drain(..).for_each(|(_, operation)| operation.wake());
         }
+    }
+
+    /// The connection's task has ended: takes back what the lane itself had granted, and lets go of it. Memory
+    /// is copied where a peer could keep it, so no lock is held.
+    pub(crate) fn settle(&self) {
+        let Some(mut native) = quietly(|| self.native.lock().take()) else { return };
+        let granted = std::mem::take(&mut native.granted);
+        for (key, export) in granted {
+            let revoked = native.lane.revoke(&key);
+            if let (Revoked::Retired, Some(export)) = (revoked, export.upgrade())
+                && let Err(error) = export.replace()
+            {
+                tracing::error!(%error, "no memory for a copy of an export: a peer that is gone may still write it");
+            }
+        }
+    }
+}
+
+impl Native {
+    fn revoke(&mut self, key: &RemoteKey) -> Revoked {
+        let Some(at) = self.granted.iter().position(|(granted, _)| granted == key) else {
+            return Revoked::Done;
+        };
+        self.granted.swap_remove(at);
+        self.lane.revoke(key)
     }
 }

@@ -131,6 +131,11 @@ impl Target {
         !self.waiting.is_empty()
     }
 
+    /// Nothing to hand over, nothing to hear of.
+    pub(super) fn is_done(&self) -> bool {
+        self.out.is_empty() && self.in_lane.is_empty() && self.waiting.is_empty()
+    }
+
     pub(super) fn next_answer(&mut self) -> Option<Message> {
         self.out.pop_front()
     }

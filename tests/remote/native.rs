@@ -219,6 +219,19 @@ async fn memory_that_a_peer_keeps_is_retired() {
         export.write(0, &[5; 8]).unwrap();
         let fresh = export.grant(&server, Access::READ, ..).unwrap();
         assert_eq!(flat(&remote.read(&fresh, 0, 8).await.unwrap()), [5; 8]);
+
+        // When the connection ends, so does what the peer has kept.
+        let kept = GRANTS.lock().unwrap()[&fresh.to_bytes()[..]].memory.clone();
+        drop(remote);
+        client.close(zc::CloseCode::NORMAL, "").await;
+        while !matches!(export.grant(&server, Access::READ, ..), Err(GrantError::Ended)) {
+            tokio::task::yield_now().await;
+        }
+        let shared = |export: &Export| {
+            kept.store_u64(0, export.load_u64(0).unwrap() + 1).unwrap();
+            kept.load_u64(0).unwrap() == export.load_u64(0).unwrap()
+        };
+        assert!(!shared(&export));
     })
     .await;
 }
