@@ -317,7 +317,7 @@ async fn atomics_of_both_sides_add_up_and_a_lock_excludes() {
                     // Not atomic: the lock keeps the others out.
                     let seen = remote.read(&key, 16, 8).await.unwrap();
                     let seen = u64::from_ne_bytes(*flat(&seen).first_chunk().unwrap());
-                    remote.write(&key, 16, (seen + 1).to_ne_bytes().to_vec()).await.unwrap();
+                    remote.write(&key, 16, Vec::from((seen + 1).to_ne_bytes())).await.unwrap();
                     assert_eq!(remote.compare_swap(&key, 8, 1, 0).await.unwrap(), 1);
                 }
             }));

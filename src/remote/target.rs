@@ -258,7 +258,7 @@ fn filled(front: &[u8], len: usize, pool: &BufPool, fill: impl FnOnce(&mut [u8])
             buf.into()
         }
         Err(_) => {
-            let mut bytes: Vec<u8> = front.iter().copied().collect();
+            let mut bytes = Vec::from(front);
             bytes.resize(front.len() + len, 0);
             fill(&mut bytes[front.len()..]);
             bytes.into()

@@ -185,7 +185,7 @@ async fn injected(bytes: impl FnOnce([u8; 16]) -> Vec<u8>) -> ConnectionError {
 }
 
 fn framed(record: &[u8]) -> Vec<u8> {
-    let mut bytes = FrameHeader::remote(record.len() as u32).encode().to_vec();
+    let mut bytes: Vec<u8> = FrameHeader::remote(record.len() as u32).encode().into();
     bytes.extend(record);
     bytes
 }
@@ -215,7 +215,7 @@ async fn hostile_records_end_their_connection_with_a_typed_error() {
         let typed = matches!(error, ConnectionError::Session(_) | ConnectionError::Lane(_));
         assert!(typed && !error.to_string().contains("went away"), "{name}: {error}");
     }
-    let long = FrameHeader::remote(CHUNK as u32 + 57).encode().to_vec();
+    let long: Vec<u8> = FrameHeader::remote(CHUNK as u32 + 57).encode().into();
     let error = guarded(injected(|_| long)).await;
     assert!(error.to_string().contains("remote record is too long"), "{error}");
 }

@@ -4,14 +4,13 @@
 //! compare-and-swap. So an owner and a remote operation that meet do not race in the sense of the
 //! language, and no reference to the bytes ever exists (M5).
 
-use std::mem::size_of;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::{CopyLedger, CopyPlace, Region, RegionBuilder, RegionError, RegionKind};
 
 /// The bytes of a word: what is read or written whole.
-pub const EXPORT_WORD_BYTES: usize = size_of::<u64>();
+pub const EXPORT_WORD_BYTES: usize = 8;
 
 /// An access that was not made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -50,7 +50,7 @@ impl RemoteKey {
 
     /// The same as an owned message.
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.as_bytes().iter().copied().collect()
+        Vec::from(self.as_bytes())
     }
 }
 
