@@ -69,7 +69,14 @@ impl Transport for Queues {
             let tx = Tx { to: out, cx: cx.clone(), waiter: AllocWaiter::new(), reports: VecDeque::new() };
             let grants = Arc::new(Grants { to: back.clone(), leases: Arc::downgrade(&leases) });
             let rx = Rx { name, from: back, cx, leases: leases.clone(), grants, waiter: AllocWaiter::new() };
-            Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: None, caps: self.probe()?, leases })
+            Ok(Lane {
+                tx: Box::new(tx),
+                rx: Box::new(rx),
+                drive: None,
+                remote: None,
+                caps: self.probe()?,
+                leases,
+            })
         })
     }
 }

@@ -11,12 +11,14 @@
 //! block     who owns a block, and where it goes afterwards (the small unsafe core)
 //! frames    FrameTable, RangeTable: memory that a transport lends itself
 //! group     MemoryGroup: memory that goes to many connections
+//! export    ExportMemory: memory that peers read and write (atomic words, no references)
 //! buf, buf_mut, message, file, lease, ledger
 //! ```
 
 mod block;
 mod buf;
 mod buf_mut;
+mod export;
 mod file;
 mod frames;
 mod group;
@@ -30,6 +32,7 @@ mod sync;
 
 pub use buf::PinnedBuf;
 pub use buf_mut::PinnedBufMut;
+pub use export::{EXPORT_WORD_BYTES, ExportError, ExportMemory};
 pub use file::ReadFileError;
 pub use frames::{FrameTable, LendError, RangeTable, Reclaim};
 pub use group::{GroupId, Membership, MemoryGroup, Place};

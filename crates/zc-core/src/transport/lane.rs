@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::{AllocFailure, Caps, ControlLink, LaneError, SendRejected};
+use super::{AllocFailure, Caps, ControlLink, LaneError, LaneRemote, SendRejected};
 use crate::memory::{LeaseBudget, Message, PinnedBufMut};
 
 /// What a frame carries.
@@ -17,6 +17,10 @@ pub enum FrameKind {
     /// A record of the session layer ([`crate::wire::SessionRecord`]). It needs no credit, so that
     /// a sender short of credit can still acknowledge and answer.
     Session,
+    /// A remote record ([`crate::wire::RemoteRecord`]), of at most
+    /// [`MAX_REMOTE_RECORD_BYTES`](crate::wire::MAX_REMOTE_RECORD_BYTES). It needs no credit either. A lane that does not
+    /// carry them refuses them, and says [`OneSided::None`](super::OneSided::None).
+    Remote,
 }
 
 /// The unit that a lane moves: whole, in order, once.
@@ -213,6 +217,8 @@ pub struct Lane {
     pub rx: Box<dyn LaneRx>,
     /// Background work, if the lane has any.
     pub drive: Option<Box<dyn LaneDrive>>,
+    /// One-sided operations, if the lane does them itself.
+    pub remote: Option<Box<dyn LaneRemote>>,
     /// What was granted.
     pub caps: Caps,
     /// Memory lent to the application by this lane.

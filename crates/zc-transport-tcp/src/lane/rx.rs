@@ -238,8 +238,14 @@ impl Parser {
         self.under_way.is_some() || !self.front.is_empty()
     }
 
+    /// Records of the session layer, one-sided operations among them, get through whatever happens.
     fn is_record(&self) -> bool {
-        self.under_way.as_ref().is_some_and(|frame| frame.head.header.kind == FrameType::Session)
+        let kind = self.under_way.as_ref().map(|frame| frame.head.header.kind);
+        matches!(kind, Some(FrameType::Session | FrameType::Remote))
+    }
+
+    fn is_payload(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|frame| frame.head.header.kind != FrameType::Session)
     }
 
     fn wants_chunk(&self) -> bool {
@@ -298,7 +304,7 @@ impl Parser {
     }
 
     fn begin_body(&mut self, mut body: Body) {
-        let ledger = if self.is_record() { None } else { Some(&*self.ledger) };
+        let ledger = if self.is_payload() { Some(&*self.ledger) } else { None };
         body.begin(&self.unread, ledger);
         self.unread = PinnedBuf::empty();
         if let Some(frame) = &mut self.under_way {
@@ -350,10 +356,10 @@ impl Parser {
         let is_whole = |frame: &mut UnderWay| frame.body.as_ref().is_none_or(Body::is_whole);
         let Some(UnderWay { head, body }) = self.under_way.take_if(is_whole) else { return Ok(false) };
         let len = head.payload_bytes();
-        let is_data = head.header.kind == FrameType::Data;
+        let is_payload = matches!(head.header.kind, FrameType::Data | FrameType::Remote);
         let payload = match body.map(Body::into_whole) {
             Some(Whole::Pool(mut buf)) => {
-                if is_data {
+                if is_payload {
                     buf.attach_lease(self.leases.clone());
                 }
                 buf.freeze()
@@ -361,7 +367,7 @@ impl Parser {
             Some(Whole::Heap(bytes)) => bytes.into(),
             None => {
                 let shared = self.unread.split_to(len);
-                if is_data { self.lend(shared, pool) } else { shared }
+                if is_payload { self.lend(shared, pool) } else { shared }
             }
         };
         let kind = match head.header.kind {
@@ -371,11 +377,12 @@ impl Parser {
                 return Ok(true);
             }
             FrameType::Session => FrameKind::Session,
-            FrameType::Data => {
-                self.ledger.kernel_copied(KernelCopied::Known(len as u64));
-                FrameKind::Data
-            }
+            FrameType::Data => FrameKind::Data,
+            FrameType::Remote => FrameKind::Remote,
         };
+        if is_payload {
+            self.ledger.kernel_copied(KernelCopied::Known(len as u64));
+        }
         let ack = head.header.flags.ack_requested;
         out.push(Frame { kind, ack, seq: head.header.seq, payload: payload.into() });
         Ok(true)
