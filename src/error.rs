@@ -44,8 +44,8 @@ pub enum Error {
         /// The stage.
         stage: Stage,
     },
-    /// The listener had too many links under way, and this one had been silent for the longest time.
-    #[error("{stage}: evicted: too many links are under way, and this one was silent the longest")]
+    /// The listener had too many handshakes under way, and this was the oldest of the source with the most.
+    #[error("{stage}: evicted: too many handshakes are under way, this is the oldest of a crowded source")]
     Evicted {
         /// The stage.
         stage: Stage,
@@ -57,7 +57,7 @@ pub enum Error {
     #[error("no transport carries this connection:\n{0}")]
     NoTransport(Box<SelectionReport>),
     /// The chosen lane could not be started.
-    #[error("join: {0}")]
+    #[error("{stage}: {0}", stage = Stage::Commit)]
     Join(#[from] WireupError),
     /// The connection failed at once.
     #[error(transparent)]
@@ -81,7 +81,11 @@ impl Error {
 
     /// True when trying again later can succeed without changing anything here.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Link { .. } | Self::Timeout { .. } | Self::Connection(_) | Self::Join(_))
+        match self {
+            Self::Link { source, .. } => matches!(source, LinkError::Io { .. }),
+            Self::Timeout { .. } | Self::Connection(_) | Self::Join(_) => true,
+            _ => false,
+        }
     }
 
     /// Where wire-up stopped, if it had begun.
@@ -92,8 +96,8 @@ impl Error {
             | Self::Timeout { stage }
             | Self::Evicted { stage } => Some(*stage),
             Self::Auth(_) => Some(Stage::Authenticate),
-            Self::NoTransport(_) => Some(Stage::Offers),
-            Self::Join(_) | Self::Connection(_) => Some(Stage::Join),
+            Self::NoTransport(report) => Some(report.stage()),
+            Self::Join(_) | Self::Connection(_) => Some(Stage::Commit),
             _ => None,
         }
     }

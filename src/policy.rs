@@ -9,6 +9,9 @@ pub const DEFAULT_ORDER: [&str; 5] = ["shm", "rdma", "xdp", "uring", "tcp"];
 pub const ENV_TRANSPORTS: &str = "ZC_TRANSPORTS";
 
 /// What to do when something other than the first choice carries the connection.
+///
+/// A transport that can't serve this peer or link at all ([`Unavailable::is_expected`]: shared memory with
+/// another host) is a first choice only if [`Policy::prefer`] or `ZC_TRANSPORTS` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fallback {
     /// Nothing.
@@ -98,6 +101,11 @@ impl Policy {
             self.only = Some(names);
         }
         Ok(self)
+    }
+
+    /// Whether a transport is asked for by name.
+    pub(crate) fn names(&self, name: &str) -> bool {
+        self.prefer.iter().any(|n| n == name)
     }
 
     pub(crate) fn fallback_rule(&self) -> Fallback {

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use zc_core::transport::Unavailable;
 use zc_core::wire::Stage;
 
+use crate::policy::Policy;
+
 /// How one candidate ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -43,12 +45,13 @@ impl SelectionReport {
         }
     }
 
-    /// Whether something ranked above `transport` can't be had, although policy allows it.
-    pub(crate) fn lost_above(&self, transport: &str) -> bool {
+    /// Whether something ranked above `transport` can't be had, although policy allows it and this link
+    /// could have had it, or policy asks for it by name.
+    pub(crate) fn lost_above(&self, transport: &str, policy: &Policy) -> bool {
         let above = self.candidates.iter().take_while(|candidate| candidate.transport != transport);
         above.into_iter().any(|candidate| match &candidate.outcome {
             Outcome::Unavailable(Unavailable::ForbiddenByPolicy | Unavailable::NotCompiled { .. }) => false,
-            Outcome::Unavailable(_) => true,
+            Outcome::Unavailable(why) => !why.is_expected() || policy.names(&candidate.transport),
             Outcome::Chosen | Outcome::NotNeeded => false,
         })
     }
@@ -58,6 +61,12 @@ impl SelectionReport {
         for candidate in self.candidates.iter_mut().filter(|c| c.outcome == Outcome::NotNeeded) {
             (candidate.stage, candidate.outcome) = (stage, Outcome::Unavailable(why.clone()));
         }
+    }
+
+    /// The furthest stage that a candidate which can't be had came to.
+    pub(crate) fn stage(&self) -> Stage {
+        let lost = self.candidates.iter().filter(|c| matches!(c.outcome, Outcome::Unavailable(_)));
+        lost.map(|candidate| candidate.stage).max().unwrap_or(Stage::Offers)
     }
 
     /// All that was looked at.
@@ -123,9 +132,11 @@ mod tests {
         report.set("shm", Stage::Offers, Outcome::Unavailable(Unavailable::ForbiddenByPolicy));
         report.set("rdma", Stage::Offers, Outcome::NotNeeded);
         report.set("tcp", Stage::Commit, Outcome::Chosen);
-        assert!(!report.lost_above("tcp"), "what policy forbids is not missed");
+        let policy = Policy::default();
+        assert!(!report.lost_above("tcp", &policy), "what policy forbids is not missed");
         report.set("rdma", Stage::Offers, Outcome::Unavailable(Unavailable::NoDevice));
-        assert!(report.lost_above("tcp") && !report.lost_above("rdma"));
+        assert!(report.lost_above("tcp", &policy) && !report.lost_above("rdma", &policy));
+        assert_eq!(report.stage(), Stage::Offers);
         assert_eq!(report.chosen(), "tcp");
         let text = report.to_string();
         assert!(text.contains("no_device; remedy: attach a device"), "{text}");
@@ -133,5 +144,21 @@ mod tests {
         let json = report.to_json();
         assert_eq!(json["chosen"], "tcp");
         assert_eq!(json["candidates"][1]["reason"], "no_device");
+    }
+
+    #[test]
+    fn what_is_no_defect_is_missed_only_when_asked_for_by_name() {
+        let named = Policy::default().prefer(["shm"]);
+        let needs = "a Unix socket";
+        for why in [Unavailable::DifferentHost, Unavailable::NotApplicable { needs }] {
+            let mut report = SelectionReport::default();
+            report.set("shm", Stage::Offers, Outcome::Unavailable(why));
+            report.set("tcp", Stage::Commit, Outcome::Chosen);
+            assert!(!report.lost_above("tcp", &Policy::default()));
+            assert!(report.lost_above("tcp", &named));
+            report.set("shm", Stage::Join, Outcome::Unavailable(Unavailable::DifferentNetns));
+            assert!(report.lost_above("tcp", &Policy::default()), "that can be mended");
+            assert_eq!(report.stage(), Stage::Join);
+        }
     }
 }

@@ -142,9 +142,10 @@ impl fmt::Display for Uri {
             None => f.write_str("zc://")?,
         }
         match (&self.addr, self.transport.as_deref()) {
-            (LinkAddr::UnixAbstract(name), Some("shm")) => {
-                f.write_str(name.strip_prefix("zc-").unwrap_or(name))?
-            }
+            (LinkAddr::UnixAbstract(name), Some("shm")) => match name.strip_prefix("zc-") {
+                Some(short) if is_name(short) => f.write_str(short)?,
+                _ => write!(f, "@{name}")?,
+            },
             (addr, _) => write!(f, "{addr}")?,
         }
         for (at, (key, value)) in self.params.iter().enumerate() {
@@ -167,6 +168,9 @@ mod tests {
             "zc+unix://@name",
             "zc+mem://test-1",
             "zc+shm://orders",
+            "zc+shm://@orders",
+            "zc+shm://@zc-an odd one",
+            "zc+shm:///run/zc.sock",
             "zc+rdma://host:1?dev=rxe0&gid=1",
         ] {
             assert_eq!(text.parse::<Uri>().unwrap().to_string(), text);

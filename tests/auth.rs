@@ -199,3 +199,37 @@ async fn the_stage_has_a_deadline_and_a_bound() {
     assert_eq!(error.stage(), Some(Stage::Authenticate), "{error}");
     assert_eq!(seen, [Stage::Authenticate]);
 }
+
+/// A method by any other name.
+struct Named(&'static str, std::sync::atomic::AtomicBool);
+
+impl Authenticator for Named {
+    fn method(&self) -> &str {
+        // It loses its name once it was checked.
+        if self.1.swap(true, Ordering::Relaxed) { "" } else { self.0 }
+    }
+    fn client(&self, _: &PeerIdentity) -> Box<dyn AuthClient> {
+        Box::new(Scripted::good())
+    }
+    fn server(&self, _: &PeerIdentity) -> Box<dyn AuthServer> {
+        Box::new(Scripted::good())
+    }
+}
+
+fn named(name: &'static str) -> Option<Arc<dyn Authenticator>> {
+    Some(Arc::new(Named(name, false.into())))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_method_without_a_name_does_not_turn_authentication_off() {
+    for name in ["", "a\nb", "a name that is far too long for the field in HELLO that it has to go into"] {
+        let built = Fabric::auto_builder().authenticator(named(name).unwrap()).build();
+        assert!(matches!(built.err(), Some(Error::Auth(_))), "{name}");
+    }
+    // Nor does one that loses it later.
+    let ((client, seen), server) = connect(None, named("good")).await;
+    assert!(client.is_err() && server.is_none());
+    assert_eq!(*seen.lock().unwrap(), [Stage::Authenticate]);
+    let ((client, _), server) = connect(named("good"), None).await;
+    assert!(matches!(client, Err(Error::Auth(_))) && server.is_none());
+}

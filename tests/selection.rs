@@ -49,7 +49,7 @@ async fn a_transport_that_is_not_there_is_refused_at_the_offers() {
 
 #[tokio::test]
 async fn the_clients_policy_forbids_tcp() {
-    let policy = Policy::default().with_override("^tcp").unwrap();
+    let policy = Policy::default().with_override("^tcp,shm").unwrap();
     let fabric = Fabric::auto_builder().policy(policy).build().unwrap();
     let error = refusal(try_connect(&fabric, "zc").await);
     assert_eq!(error.stage(), Some(Stage::Offers), "{error:?}");

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use hmac_sha256::HMAC;
 use zc_core::transport::BoxFuture;
 
 use super::{AuthClient, AuthError, AuthServer, AuthStep, Authenticator};
@@ -30,7 +29,8 @@ const SERVER: &[u8] = b"zc shared secret 1 server";
 /// ```
 ///
 /// The proof of one direction is of no use in the other, and fresh nonces on both sides make one of no
-/// use later. A secret should be random: an observer of the link can try guesses at home.
+/// use later. A secret should be random: whoever can connect, or observes a link, can try guesses at home.
+/// Whoever sits in the middle of a link can relay the proofs and then has it (`docs/wire.md`).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -45,7 +45,7 @@ const SERVER: &[u8] = b"zc shared secret 1 server";
 #[derive(Clone)]
 pub struct SharedSecret {
     name: String,
-    keyed: Arc<Hmac<Sha256>>,
+    keyed: Arc<HMAC>,
 }
 
 impl SharedSecret {
@@ -57,11 +57,10 @@ impl SharedSecret {
         if secret.len() < MIN_SECRET_BYTES {
             return Err(AuthError::new(format!("a secret has at least {MIN_SECRET_BYTES} bytes")));
         }
-        let keyed = Hmac::new_from_slice(secret).map_err(|error| AuthError::new(error.to_string()))?;
-        Ok(Self { name: name.into(), keyed: Arc::new(keyed) })
+        Ok(Self { name: name.into(), keyed: Arc::new(HMAC::new(secret)) })
     }
 
-    fn mac(&self, label: &[u8], client: &[u8; NONCE], server: &[u8; NONCE]) -> Hmac<Sha256> {
+    fn mac(&self, label: &[u8], client: &[u8; NONCE], server: &[u8; NONCE]) -> HMAC {
         let mut mac = (*self.keyed).clone();
         mac.update(label);
         mac.update(client);
@@ -116,6 +115,11 @@ fn random() -> Result<[u8; NONCE], AuthError> {
     Ok(nonce)
 }
 
+/// Takes the same time wherever the two differ.
+fn proves(expected: HMAC, proof: &[u8]) -> bool {
+    <&[u8; PROOF]>::try_from(proof).is_ok_and(|proof| expected.finalize_verify(proof))
+}
+
 fn wrong_form() -> AuthError {
     AuthError::new("a message of the wrong form")
 }
@@ -130,12 +134,11 @@ impl Run {
             }
             (State::Challenged { .. }, Some(answer)) => {
                 let (theirs, proof) = answer.split_first_chunk::<NONCE>().ok_or_else(wrong_form)?;
-                let expected = self.secret.mac(SERVER, &self.nonce, theirs);
-                expected
-                    .verify_slice(proof)
-                    .map_err(|_| AuthError::new("the server does not know the secret"))?;
+                if !proves(self.secret.mac(SERVER, &self.nonce, theirs), proof) {
+                    return Err(AuthError::new("the server does not know the secret"));
+                }
                 self.state = State::Proved;
-                Ok(self.secret.mac(CLIENT, &self.nonce, theirs).finalize().into_bytes().into_iter().collect())
+                Ok(self.secret.mac(CLIENT, &self.nonce, theirs).finalize().into())
             }
             _ => Err(wrong_form()),
         }
@@ -147,17 +150,16 @@ impl Run {
                 let theirs: [u8; NONCE] = from_client.try_into().map_err(|_| wrong_form())?;
                 self.nonce = random()?;
                 self.state = State::Challenged { theirs };
-                let proof = self.secret.mac(SERVER, &theirs, &self.nonce).finalize().into_bytes();
+                let proof = self.secret.mac(SERVER, &theirs, &self.nonce).finalize();
                 let mut answer = Vec::with_capacity(NONCE + PROOF);
                 answer.extend(self.nonce);
                 answer.extend(proof);
                 Ok(AuthStep::Continue(answer))
             }
             State::Challenged { theirs } => {
-                let expected = self.secret.mac(CLIENT, &theirs, &self.nonce);
-                expected
-                    .verify_slice(from_client)
-                    .map_err(|_| AuthError::new("the client does not know the secret"))?;
+                if !proves(self.secret.mac(CLIENT, &theirs, &self.nonce), from_client) {
+                    return Err(AuthError::new("the client does not know the secret"));
+                }
                 self.state = State::Proved;
                 Ok(AuthStep::Accept(Some(self.secret.name.clone())))
             }
@@ -225,6 +227,17 @@ mod tests {
         let mut other = run(secret);
         other.client_step(None).unwrap();
         assert!(other.client_step(Some(&challenge)).is_err(), "a challenge of another run");
+    }
+
+    #[test]
+    fn proofs_are_those_of_the_documented_format() {
+        let hex = |mac: HMAC| mac.finalize().iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let proof = |label| hex(run(b"sixteen bytes ok").secret.mac(label, &[1; NONCE], &[2; NONCE]));
+        assert_eq!(proof(CLIENT), "27d90d8621fb652f4a4832649ba520c3750f4793ca2027e1b4e0846ce99b0806");
+        assert_eq!(proof(SERVER), "21705744b28f7a4d125044bbfb66fc5d3109e8eb2c4e75b7e59d4159339e846e");
+        // A key longer than a block is hashed first (RFC 2104).
+        let long = run(&[b'k'; 100]).secret.mac(CLIENT, &[1; NONCE], &[2; NONCE]);
+        assert_eq!(hex(long), "6c2d5c59f0a596e4181913f8d4ea6700905c951a356da99520bf6185392e3f03");
     }
 
     #[test]

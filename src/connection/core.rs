@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use zc_core::memory::{BufPool, CopyLedger, LeaseBudget, Message};
 use zc_core::transport::{
-    Batch, Frame, FrameKind, LaneLimits, LaneRx, LaneTx, Reactor, SendReport, SendToken,
+    Batch, Frame, FrameKind, LaneLimits, LaneRemote, LaneRx, LaneTx, OneSided, Reactor, SendReport, SendToken,
 };
 use zc_core::wire::{CloseCode, MIN_FRAME_CREDIT_BYTES, RxSeq, SessionRecord, TxSeq};
 
@@ -23,6 +23,7 @@ use super::error::ConnectionError;
 use super::tracked::Tracked;
 use super::waiters::{FairQueue, Place};
 use super::wake::{Locked, RxWake, TxWake, Watch};
+use crate::remote::Remote;
 
 /// The peer is told at least every so many messages what has been queued here.
 pub(super) const ACK_EVERY: u32 = 1024;
@@ -52,6 +53,7 @@ pub(super) struct TxState {
     /// Messages that a sink had taken were dropped when sending ended.
     pub(super) parked_lost: bool,
     pub(super) reports: Batch<(SendToken, SendReport)>,
+    pub(super) remote: Arc<Remote>,
 }
 
 /// The receiving half.
@@ -105,6 +107,7 @@ pub(super) struct Core {
     pub(super) max_inbox: usize,
     pub(super) pool: BufPool,
     pub(super) ledger: Arc<CopyLedger>,
+    pub(super) remote: Arc<Remote>,
     pub(super) ending: Ending,
 }
 
@@ -117,6 +120,7 @@ pub(super) struct Halves {
     pub(super) pool: BufPool,
     pub(super) ledger: Arc<CopyLedger>,
     pub(super) reactor: Arc<dyn Reactor>,
+    pub(super) remote: (OneSided, Option<Box<dyn LaneRemote>>),
     pub(super) ending: Ending,
 }
 
@@ -124,6 +128,9 @@ impl Core {
     pub(super) fn new(halves: Halves) -> Arc<Self> {
         let watch = Arc::new(Watch::default());
         let started = halves.reactor.now();
+        let tx_waker: Waker = Arc::new(TxWake(watch.clone())).into();
+        let (mode, lane) = halves.remote;
+        let remote = Remote::new(mode, lane, halves.pool.clone(), halves.ledger.clone(), tx_waker.clone());
         Arc::new(Self {
             tx: Mutex::new(TxState {
                 lane: halves.tx,
@@ -140,6 +147,7 @@ impl Core {
                 driver_turns: 0,
                 parked_lost: false,
                 reports: Batch::new(),
+                remote: remote.clone(),
             }),
             rx: Mutex::new(RxState {
                 lane: halves.rx,
@@ -163,7 +171,7 @@ impl Core {
                 go_away_sent: false,
             }),
             rx_waker: Arc::new(RxWake(watch.clone())).into(),
-            tx_waker: Arc::new(TxWake(watch.clone())).into(),
+            tx_waker,
             watch,
             senders: AtomicUsize::new(0),
             handles: AtomicUsize::new(0),
@@ -174,6 +182,7 @@ impl Core {
             limits: halves.limits,
             pool: halves.pool,
             ledger: halves.ledger,
+            remote,
             ending: halves.ending,
         })
     }
@@ -253,6 +262,7 @@ impl Core {
 
     /// Pushes out what the lane holds; what does not fit now is the driver's. True if nothing is left.
     pub(super) fn flush(&self, tx: &mut TxState) -> Result<bool, ConnectionError> {
+        self.push_answers(tx)?;
         match tx.lane.poll_flush(&mut Context::from_waker(&self.tx_waker)) {
             Poll::Pending => Ok(false),
             Poll::Ready(Err(error)) => Err(error.into()),
@@ -286,7 +296,7 @@ impl Core {
 
     /// Says so if nobody waits any more.
     pub(super) fn rest(&self, tx: &TxState) {
-        if tx.queue.is_empty() && tx.tracked.is_empty() {
+        if tx.queue.is_empty() && tx.tracked.is_empty() && self.remote.is_quiet() {
             self.watch.need_nothing();
         }
     }

@@ -27,11 +27,13 @@ struct Asked {
     fin: bool,
     go_away: Option<(u64, CloseCode, String)>,
     close: Option<(u64, CloseCode, String)>,
+    remote: bool,
 }
 
 impl Asked {
     fn is_nothing(&self) -> bool {
-        self.pongs.is_empty() && self.ack.is_none() && self.go_away.is_none() && self.close.is_none()
+        let records = self.pongs.is_empty() && self.ack.is_none() && !self.remote;
+        records && self.go_away.is_none() && self.close.is_none()
     }
 }
 
@@ -76,13 +78,17 @@ impl Core {
     fn ingest(&self, rx: &mut RxState) -> Result<(), ConnectionError> {
         let mut asked = Asked::default();
         let RxState { lane, batch, arrived, .. } = rx;
-        (arrived.heard, arrived.eager) = (true, false);
+        (arrived.heard, arrived.eager) = (true, self.remote.is_granted());
         for frame in batch.drain() {
             match frame.kind {
                 FrameKind::Data if arrived.fin => {
                     return Err(ConnectionError::Session("a message after FIN".into()));
                 }
                 FrameKind::Data => self.accept(&mut **lane, arrived, frame)?,
+                FrameKind::Remote => {
+                    self.remote.arrived(frame.payload).map_err(ConnectionError::Session)?;
+                    asked.remote = true;
+                }
                 FrameKind::Session => match decode(&frame.payload)? {
                     SessionRecord::Ping { nonce } => asked.pongs.push(nonce),
                     SessionRecord::Pong { nonce } => arrived.pong = Some(nonce),
@@ -163,6 +169,7 @@ impl Core {
             self.watch.wake_driver();
             return Ok(());
         }
+        self.rest(&tx);
         if tx.failed.is_some() || tx.close_sent {
             return Ok(());
         }

@@ -12,6 +12,7 @@ mod ingest;
 mod permit;
 mod polled;
 mod receiver;
+mod remote;
 #[cfg(all(test, feature = "tokio"))]
 mod scripted_tests;
 mod send;
@@ -32,7 +33,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use zc_core::memory::{BufPool, CopyLedger, LedgerSnapshot, Message, PinnedBufMut};
-use zc_core::transport::{AllocFailure, Caps, ControlLink, Lane, LaneLimits, Reactor, Role};
+use zc_core::transport::{AllocFailure, Caps, ControlLink, Lane, LaneLimits, OneSided, Reactor, Role};
 use zc_core::wire::{CloseCode, Keepalive};
 
 pub use self::byte_stream::{BYTE_STREAM_MESSAGE, ByteStream};
@@ -40,6 +41,8 @@ pub use self::core::INBOX_SLACK;
 pub use self::error::{ConnectionError, SendError, TrySendError};
 pub use self::permit::Permit;
 pub use self::receiver::Receiver;
+pub use self::remote::{MAX_REMOTE_READ, RemoteMemory};
+pub(crate) use self::remote::{quietly, wake_later};
 pub use self::send::Send;
 pub use self::sender::Sender;
 pub use self::stats::ConnectionStats;
@@ -65,6 +68,8 @@ pub(crate) struct Parts {
     pub(crate) pool: BufPool,
     pub(crate) ledger: Arc<CopyLedger>,
     pub(crate) limits: LaneLimits,
+    /// The peer takes REMOTE frames.
+    pub(crate) peer_remote: bool,
     pub(crate) options: ConnectionOptions,
     pub(crate) report: Arc<SelectionReport>,
     pub(crate) peer: PeerIdentity,
@@ -92,10 +97,17 @@ impl Connection {
         let Parts { lane, link, role, reactor, options, report, peer, .. } = parts;
         let timer = reactor.timer().map_err(no_runtime)?;
         let (ended, ending) = oneshot::channel();
+        let mut caps = lane.caps;
+        caps.one_sided = match (&lane.remote, caps.one_sided) {
+            (Some(_), _) => OneSided::Native,
+            (None, OneSided::Emulated) if parts.peer_remote => OneSided::Emulated,
+            _ => OneSided::None,
+        };
         let core = Core::new(Halves {
             tx: lane.tx,
             rx: lane.rx,
             leases: lane.leases,
+            remote: (caps.one_sided, lane.remote),
             limits: parts.limits,
             pool: parts.pool,
             ledger: parts.ledger,
@@ -131,7 +143,7 @@ impl Connection {
         let connection = Self {
             sender: Sender::new(handle.clone()),
             receiver: Some(Receiver::new(handle, options.polling)),
-            caps: lane.caps,
+            caps,
             role,
             drain: options.drain,
             report,

@@ -124,6 +124,7 @@ fn start_on(
         tx,
         rx: Box::new(Script(frames.into_iter().collect())),
         drive: None,
+        remote: None,
         caps: Caps::stream(),
         leases: LeaseBudget::new(limits.lease_soft, limits.lease_hard),
     };
@@ -135,6 +136,7 @@ fn start_on(
         pool: BufPool::builder().max_bytes(1 << 20).build(),
         ledger: Arc::new(CopyLedger::new()),
         limits,
+        peer_remote: true,
         options,
         report: Arc::new(SelectionReport::default()),
         peer: PeerIdentity {
@@ -245,7 +247,7 @@ impl LaneTx for Faulty {
     fn start_send(&mut self, frame: Frame, _: bool) -> Result<SendToken, SendRejected> {
         match frame.kind {
             FrameKind::Data => Err(SendRejected { frame, error: LaneError::PeerGone("in between") }),
-            FrameKind::Session => Ok(SendToken(0)),
+            FrameKind::Session | FrameKind::Remote => Ok(SendToken(0)),
         }
     }
     fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {

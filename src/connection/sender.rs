@@ -36,6 +36,10 @@ impl Sender {
         Self { handle, polled: Polled::default() }
     }
 
+    pub(super) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
     pub(super) fn core(&self) -> &Arc<Core> {
         self.handle.core()
     }

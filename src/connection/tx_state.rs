@@ -21,6 +21,7 @@ impl TxState {
         self.drop_parked();
         self.queue.wake_all();
         self.tracked.wake_all();
+        self.remote.end();
     }
 
     /// What sinks took can't be sent any more.
@@ -54,7 +55,7 @@ impl TxState {
 
     /// Collects completions that the lane has.
     pub(super) fn collect(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
-        while self.tracked.awaits_reports()
+        while (self.tracked.awaits_reports() || self.remote.awaits_reports())
             && let Poll::Ready(result) = self.lane.poll_completions(cx, &mut self.reports)
         {
             result?;
@@ -63,6 +64,7 @@ impl TxState {
             }
             for (token, report) in self.reports.drain() {
                 self.tracked.reported(token, report);
+                self.remote.reported(token);
             }
         }
         Ok(())

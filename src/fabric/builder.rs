@@ -1,12 +1,14 @@
 //! Puts a fabric together.
 
+use std::env::VarError;
 use std::sync::Arc;
 
 use zc_core::memory::BufPool;
 use zc_core::transport::{LaneLimits, LinkProvider, Reactor, Transport};
+use zc_core::wire::MAX_AUTH_METHOD;
 
 use super::Fabric;
-use crate::auth::Authenticator;
+use crate::auth::{AuthError, Authenticator};
 use crate::error::Error;
 use crate::event::{Observer, TracingObserver};
 use crate::options::{ConnectionOptions, Deadlines};
@@ -31,6 +33,8 @@ pub struct FabricBuilder {
 impl FabricBuilder {
     pub(super) fn compiled_in() -> Self {
         let builder = Self::default();
+        #[cfg(feature = "shm")]
+        let builder = builder.transport(Arc::new(zc_transport_shm::ShmTransport::default()));
         #[cfg(feature = "tcp")]
         let builder = {
             let stream: Arc<dyn Transport> = Arc::new(zc_transport_tcp::TcpTransport);
@@ -43,8 +47,9 @@ impl FabricBuilder {
         builder
     }
 
-    /// Adds a transport.
+    /// Adds a transport; it takes the place of one with the same name.
     pub fn transport(mut self, transport: Arc<dyn Transport>) -> Self {
+        self.transports.retain(|known| known.name() != transport.name());
         self.transports.push(transport);
         self
     }
@@ -106,12 +111,18 @@ impl FabricBuilder {
     /// Makes the fabric; `ZC_TRANSPORTS` overrides the policy.
     ///
     /// # Errors
-    /// `ZC_TRANSPORTS` can't be read, there is no reactor, or no random numbers.
+    /// `ZC_TRANSPORTS` can't be read, the authenticator's method has no proper name, there is no reactor,
+    /// or no random numbers.
     pub fn build(self) -> Result<Fabric, Error> {
         let policy = match std::env::var(ENV_TRANSPORTS) {
             Ok(value) => self.policy.with_override(&value)?,
-            Err(_) => self.policy,
+            Err(VarError::NotPresent) => self.policy,
+            // An override that can't be read must not be taken for none.
+            Err(VarError::NotUnicode(value)) => self.policy.with_override(&value.to_string_lossy())?,
         };
+        if let Some(authenticator) = &self.authenticator {
+            check_method(authenticator.method())?;
+        }
         #[cfg(feature = "tokio")]
         let default = Some(Arc::new(crate::reactor::TokioReactor::new()) as Arc<dyn Reactor>);
         #[cfg(not(feature = "tokio"))]
@@ -127,7 +138,7 @@ impl FabricBuilder {
             stream: Some(Arc::new(zc_transport_tcp::TcpTransport)),
             #[cfg(not(feature = "tcp"))]
             stream: None,
-            authenticator: self.authenticator.filter(|auth| !auth.method().is_empty()),
+            authenticator: self.authenticator,
             policy,
             options: self.options,
             deadlines: self.deadlines,
@@ -139,4 +150,10 @@ impl FabricBuilder {
         };
         Ok(Fabric { shared: Arc::new(shared) })
     }
+}
+
+/// An empty name means no authentication on the wire: it must not turn a method off unnoticed.
+fn check_method(name: &str) -> Result<(), AuthError> {
+    let proper = (1..=MAX_AUTH_METHOD).contains(&name.len()) && !name.chars().any(char::is_control);
+    if proper { Ok(()) } else { Err(AuthError::new(format!("{name:?} is no name of a method"))) }
 }

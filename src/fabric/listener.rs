@@ -1,17 +1,23 @@
 //! Accepts connections. Handshakes run side by side in a task of their own, so that a slow peer
 //! holds up nobody else, and nobody has to call `accept` for them to go on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
-use zc_core::transport::{BoxFuture, ControlLink, LinkAddr, LinkListener, Role, TaskHandle, Timer};
+use rustix::io::Errno;
+use zc_core::transport::{
+    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, Role, TaskHandle, Timer,
+};
+use zc_core::wire::Stage;
+
+use super::crowd::{Crowd, Source};
 
 use crate::connection::Connection;
 use crate::error::Error;
@@ -19,10 +25,13 @@ use crate::event::AcceptFailed;
 use crate::uri::Uri;
 use crate::wireup::{self, Progress, Prover, Request, Shared, Side};
 
-/// Handshakes of one listener that run at a time. One more ends the one that has been silent the longest.
+/// Handshakes of one listener that run at a time. One more ends the oldest of the source (address, or
+/// user) that has the most, once that one has had [`MIN_HANDSHAKE`]; until then it is not accepted.
 pub const MAX_HANDSHAKES: usize = 1024;
+/// The time that every handshake is given, however many others there are.
+pub const MIN_HANDSHAKE: Duration = Duration::from_millis(200);
 /// Connections that wait for [`Listener::accept`]. Further ones wait as finished handshakes, of which
-/// there are at most [`MAX_HANDSHAKES`]; then no link is accepted.
+/// there are at most [`MAX_HANDSHAKES`]; from half of that on no link is accepted.
 pub const MAX_READY: usize = 64;
 /// Pause after a link could not be accepted, for instance for want of a descriptor.
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -84,7 +93,8 @@ impl Listener {
             request: Arc::new(request),
             prover: prover.map(Arc::new),
             handshakes: FuturesUnordered::new(),
-            live: BTreeMap::new(),
+            live: HashMap::new(),
+            crowd: Crowd::default(),
             next: 0,
             finished: VecDeque::new(),
             paused: false,
@@ -150,7 +160,7 @@ impl Drop for Listener {
 }
 
 impl Gate {
-    /// The address is free again when this returns.
+    /// The address is free again when this returns, or once the task has returned the links that it has.
     fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -200,7 +210,12 @@ struct Live {
     progress: Arc<Progress>,
     abort: AbortHandle,
     peer: LinkAddr,
+    source: Source,
+    since: Instant,
 }
+
+/// No handshake can begin now.
+struct Full;
 
 /// Ends with the handshake's number; its outcome is `None` when it failed.
 type Handshake = BoxFuture<'static, (u64, Option<Connection>)>;
@@ -212,8 +227,9 @@ struct Acceptor {
     request: Arc<Request>,
     prover: Option<Arc<Prover>>,
     handshakes: FuturesUnordered<Handshake>,
-    /// Those that were not evicted, oldest first.
-    live: BTreeMap<u64, Live>,
+    /// Those that were not evicted.
+    live: HashMap<u64, Live>,
+    crowd: Crowd,
     next: u64,
     finished: VecDeque<Connection>,
     retry: Box<dyn Timer>,
@@ -224,6 +240,8 @@ impl Acceptor {
     /// Ready when the listener is closed and the last handshake has ended.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.gate.state.lock().task = Some(cx.waker().clone());
+        // First, for they make room; and once more, for new ones must begin.
+        self.poll_handshakes(cx);
         let open = self.poll_links(cx);
         self.poll_handshakes(cx);
         let done = !open && self.live.is_empty();
@@ -246,18 +264,17 @@ impl Acceptor {
     fn accept_some(&mut self, links: &mut dyn LinkListener, cx: &mut Context<'_>) {
         for _ in 0..ACCEPTS_PER_TURN {
             // Nobody accepts: what is finished is not given up for newcomers, who wait in the kernel's backlog.
-            if self.finished.len() >= MAX_HANDSHAKES {
+            if self.finished.len() >= MAX_HANDSHAKES / 2 {
                 return;
             }
+            let Ok(victim) = self.room(cx) else { return };
             match links.poll_accept(cx) {
                 Poll::Pending => return,
                 Poll::Ready(Ok(link)) => {
-                    if self.live.len() + self.finished.len() >= MAX_HANDSHAKES {
-                        self.evict();
-                    }
+                    victim.into_iter().for_each(|victim| self.evict(victim));
                     self.begin(link);
                 }
-                Poll::Ready(Err(error)) => return self.pause(cx, error.to_string()),
+                Poll::Ready(Err(error)) => return self.pause(cx, &error),
             }
         }
         cx.waker().wake_by_ref();
@@ -267,7 +284,7 @@ impl Acceptor {
         let id = self.next;
         self.next += 1;
         let progress = Arc::<Progress>::default();
-        let peer = link.peer();
+        let (peer, source) = (link.peer(), Source::of(&*link));
         let (shared, gate) = (self.shared.clone(), self.gate.clone());
         let (request, prover, reached) = (self.request.clone(), self.prover.clone(), progress.clone());
         let handshake = async move {
@@ -279,37 +296,85 @@ impl Acceptor {
         let (abort, registration) = AbortHandle::new_pair();
         let handshake = Abortable::new(handshake, registration);
         self.handshakes.push(Box::pin(async move { (id, handshake.await.ok().flatten()) }));
-        self.live.insert(id, Live { progress, abort, peer });
+        let since = self.shared.reactor.now();
+        self.live.insert(id, Live { progress, abort, peer, source, since });
+        self.crowd.insert(source, id);
     }
 
-    /// Gives up the oldest of those that have come the least far: first whoever has said nothing.
-    fn evict(&mut self) {
-        let stage_of = |live: &Live| live.progress.stage();
-        let Some(victim) =
-            self.live.iter().min_by_key(|(id, live)| (stage_of(live), **id)).map(|(id, _)| *id)
-        else {
-            return;
-        };
-        let Some(live) = self.live.remove(&victim) else { return };
-        let error = Error::Evicted { stage: stage_of(&live) };
+    /// Who has to go for one more handshake to begin, if anybody; an error if that must wait, after which
+    /// the task is woken.
+    fn room(&mut self, cx: &mut Context<'_>) -> Result<Option<u64>, Full> {
+        if self.live.len() + self.finished.len() < MAX_HANDSHAKES {
+            return Ok(None);
+        }
+        let victim = self.victim().ok_or(Full)?;
+        let due = self.live.get(&victim).map(|live| live.since + MIN_HANDSHAKE);
+        match due.filter(|due| *due > self.shared.reactor.now()) {
+            None => Ok(Some(victim)),
+            Some(due) => {
+                self.wake_at(cx, due);
+                Err(Full)
+            }
+        }
+    }
+
+    fn victim(&self) -> Option<u64> {
+        let authenticates = self.shared.authenticator.is_some();
+        let stage = |id| self.live.get(&id).map(|live: &Live| live.progress.stage());
+        self.crowd.victim(|id| authenticates && stage(id) > Some(Stage::Authenticate))
+    }
+
+    fn evict(&mut self, victim: u64) {
+        let Some(live) = self.forget(victim) else { return };
+        let error = Error::Evicted { stage: live.progress.stage() };
         let failures = self.gate.failures.fetch_add(1, Ordering::Relaxed) + 1;
         wireup::failed(&self.shared, Role::Server, live.peer, &error, failures);
         live.abort.abort();
     }
 
-    fn pause(&mut self, cx: &mut Context<'_>, reason: String) {
-        self.shared.observer.accept_failed(&AcceptFailed { local: self.local.clone(), reason });
-        self.retry.reset(self.shared.reactor.now() + ACCEPT_RETRY);
-        self.paused = self.retry.poll_expired(cx).is_pending();
-        if !self.paused {
+    fn forget(&mut self, id: u64) -> Option<Live> {
+        let live = self.live.remove(&id)?;
+        self.crowd.remove(live.source, id);
+        Some(live)
+    }
+
+    fn pause(&mut self, cx: &mut Context<'_>, error: &LinkError) {
+        self.shared
+            .observer
+            .accept_failed(&AcceptFailed { local: self.local.clone(), reason: error.to_string() });
+        let now = self.shared.reactor.now();
+        if is_shortage(error) {
+            // Links that came to nothing must not keep the descriptors that good ones need.
+            for _ in 0..ACCEPTS_PER_TURN {
+                let victim = self.victim();
+                let old = |live: &Live| now >= live.since + MIN_HANDSHAKE;
+                let Some(victim) = victim.filter(|id| self.live.get(id).is_some_and(old)) else { break };
+                self.evict(victim);
+            }
+        }
+        self.paused = self.wake_at(cx, now + ACCEPT_RETRY);
+    }
+
+    /// False if it is time already, and the task is woken at once.
+    fn wake_at(&mut self, cx: &mut Context<'_>, at: Instant) -> bool {
+        self.retry.reset(at);
+        let later = self.retry.poll_expired(cx).is_pending();
+        if !later {
             cx.waker().wake_by_ref();
         }
+        later
     }
 
     fn poll_handshakes(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(Some((id, outcome))) = self.handshakes.poll_next_unpin(cx) {
-            self.live.remove(&id);
+            self.forget(id);
             self.finished.extend(outcome);
         }
     }
+}
+
+/// The process or the system has no descriptor left.
+fn is_shortage(error: &LinkError) -> bool {
+    let LinkError::Io { source, .. } = error else { return false };
+    [Errno::MFILE, Errno::NFILE].into_iter().any(|errno| Errno::from_io_error(source) == Some(errno))
 }

@@ -1,18 +1,21 @@
 //! What an application connects and listens with.
 
 mod builder;
+mod crowd;
 mod listener;
 
 use std::sync::Arc;
 
+use zc_core::memory::RegionError;
 use zc_core::transport::{Caps, Role, Unavailable};
 use zc_core::wire::Stage;
 
 pub use self::builder::FabricBuilder;
-pub use self::listener::{ACCEPT_RETRY, Listener, MAX_HANDSHAKES, MAX_READY};
+pub use self::listener::{ACCEPT_RETRY, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
 
 use crate::connection::Connection;
 use crate::error::Error;
+use crate::remote::Export;
 use crate::uri::Uri;
 use crate::wireup::{self, Progress, Prover, Shared, Side, deadline};
 
@@ -50,6 +53,15 @@ impl Fabric {
     #[cfg(test)]
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    /// Memory of `len` bytes for one-sided operations of peers: see [`Export`]. It is made for this, outside of
+    /// the pool.
+    ///
+    /// # Errors
+    /// There is no such memory.
+    pub fn export(&self, len: usize) -> Result<Export, RegionError> {
+        Export::new(len, self.shared.transports.iter().any(|transport| transport.wants_descriptors()))
     }
 
     /// Connects. Dropping the future abandons the attempt.
@@ -90,10 +102,12 @@ impl Fabric {
         let shared = &self.shared;
         let request = shared.request(&uri)?;
         let provider = shared.provider(uri.addr())?;
-        let links = provider
-            .bind(uri.addr(), &shared.reactor)
-            .await
-            .map_err(|source| Error::Link { stage: Stage::Connect, source })?;
+        let binding = async {
+            let links = provider.bind(uri.addr(), &shared.reactor).await;
+            links.map_err(|source| Error::Link { stage: Stage::Connect, source })
+        };
+        // It may have to look up a name.
+        let links = deadline(&*shared.reactor, Stage::Connect, shared.deadlines.connect, binding).await?;
         let prover = match shared.wants_proof(uri.addr(), &request) {
             true => Prover::start(shared).await,
             false => return Listener::start(shared.clone(), links, uri, request, None),

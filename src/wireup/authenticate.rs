@@ -4,18 +4,17 @@ use zc_core::transport::Role;
 use zc_core::wire::{ControlMessage, HandshakeState};
 
 use super::Attempt;
-use crate::auth::{AuthStep, Authenticator};
+use crate::auth::{AuthError, AuthStep, Authenticator};
 use crate::error::Error;
 
 impl Attempt<'_> {
     pub(super) async fn authenticate(&mut self) -> Result<(), Error> {
-        // Both sides named the same method, or HELLO would have failed.
         let shared = self.shared;
-        let (Some(method), HandshakeState::Authenticate { .. }) =
-            (&shared.authenticator, self.machine.state())
-        else {
-            return Ok(());
-        };
+        let Some(method) = &shared.authenticator else { return Ok(()) };
+        // Both sides named the same method, or HELLO would have failed.
+        if !matches!(self.machine.state(), HandshakeState::Authenticate { .. }) {
+            return Err(AuthError::new("the method has changed its name").into());
+        }
         match self.role {
             Role::Client => self.authenticate_as_client(&**method).await,
             Role::Server => self.authenticate_as_server(&**method).await,

@@ -30,6 +30,11 @@ pub(crate) async fn deadline<T>(
     .await
 }
 
+/// A length field, little-endian.
+pub(super) fn length(bytes: &[u8]) -> usize {
+    bytes.iter().rev().fold(0, |sum, byte| (sum << 8) | usize::from(*byte))
+}
+
 /// Fills `buf` from a link.
 pub(super) async fn read_exact(link: &mut dyn ControlLink, buf: &mut [u8]) -> io::Result<()> {
     let mut at = 0;
@@ -71,10 +76,11 @@ impl IoFault {
         }
     }
 
-    pub(super) fn into_io(self) -> io::Error {
+    /// The same as a transport sees it.
+    pub(super) fn as_io(&self) -> io::Error {
         match self {
-            Self::Io(error) => error,
-            Self::Wire(error) => io::Error::new(io::ErrorKind::InvalidData, error),
+            Self::Io(error) => io::Error::new(error.kind(), error.to_string()),
+            Self::Wire(error) => io::Error::new(io::ErrorKind::InvalidData, error.clone()),
         }
     }
 }
@@ -167,8 +173,7 @@ impl LinkIo {
             return Poll::Ready(Err(error.into()));
         }
         ready!(self.poll_fill(cx, CONTROL_HEADER_BYTES))?;
-        let header = &self.partial;
-        let len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
+        let len = length(&self.partial[4..CONTROL_HEADER_BYTES]);
         // The decoder refuses a length above the bound by itself.
         if len <= MAX_CONTROL {
             ready!(self.poll_fill(cx, CONTROL_HEADER_BYTES + len))?;

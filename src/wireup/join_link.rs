@@ -6,44 +6,76 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 
+use parking_lot::Mutex;
 use zc_core::transport::{ControlLink, LinkAddr, PeerCred};
-use zc_core::wire::{ControlMessage, MAX_JOIN_MESSAGES};
+use zc_core::wire::{ControlMessage, MAX_JOIN_MESSAGES, WireError};
 
-use super::io::LinkIo;
+use super::io::{IoFault, LinkIo};
 
 /// Most bytes of the transport in one JOIN.
 const MAX_CHUNK: usize = 32 * 1024;
+/// Bytes that wait for the transport before nothing more is read ahead of it.
+const READ_AHEAD: usize = 32 * 1024;
 
 /// The two ways to the peer. Away from the wire-up while a transport joins over them.
 #[derive(Debug)]
 pub(super) struct Ways {
     pub(super) io: LinkIo,
-    /// A proved Unix socket for descriptors, where the control link is none.
-    pub(super) side: Option<Box<dyn ControlLink>>,
+    pub(super) side: Side,
+}
+
+/// What descriptors travel over.
+#[derive(Debug)]
+pub(super) enum Side {
+    /// The control link itself, if it can.
+    Link,
+    /// The Unix socket of the same-host proof.
+    Socket(Box<dyn ControlLink>),
+    /// That socket broke: nothing travels any more, and nothing is read for what is announced.
+    Lost,
 }
 
 impl Ways {
     /// The link that descriptors travel over.
-    pub(super) fn for_descriptors(&mut self) -> &mut dyn ControlLink {
+    pub(super) fn for_descriptors(&mut self) -> Option<&mut dyn ControlLink> {
         match &mut self.side {
-            Some(side) => &mut **side,
-            None => &mut *self.io.link,
+            Side::Link => Some(&mut *self.io.link),
+            Side::Socket(socket) => Some(&mut **socket),
+            Side::Lost => None,
         }
     }
 
     pub(super) fn pass_descriptors(&self) -> bool {
-        self.side.as_ref().unwrap_or(&self.io.link).passes_descriptors()
+        match &self.side {
+            Side::Link => self.io.link.passes_descriptors(),
+            Side::Socket(_) => true,
+            Side::Lost => false,
+        }
+    }
+
+    /// True when it was the side's own socket that broke, so that the control link goes on.
+    pub(super) fn lose_side(&mut self) -> bool {
+        let beside = !matches!(self.side, Side::Link);
+        if beside {
+            self.side = Side::Lost;
+        }
+        beside
     }
 }
 
 #[derive(Debug)]
-pub(super) struct JoinLink {
-    ways: Ways,
+struct Core {
+    /// `None` once the wire-up has taken them back.
+    ways: Option<Ways>,
     index: u8,
+    /// Descriptors may travel to this peer.
+    descriptors: bool,
     sent: u16,
     received: u16,
     incoming: VecDeque<u8>,
@@ -53,12 +85,20 @@ pub(super) struct JoinLink {
     announced: bool,
     /// The first message that is no JOIN: the peer has spoken about this lane.
     spoken: Option<ControlMessage>,
+    /// The link broke, or the peer broke the protocol.
+    fault: Option<IoFault>,
+    /// The transport waits for what the wire-up may read or write in its place.
+    waiting: [Option<Waker>; 2],
 }
+
+const READ: usize = 0;
+const WRITE: usize = 1;
 
 /// What is left when the transport is done.
 pub(super) struct Joined {
     pub(super) ways: Ways,
     pub(super) spoken: Option<ControlMessage>,
+    pub(super) fault: Option<IoFault>,
     /// A byte with descriptors that the transport did not take is the next one.
     pub(super) descriptors_next: bool,
     /// Descriptors were announced to the peer and never sent: the byte must still go.
@@ -66,116 +106,235 @@ pub(super) struct Joined {
 }
 
 fn invalid(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
+    io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
-impl JoinLink {
-    pub(super) fn new(ways: Ways, index: u8) -> Self {
-        Self {
-            ways,
-            index,
-            sent: 0,
-            received: 0,
-            incoming: VecDeque::new(),
-            descriptors_next: false,
-            announced: false,
-            spoken: None,
-        }
-    }
-
-    pub(super) fn finish(self) -> Joined {
-        Joined {
-            ways: self.ways,
-            spoken: self.spoken,
-            descriptors_next: self.descriptors_next,
-            torn: self.announced,
-        }
+impl Core {
+    fn ways(&mut self) -> io::Result<&mut Ways> {
+        self.ways.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// Reads one message; false at the end of what the peer has to say about this lane.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if let Some(fault) = &self.fault {
+            return Poll::Ready(Err(fault.as_io()));
+        }
         if self.spoken.is_some() {
             return Poll::Ready(Ok(false));
         }
-        let message = ready!(self.ways.io.poll_message(cx)).map_err(|fault| fault.into_io())?;
+        let read = match ready!(self.ways()?.io.poll_message(cx)) {
+            Ok(message) => self.take(message),
+            Err(fault) => Err(fault),
+        };
+        Poll::Ready(read.map_err(|fault| {
+            let error = fault.as_io();
+            self.fault = Some(fault);
+            error
+        }))
+    }
+
+    fn take(&mut self, message: ControlMessage) -> Result<bool, IoFault> {
         let ControlMessage::Join { index, bytes } = message else {
             self.spoken = Some(message);
-            return Poll::Ready(Ok(false));
+            return Ok(false);
         };
+        if index != self.index {
+            return Err(IoFault::Wire(WireError::BadValue { field: "join index" }));
+        }
         self.received += 1;
-        if index != self.index || self.received > MAX_JOIN_MESSAGES {
-            return Poll::Ready(Err(invalid("an unexpected JOIN")));
+        if self.received > MAX_JOIN_MESSAGES {
+            let (len, max) = (self.received.into(), MAX_JOIN_MESSAGES.into());
+            return Err(IoFault::Wire(WireError::TooLong { field: "join messages", len, max }));
         }
         self.descriptors_next = bytes.is_empty();
         self.incoming.extend(bytes);
-        Poll::Ready(Ok(true))
+        Ok(true)
     }
 
     fn push_join(&mut self, bytes: Vec<u8>) -> io::Result<()> {
         if self.sent == MAX_JOIN_MESSAGES {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many messages of one join"));
+            return Err(invalid("too many messages of one join"));
         }
         self.sent += 1;
         let mut encoded = Vec::new();
         ControlMessage::Join { index: self.index, bytes }
             .encode(&mut encoded)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        self.ways.io.push(encoded);
+        self.ways()?.io.push(encoded);
         Ok(())
+    }
+
+    fn poll_push_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let pushed = self.ways()?.io.poll_push_out(cx);
+        if pushed.is_pending() {
+            self.wait(WRITE, cx);
+        }
+        pushed
     }
 
     /// What was written before must not wait for what is read now.
     fn push_out(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.ways.io.poll_push_out(cx) {
+        match self.poll_push_out(cx) {
             Poll::Ready(Err(error)) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    fn wait(&mut self, what: usize, cx: &Context<'_>) {
+        self.waiting[what] = Some(cx.waker().clone());
+    }
+
+    /// Reads until bytes or descriptors are there; false at the end.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.push_out(cx)?;
+        while self.incoming.is_empty() && !self.descriptors_next {
+            match self.poll_next(cx)? {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(Ok(false)),
+                Poll::Pending => {
+                    self.wait(READ, cx);
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Whether there is no point in going on.
+    fn given_up(&self) -> bool {
+        self.fault.is_some()
+            || self.spoken.as_ref().is_some_and(|said| !matches!(said, ControlMessage::LaneUp { .. }))
+    }
+
+    /// Whether the wire-up may read ahead of the transport.
+    fn may_read_ahead(&self) -> bool {
+        self.spoken.is_none() && !self.descriptors_next && self.incoming.len() < READ_AHEAD
+    }
+
+    fn passes_descriptors(&self) -> bool {
+        self.descriptors && self.ways.as_ref().is_some_and(Ways::pass_descriptors)
+    }
+}
+
+/// The wire-up's end of a [`JoinLink`].
+pub(super) struct Joining(Arc<Mutex<Core>>);
+
+impl Joining {
+    pub(super) fn new(ways: Ways, index: u8, descriptors: bool) -> Self {
+        Self(Arc::new(Mutex::new(Core {
+            ways: Some(ways),
+            index,
+            descriptors,
+            sent: 0,
+            received: 0,
+            incoming: VecDeque::new(),
+            descriptors_next: false,
+            announced: false,
+            spoken: None,
+            fault: None,
+            waiting: [None, None],
+        })))
+    }
+
+    /// The transport's end; of no use once [`Joining::finish`] was called.
+    pub(super) fn link(&self, peer: LinkAddr) -> Box<dyn ControlLink> {
+        Box::new(JoinLink { core: self.0.clone(), peer })
+    }
+
+    /// Ready once the peer has given the lane up or the link is broken, even if the transport does not
+    /// read: what comes is read ahead of it, up to [`READ_AHEAD`].
+    pub(super) fn poll_given_up(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut core = self.0.lock();
+        let mut waiting = [None, None];
+        while !core.given_up() && core.may_read_ahead() {
+            let unsent = core.ways.as_ref().is_some_and(|ways| ways.io.unsent() > 0);
+            let next = core.poll_next(cx);
+            let sent = unsent && core.ways.as_ref().is_some_and(|ways| ways.io.unsent() == 0);
+            if next.is_ready() || sent {
+                waiting = std::mem::take(&mut core.waiting);
+            }
+            if next.is_pending() {
+                break;
+            }
+        }
+        let given_up = core.given_up();
+        drop(core);
+        waiting.into_iter().flatten().for_each(Waker::wake);
+        if given_up { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Takes the ways back, whatever the transport did with its end.
+    pub(super) fn finish(self) -> Option<Joined> {
+        let mut core = self.0.lock();
+        Some(Joined {
+            ways: core.ways.take()?,
+            spoken: core.spoken.take(),
+            fault: core.fault.take(),
+            descriptors_next: core.descriptors_next,
+            torn: core.announced,
+        })
+    }
+}
+
+struct JoinLink {
+    core: Arc<Mutex<Core>>,
+    peer: LinkAddr,
+}
+
+impl fmt::Debug for JoinLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinLink").field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 
 impl ControlLink for JoinLink {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        self.push_out(cx)?;
-        while self.incoming.is_empty() {
-            if self.descriptors_next {
-                return Poll::Ready(Err(invalid("descriptors, not bytes")));
-            }
-            if !ready!(self.poll_next(cx))? {
-                return Poll::Ready(Ok(0));
-            }
+        let mut core = self.core.lock();
+        if !ready!(core.poll_more(cx))? {
+            return Poll::Ready(Ok(0));
         }
-        Poll::Ready(io::Read::read(&mut self.incoming, buf))
+        if core.incoming.is_empty() {
+            return Poll::Ready(Err(invalid("descriptors come next, not bytes")));
+        }
+        Poll::Ready(io::Read::read(&mut core.incoming, buf))
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        if self.ways.io.unsent() >= MAX_CHUNK {
-            ready!(self.ways.io.poll_push_out(cx))?;
+        let mut core = self.core.lock();
+        if core.announced {
+            return Poll::Ready(Err(invalid("announced descriptors go first")));
+        }
+        if core.ways()?.io.unsent() >= MAX_CHUNK {
+            ready!(core.poll_push_out(cx))?;
         }
         let chunk: Vec<u8> = buf.iter().copied().take(MAX_CHUNK).collect();
         let count = chunk.len();
-        self.push_join(chunk)?;
-        self.push_out(cx)?;
+        core.push_join(chunk)?;
+        core.push_out(cx)?;
         Poll::Ready(Ok(count))
     }
 
     /// The link goes on after the lane: only pushes out what was written.
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.ways.io.poll_push_out(cx)
+        self.core.lock().poll_push_out(cx)
     }
 
     fn peer(&self) -> LinkAddr {
-        self.ways.io.link.peer()
+        self.peer.clone()
     }
 
     fn peer_cred(&self) -> Option<PeerCred> {
-        self.ways.side.as_ref().unwrap_or(&self.ways.io.link).peer_cred()
+        match self.core.lock().ways.as_ref()? {
+            Ways { side: Side::Socket(socket), .. } => socket.peer_cred(),
+            ways => ways.io.link.peer_cred(),
+        }
     }
 
     fn passes_descriptors(&self) -> bool {
-        self.ways.pass_descriptors()
+        self.core.lock().passes_descriptors()
     }
 
     fn poll_send_descriptors(
@@ -183,34 +342,36 @@ impl ControlLink for JoinLink {
         cx: &mut Context<'_>,
         fds: &[BorrowedFd<'_>],
     ) -> Poll<io::Result<()>> {
-        if !self.passes_descriptors() {
+        let mut core = self.core.lock();
+        if !core.passes_descriptors() {
             return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         }
-        if !self.announced {
-            self.push_join(Vec::new())?;
-            self.announced = true;
+        if !core.announced {
+            core.push_join(Vec::new())?;
+            core.announced = true;
         }
-        ready!(self.ways.io.poll_push_out(cx))?;
-        ready!(self.ways.for_descriptors().poll_send_descriptors(cx, fds))?;
-        self.announced = false;
+        ready!(core.poll_push_out(cx))?;
+        let to = core.ways()?.for_descriptors().ok_or(io::ErrorKind::NotConnected)?;
+        ready!(to.poll_send_descriptors(cx, fds))?;
+        core.announced = false;
         Poll::Ready(Ok(()))
     }
 
     fn poll_recv_descriptors(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Vec<OwnedFd>>> {
-        if !self.passes_descriptors() {
+        let mut core = self.core.lock();
+        if !core.passes_descriptors() {
             return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         }
-        self.push_out(cx)?;
-        while !self.descriptors_next {
-            if !self.incoming.is_empty() {
-                return Poll::Ready(Err(invalid("bytes, not descriptors")));
-            }
-            if !ready!(self.poll_next(cx))? {
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-            }
+        if !ready!(core.poll_more(cx))? {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
-        let result = ready!(self.ways.for_descriptors().poll_recv_descriptors(cx, max));
-        self.descriptors_next = false;
+        // Bytes that came before an announcement are read first.
+        if !core.incoming.is_empty() {
+            return Poll::Ready(Err(invalid("bytes come next, not descriptors")));
+        }
+        let from = core.ways()?.for_descriptors().ok_or(io::ErrorKind::NotConnected)?;
+        let result = ready!(from.poll_recv_descriptors(cx, max));
+        core.descriptors_next = false;
         Poll::Ready(result)
     }
 

@@ -6,14 +6,15 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use zc_core::transport::{ControlLink, Lane, Offer, Role, Transport, Unavailable, WireupError};
+use zc_core::transport::{Lane, Offer, Role, Transport, Unavailable, WireupError};
 use zc_core::wire::{CONTROL_LANE, ControlMessage, HandshakeState, OfferEntry, Stage, WireError};
 
 use super::Attempt;
 use super::io::{deadline, read_exact, write_all};
-use super::join_link::{JoinLink, Joined};
+use super::join_link::{Joined, Joining, Side};
 use super::offers::Mine;
 use super::trial::Trial;
+use crate::connection::ConnectionError;
 use crate::error::{Error, join_reason, lane_reason};
 use crate::policy::Fallback;
 use crate::report::Outcome;
@@ -47,12 +48,15 @@ impl Attempt<'_> {
                     }
                 }
                 HandshakeState::Commit { index } => {
-                    self.commit(&mut trial).await?;
-                    if index != CONTROL_LANE {
-                        let lane = self.planned(index, mine, theirs)?;
+                    if index == CONTROL_LANE {
+                        self.commit(&mut None, self.stream_name()).await?;
+                        return self.control_lane().await;
+                    }
+                    let lane = self.planned(index, mine, theirs)?;
+                    if self.commit(&mut trial, lane.mine.transport.name()).await? {
                         return self.chosen(&*lane.mine.transport, &lane.mine.offer, lane.peer, trial).await;
                     }
-                    return self.control_lane().await;
+                    trial = None;
                 }
                 _ => return Err(self.give_up("no lane came up").await),
             }
@@ -73,7 +77,8 @@ impl Attempt<'_> {
     }
 
     fn denied(&self, name: &str) -> bool {
-        self.shared.policy.fallback_rule() == Fallback::Deny && self.report.lost_above(name)
+        self.shared.policy.fallback_rule() == Fallback::Deny
+            && self.report.lost_above(name, &self.shared.policy)
     }
 
     /// Lets an out-of-band transport join, pings, and says how it went. An in-band one joins after COMMIT.
@@ -101,42 +106,62 @@ impl Attempt<'_> {
 
     /// Runs the transport's own part. `Err` inside is the lane's failure, `Err` outside the link's.
     async fn join(&mut self, lane: &mut Try<'_>, end: Instant) -> Result<Result<Trial, Unavailable>, Error> {
-        let shared = self.shared;
         let ways = self.ways.take().ok_or_else(|| self.link_gone())?;
-        let mut slot: Option<Box<dyn ControlLink>> = Some(Box::new(JoinLink::new(ways, lane.index)));
-        let us = lane.mine;
-        let joining =
-            us.transport.join(self.role, us.offer.clone(), lane.peer.clone(), &mut slot, self.cx.clone());
-        let result =
-            deadline(&*shared.reactor, Stage::Join, self.until(end), async { Ok(joining.await) }).await;
-        let joined = slot.and_then(|link| link.into_any().downcast::<JoinLink>().ok());
-        // A transport that keeps the link leaves nothing to go on with.
-        let joined = joined.ok_or_else(|| self.link_gone())?.finish();
+        let joining = Joining::new(ways, lane.index, self.cx.descriptors);
+        let result = self.join_while_wanted(lane, &joining, self.until(end)).await;
+        let joined = joining.finish().ok_or_else(|| self.link_gone())?;
         let spoken = self.take_back(joined).await?;
         if let Some(message) = &spoken {
             self.hear(lane, message).await?;
         }
         Ok(match result {
-            Ok(Ok(made)) => Ok(Trial::new(made, self.cx.pool.clone(), shared.reactor.clone())?),
+            Ok(Ok(made)) => {
+                Ok(Trial::new(self.role, made, self.cx.pool.clone(), self.shared.reactor.clone())?)
+            }
             Ok(Err(error)) => Err(why(error, spoken.as_ref())),
             Err(Error::Timeout { stage }) => Err(Unavailable::Timeout { stage }),
             Err(error) => return Err(error),
         })
     }
 
+    /// Lets the transport join until the peer gives up.
+    async fn join_while_wanted(
+        &mut self,
+        lane: &Try<'_>,
+        joining: &Joining,
+        limit: Duration,
+    ) -> Result<Result<Lane, WireupError>, Error> {
+        let mut slot = Some(joining.link(self.identity.addr.clone()));
+        let (us, peer) = (lane.mine, lane.peer.clone());
+        let mut join = us.transport.join(self.role, us.offer.clone(), peer, &mut slot, self.cx.clone());
+        let wanted = poll_fn(|cx| match join.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Ok(done)),
+            Poll::Pending => joining.poll_given_up(cx).map(|()| {
+                let reason = "it gave the lane up".to_owned();
+                Ok(Err(Unavailable::PeerFailed { reason }.into()))
+            }),
+        });
+        deadline(&*self.shared.reactor, Stage::Join, limit, wanted).await
+    }
+
     /// Takes the link back, and brings it to its place: a byte that was announced must go, and one that
     /// was announced to us must be read.
     async fn take_back(&mut self, joined: Joined) -> Result<Option<ControlMessage>, Error> {
-        let Joined { mut ways, spoken, descriptors_next, torn } = joined;
+        let Joined { mut ways, spoken, fault, descriptors_next, torn } = joined;
+        if let Some(fault) = fault {
+            self.ways = Some(ways);
+            return Err(fault.at(Stage::Join));
+        }
         if torn {
             match &mut ways.side {
-                None => ways.io.push(vec![0]),
-                Some(side) => {
+                Side::Link => ways.io.push(vec![0]),
+                Side::Lost => {}
+                Side::Socket(side) => {
                     let (limit, gone) = (self.limit(self.shared.deadlines.join), self.link_gone());
                     let sent = async { write_all(&mut **side, &[0]).await.map_err(|_| gone) };
                     let sent = deadline(&*self.shared.reactor, Stage::Join, limit, sent).await;
                     if sent.is_err() {
-                        ways.side = None;
+                        ways.lose_side();
                     }
                 }
             }
@@ -155,17 +180,16 @@ impl Attempt<'_> {
         let reactor = &self.shared.reactor;
         let gone = self.link_gone();
         let Some(ways) = &mut self.ways else { return Err(gone) };
+        let Some(link) = ways.for_descriptors() else { return Ok(()) };
         let mut byte = [0];
-        let read = async { read_exact(ways.for_descriptors(), &mut byte).await.map_err(|_| gone) };
-        match deadline(&**reactor, Stage::Join, limit, read).await {
-            // Without its side the connection lacks descriptors; without its link it has ended.
-            Err(_) if ways.side.is_some() => {
-                ways.side = None;
-                self.cx.descriptors = false;
-                Ok(())
-            }
-            done => done,
+        let read = async { read_exact(link, &mut byte).await.map_err(|_| gone) };
+        let read = deadline(&**reactor, Stage::Join, limit, read).await;
+        // Without its side the connection lacks descriptors; without its link it has ended.
+        if read.is_err() && ways.lose_side() {
+            self.cx.descriptors = false;
+            return Ok(());
         }
+        read
     }
 
     /// Pings over the lane while the peer may speak.
@@ -277,25 +301,49 @@ impl Attempt<'_> {
         message.await.map_err(|fault| fault.at(stage))
     }
 
-    async fn commit(&mut self, trial: &mut Option<Trial>) -> Result<(), Error> {
+    /// Commits to a lane; false if it broke since, and both sides go to the next.
+    async fn commit(&mut self, trial: &mut Option<Trial>, name: &str) -> Result<bool, Error> {
         self.reached(Stage::Commit);
         let limit = self.limit(self.shared.deadlines.join * SETTLE_FACTOR);
         let reactor = &*self.shared.reactor;
         deadline(reactor, Stage::Commit, limit, async {
             match self.role {
-                Role::Client => {
-                    let sent = self.machine.commit();
-                    self.wire(sent)?;
-                    self.flush().await
-                }
-                Role::Server => {
-                    let message = self.next_while(trial).await?;
-                    let handled = self.machine.handle(&message);
-                    self.wire(handled)
-                }
+                Role::Client => self.commit_as_client(trial, name).await,
+                Role::Server => self.commit_as_server(trial, name).await,
             }
         })
         .await
+    }
+
+    async fn commit_as_client(&mut self, trial: &mut Option<Trial>, name: &str) -> Result<bool, Error> {
+        let broken = poll_fn(|cx| Poll::Ready(trial.as_mut().and_then(|trial| trial.broken(cx)))).await;
+        let sent = match &broken {
+            None => self.machine.commit().map(drop),
+            Some(error) => self.machine.lane_down(&error.to_string()),
+        };
+        self.wire(sent)?;
+        let committed = broken.is_none();
+        if let Some(error) = broken {
+            self.report.set(name, Stage::Commit, Outcome::Unavailable(lane_reason(error)));
+        }
+        self.flush().await?;
+        Ok(committed)
+    }
+
+    async fn commit_as_server(&mut self, trial: &mut Option<Trial>, name: &str) -> Result<bool, Error> {
+        let message = self.next_while(trial).await?;
+        let handled = self.machine.handle(&message);
+        self.wire(handled)?;
+        if let ControlMessage::LaneDown { reason, .. } = message {
+            let why = Unavailable::PeerFailed { reason };
+            self.report.set(name, Stage::Commit, Outcome::Unavailable(why));
+            return Ok(false);
+        }
+        // The client sends on it already, so there is no way back.
+        match poll_fn(|cx| Poll::Ready(trial.as_mut().and_then(|trial| trial.broken(cx)))).await {
+            Some(error) => Err(ConnectionError::from(error).into()),
+            None => Ok(true),
+        }
     }
 
     /// The lane of the plan that both sides committed to; an in-band one takes the link now.

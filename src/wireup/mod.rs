@@ -24,7 +24,8 @@ use zc_core::transport::{
     Unavailable, UriParams,
 };
 use zc_core::wire::{
-    ControlMessage, HELLO_HEADER_BYTES, Hello, MAGIC, SameHost, Stage, VersionRange, WireError,
+    ControlMessage, HELLO_HEADER_BYTES, Hello, MAGIC, MAX_HELLO_BODY, SameHost, Stage, VersionRange,
+    WireError,
 };
 
 pub(crate) use self::io::deadline;
@@ -32,7 +33,7 @@ pub use self::same_host::MAX_HALF_PROOFS;
 pub(crate) use self::same_host::Prover;
 
 use self::io::{IoFault, LinkIo};
-use self::join_link::Ways;
+use self::join_link::{Side as DescriptorSide, Ways};
 use self::machine::Machine;
 use self::same_host::Claim;
 use crate::auth::Authenticator;
@@ -209,6 +210,8 @@ struct Attempt<'a> {
     /// What our HELLO says about this host.
     same_host: Option<SameHost>,
     claim: Option<Claim>,
+    /// Why nothing may run on this link.
+    foreign: Option<Unavailable>,
     begin: Instant,
 }
 
@@ -216,10 +219,15 @@ impl<'a> Attempt<'a> {
     fn new(shared: &'a Shared, side: Side<'a>, link: Box<dyn ControlLink>) -> Result<Self, Error> {
         let Side { role, request, prover, progress } = side;
         let addr = link.peer();
-        let same_host = if shared.wants_proof(&addr, request) {
-            Some(same_host::hello(prover.map_or("", Prover::name))?)
-        } else {
-            None
+        // Even without a use for it here: the peer learns from the tags that there is nothing to miss.
+        let same_host = match &addr {
+            LinkAddr::Tcp(_) => Some(same_host::hello(prover.map_or("", Prover::name))?),
+            _ => None,
+        };
+        // Anyone may bind or connect to an abstract name: it has no file mode, so the policy's users count.
+        let foreign = match &addr {
+            LinkAddr::UnixAbstract(_) => same_host::accepted(shared, link.peer_cred()).err(),
+            _ => None,
         };
         let hello = |role| Hello {
             versions: VersionRange::SUPPORTED,
@@ -231,7 +239,8 @@ impl<'a> Attempt<'a> {
             keepalive_ms: u32::try_from(shared.options.keepalive_interval.as_millis()).unwrap_or(u32::MAX),
             agent: concat!("zc/", env!("CARGO_PKG_VERSION")).to_owned(),
             same_host: same_host.clone(),
-            control_lane: shared.control_lane(&addr, request),
+            control_lane: foreign.is_none() && shared.control_lane(&addr, request),
+            remote: true,
         };
         let machine =
             Machine::new(role, hello).map_err(|source| Error::Wire { stage: Stage::Hello, source })?;
@@ -246,11 +255,12 @@ impl<'a> Attempt<'a> {
             progress,
             machine,
             identity: PeerIdentity::unknown(addr, link.peer_cred()),
-            ways: Some(Ways { io: LinkIo::new(link), side: None }),
+            ways: Some(Ways { io: LinkIo::new(link), side: DescriptorSide::Link }),
             report: SelectionReport::default(),
             cx,
             same_host,
             claim: None,
+            foreign,
             begin: shared.reactor.now(),
         })
     }
@@ -269,24 +279,29 @@ impl<'a> Attempt<'a> {
         self.bring_up(&mine, &theirs).await
     }
 
-    fn start(&mut self, lane: Lane) -> Result<Connection, Error> {
+    fn start(&mut self, mut lane: Lane) -> Result<Connection, Error> {
         let shared = self.shared;
+        let link = self.ways.take().and_then(|ways| hand_over(&mut lane, ways));
         let report = Arc::new(std::mem::take(&mut self.report));
+        let peer_remote = self.machine.peer().is_some_and(|hello| hello.remote);
         let connection = Connection::start(Parts {
             lane,
-            link: self.ways.take().map(|ways| ways.io.into_link()),
+            link,
             role: self.role,
             reactor: shared.reactor.clone(),
             pool: shared.pool.clone(),
             ledger: self.cx.ledger.clone(),
             limits: self.cx.limits,
+            peer_remote,
             options: shared.options.clone(),
             report: report.clone(),
             peer: self.identity.clone(),
             observer: shared.observer.clone(),
             began: self.begin,
         })?;
-        if shared.policy.fallback_rule() == Fallback::Warn && report.lost_above(report.chosen()) {
+        if shared.policy.fallback_rule() == Fallback::Warn
+            && report.lost_above(report.chosen(), &shared.policy)
+        {
             let peer = self.identity.addr.clone();
             shared.observer.fell_back(&FellBack { peer, report });
         }
@@ -370,6 +385,9 @@ impl<'a> Attempt<'a> {
         }
         // Even after an error: a peer of another version reads our range from it.
         let flushed = self.flush().await;
+        if let Err(Error::Wire { source: WireError::VersionMismatch { .. }, .. }) = &result {
+            self.skip_hello().await;
+        }
         result?;
         flushed?;
         if let Some(hello) = self.machine.peer() {
@@ -397,10 +415,18 @@ impl<'a> Attempt<'a> {
             want = match bytes.get(8..HELLO_HEADER_BYTES) {
                 None => HELLO_HEADER_BYTES,
                 // The machine has refused a length above its bound already.
-                Some(len) => {
-                    HELLO_HEADER_BYTES + len.iter().rev().fold(0, |sum, b| (sum << 8) | usize::from(*b))
-                }
+                Some(len) => HELLO_HEADER_BYTES + io::length(len),
             };
+        }
+    }
+
+    /// Reads the rest of a HELLO that is not understood: closing a TCP link with bytes unread resets it, and
+    /// the peer might never see our own.
+    async fn skip_hello(&mut self) {
+        let Some(Ways { io, .. }) = &mut self.ways else { return };
+        if let Ok(header) = io.fill(HELLO_HEADER_BYTES).await {
+            let len = io::length(&header[8..HELLO_HEADER_BYTES]).min(MAX_HELLO_BODY);
+            let _ = io.fill(HELLO_HEADER_BYTES + len).await;
         }
     }
 
@@ -436,7 +462,7 @@ impl<'a> Attempt<'a> {
                 self.cx.trust = shared.policy.trust(Some(cred));
                 self.identity.cred = Some(cred);
                 if let Some(ways) = &mut self.ways {
-                    ways.side = side;
+                    ways.side = side.map_or(DescriptorSide::Link, DescriptorSide::Socket);
                 }
             }
             Err(why) => self.cx.same_host = Err(why),
@@ -446,11 +472,11 @@ impl<'a> Attempt<'a> {
     async fn proof(
         &mut self,
     ) -> Result<(zc_core::transport::PeerCred, Option<Box<dyn ControlLink>>), Unavailable> {
-        if self.same_host.is_none() {
-            return Err(Unavailable::HostNotProved);
-        }
         let shared = self.shared;
         let peer = same_host::judge(self.machine.peer().and_then(|peer| peer.same_host.as_ref()))?;
+        if !shared.wants_proof(&self.identity.addr, self.request) {
+            return Err(Unavailable::HostNotProved);
+        }
         // The server waits for our offers meanwhile.
         let limit = self.limit(shared.deadlines.offers) / 2;
         let claim = self.claim.take();
@@ -464,5 +490,21 @@ impl<'a> Attempt<'a> {
         let proved = deadline(&*shared.reactor, Stage::Offers, limit, proving).await;
         let proved = proved.unwrap_or(Err(Unavailable::Timeout { stage: Stage::Offers }))?;
         Ok((proved.cred, Some(proved.link)))
+    }
+}
+
+/// The link over which descriptors travelled goes on with the lane, if that wants it; what stays is
+/// watched by the connection.
+fn hand_over(lane: &mut Lane, ways: Ways) -> Option<Box<dyn ControlLink>> {
+    let Ways { io, side } = ways;
+    let control = io.into_link();
+    let Some(drive) = &mut lane.drive else { return Some(control) };
+    match side {
+        DescriptorSide::Socket(side) => {
+            drop(drive.adopt_link(side));
+            Some(control)
+        }
+        DescriptorSide::Link => drive.adopt_link(control),
+        DescriptorSide::Lost => Some(control),
     }
 }

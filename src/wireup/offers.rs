@@ -37,6 +37,9 @@ impl Attempt<'_> {
     async fn offers_as_client(&mut self) -> Result<(Vec<Mine>, Vec<OfferEntry>), Error> {
         self.find_peer().await;
         let mine = self.mine();
+        if self.foreign.is_some() {
+            return Err(self.no_transport());
+        }
         let sent = self.machine.send_offers(entries(&mine));
         self.wire(sent)?;
         self.flush().await?;
@@ -57,6 +60,10 @@ impl Attempt<'_> {
         let ControlMessage::Offers(theirs) = message else { return Err(self.unexpected(&message)) };
         self.find_peer().await;
         let mine = self.mine();
+        if let Some(why) = self.foreign.clone() {
+            let error = self.no_transport();
+            return Err(self.refuse(&why.to_string(), error).await);
+        }
         let names = self.plan(&mine, &theirs);
         let plan = names.into_iter().map(|transport| PlanEntry { transport }).collect();
         let sent = self.machine.send_plan(entries(&mine), plan);
@@ -97,6 +104,9 @@ impl Attempt<'_> {
     }
 
     fn offer_of(&self, transport: &dyn Transport, so_far: usize) -> Result<Offer, Unavailable> {
+        if let Some(why) = &self.foreign {
+            return Err(why.clone());
+        }
         let name = transport.name();
         if !self.request.allows(name) {
             return Err(Unavailable::ForbiddenByPolicy);
@@ -108,8 +118,7 @@ impl Attempt<'_> {
         if transport.wants_descriptors() {
             self.cx.same_host.clone()?;
             if !self.cx.descriptors {
-                let remedy = "use an address that needs a socket".to_owned();
-                return Err(Unavailable::Other { code: "no_descriptors", remedy });
+                return Err(Unavailable::NotApplicable { needs: "a socket, over which descriptors travel" });
             }
         }
         let offer = transport.offer(&self.cx)?;
@@ -144,7 +153,7 @@ impl Attempt<'_> {
         }
         if self.shared.policy.fallback_rule() == Fallback::Deny {
             names.truncate(1);
-            names.retain(|name| !self.report.lost_above(name));
+            names.retain(|name| !self.report.lost_above(name, &self.shared.policy));
         }
         names
     }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::channel::oneshot;
+use hmac_sha256::Hash;
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 use zc_core::transport::{
     BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, PeerCred, TaskHandle, Timer, Unavailable,
 };
@@ -44,9 +44,9 @@ static BOOT_ID: LazyLock<Option<String>> = LazyLock::new(|| {
 });
 
 fn digest(parts: &[&[u8]]) -> Key {
-    let mut hash = Sha256::new();
+    let mut hash = Hash::new();
     parts.iter().for_each(|part| hash.update(part));
-    hash.finalize().into()
+    hash.finalize()
 }
 
 fn tag(parts: &[&[u8]]) -> Tag {
@@ -72,7 +72,8 @@ struct Place {
 
 impl Place {
     fn here() -> Self {
-        let netns = std::fs::metadata("/proc/self/ns/net").ok().map(|meta| (meta.dev(), meta.ino()));
+        // A namespace belongs to a thread: that of this one is where its sockets are made.
+        let netns = std::fs::metadata("/proc/thread-self/ns/net").ok().map(|meta| (meta.dev(), meta.ino()));
         Self { boot_id: BOOT_ID.clone(), netns }
     }
 
@@ -137,6 +138,9 @@ pub(super) fn accepted(shared: &Shared, cred: Option<PeerCred>) -> Result<PeerCr
 
 /// The client's side.
 pub(super) async fn prove(shared: &Shared, server: &SameHost) -> Result<Proved, Unavailable> {
+    if server.socket_name.is_empty() {
+        return Err(Unavailable::PeerLacks);
+    }
     // A peer must not make us talk to whatever socket it likes.
     if !server.socket_name.starts_with(NAME_PREFIX) {
         return Err(Unavailable::HostNotProved);
@@ -152,16 +156,23 @@ pub(super) async fn prove(shared: &Shared, server: &SameHost) -> Result<Proved, 
     write_all(&mut *link, &client_key(&server.nonce)).await.map_err(failed)?;
     let mut status = [0];
     read_exact(&mut *link, &mut status).await.map_err(failed)?;
-    if status != [ACCEPTED] {
-        return Err(Unavailable::PeerUid { uid: rustix::process::geteuid().as_raw() });
+    match status {
+        [ACCEPTED] => {}
+        [REFUSED] => return Err(Unavailable::UidRefused { uid: rustix::process::geteuid().as_raw() }),
+        _ => return Err(impostor()),
     }
     let mut answer = Key::default();
     read_exact(&mut *link, &mut answer).await.map_err(failed)?;
+    // How long this takes tells nothing: a nonce is good for one answer.
     if answer != server_key(&server.nonce) {
-        let remedy = "find out who squats on the abstract socket".to_owned();
-        return Err(Unavailable::Other { code: "same_host_impostor", remedy });
+        return Err(impostor());
     }
     Ok(Proved { link, cred })
+}
+
+fn impostor() -> Unavailable {
+    let remedy = "find out who squats on the abstract socket".to_owned();
+    Unavailable::Other { code: "same_host_impostor", remedy }
 }
 
 /// Nobody listens there: on another host, unless the tags say that this is the one.
@@ -186,8 +197,8 @@ pub(super) struct Claim {
 impl Claim {
     /// What came of it, once the peer can't begin any more. Waits only for a proof that has begun.
     pub(super) async fn close(mut self) -> Outcome {
-        let unclaimed = self.table.lock().remove(&self.key).is_some();
-        if unclaimed {
+        let unclaimed = self.table.lock().remove(&self.key);
+        if unclaimed.is_some() {
             return Err(Unavailable::HostNotProved);
         }
         (&mut self.outcome).await.unwrap_or(Err(Unavailable::HostNotProved))
@@ -318,8 +329,9 @@ async fn answer(
     let Some((nonce, outcome)) = claimed else { return Err(io::ErrorKind::PermissionDenied.into()) };
     match who {
         Err(why) => {
-            write_all(&mut *link, &[REFUSED]).await?;
+            // The connection hears of it even if the client does not wait for the answer.
             let _ = outcome.send(Err(why));
+            write_all(&mut *link, &[REFUSED]).await?;
         }
         Ok(cred) => {
             write_all(&mut *link, &[ACCEPTED]).await?;

@@ -4,12 +4,19 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use zc_core::transport::{BoxFuture, Caps, Offer, WireupError};
+use zc_core::memory::PinnedBufMut;
+use zc_core::transport::{
+    AllocFailure, Batch, BoxFuture, Caps, Frame, LaneError, LaneRx, LaneTx, Offer, Received, SendRejected,
+    SendReport, SendToken, WireupError,
+};
 use zc_core::wire::{
-    CONTROL_LANE, ClientHandshake, FrameFlags, FrameHeader, HelloRole, OfferEntry, SessionRecord,
+    CONTROL_LANE, ClientHandshake, FrameFlags, FrameHeader, HelloRole, OfferEntry, ServerHandshake,
+    SessionRecord,
 };
 use zc_transport_tcp::TcpTransport;
 
@@ -27,12 +34,16 @@ enum Join {
     Mute,
     /// The pipe's other end is gone.
     Dead,
+    /// Passes its ping, and breaks right after.
+    Breaks,
     /// Fails at once.
     Fails,
     /// Waits for ever.
     Hangs,
     /// Sends more messages than are allowed.
     Babbles,
+    /// Is made for other links.
+    NotHere,
 }
 
 /// An out-of-band transport inside the process. Pipes are handed over by their client's instance.
@@ -71,6 +82,9 @@ impl Transport for Fake {
         &["dev"]
     }
     fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
+        if self.join == Join::NotHere {
+            return Err(Unavailable::NotApplicable { needs: "another link" });
+        }
         assert_eq!((cx.same_host.clone(), cx.trust), (Ok(()), zc_core::transport::Trust::Cooperative));
         Ok(Offer { version: 1, bytes: self.name.into() })
     }
@@ -92,15 +106,15 @@ impl Transport for Fake {
                 Join::Babbles => loop {
                     io::write_all(&mut **link, b"x").await.map_err(failed)?;
                 },
-                Join::Works | Join::Mute | Join::Dead => {}
+                _ => {}
             }
             let (near, far) = duplex("lane");
             let mut id = near.id();
             PIPES.lock().push((self.name, id, far));
             greet(&mut **link, role, &mut id).await.map_err(failed)?;
             let pipe = match (role, self.join) {
-                (Role::Client, Join::Works | Join::Mute) => near,
-                (Role::Server, Join::Works) => {
+                (Role::Client, Join::Works | Join::Breaks | Join::Mute) => near,
+                (Role::Server, Join::Works | Join::Breaks) => {
                     let mut pipes = PIPES.lock();
                     let at = pipes.iter().position(|(name, of, _)| (*name, *of) == (self.name, id)).unwrap();
                     pipes.remove(at).2
@@ -111,8 +125,83 @@ impl Transport for Fake {
                 }
                 _ => near,
             };
-            TcpTransport.join(role, mine, peer, &mut Some(Box::new(pipe)), cx).await
+            let lane = TcpTransport.join(role, mine, peer, &mut Some(Box::new(pipe)), cx).await?;
+            Ok(if self.join == Join::Breaks { breaking(lane) } else { lane })
         })
+    }
+}
+
+/// Half of a lane that breaks once a ping has passed.
+struct Breaking<T: ?Sized> {
+    inner: Box<T>,
+    /// Of the PING and the PONG, those that came.
+    frames: Arc<AtomicUsize>,
+    flushed: bool,
+}
+
+fn breaking(lane: Lane) -> Lane {
+    let frames = Arc::<AtomicUsize>::default();
+    Lane {
+        tx: Box::new(Breaking { inner: lane.tx, frames: frames.clone(), flushed: false }),
+        rx: Box::new(Breaking { inner: lane.rx, frames, flushed: false }),
+        ..lane
+    }
+}
+
+impl<T: ?Sized> Breaking<T> {
+    fn broken(&self) -> Result<(), LaneError> {
+        let passed = self.frames.load(Ordering::Relaxed) >= 2;
+        if passed { Err(LaneError::Os { errno: 5, operation: "break" }) } else { Ok(()) }
+    }
+}
+
+impl LaneRx for Breaking<dyn LaneRx> {
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<Frame>,
+    ) -> Poll<Result<Received, LaneError>> {
+        self.broken()?;
+        let received = self.inner.poll_recv(cx, out);
+        self.frames.fetch_add(out.len(), Ordering::Relaxed);
+        received
+    }
+    fn release(&mut self, bytes: usize) {
+        self.inner.release(bytes);
+    }
+    fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
+        self.broken()?;
+        self.inner.try_recv(out)
+    }
+}
+
+impl LaneTx for Breaking<dyn LaneTx> {
+    fn poll_alloc(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<Result<PinnedBufMut, AllocFailure>> {
+        self.inner.poll_alloc(cx, len)
+    }
+    fn poll_ready(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<Result<(), LaneError>> {
+        self.inner.poll_ready(cx, len)
+    }
+    fn start_send(&mut self, frame: Frame, report: bool) -> Result<SendToken, SendRejected> {
+        self.inner.start_send(frame, report)
+    }
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        // The flush that ends the ping still works.
+        if self.flushed {
+            self.broken()?;
+        }
+        self.flushed = self.broken().is_err();
+        self.inner.poll_flush(cx)
+    }
+    fn poll_completions(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<(SendToken, SendReport)>,
+    ) -> Poll<Result<(), LaneError>> {
+        self.inner.poll_completions(cx, out)
+    }
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        self.inner.poll_close(cx)
     }
 }
 
@@ -232,6 +321,50 @@ async fn a_peer_that_gives_up_is_heard_while_we_ping() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_gives_up_is_heard_while_a_transport_does_not_read() {
+    let side = |join| with([stream(), fake("shm", join)]);
+    let start = tokio::time::Instant::now();
+    // What is said before it gives up is read ahead of a transport that hangs.
+    for (near, far) in [
+        (Join::Fails, Join::Hangs),
+        (Join::Hangs, Join::Fails),
+        (Join::Babbles, Join::Hangs),
+        (Join::Hangs, Join::Babbles),
+    ] {
+        let reports = both_chose(connect(side(near), side(far)).await, "mem").await;
+        for text in reports {
+            assert!(text.contains("no_device") || text.contains("too many messages"), "{text}");
+        }
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO, "no deadline had to pass");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_breaks_before_commit_gives_way_at_the_client() {
+    let side = |join| with([stream(), fake("shm", join), fake("rdma", Join::Works)]);
+    for name in ["rdma", "mem"] {
+        let side = |join| if name == "rdma" { side(join) } else { with([stream(), fake("shm", join)]) };
+        let [client, server] = both_chose(connect(side(Join::Breaks), side(Join::Works)).await, name).await;
+        assert!(client.contains("os (break: errno 5)"), "{client}");
+        assert!(server.contains("peer_failed (break: "), "{server}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_breaks_at_the_server_ends_in_a_typed_error() {
+    let side = |join| with([stream(), fake("shm", join)]);
+    let (client, server) = connect(side(Join::Works), side(Join::Breaks)).await;
+    let error = server.err().unwrap();
+    let lane =
+        matches!(&error, Error::Connection(crate::ConnectionError::Lane(LaneError::Os { errno: 5, .. })));
+    assert!(lane, "{error}");
+    assert_eq!(error.stage(), Some(Stage::Commit));
+    // It had committed, and hears of it as it would of any peer that goes away.
+    let mut client = client.unwrap();
+    assert!(matches!(client.recv().await, Err(crate::ConnectionError::Lane(_))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_transport_that_babbles_fails_alone() {
     let side = |join| with([stream(), fake("shm", join)]);
     let reports = both_chose(connect(side(Join::Babbles), side(Join::Hangs)).await, "mem").await;
@@ -293,6 +426,18 @@ async fn fallback_is_told_or_denied() {
     }
     let events = std::mem::take(&mut *seen.0.lock());
     assert_eq!(events.iter().filter(|event| event.contains("failed in")).count(), 4, "{events:?}");
+    // What is not made for this link is missed only by name.
+    let stranger = || fake("xdp", Join::NotHere);
+    for (policy, told) in [(Policy::default(), false), (Policy::default().prefer(["xdp"]), true)] {
+        let side = || with([stream(), stranger()]).policy(policy.clone()).observer(seen.clone());
+        both_chose(connect(side(), side()).await, "mem").await;
+        let events = std::mem::take(&mut *seen.0.lock());
+        assert_eq!(events.iter().any(|event| event.contains("fell back")), told, "{events:?}");
+        let deny = || side().policy(policy.clone().fallback(Fallback::Deny));
+        let (client, server) = connect(deny(), deny()).await;
+        assert_eq!((client.is_err(), server.is_err()), (told, told));
+        seen.0.lock().clear();
+    }
     // The first choice is no fallback.
     let deny = || side(Fallback::Deny, Join::Works);
     both_chose(connect(deny(), deny()).await, "shm").await;
@@ -343,6 +488,7 @@ fn hello_of(role: HelloRole, versions: VersionRange) -> Hello {
         agent: "test".into(),
         same_host: None,
         control_lane: true,
+        remote: true,
     }
 }
 
@@ -522,13 +668,69 @@ async fn a_newer_peer_agrees_or_both_say_why() {
     assert_eq!(source, mismatch(VersionRange::SUPPORTED, newer));
 }
 
+/// A server of other versions by hand, against our client.
+async fn other_server(versions: VersionRange) -> (Error, Result<Option<u8>, WireError>) {
+    let (near, mut far) = duplex("version");
+    let mut hs = ServerHandshake::new(hello_of(HelloRole::Server, versions)).unwrap();
+    let by_hand = async move {
+        let mut bytes = vec![0; 4096];
+        let count = poll_fn(|cx| far.poll_read(cx, &mut bytes)).await.unwrap();
+        let taken = hs.handle_hello(&bytes[..count]).map(|_| hs.version());
+        io::write_all(&mut far, &hs.take_output()).await.unwrap();
+        taken
+    };
+    let client = with([stream()]).build().unwrap();
+    let (request, progress) = (Request::default(), Progress::default());
+    let side = Side { role: Role::Client, request: &request, prover: None, progress: &progress };
+    let ours = run(client.shared(), side, Box::new(near), || 1);
+    let (ours, theirs) = futures::future::join(ours, by_hand).await;
+    (ours.err().unwrap(), theirs)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_server_agrees_or_both_say_why() {
+    let (ours, theirs) = other_server(VersionRange::new(1, 2).unwrap()).await;
+    assert_eq!(theirs, Ok(Some(1)));
+    assert!(matches!(ours, Error::Link { stage: Stage::Offers, .. }), "it only hung up: {ours}");
+
+    let newer = VersionRange::new(2, 3).unwrap();
+    let (ours, theirs) = other_server(newer).await;
+    let mismatch = |ours, theirs| WireError::VersionMismatch { ours, theirs };
+    assert_eq!(theirs, Err(mismatch(newer, VersionRange::SUPPORTED)));
+    let Error::Wire { stage: Stage::Hello, source } = ours else { panic!("{ours}") };
+    assert_eq!(source, mismatch(VersionRange::SUPPORTED, newer));
+}
+
+#[tokio::test]
+async fn a_client_of_another_version_hears_of_it_over_tcp_before_the_end() {
+    let mut listener = Fabric::auto().unwrap().listen("zc://127.0.0.1:0").await.unwrap();
+    let address = listener.local_uri().to_string().replace("zc://", "");
+    let newer = VersionRange::new(2, 3).unwrap();
+    let mut bytes = Vec::new();
+    hello_of(HelloRole::Client, newer).encode(&mut bytes).unwrap();
+    let heard = tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(&bytes).unwrap();
+        let mut answer = Vec::new();
+        // A reset here could overtake what was said before it.
+        stream.read_to_end(&mut answer).unwrap();
+        answer
+    });
+    let heard = futures::future::select(Box::pin(listener.accept()), heard).await;
+    let futures::future::Either::Right((heard, _)) = heard else { panic!("accepted") };
+    let theirs = Hello::decode(&heard.unwrap(), newer);
+    let mismatch = WireError::VersionMismatch { ours: newer, theirs: VersionRange::SUPPORTED };
+    assert_eq!(theirs, Err(mismatch));
+}
+
 /// A frame as a stream lane writes it.
 fn frame(header: FrameHeader, payload: &[u8]) -> Vec<u8> {
     header.encode().into_iter().chain(payload.iter().copied()).collect()
 }
 
 /// Runs a trial against bytes that a peer wrote.
-async fn trial(bytes: &[u8]) -> Result<(), zc_core::transport::LaneError> {
+async fn trial(bytes: &[u8]) -> Result<(), LaneError> {
     let fabric = with([]).build().unwrap();
     let shared = fabric.shared();
     let (mut near, far) = duplex("trial");
@@ -538,7 +740,8 @@ async fn trial(bytes: &[u8]) -> Result<(), zc_core::transport::LaneError> {
     let link: Box<dyn ControlLink> = Box::new(far);
     let lane = TcpTransport.join(Role::Server, Offer::default(), Offer::default(), &mut Some(link), cx).await;
     let mut trial =
-        super::trial::Trial::new(lane.unwrap(), shared.pool.clone(), shared.reactor.clone()).unwrap();
+        super::trial::Trial::new(Role::Server, lane.unwrap(), shared.pool.clone(), shared.reactor.clone())
+            .unwrap();
     poll_fn(|cx| trial.poll_pinged(cx)).await
 }
 

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use smallvec::SmallVec;
 use zc_core::memory::{BufPool, Message};
-use zc_core::transport::{Batch, Frame, FrameKind, Lane, LaneError, Reactor, Received, Timer};
+use zc_core::transport::{Batch, Frame, FrameKind, Lane, LaneError, Reactor, Received, Role, Timer};
 use zc_core::wire::{MAX_RECORD, SessionRecord};
 
 use crate::error::Error;
@@ -14,6 +14,7 @@ use crate::error::Error;
 const NONCE: u64 = 1;
 
 pub(super) struct Trial {
+    role: Role,
     lane: Lane,
     pool: BufPool,
     reactor: Arc<dyn Reactor>,
@@ -25,15 +26,21 @@ pub(super) struct Trial {
     answered: bool,
     /// The PONG came.
     heard: bool,
-    /// It failed after it had passed: whoever uses it next is told.
-    broken: bool,
+    /// Why it failed after it had passed.
+    failed: Option<LaneError>,
 }
 
 impl Trial {
-    pub(super) fn new(lane: Lane, pool: BufPool, reactor: Arc<dyn Reactor>) -> Result<Self, Error> {
+    pub(super) fn new(
+        role: Role,
+        lane: Lane,
+        pool: BufPool,
+        reactor: Arc<dyn Reactor>,
+    ) -> Result<Self, Error> {
         let timer = reactor.timer().map_err(|error| Error::NoRuntime(error.to_string()))?;
         let batch = Batch::new();
         Ok(Self {
+            role,
             lane,
             pool,
             reactor,
@@ -42,7 +49,7 @@ impl Trial {
             asked: false,
             answered: false,
             heard: false,
-            broken: false,
+            failed: None,
         })
     }
 
@@ -72,12 +79,29 @@ impl Trial {
 
     /// Does what the lane itself has to do while nothing is sent: acknowledges, retransmits.
     pub(super) fn keep(&mut self, cx: &mut Context<'_>) {
-        if self.broken {
-            return;
+        if self.failed.is_none() {
+            self.failed = self.try_keep(cx).err();
         }
-        let flushed = self.lane.tx.poll_flush(cx);
-        let failed = matches!(flushed, Poll::Ready(Err(_))) || self.drive(cx).is_err();
-        self.broken = failed;
+    }
+
+    fn try_keep(&mut self, cx: &mut Context<'_>) -> Result<(), LaneError> {
+        // To the server data may come before the COMMIT that allows it; to the client, nothing.
+        if self.role == Role::Client
+            && let Poll::Ready(received) = self.lane.rx.poll_recv(cx, &mut self.batch)?
+        {
+            return Err(match received {
+                Received::Closed => LaneError::PeerGone("it closed the lane before COMMIT"),
+                Received::Some => LaneError::Other("a frame came before COMMIT".into()),
+            });
+        }
+        let _pending = self.lane.tx.poll_flush(cx)?;
+        self.drive(cx)
+    }
+
+    /// Why it is of no use any more, if so.
+    pub(super) fn broken(&mut self, cx: &mut Context<'_>) -> Option<LaneError> {
+        self.keep(cx);
+        self.failed.clone()
     }
 
     fn take_frames(&mut self) -> Result<(), LaneError> {

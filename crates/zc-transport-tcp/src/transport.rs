@@ -1,8 +1,8 @@
 //! The transport: lanes on the control link's own bytes.
 
 use zc_core::transport::{
-    BoxFuture, Caps, ControlLink, Lane, LinkError, Offer, OfferContext, Role, Transport, Unavailable,
-    WireupError, ZeroCopy,
+    BoxFuture, Caps, ControlLink, Lane, LinkError, Offer, OfferContext, OneSided, Role, Transport,
+    Unavailable, WireupError, ZeroCopy,
 };
 
 use crate::io::{ByteIo, LinkIo};
@@ -36,6 +36,7 @@ impl Transport for TcpTransport {
         caps.zero_copy_min = ZERO_COPY_MIN;
         caps.zero_copy_tx =
             ZeroCopy::Conditional("TCP, large messages, where the kernel does not copy anyway");
+        caps.one_sided = OneSided::Emulated;
         Ok(caps)
     }
 

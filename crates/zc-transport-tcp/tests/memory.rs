@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::*;
 use zc_core::memory::{BufPool, CopyPlace};
 use zc_core::transport::*;
+use zc_core::wire::FrameHeader;
 use zc_transport_tcp::CHUNK_BYTES;
 
 #[test]
@@ -177,5 +178,53 @@ fn grants_are_read_while_nothing_can_be_allocated() {
         .await
         .unwrap();
         drop(all);
+    });
+}
+
+/// The headers of long messages take their memory at once, but not all of the pool.
+#[test]
+fn headers_alone_leave_memory_to_others() {
+    const POOL: usize = 64 << 20;
+    run(async {
+        let pool = BufPool::builder().max_bytes(POOL).build();
+        let mut limits = LaneLimits::default();
+        limits.recv_window = 64 << 10;
+        let mut ends = Vec::new();
+        for _ in 0..4 {
+            let (link, mut peer) = links(tcp()).await;
+            let mut end = end_with(link, limits, pool.clone()).await;
+            let header = FrameHeader::data(20 << 20, 1).encode();
+            std::future::poll_fn(|cx| peer.poll_write(cx, &header)).await.unwrap();
+            for _ in 0..20 {
+                assert!(end.look().is_none());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            ends.push((end, peer));
+        }
+        // Two of them have theirs, the others wait, and let those pass that ask for less.
+        assert_eq!(pool.stats().in_use_bytes, 40 << 20);
+        let mut asking = Box::pin(pool.alloc(20 << 20));
+        let got = std::future::poll_fn(|cx| {
+            assert!(ends.iter_mut().all(|(end, _)| end.look().is_none()));
+            asking.as_mut().poll(cx)
+        });
+        drop(got.await.unwrap());
+        // The first one goes: the third one gets its memory.
+        drop(ends.remove(0));
+        assert!(ends[1].0.look().is_none());
+        assert_eq!(pool.stats().in_use_bytes, 40 << 20);
+    });
+}
+
+/// What can never be had is an error, not a wait.
+#[test]
+fn a_message_that_the_pool_has_no_room_for_ends_the_lane() {
+    run(async {
+        let (link, mut peer) = links(tcp()).await;
+        let mut b =
+            end_with(link, LaneLimits::default(), BufPool::builder().max_bytes(16 << 20).build()).await;
+        let header = FrameHeader::data(13 << 20, 1).encode();
+        std::future::poll_fn(|cx| peer.poll_write(cx, &header)).await.unwrap();
+        assert!(matches!(b.recv().await, Err(LaneError::Memory(_))));
     });
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::{AllocFailure, Caps, LaneError, SendRejected};
+use super::{AllocFailure, Caps, ControlLink, LaneError, LaneRemote, SendRejected};
 use crate::memory::{LeaseBudget, Message, PinnedBufMut};
 
 /// What a frame carries.
@@ -17,6 +17,10 @@ pub enum FrameKind {
     /// A record of the session layer ([`crate::wire::SessionRecord`]). It needs no credit, so that
     /// a sender short of credit can still acknowledge and answer.
     Session,
+    /// A remote record ([`crate::wire::RemoteRecord`]), of at most
+    /// [`MAX_REMOTE_RECORD_BYTES`](crate::wire::MAX_REMOTE_RECORD_BYTES). It needs no credit either. A lane that does not
+    /// carry them refuses them, and says [`OneSided::None`](super::OneSided::None).
+    Remote,
 }
 
 /// The unit that a lane moves: whole, in order, once.
@@ -127,7 +131,7 @@ pub struct LaneLimits {
     pub send_window: u32,
     /// Lent receive memory after which messages are copied out, bytes.
     pub lease_soft: usize,
-    /// Lent receive memory after which the connection is back-pressured, bytes.
+    /// Lent receive memory after which the peer gets no further credit, bytes.
     pub lease_hard: usize,
 }
 
@@ -180,6 +184,9 @@ pub trait LaneRx: Send {
     ) -> Poll<Result<Received, LaneError>>;
     /// The application took a data frame of this many payload bytes: credit may go back to the peer.
     /// Called once per message, since every message costs a least amount.
+    ///
+    /// A lane never stops reading because of its lease budget, or session records would not get through. Past
+    /// the hard lease it withholds credit instead, until the application holds less.
     fn release(&mut self, bytes: usize);
     /// The same as [`LaneRx::poll_recv`] without arming any wake-up: for spinning.
     ///
@@ -193,6 +200,13 @@ pub trait LaneDrive: Send {
     /// Does what is due (acks, retransmissions, notifications, returned credit) and says when
     /// to call again at the latest. `Err` fails the connection.
     fn poll_drive(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, LaneError>;
+
+    /// Offers the lane the link over which its descriptors travelled, once the lane is committed to and
+    /// nothing else will use the link. A lane that wants it (to pass descriptors, to notice that the peer
+    /// died) keeps it, watches it in [`LaneDrive::poll_drive`] and returns `None`; else it comes back.
+    fn adopt_link(&mut self, link: Box<dyn ControlLink>) -> Option<Box<dyn ControlLink>> {
+        Some(link)
+    }
 }
 
 /// One connection's data path.
@@ -203,6 +217,8 @@ pub struct Lane {
     pub rx: Box<dyn LaneRx>,
     /// Background work, if the lane has any.
     pub drive: Option<Box<dyn LaneDrive>>,
+    /// One-sided operations, if the lane does them itself.
+    pub remote: Option<Box<dyn LaneRemote>>,
     /// What was granted.
     pub caps: Caps,
     /// Memory lent to the application by this lane.

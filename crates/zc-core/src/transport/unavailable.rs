@@ -66,6 +66,16 @@ pub enum Unavailable {
         /// Its uid.
         uid: u32,
     },
+    /// The peer does not accept our user.
+    UidRefused {
+        /// Our uid.
+        uid: u32,
+    },
+    /// The link or the address lacks what the transport needs: no defect, it is made for others.
+    NotApplicable {
+        /// What it needs.
+        needs: &'static str,
+    },
     /// Encryption was required.
     NoEncryption,
     /// A stage ran out of time.
@@ -103,6 +113,12 @@ impl Unavailable {
         }
     }
 
+    /// True when nothing is wrong with this setup: the transport is made for other links, or for a
+    /// peer on this host. Falling back from it is no news, unless it was asked for by name.
+    pub fn is_expected(&self) -> bool {
+        matches!(self, Self::DifferentHost | Self::NotApplicable { .. })
+    }
+
     /// A short stable code for reports and metrics.
     pub fn code(&self) -> &'static str {
         match self {
@@ -122,6 +138,8 @@ impl Unavailable {
             Self::DifferentNetns => "different_netns",
             Self::HostNotProved => "host_not_proved",
             Self::PeerUid { .. } => "peer_uid",
+            Self::UidRefused { .. } => "uid_refused",
+            Self::NotApplicable { .. } => "not_applicable",
             Self::NoEncryption => "no_encryption",
             Self::Timeout { .. } => "timeout",
             Self::Os { .. } => "os",
@@ -149,6 +167,10 @@ impl Unavailable {
             Self::DifferentNetns => "share a network namespace, or a socket path both can reach".into(),
             Self::HostNotProved => "look at the peer's own report".into(),
             Self::PeerUid { .. } => "run both ends as one user, or accept the uid in the policy".into(),
+            Self::UidRefused { .. } => {
+                "run both ends as one user, or accept our uid in the peer's policy".into()
+            }
+            Self::NotApplicable { needs } => format!("use an address with {needs}"),
             Self::NoEncryption => "drop the requirement, or put the link inside an encrypted tunnel".into(),
             Self::Timeout { .. } => "raise the stage's deadline, or look at why the peer is slow".into(),
             Self::Os { errno, .. } => std::io::Error::from_raw_os_error(*errno).to_string(),
@@ -164,7 +186,7 @@ impl fmt::Display for Unavailable {
             Self::Memlock { need, soft, hard } => {
                 write!(f, "memlock (need {need} bytes, soft limit {soft}, hard limit {hard})")
             }
-            Self::PeerUid { uid } => write!(f, "peer_uid ({uid})"),
+            Self::PeerUid { uid } | Self::UidRefused { uid } => write!(f, "{} ({uid})", self.code()),
             Self::Timeout { stage } => write!(f, "timeout (stage {stage})"),
             Self::Os { errno, operation } => write!(f, "os ({operation}: errno {errno})"),
             Self::PeerFailed { reason } => write!(f, "peer_failed ({reason})"),

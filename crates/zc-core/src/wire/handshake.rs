@@ -232,6 +232,13 @@ impl Machine {
                 self.settle(now);
                 Ok(())
             }
+            // In place of COMMIT: the lane broke after both sides had said that it was up.
+            (HandshakeState::Commit { index: now }, ControlMessage::LaneDown { index, .. })
+                if !client && now == *index && now != CONTROL_LANE =>
+            {
+                self.enter(now + 1);
+                Ok(())
+            }
             (HandshakeState::Commit { index: now }, ControlMessage::Commit { index })
                 if !client && now == *index =>
             {
@@ -339,6 +346,14 @@ impl Machine {
     }
 
     fn lane_down(&mut self, reason: &str) -> Result<(), WireError> {
+        if let HandshakeState::Commit { index } = self.state
+            && self.is_client()
+            && index != CONTROL_LANE
+        {
+            self.put(&ControlMessage::LaneDown { index, reason: reason.to_owned() })?;
+            self.enter(index + 1);
+            return Ok(());
+        }
         let index = self.joining("send LANE_DOWN")?;
         self.put(&ControlMessage::LaneDown { index, reason: reason.to_owned() })?;
         self.mine = Some(false);
@@ -445,7 +460,7 @@ macro_rules! both_sides {
             self.0.lane_up()
         }
 
-        /// Says that our end of the lane does not work.
+        /// Says that our end of the lane does not work. The client can say so in place of COMMIT, too.
         pub fn lane_down(&mut self, reason: &str) -> Result<(), WireError> {
             self.0.lane_down(reason)
         }
@@ -523,10 +538,12 @@ impl ServerHandshake {
         m.start_plan(&plan)
     }
 
-    /// Refuses the connection, at any point between HELLO and COMMIT.
+    /// Refuses the connection, at any point after HELLO until both sides have said that a lane is up: then
+    /// a COMMIT may be under way, and what came after it would be taken for data.
     pub fn reject(&mut self, code: CloseCode, reason: &str) -> Result<(), WireError> {
         let m = &mut self.0;
-        let over = matches!(m.state, HandshakeState::Hello | HandshakeState::Committed { .. });
+        use HandshakeState::{Commit, Committed, Hello};
+        let over = matches!(m.state, Hello | Commit { .. } | Committed { .. });
         m.expect(!over, "send REJECT")?;
         m.put(&ControlMessage::Reject { code, reason: reason.to_owned() })?;
         m.state = HandshakeState::Failed { stage: m.state.stage() };

@@ -31,6 +31,7 @@ const TLV_KEEPALIVE: u16 = 5;
 const TLV_AGENT: u16 = 6;
 const TLV_SAME_HOST: u16 = 7;
 const TLV_CONTROL_LANE: u16 = 8;
+const TLV_REMOTE: u16 = 9;
 
 /// What the first bytes of a connection are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +155,8 @@ pub struct Hello {
     pub same_host: Option<SameHost>,
     /// The control link can carry the data, and may.
     pub control_lane: bool,
+    /// It takes REMOTE frames.
+    pub remote: bool,
 }
 
 impl Hello {
@@ -196,6 +199,9 @@ impl Hello {
         }
         if self.control_lane {
             put_tlv(&mut body, TLV_CONTROL_LANE, &[])?;
+        }
+        if self.remote {
+            put_tlv(&mut body, TLV_REMOTE, &[])?;
         }
         Ok(body)
     }
@@ -247,6 +253,7 @@ impl Hello {
             agent: fields.agent.unwrap_or_default(),
             same_host: fields.same_host,
             control_lane: fields.control_lane.is_some(),
+            remote: fields.remote.is_some(),
         };
         check_limits(hello.max_message, hello.window)?;
         Ok(hello)
@@ -264,6 +271,7 @@ struct Fields {
     agent: Option<String>,
     same_host: Option<SameHost>,
     control_lane: Option<()>,
+    remote: Option<()>,
 }
 
 impl Fields {
@@ -288,6 +296,10 @@ impl Fields {
             TLV_CONTROL_LANE => {
                 let [] = exact(v, "control lane")?;
                 set(&mut self.control_lane, (), "control lane")
+            }
+            TLV_REMOTE => {
+                let [] = exact(v, "remote")?;
+                set(&mut self.remote, (), "remote")
             }
             _ => tlv.unknown(),
         }

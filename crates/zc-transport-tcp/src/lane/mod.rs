@@ -28,6 +28,7 @@ pub(crate) fn start(io: ByteIo, caps: Caps, cx: OfferContext) -> Lane {
         rx: Box::new(rx::Rx::new(io, &cx, leases.clone(), credit, shared.wakers.clone())),
         drive: Some(Box::new(drive::Drive::new(shared.clone()))),
         tx: Box::new(tx::Tx::new(shared, cx.pool)),
+        remote: None,
         caps,
         leases,
     }

@@ -11,7 +11,7 @@ use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, Reactor, SendRejected,
     SendReport, SendToken,
 };
-use zc_core::wire::{FrameHeader, MAX_RECORD, frame_credit_bytes};
+use zc_core::wire::{FrameHeader, FrameType, MAX_RECORD, MAX_REMOTE_RECORD_BYTES, frame_credit_bytes};
 
 use super::credit::Credit;
 use super::linger::Linger;
@@ -135,18 +135,19 @@ impl Core {
         self.tokens += 1;
         let token = SendToken(self.tokens);
         let len = payload.len();
-        let is_data = header.kind == zc_core::wire::FrameType::Data;
+        let is_data = header.kind == FrameType::Data;
+        let counted = is_data || header.kind == FrameType::Remote;
         let header = header.encode();
         self.enqueued += (header.len() + len) as u64;
         self.spent += if is_data { frame_credit_bytes(len) } else { 0 };
-        let ledger = if is_data { Some(&*self.ledger) } else { None };
+        let ledger = if counted { Some(&*self.ledger) } else { None };
         if len <= COALESCE_MAX && self.queue.stage(&header, &payload, &self.pool, ledger) {
-            if is_data {
+            if counted {
                 self.ledger.kernel_copied(KernelCopied::Known(len as u64));
             }
         } else {
             let zero_copy = self.zero_copy.is_enabled() && len >= ZERO_COPY_MIN;
-            self.queue.push(Whole { header, payload, token, zero_copy, counted: is_data });
+            self.queue.push(Whole { header, payload, token, zero_copy, counted });
         }
         if report {
             self.asked.push_back(Asked { token, end: self.enqueued, held: false, copied: false });
@@ -326,6 +327,7 @@ impl LaneTx for Tx {
         let (max, header) = match frame.kind {
             FrameKind::Data => (core.max_message, FrameHeader::data(len as u32, frame.seq)),
             FrameKind::Session => (MAX_RECORD, FrameHeader::session(len as u32)),
+            FrameKind::Remote => (MAX_REMOTE_RECORD_BYTES, FrameHeader::remote(len as u32)),
         };
         let refusal = if let Err(error) = core.check() {
             Some(error)

@@ -67,6 +67,29 @@ fn second_lane_is_taken() {
 }
 
 #[test]
+fn the_client_alone_gives_a_lane_up_in_place_of_commit() {
+    let mut pair = Pair::planned(&["shm", "tcp"]);
+    pair.client.lane_up().unwrap();
+    pair.server.lane_up().unwrap();
+    pair.run().unwrap();
+    pair.both_at(HandshakeState::Commit { index: 0 });
+    // A COMMIT may be under way.
+    assert!(pair.server.lane_down("broken").is_err());
+    assert!(pair.server.reject(CloseCode::REJECTED, "no").is_err());
+    let wrong = ControlMessage::LaneDown { index: 1, reason: String::new() };
+    assert!(Pair::planned(&["shm"]).server.handle(&wrong).is_err());
+    pair.client.lane_down("broken").unwrap();
+    pair.run().unwrap();
+    pair.both_at(HandshakeState::Join { index: 1 });
+    // The control link itself has no other to give way to.
+    let mut pair = Pair::of(|role| Hello { control_lane: true, ..hello(role) }).plan(&[]);
+    pair.both_at(HandshakeState::Commit { index: CONTROL_LANE });
+    assert!(pair.client.lane_down("broken").is_err());
+    let down = ControlMessage::LaneDown { index: CONTROL_LANE, reason: String::new() };
+    assert!(pair.server.handle(&down).is_err());
+}
+
+#[test]
 fn no_lane_leaves_the_control_link() {
     let willing = || Pair::of(|role| Hello { control_lane: true, ..hello(role) });
     let mut pair = willing().plan(&["shm"]);

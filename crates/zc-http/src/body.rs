@@ -1,0 +1,126 @@
+//! An incoming body.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+
+use crate::deadline::Deadline;
+use crate::error::{Error, ErrorKind, Executed};
+use crate::link::{Half, Link};
+use crate::proto::{BodyItem, Code, Key};
+
+/// A request's body at the server, a response's at the client.
+///
+/// Its data is the memory that the connection received it in; taking it lets the peer send more.
+/// Dropped before its end, a client's body cancels the call; a server's only gives up the rest.
+#[derive(Default)]
+pub struct Body {
+    incoming: Option<Incoming>,
+}
+
+struct Incoming {
+    link: Arc<Link>,
+    key: Key,
+    deadline: Option<Deadline>,
+}
+
+impl Body {
+    /// No bytes.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn incoming(link: Arc<Link>, key: Key) -> Self {
+        Self { incoming: Some(Incoming { link, key, deadline: None }) }
+    }
+
+    pub(crate) fn set_deadline(&mut self, deadline: Option<Deadline>) {
+        if let Some(incoming) = &mut self.incoming {
+            incoming.deadline = deadline;
+        }
+    }
+
+    /// The response's head.
+    pub(crate) fn poll_response(&mut self, cx: &Context<'_>) -> Poll<Result<http::response::Parts, Error>> {
+        let Some(Incoming { link, key, .. }) = &self.incoming else {
+            return Poll::Ready(Err(Error::new(ErrorKind::Closed, Executed::Maybe)));
+        };
+        link.with(|state| match state.endpoint.take_response(*key) {
+            Some(Ok(parts)) => Poll::Ready(Ok(parts)),
+            Some(Err(ended)) => Poll::Ready(Err(Error::of_call(ended, state.cause.as_ref()))),
+            None => {
+                state.wait(*key, Half::Rx, cx);
+                Poll::Pending
+            }
+        })
+    }
+}
+
+impl Incoming {
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let key = self.key;
+        let item = self.link.with(|state| match state.endpoint.take_body(key) {
+            BodyItem::Pending => {
+                state.wait(key, Half::Rx, cx);
+                Poll::Pending
+            }
+            BodyItem::Data(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            BodyItem::Trailers(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+            BodyItem::End => Poll::Ready(None),
+            BodyItem::Failed(ended) => Poll::Ready(Some(Err(Error::of_call(ended, state.cause.as_ref())))),
+        });
+        if item.is_pending()
+            && let Some(deadline) = &mut self.deadline
+            && deadline.poll_passed(cx).is_ready()
+        {
+            self.link.with(|state| state.endpoint.cancel(key, Code::CANCEL));
+            return Poll::Ready(Some(Err(Error::new(ErrorKind::Deadline, Executed::Maybe))));
+        }
+        item
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.link.with(|state| state.endpoint.release_rx(self.key));
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let item = incoming.poll_item(cx);
+        if let Poll::Ready(None | Some(Err(_))) = item {
+            self.incoming = None;
+        }
+        item
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let Some(Incoming { link, key, .. }) = &self.incoming else { return true };
+        link.with(|state| state.endpoint.body_hint(*key).0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let Some(Incoming { link, key, .. }) = &self.incoming else { return SizeHint::with_exact(0) };
+        match link.with(|state| state.endpoint.body_hint(*key).1) {
+            Some(bytes) => SizeHint::with_exact(bytes),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Body").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,169 @@
+//! The client: a service that makes calls over one connection, and opens another when that is gone.
+
+mod call;
+mod connector;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use tower_service::Service;
+
+use self::call::call;
+use self::connector::Connector;
+use crate::body::Body;
+use crate::error::{BoxError, Error};
+use crate::proto::Limits;
+
+/// The longest that the peer may take for its first frame, unless set.
+const DEFAULT_GREETING: Duration = Duration::from_secs(5);
+
+/// Makes calls. Clones share one connection; generated tonic clients take it as their channel.
+///
+/// It connects with the first call, and again with the first call after the connection was lost: calls
+/// that were under way fail and say whether they may have executed, and none is made twice. For
+/// several servers put one channel for each behind tower's load balancing.
+#[derive(Clone)]
+pub struct Channel {
+    connector: Arc<Connector>,
+}
+
+/// Sets up a [`Channel`].
+#[derive(Debug, Clone, Default)]
+pub struct ChannelBuilder {
+    limits: Limits,
+    greeting: Option<Duration>,
+}
+
+impl ChannelBuilder {
+    /// Bounds of the connection.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The longest that the peer may take for its first frame. Default 5 s.
+    pub fn greeting_timeout(mut self, timeout: Duration) -> Self {
+        self.greeting = Some(timeout);
+        self
+    }
+
+    /// A channel to `uri`; nothing is connected yet.
+    ///
+    /// # Errors
+    /// The URI can't be read.
+    pub fn build(self, fabric: &zc::Fabric, uri: &str) -> Result<Channel, zc::UriError> {
+        let _: zc::Uri = uri.parse()?;
+        let target = Some((fabric.clone(), uri.to_owned()));
+        Ok(Channel { connector: self.connector(target, None) })
+    }
+
+    /// A channel on a connection that exists. When it ends, so does the channel.
+    ///
+    /// # Errors
+    /// There is no tokio runtime, or the peer does not speak zc-http.
+    pub async fn on(self, connection: zc::Connection) -> Result<Channel, Error> {
+        let channel = Channel { connector: self.connector(None, Some(connection)) };
+        channel.connector.link().await?;
+        Ok(channel)
+    }
+
+    fn connector(
+        self,
+        target: Option<(zc::Fabric, String)>,
+        connection: Option<zc::Connection>,
+    ) -> Arc<Connector> {
+        Arc::new(Connector::new(target, connection, self.limits, self.greeting.unwrap_or(DEFAULT_GREETING)))
+    }
+}
+
+impl Channel {
+    /// A channel to `uri`; nothing is connected yet.
+    ///
+    /// # Errors
+    /// The URI can't be read.
+    pub fn new(fabric: &zc::Fabric, uri: &str) -> Result<Self, zc::UriError> {
+        Self::builder().build(fabric, uri)
+    }
+
+    /// With options.
+    pub fn builder() -> ChannelBuilder {
+        ChannelBuilder::default()
+    }
+
+    /// Connects now, if there is no connection.
+    ///
+    /// # Errors
+    /// No connection came up.
+    pub async fn connect(&self) -> Result<(), Error> {
+        self.connector.link().await.map(drop)
+    }
+
+    /// Waits for the other end's answer: its connection is alive and its program serves it.
+    ///
+    /// # Errors
+    /// No connection came up, or it ended.
+    pub async fn ping(&self) -> Result<(), Error> {
+        let link = self.connector.link().await?;
+        connector::ping(&link).await
+    }
+
+    /// How the connection came about, if there is one.
+    pub fn report(&self) -> Option<zc::SelectionReport> {
+        let link = self.connector.current()?;
+        let connection = link.connection.lock();
+        connection.as_ref().map(|connection| connection.report().clone())
+    }
+
+    /// What the connection copied, if there is one: the transport, and this layer's small bodies.
+    pub fn ledgers(&self) -> Option<(zc::LedgerSnapshot, zc::LedgerSnapshot)> {
+        let link = self.connector.current()?;
+        let connection = link.connection.lock();
+        connection.as_ref().map(|connection| (connection.ledger(), link.ledger.snapshot()))
+    }
+}
+
+impl<B> Service<Request<B>> for Channel
+where
+    B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        // A call waits for its connection itself, so that its deadline counts.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        ResponseFuture(Box::pin(call(self.connector.clone(), request)))
+    }
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel").finish_non_exhaustive()
+    }
+}
+
+/// A call under way. Dropping it cancels the call.
+pub struct ResponseFuture(Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>);
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<Body>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl std::fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

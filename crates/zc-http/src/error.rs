@@ -1,0 +1,181 @@
+//! What can go wrong with a call.
+
+use std::fmt;
+use std::sync::Arc;
+
+use zc::ConnectionError;
+
+use crate::proto::{Code, Ended, Violation};
+
+/// Any error.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Whether a failed call may have been executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Executed {
+    /// No service has seen it: calling again duplicates nothing.
+    No,
+    /// It may have been, wholly or in part.
+    Maybe,
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No connection came up.
+    #[error("no connection: {0}")]
+    Connect(Arc<zc::Error>),
+    /// The connection ended while the call was under way.
+    #[error("the connection ended: {0}")]
+    Connection(#[source] ConnectionError),
+    /// The peer broke the protocol.
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// The peer ended the call.
+    #[error("the peer ended the call: {0}")]
+    Reset(Code),
+    /// The peer goes away and did not take the call.
+    #[error("the peer goes away and did not take the call")]
+    NotTaken,
+    /// This side ended the call.
+    #[error("the call was ended here: {0}")]
+    Ended(Code),
+    /// This side closed the connection.
+    #[error("the connection was closed here")]
+    Closed,
+    /// The deadline of the call has passed.
+    #[error("the deadline of the call has passed")]
+    Deadline,
+    /// The headers or trailers are more than the peer takes.
+    #[error("more headers than the peer takes")]
+    HeadersTooLarge,
+    /// Too many calls wait for a connection that is busy.
+    #[error("too many calls are waiting")]
+    QueueFull,
+    /// The body given to send failed.
+    #[error("the body to send failed: {0}")]
+    Body(Arc<dyn std::error::Error + Send + Sync>),
+    /// The peer connected and sent nothing.
+    #[error("the peer's first frame did not come in time")]
+    NoGreeting,
+    /// There is no tokio runtime.
+    #[error("there is no tokio runtime")]
+    NoRuntime,
+}
+
+/// A call failed.
+#[derive(Clone)]
+pub struct Error {
+    kind: ErrorKind,
+    executed: Executed,
+    #[cfg(feature = "tonic")]
+    status: Arc<tonic::Status>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, executed: Executed) -> Self {
+        Self {
+            #[cfg(feature = "tonic")]
+            status: Arc::new(grpc::status(&kind)),
+            kind,
+            executed,
+        }
+    }
+
+    /// Why a call ended early on a connection that ended for `cause`, if it did.
+    pub(crate) fn of_call(ended: Ended, cause: Option<&ErrorKind>) -> Self {
+        let connection = || cause.cloned().unwrap_or(ErrorKind::Closed);
+        match ended {
+            Ended::ByPeer(Code::REFUSED) => Self::new(ErrorKind::Reset(Code::REFUSED), Executed::No),
+            Ended::ByPeer(code) => Self::new(ErrorKind::Reset(code), Executed::Maybe),
+            Ended::Here(code) => Self::new(ErrorKind::Ended(code), Executed::Maybe),
+            Ended::NotTaken => Self::new(ErrorKind::NotTaken, Executed::No),
+            Ended::Connection { sent: true } => Self::new(connection(), Executed::Maybe),
+            Ended::Connection { sent: false } => Self::new(connection(), Executed::No),
+        }
+    }
+
+    /// Why.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.kind
+    }
+
+    /// Whether the call may have been executed.
+    pub fn executed(&self) -> Executed {
+        self.executed
+    }
+
+    /// True when making the call again can't execute it twice.
+    pub fn is_retryable(&self) -> bool {
+        self.executed == Executed::No
+            && !matches!(
+                self.kind,
+                ErrorKind::HeadersTooLarge | ErrorKind::Deadline | ErrorKind::Body(_) | ErrorKind::NoRuntime
+            )
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error").field("kind", &self.kind).field("executed", &self.executed).finish()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.kind {
+            ErrorKind::Body(error) => Some(&**error),
+            // tonic looks for a status in the chain of sources.
+            #[cfg(feature = "tonic")]
+            _ => Some(&*self.status),
+            #[cfg(not(feature = "tonic"))]
+            ErrorKind::Connect(error) => Some(&**error),
+            #[cfg(not(feature = "tonic"))]
+            kind => kind.source(),
+        }
+    }
+}
+
+#[cfg(feature = "tonic")]
+mod grpc {
+    use tonic::{Code as Grpc, Status};
+
+    use super::ErrorKind;
+    use crate::proto::Code;
+
+    /// As gRPC's HTTP/2 mapping has it.
+    pub(super) fn status(kind: &ErrorKind) -> Status {
+        let code = match kind {
+            ErrorKind::Connect(_)
+            | ErrorKind::Connection(_)
+            | ErrorKind::NotTaken
+            | ErrorKind::Closed
+            | ErrorKind::QueueFull
+            | ErrorKind::NoGreeting
+            | ErrorKind::Violation(_)
+            | ErrorKind::Reset(Code::REFUSED) => Grpc::Unavailable,
+            ErrorKind::Reset(Code::CANCEL) | ErrorKind::Ended(Code::CANCEL) => Grpc::Cancelled,
+            ErrorKind::Reset(Code::TOO_LARGE | Code::FLOOD)
+            | ErrorKind::Ended(Code::TOO_LARGE)
+            | ErrorKind::HeadersTooLarge => Grpc::ResourceExhausted,
+            ErrorKind::Deadline => Grpc::DeadlineExceeded,
+            ErrorKind::Reset(_) | ErrorKind::Ended(_) | ErrorKind::NoRuntime => Grpc::Internal,
+            ErrorKind::Body(_) => Grpc::Unknown,
+        };
+        Status::new(code, kind.to_string())
+    }
+}
+
+#[cfg(feature = "tonic")]
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        Self::from_error(Box::new(error))
+    }
+}

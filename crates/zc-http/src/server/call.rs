@@ -1,0 +1,214 @@
+//! One call at the server: its handler, then the response's body.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use tower_service::Service;
+
+use crate::body::Body;
+use crate::deadline::Deadline;
+use crate::error::BoxError;
+use crate::link::{Half, Link};
+use crate::proto::{Code, Key, SendRoom};
+use crate::send_body::{TxHalf, poll_send_body};
+
+/// Counts a call as running until it is dropped.
+pub(super) struct Permit(pub(super) Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+pin_project_lite::pin_project! {
+    #[project = StageProj]
+    #[project_replace = StageOwn]
+    enum Stage<S, F, B> {
+        Begin { service: S, request: Request<Body> },
+        Handler { #[pin] future: F },
+        Body { #[pin] body: B },
+        Done,
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// Ready when the response is handed over or nobody wants it any more.
+    pub(super) struct CallTask<S, F, B> {
+        // Dropped first: what the handler holds goes before the call.
+        #[pin]
+        stage: Stage<S, F, B>,
+        half: TxHalf,
+        deadline: Option<Deadline>,
+        is_grpc: bool,
+        head_sent: bool,
+        _permit: Permit,
+    }
+}
+
+impl<S, B> CallTask<S, S::Future, B>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+{
+    pub(super) fn new(link: Arc<Link>, key: Key, service: S, request: Request<Body>, permit: Permit) -> Self {
+        let headers = request.headers();
+        Self {
+            half: TxHalf { link, key },
+            deadline: Deadline::of(headers),
+            is_grpc: is_grpc(headers),
+            head_sent: false,
+            stage: Stage::Begin { service, request },
+            _permit: permit,
+        }
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+impl<S, B> Future for CallTask<S, S::Future, B>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>>,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let done = self.as_mut().poll_stages(cx);
+        if done.is_ready() {
+            return done;
+        }
+        let this = self.as_mut().project();
+        if let Some(deadline) = this.deadline
+            && deadline.poll_passed(cx).is_ready()
+        {
+            this.half.deadline_passed(*this.is_grpc, *this.head_sent);
+            return Poll::Ready(());
+        }
+        // The call's end has to wake us.
+        let TxHalf { link, key } = this.half;
+        let gone = link.with(|state| {
+            state.wait(*key, Half::Tx, cx);
+            state.endpoint.send_room(*key) == SendRoom::Gone
+        });
+        if gone { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl<S, B> CallTask<S, S::Future, B>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>>,
+{
+    fn poll_stages(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        loop {
+            match this.stage.as_mut().project() {
+                StageProj::Begin { service, .. } => {
+                    if let Err(error) = std::task::ready!(service.poll_ready(cx)) {
+                        this.half.fail(error.into(), *this.is_grpc);
+                        return Poll::Ready(());
+                    }
+                    if let StageOwn::Begin { mut service, request } =
+                        this.stage.as_mut().project_replace(Stage::Done)
+                    {
+                        let future = service.call(request);
+                        this.stage.set(Stage::Handler { future });
+                    }
+                }
+                StageProj::Handler { future } => {
+                    let response = match std::task::ready!(future.poll(cx)) {
+                        Ok(response) => response,
+                        Err(error) => {
+                            this.half.fail(error.into(), *this.is_grpc);
+                            return Poll::Ready(());
+                        }
+                    };
+                    let (parts, body) = response.into_parts();
+                    let end = body.is_end_stream();
+                    if !this.half.respond(parts, end) || end {
+                        return Poll::Ready(());
+                    }
+                    *this.head_sent = true;
+                    this.stage.set(Stage::Body { body });
+                }
+                StageProj::Body { body } => {
+                    if let Err(error) = std::task::ready!(poll_send_body(body, this.half, cx)) {
+                        tracing::debug!(%error, "a response's body failed");
+                    }
+                    return Poll::Ready(());
+                }
+                StageProj::Done => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl TxHalf {
+    /// False when it can't be sent: the call is over.
+    fn respond(&self, parts: http::response::Parts, end: bool) -> bool {
+        let Self { link, key } = self;
+        link.with(|state| {
+            let fits = state.endpoint.respond(*key, parts);
+            if !fits {
+                tracing::debug!("a response has more headers than the peer takes");
+                state.endpoint.cancel(*key, Code::INTERNAL);
+            } else if end {
+                state.endpoint.send_end(*key, None);
+            }
+            fits
+        })
+    }
+
+    /// A handler's error: what the caller sees depends on what it speaks.
+    fn fail(&self, error: BoxError, is_grpc: bool) {
+        tracing::debug!(%error, "a service failed");
+        match grpc_response(error).filter(|_| is_grpc) {
+            Some(parts) => {
+                self.respond(parts, true);
+            }
+            None => self.link.with(|state| state.endpoint.cancel(self.key, Code::INTERNAL)),
+        }
+    }
+
+    fn deadline_passed(&self, is_grpc: bool, head_sent: bool) {
+        if !is_grpc {
+            self.link.with(|state| state.endpoint.cancel(self.key, Code::CANCEL));
+        } else if head_sent {
+            self.link.with(|state| state.endpoint.send_end(self.key, Some(deadline_exceeded())));
+        } else {
+            let (mut parts, ()) = Response::new(()).into_parts();
+            parts.status = StatusCode::OK;
+            parts.headers = deadline_exceeded();
+            parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            self.respond(parts, true);
+        }
+    }
+}
+
+/// gRPC's status 4.
+fn deadline_exceeded() -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(3);
+    headers.insert("grpc-status", HeaderValue::from_static("4"));
+    headers.insert("grpc-message", HeaderValue::from_static("the deadline has passed"));
+    headers
+}
+
+#[cfg(feature = "tonic")]
+fn grpc_response(error: BoxError) -> Option<http::response::Parts> {
+    Some(tonic::Status::from_error(error).into_http::<()>().into_parts().0)
+}
+
+#[cfg(not(feature = "tonic"))]
+fn grpc_response(_error: BoxError) -> Option<http::response::Parts> {
+    None
+}

@@ -1,0 +1,260 @@
+//! Serves a tower service on connections.
+
+mod call;
+mod inline;
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, request};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tower_service::Service;
+
+use self::call::{CallTask, Permit};
+use self::inline::Inline;
+use crate::body::Body;
+use crate::driver::{Driver, Handler};
+use crate::error::{BoxError, ErrorKind};
+use crate::link::Link;
+use crate::proto::{Code, Key, Limits, Role};
+
+/// Connections served at a time, unless set.
+const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
+/// The pause after a failure to accept, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The longest that shutting down takes, unless set.
+const DEFAULT_SHUTDOWN: Duration = Duration::from_secs(30);
+
+/// Who sent a request: an extension of it, if [`Server::peer_info`] was set.
+#[derive(Debug, Clone)]
+pub struct PeerInfo {
+    /// The peer, as far as it is known.
+    pub peer: Arc<zc::PeerIdentity>,
+    /// How its connection came about.
+    pub report: Arc<zc::SelectionReport>,
+}
+
+/// Serves any `Service<http::Request<Body>>`: an axum `Router`, tonic's `Routes`.
+///
+/// The service is cloned for each call. A call is run where it was received as long as the service is
+/// quick, and as a task of its own once it has waited or taken long.
+#[derive(Debug, Clone)]
+pub struct Server {
+    limits: Limits,
+    max_connections: usize,
+    concurrency: Option<usize>,
+    shutdown: Duration,
+    peer_info: bool,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            max_connections: DEFAULT_MAX_CONNECTIONS,
+            concurrency: None,
+            shutdown: DEFAULT_SHUTDOWN,
+            peer_info: false,
+        }
+    }
+}
+
+impl Server {
+    /// With default limits.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bounds of each connection.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Calls run at a time, over all connections; what comes beyond is refused, and the caller told
+    /// that it was not executed. Default: no limit but those of each connection.
+    pub fn concurrency_limit(mut self, calls: usize) -> Self {
+        self.concurrency = Some(calls);
+        self
+    }
+
+    /// Connections at a time; others wait to be accepted. Default 10,000.
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.max_connections = connections;
+        self
+    }
+
+    /// The longest that calls may go on after shutting down began. Default 30 s.
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.shutdown = timeout;
+        self
+    }
+
+    /// Whether each request carries a [`PeerInfo`] in its extensions. Default: no.
+    pub fn peer_info(mut self, peer_info: bool) -> Self {
+        self.peer_info = peer_info;
+        self
+    }
+
+    /// Serves what `listener` accepts, until the future is dropped: that ends all calls.
+    pub async fn serve<S, B>(self, listener: zc::Listener, service: S)
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.serve_with_shutdown(listener, service, std::future::pending()).await;
+    }
+
+    /// Like [`Server::serve`], until `signal`: then no call is taken any more, those under way are
+    /// finished, within the time for shutting down.
+    pub async fn serve_with_shutdown<S, B>(
+        self,
+        mut listener: zc::Listener,
+        service: S,
+        signal: impl Future<Output = ()>,
+    ) where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+    {
+        let (stop, stopping) = watch::channel(());
+        let running = Arc::new(AtomicUsize::new(0));
+        let mut connections = JoinSet::new();
+        let mut signal = std::pin::pin!(signal);
+        loop {
+            let full = connections.len() >= self.max_connections;
+            tokio::select! {
+                biased;
+                () = &mut signal => break,
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                accepted = listener.accept(), if !full => match accepted {
+                    Ok(connection) => {
+                        let serving =
+                            self.drive(connection, service.clone(), stopping.clone(), running.clone());
+                        connections.spawn(serving);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "accepting failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+        drop(listener);
+        drop(stop);
+        let all = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.shutdown, all).await.is_err() {
+            tracing::warn!(connections = connections.len(), "calls outlived the time for shutting down");
+        }
+    }
+
+    /// Serves one connection until it ends; the reason is in the answer.
+    pub async fn serve_connection<S, B>(&self, connection: zc::Connection, service: S) -> ErrorKind
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+    {
+        let (_stop, stopping) = watch::channel(());
+        self.drive(connection, service, stopping, Arc::default()).await
+    }
+
+    fn drive<S, B>(
+        &self,
+        mut connection: zc::Connection,
+        service: S,
+        mut stopping: watch::Receiver<()>,
+        running: Arc<AtomicUsize>,
+    ) -> impl Future<Output = ErrorKind> + Send + 'static
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+    {
+        let (sender, receiver) = connection.split();
+        let info = self.peer_info.then(|| PeerInfo {
+            peer: Arc::new(connection.peer().clone()),
+            report: Arc::new(connection.report().clone()),
+        });
+        let link = Link::new(Role::Server, self.limits.clone(), connection);
+        let handler = Dispatch {
+            service,
+            inline: Inline::default(),
+            running,
+            concurrency: self.concurrency.unwrap_or(usize::MAX),
+            max_held: 2 * self.limits.max_calls as usize,
+            info,
+            body: PhantomData,
+        };
+        let mut driver = Driver::new(link.clone(), Role::Server, sender, receiver, handler);
+        async move {
+            tokio::select! {
+                biased;
+                // The sender's end is the signal.
+                _ = stopping.changed() => link.go_away(Code::DONE, "shutting down"),
+                cause = &mut driver => return cause,
+            }
+            driver.await
+        }
+    }
+}
+
+struct Dispatch<S, B> {
+    /// Cloned for each call.
+    service: S,
+    inline: Inline,
+    running: Arc<AtomicUsize>,
+    concurrency: usize,
+    /// Calls, ended ones that handlers still hold included.
+    max_held: usize,
+    info: Option<PeerInfo>,
+    body: PhantomData<fn() -> B>,
+}
+
+// Nothing in it is ever pinned.
+impl<S, B> Unpin for Dispatch<S, B> {}
+
+impl<S, B> Dispatch<S, B> {
+    fn permit(&self, link: &Link) -> Option<Permit> {
+        let held = link.with(|state| state.endpoint.held_calls());
+        let before = self.running.fetch_add(1, Ordering::Relaxed);
+        let permit = Permit(self.running.clone());
+        (before < self.concurrency && held <= self.max_held).then_some(permit)
+    }
+}
+
+impl<S, B> Handler for Dispatch<S, B>
+where
+    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+{
+    fn handle(&mut self, link: &Arc<Link>, key: Key, parts: request::Parts) {
+        let Some(permit) = self.permit(link) else {
+            link.with(|state| {
+                state.endpoint.cancel(key, Code::REFUSED);
+                state.endpoint.release_tx(key);
+                state.endpoint.release_rx(key);
+            });
+            return;
+        };
+        let body = Body::incoming(link.clone(), key);
+        let mut request = Request::from_parts(parts, body);
+        if let Some(info) = &self.info {
+            request.extensions_mut().insert(info.clone());
+        }
+        let task = CallTask::new(link.clone(), key, self.service.clone(), request, permit);
+        self.inline.run(Box::pin(task));
+    }
+}

@@ -1,0 +1,330 @@
+//! A peer that writes anything at any time into every page it has and sends anything on the link.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
+
+use proptest::prelude::*;
+use zc_core::memory::Region;
+use zc_core::transport::*;
+
+use crate::bell::PeerBell;
+use crate::common::{End, Setup, body, data, links, run, try_end};
+use crate::layout::{
+    CONSUMED, Descriptor, Geometry, Grow, Head, RX_SLEEP, Return, SLOT_WORDS, TAKEN, TX_SLEEP,
+};
+use crate::limits::RING_SLOTS;
+use crate::sys;
+use crate::transport::own_uid;
+use crate::words::{OwnWords, WriteWords};
+
+/// The evil side: writable memory of its own, and the link.
+struct Evil {
+    words: OwnWords,
+    geometry: Geometry,
+    region: Region,
+    link: Box<dyn ControlLink>,
+    slot: u64,
+    returned: u64,
+    _theirs: Vec<OwnedFd>,
+}
+
+async fn join(trust: Trust) -> (End, Evil) {
+    let (mut evil, good) = links().await;
+    let geometry = Geometry::new(RING_SLOTS);
+    let offer =
+        crate::offer::ShmOffer { geometry, max_arena_bytes: 64 << 20, uid: own_uid(), pid: 1, wary: false };
+    let offer = Offer { version: 1, bytes: offer.encode() };
+    let region = sys::create(geometry.bytes()).unwrap();
+    let words = OwnWords::new(&region, geometry.bytes());
+    geometry.write(&words);
+    let bell: OwnedFd = match trust {
+        Trust::Cooperative => rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap(),
+        Trust::Untrusted => std::os::unix::net::UnixStream::pair().unwrap().0.into(),
+    };
+    let setup = Setup { trust, pool_bytes: 16 << 20, ..Setup::default() };
+    let fds = [region.fd().unwrap(), bell.as_fd()];
+    std::future::poll_fn(|cx| evil.poll_send_descriptors(cx, &fds)).await.unwrap();
+    let end = try_end(good, Role::Server, &setup, Some(offer)).await.unwrap();
+    let theirs = std::future::poll_fn(|cx| evil.poll_recv_descriptors(cx, 2)).await.unwrap();
+    let evil = Evil { words, geometry, region, link: evil, slot: 0, returned: 0, _theirs: theirs };
+    (end, evil)
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Any word of the memory.
+    Word(usize, u64),
+    /// The next slot, with the right turn.
+    Slot(Head, u64, Vec<u64>),
+    /// The next entry of the return ring, with the right turn.
+    Return(Return),
+    Counts(u64, u64),
+    Sleep(u64),
+    Byte(u8),
+    Arena(u64, bool),
+    Close,
+    Send(usize, bool),
+    Alloc(usize),
+    Receive,
+    Release(usize),
+    DropAll,
+}
+
+fn descriptor() -> impl Strategy<Value = [u64; 2]> {
+    let odd = prop_oneof![0u32..5000, any::<u32>()];
+    (0u8..4, 0u16..3, prop_oneof![10u32..28, any::<u32>()], odd.clone(), odd).prop_map(
+        |(slab, generation, block, offset, len)| Descriptor { slab, generation, block, offset, len }.pack(),
+    )
+}
+
+fn payload() -> impl Strategy<Value = Vec<u64>> {
+    let descriptors = prop::collection::vec(descriptor(), 0..=7).prop_map(|d| d.concat());
+    let lens = prop_oneof![Just(4096u32), Just(64), any::<u32>()];
+    let grow = (0u8..70, lens, prop_oneof![1u32..20, any::<u32>()])
+        .prop_map(|(slab, block_len, blocks)| Grow { slab, block_len, blocks }.pack().to_vec());
+    prop_oneof![4 => descriptors, 2 => grow, 1 => prop::collection::vec(any::<u64>(), 0..=14)]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let counts = prop_oneof![Just(0u64), 0u64..300, any::<u64>()];
+    let head = (0u8..7, prop_oneof![0u8..8, any::<u8>()], prop_oneof![0u8..20, any::<u8>()]);
+    let head = head.prop_map(|(kind, flags, count)| Head { kind, flags, count });
+    prop_oneof![
+        2 => (0usize..14_000, any::<u64>()).prop_map(|(at, word)| Step::Word(at, word)),
+        8 => (head, 0u64..4, payload()).prop_map(|(head, seq, words)| Step::Slot(head, seq, words)),
+        2 => (0u8..3, 0u16..3, 0u16..30).prop_map(|(slab, generation, block)| Step::Return(Return { slab, generation, block })),
+        1 => (counts.clone(), counts).prop_map(|(a, b)| Step::Counts(a, b)),
+        1 => any::<u64>().prop_map(Step::Sleep),
+        1 => any::<u8>().prop_map(Step::Byte),
+        3 => (prop_oneof![Just(4096u64), Just(8192), 0u64..100_000], any::<bool>()).prop_map(|(n, s)| Step::Arena(n, s)),
+        1 => Just(Step::Close),
+        4 => (prop_oneof![0usize..200, 0usize..9000], any::<bool>()).prop_map(|(n, own)| Step::Send(n, own)),
+        2 => (0usize..50_000).prop_map(Step::Alloc),
+        6 => Just(Step::Receive),
+        1 => (0usize..10_000).prop_map(Step::Release),
+        1 => Just(Step::DropAll),
+    ]
+}
+
+impl Evil {
+    fn slot(&mut self, head: Head, seq: u64, words: &[u64]) {
+        let slots = u64::from(self.geometry.slots);
+        let at = self.geometry.ring_at() + (self.slot % slots) as usize * SLOT_WORDS;
+        self.words.store(at + 1, seq);
+        words.iter().enumerate().for_each(|(i, word)| self.words.store(at + 2 + i, *word));
+        self.words.publish(at, head.pack((self.slot / slots) as u32 + 1));
+        self.slot += 1;
+    }
+
+    fn give_back(&mut self, back: Return) {
+        let entries = u64::from(self.geometry.returns);
+        let at = self.geometry.returns_at() + (self.returned % entries) as usize;
+        self.words.publish(at, back.pack((self.returned / entries) as u16 + 1));
+        self.returned += 1;
+    }
+
+    fn arena(&mut self, bytes: u64, sealed: bool, cx: &mut Context<'_>) {
+        let fd: OwnedFd = match sealed {
+            true => match sys::create((bytes as usize).next_multiple_of(4096).max(4096)) {
+                Ok(region) => region.fd().unwrap().try_clone_to_owned().unwrap(),
+                Err(_) => return,
+            },
+            false => std::fs::File::open("/dev/null").unwrap().into(),
+        };
+        let fds: Vec<BorrowedFd<'_>> = vec![fd.as_fd(); if bytes.is_multiple_of(7) { 2 } else { 1 }];
+        let _ = self.link.poll_send_descriptors(cx, &fds);
+    }
+}
+
+/// Everything the good side got; it is read in full.
+fn read(frames: &mut Batch<Frame>, kept: &mut Vec<Frame>) {
+    for frame in frames.drain() {
+        let sum: u64 = frame.payload.segments().iter().flat_map(|s| s.iter()).map(|b| u64::from(*b)).sum();
+        std::hint::black_box(sum);
+        kept.push(frame);
+    }
+}
+
+fn good_step(
+    good: &mut End,
+    step: &Step,
+    kept: &mut Vec<Frame>,
+    cx: &mut Context<'_>,
+) -> Result<(), LaneError> {
+    let mut batch = Batch::new();
+    match step {
+        Step::Send(len, own) => {
+            let payload: zc_core::memory::Message = match own {
+                true => match good.lane.tx.poll_alloc(cx, *len) {
+                    std::task::Poll::Ready(Ok(mut buf)) => {
+                        buf.put_slice(&body(*len, 1));
+                        buf.freeze().into()
+                    }
+                    _ => return Ok(()),
+                },
+                false => body(*len, 1).into(),
+            };
+            if let std::task::Poll::Ready(ready) = good.lane.tx.poll_ready(cx, *len) {
+                ready?;
+                good.lane.tx.start_send(data(1, payload), true).map_err(|r| r.error)?;
+            }
+            if let std::task::Poll::Ready(done) = good.lane.tx.poll_flush(cx) {
+                done?;
+            }
+            let _ = good.lane.tx.poll_completions(cx, &mut Batch::new());
+        }
+        Step::Alloc(len) => drop(good.lane.tx.poll_alloc(cx, *len)),
+        Step::Receive => {
+            good.drive(cx);
+            good.lane.rx.try_recv(&mut batch)?;
+            read(&mut batch, kept);
+            if let std::task::Poll::Ready(got) = good.lane.rx.poll_recv(cx, &mut batch) {
+                got?;
+                read(&mut batch, kept);
+            }
+        }
+        Step::Release(bytes) => good.lane.rx.release(*bytes),
+        Step::DropAll => kept.clear(),
+        _ => {}
+    }
+    Ok(())
+}
+
+async fn attack(steps: Vec<Step>, trust: Trust) {
+    let (mut good, mut evil) = join(trust).await;
+    let mut kept = Vec::new();
+    let waker = Waker::noop();
+    let mut cx = Context::from_waker(waker);
+    let mut link = Some(());
+    for step in steps {
+        match &step {
+            Step::Word(at, word) => evil.words.store(at % (evil.region.len() / 8), *word),
+            Step::Slot(head, seq, words) => evil.slot(*head, *seq, words),
+            Step::Return(back) => evil.give_back(*back),
+            Step::Counts(a, b) => {
+                evil.words.store(CONSUMED, *a);
+                evil.words.store(TAKEN, *b);
+            }
+            Step::Sleep(epoch) => {
+                evil.words.store(RX_SLEEP, *epoch);
+                evil.words.store(TX_SLEEP, *epoch);
+            }
+            Step::Byte(byte) => {
+                let _ = evil.link.poll_write(&mut cx, &[*byte]);
+            }
+            Step::Arena(bytes, sealed) => {
+                evil.arena(*bytes, *sealed, &mut cx);
+                tokio::task::yield_now().await;
+            }
+            Step::Close => {
+                if link.take().is_some() {
+                    let _ = evil.link.poll_shutdown(&mut cx);
+                }
+            }
+            own => {
+                tokio::task::yield_now().await;
+                // Errors stay: the lane goes on being used, and must bear it.
+                let _ = good_step(&mut good, own, &mut kept, &mut cx);
+            }
+        }
+    }
+    let _ = good_step(&mut good, &Step::Receive, &mut kept, &mut cx);
+}
+
+proptest! {
+    #[test]
+    fn fuzz_hostile_peer_of_our_user(steps in prop::collection::vec(step(), 1..80)) {
+        run(attack(steps, Trust::Cooperative));
+    }
+
+    #[test]
+    fn fuzz_hostile_stranger(steps in prop::collection::vec(step(), 1..80)) {
+        run(attack(steps, Trust::Untrusted));
+    }
+}
+
+/// Every page changes all the time while the lane is used.
+#[test]
+fn memory_that_never_keeps_still() {
+    run(async {
+        for round in 0..200u64 {
+            let (mut good, evil) = join(Trust::Untrusted).await;
+            let stop = Arc::new(AtomicBool::new(false));
+            let (words, geometry, stopped) = (evil.words.clone(), evil.geometry, stop.clone());
+            let scribbler = std::thread::spawn(move || {
+                let mut random = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+                let mut next = || {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    random
+                };
+                while !stopped.load(Ordering::Relaxed) {
+                    let (slot, what) = (next() as usize % 8, next());
+                    let at = geometry.ring_at() + slot * SLOT_WORDS;
+                    let head = Head {
+                        kind: 1 + (what & 1) as u8,
+                        flags: (what >> 8) as u8 & 7,
+                        count: (what >> 16) as u8 & 7,
+                    };
+                    words.publish(at, head.pack(1));
+                    let d = Descriptor {
+                        slab: 0,
+                        generation: 0,
+                        block: 10 + (what >> 24) as u32 % 20,
+                        offset: (what >> 30) as u32 % 4200,
+                        len: (what >> 40) as u32 % 4200,
+                    };
+                    d.pack().into_iter().enumerate().for_each(|(i, word)| words.store(at + 2 + i, word));
+                    words.store(
+                        geometry.first_block() as usize * geometry.block_len as usize / 8
+                            + what as usize % 4000,
+                        what,
+                    );
+                }
+            });
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut kept = Vec::new();
+            for _ in 0..50 {
+                let _ = good_step(&mut good, &Step::Receive, &mut kept, &mut cx);
+                let _ = good_step(&mut good, &Step::Send(3000, true), &mut kept, &mut cx);
+                kept.clear();
+            }
+            stop.store(true, Ordering::Relaxed);
+            scribbler.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn bells_of_the_wrong_kind_are_refused() {
+    use crate::bell::BellKind;
+    let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    assert!(PeerBell::new(file(), BellKind::Eventfd).is_none());
+    assert!(PeerBell::new(file(), BellKind::Socket).is_none());
+    let (pipe, _) = rustix::pipe::pipe().unwrap();
+    assert!(PeerBell::new(pipe, BellKind::Eventfd).is_none());
+    let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+    assert!(PeerBell::new(bell, BellKind::Eventfd).is_some());
+}
+
+/// A peer that clears `O_NONBLOCK` on our bell can't make us block.
+#[test]
+fn a_bell_never_blocks_its_owner() {
+    run(async {
+        for kind in [crate::bell::BellKind::Eventfd, crate::bell::BellKind::Socket] {
+            let (bell, theirs) = crate::bell::Bell::new(kind, &crate::common::TokioReactor).unwrap();
+            let copy = rustix::io::fcntl_dupfd_cloexec(&theirs, 0).unwrap();
+            let peer = PeerBell::new(theirs, kind).unwrap();
+            peer.ring();
+            std::future::poll_fn(|cx| bell.poll_rung(cx)).await.unwrap();
+            rustix::fs::fcntl_setfl(&copy, rustix::fs::OFlags::empty()).unwrap();
+            peer.ring();
+            std::future::poll_fn(|cx| bell.poll_rung(cx)).await.unwrap();
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(bell.poll_rung(&mut cx).is_pending());
+        }
+    });
+}

@@ -1,0 +1,53 @@
+//! What goes on while the application polls neither half: the link, and the look for unused arenas.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::time::{Duration, Instant};
+
+use zc_core::transport::{ControlLink, LaneDrive, LaneError};
+
+use super::shared::Shared;
+use crate::limits::TRIM_INTERVAL_MS;
+
+pub(super) struct Drive {
+    shared: Arc<Shared>,
+    next_trim: Option<Instant>,
+}
+
+impl Drive {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, next_trim: None }
+    }
+}
+
+impl LaneDrive for Drive {
+    fn poll_drive(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, LaneError> {
+        let shared = &self.shared;
+        shared.wakers.drive.register(cx.waker());
+        if shared.read_link(cx) {
+            shared.wakers.rx.wake();
+        }
+        // The end is told by the halves: what was sent before it is delivered first.
+        if shared.ended().is_some() || shared.grown.load(Ordering::Acquire) == 0 {
+            self.next_trim = None;
+            return Ok(None);
+        }
+        let interval = Duration::from_millis(TRIM_INTERVAL_MS);
+        let due = *self.next_trim.get_or_insert(now + interval);
+        if now >= due {
+            self.next_trim = Some(now + interval);
+            shared.trim.store(true, Ordering::Release);
+            shared.wakers.tx.wake();
+        }
+        Ok(self.next_trim)
+    }
+
+    fn adopt_link(&mut self, link: Box<dyn ControlLink>) -> Option<Box<dyn ControlLink>> {
+        if !link.passes_descriptors() {
+            return Some(link);
+        }
+        self.shared.adopt(link);
+        None
+    }
+}

@@ -1,0 +1,67 @@
+//! The lane: two rings, two arenas, and bells for who sleeps.
+
+mod drive;
+mod rx;
+mod shared;
+mod tx;
+
+use std::sync::Arc;
+
+use zc_core::memory::{LeaseBudget, Region};
+use zc_core::transport::{Caps, Lane, LaneError, OfferContext};
+
+use crate::bell::{Bell, PeerBell};
+use crate::layout::{Geometry, TX_SLEEP};
+use crate::peer::PeerArena;
+use crate::returns::Returns;
+use crate::sleep::Ringer;
+use crate::words::{OwnWords, PeerWords};
+
+/// One side's memory.
+pub(crate) struct Half {
+    pub(crate) region: Region,
+    pub(crate) geometry: Geometry,
+    /// Most bytes of its arenas.
+    pub(crate) max_arena_bytes: u64,
+}
+
+/// Everything that the two sides exchanged.
+pub(crate) struct Joined {
+    pub(crate) mine: Half,
+    pub(crate) theirs: Half,
+    pub(crate) bell: Bell,
+    pub(crate) peer_bell: PeerBell,
+    /// Messages are lent where they are.
+    pub(crate) cooperative: bool,
+}
+
+/// A lane over what was exchanged.
+pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<Lane, LaneError> {
+    let Joined { mine, theirs, bell, peer_bell, cooperative } = joined;
+    let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
+    let peer_bell = Arc::new(peer_bell);
+    let shared = shared::Shared::new(bell, peer_bell.clone());
+    let own = OwnWords::new(&mine.region, mine.geometry.control_bytes());
+    let peer = PeerWords::new(&theirs.region, theirs.geometry.control_bytes());
+    let sender = Arc::new(Ringer::new(peer.clone(), TX_SLEEP));
+    let returns = Returns::new(
+        own.clone(),
+        mine.geometry.returns_at(),
+        theirs.geometry.returns,
+        sender.clone(),
+        peer_bell,
+    );
+    let arena = PeerArena::new(theirs.region, theirs.geometry, theirs.max_arena_bytes, Arc::new(returns))?;
+    let rx = rx::Rx::new(
+        shared.clone(),
+        rx::Memory { own: own.clone(), peer: peer.clone(), geometry: theirs.geometry, arena, sender },
+        cooperative,
+        leases.clone(),
+        &cx,
+    );
+    let returns_at = theirs.geometry.returns_at();
+    let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine }, &cx);
+    caps.max_message = tx.max_message();
+    let drive = drive::Drive::new(shared);
+    Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: Some(Box::new(drive)), remote: None, caps, leases })
+}

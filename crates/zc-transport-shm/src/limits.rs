@@ -1,0 +1,48 @@
+//! The bounds of this crate (M9).
+
+/// Slots of a ring by default.
+pub const RING_SLOTS: u32 = 256;
+/// Fewest slots of a ring: one message may need [`MAX_FRAME_SLOTS`] and the control entries their own.
+pub const MIN_RING_SLOTS: u32 = 32;
+/// Most slots of a ring.
+pub const MAX_RING_SLOTS: u32 = 1 << 16;
+/// Bytes of a slot: two cache lines, which the prefetcher fetches as a pair.
+pub const SLOT_BYTES: usize = 128;
+/// Payloads up to this many bytes travel in their slot.
+pub const INLINE_MAX: usize = 112;
+/// Descriptors of one slot.
+pub const SLOT_DESCRIPTORS: usize = 7;
+/// Slots that one frame can need.
+pub const MAX_FRAME_SLOTS: u64 = zc_core::memory::MAX_SEGMENTS.div_ceil(SLOT_DESCRIPTORS) as u64;
+/// Slots kept free of data and records, for the entries that manage the arena and the end.
+pub const CONTROL_SLOTS: u64 = 4;
+/// Entries of the ring on which buffers come back, and so the most blocks of one direction.
+pub const MAX_BLOCKS: u32 = 1024;
+/// Most arenas of one direction, the first included.
+pub const MAX_SLABS: usize = 64;
+/// Bytes of a block of the first arena: a page and a line, so that blocks don't share cache sets.
+pub const FIRST_BLOCK_BYTES: u32 = 4096 + 64;
+/// Blocks of the first arena by default.
+pub const FIRST_BLOCKS: u32 = 15;
+/// Most bytes of the memory that one side makes with a connection.
+pub const MAX_HALF_BYTES: usize = 16 << 20;
+/// Arenas made later hold about this many bytes, or one block.
+pub const GROWTH_BYTES: usize = 256 << 10;
+/// And at most this many, unless one block is larger.
+pub const MAX_GROWTH_BYTES: usize = 8 << 20;
+/// Blocks of an arena made later, at most.
+pub const MAX_GROWTH_BLOCKS: usize = 64;
+/// The most bytes of all arenas of one direction, by default.
+pub const MAX_ARENA_BYTES: u64 = (1 << 30) + (64 << 20);
+/// How often unused arenas are looked for, milliseconds. One unused that long is given back.
+pub const TRIM_INTERVAL_MS: u64 = 1000;
+/// Frames that wait for room in the ring or the arena; records can add to them without asking.
+pub const MAX_QUEUED_FRAMES: usize = 1024;
+/// Sends whose report has not been collected.
+pub const MAX_REPORTS: usize = 1024;
+/// Descriptors that a peer may send ahead of their entries in the ring.
+pub const MAX_PENDING_DESCRIPTORS: usize = 8;
+/// Private blocks per direction for payloads that travel in a slot.
+pub const SMALL_BLOCKS: u32 = 256;
+/// How often in a row the bell may ring for nothing before other tasks get their turn.
+pub const MAX_IDLE_RINGS: usize = 8;

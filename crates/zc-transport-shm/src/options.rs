@@ -1,0 +1,19 @@
+//! What the user of the transport chooses. Whom to talk to and whom to trust is the fabric's policy.
+
+use crate::limits::{MAX_ARENA_BYTES, RING_SLOTS};
+
+/// How connections over shared memory are made.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ShmOptions {
+    /// Slots of the ring, rounded up to a power of two.
+    pub ring_slots: u32,
+    /// Most bytes of memory that one direction of a connection may use, and so the longest message.
+    pub max_arena_bytes: u64,
+}
+
+impl Default for ShmOptions {
+    fn default() -> Self {
+        Self { ring_slots: RING_SLOTS, max_arena_bytes: MAX_ARENA_BYTES }
+    }
+}

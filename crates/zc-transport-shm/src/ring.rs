@@ -1,0 +1,165 @@
+//! The ring: one producer, one consumer, a turn in every slot.
+//!
+//! A slot is free once the consumer's count says so, and full once its turn is that of the position:
+//! the number of the lap, from 1. So the consumer of a small message touches the slot and nothing
+//! else, and counts come back in batches.
+
+use crate::layout::{Head, SLOT_WORDS};
+use crate::sync::{Ordering, fence};
+use crate::words::{ReadWords, WriteWords};
+
+/// First payload word of a slot; before it the head and the sequence number.
+const PAYLOAD: usize = 2;
+
+#[inline]
+fn turn(position: u64, slots: u64) -> u32 {
+    (position >> slots.trailing_zeros()) as u32 + 1
+}
+
+#[inline]
+fn slot(first: usize, position: u64, slots: u64) -> usize {
+    first + (position & (slots - 1)) as usize * SLOT_WORDS
+}
+
+/// The side that writes.
+pub(crate) struct Producer<W> {
+    words: W,
+    first: usize,
+    slots: u64,
+    next: u64,
+    /// What the consumer is known to be done with.
+    consumed: u64,
+}
+
+impl<W: WriteWords> Producer<W> {
+    /// Slots from word `first`; their number is a power of two.
+    pub(crate) fn new(words: W, first: usize, slots: u32) -> Self {
+        Self { words, first, slots: slots.into(), next: 0, consumed: 0 }
+    }
+
+    /// Slots known to be free.
+    #[inline]
+    pub(crate) fn free(&self) -> u64 {
+        self.slots - (self.next - self.consumed)
+    }
+
+    /// Takes the consumer's count over; false if it is a lie.
+    #[must_use]
+    pub(crate) fn update(&mut self, consumed: u64) -> bool {
+        // What the slots held has been read: it may be overwritten from here on.
+        fence(Ordering::Acquire);
+        let plausible = consumed >= self.consumed && consumed <= self.next;
+        if plausible {
+            self.consumed = consumed;
+        }
+        plausible
+    }
+
+    /// Fills the next slot and publishes it.
+    ///
+    /// # Panics
+    /// When no slot is free or the payload has more words than a slot.
+    #[inline]
+    pub(crate) fn push(&mut self, head: Head, seq: u64, payload: &[u64]) {
+        assert!(self.free() > 0 && payload.len() <= SLOT_WORDS - PAYLOAD);
+        let at = slot(self.first, self.next, self.slots);
+        self.words.store(at + 1, seq);
+        self.words.store_all(at + PAYLOAD, payload);
+        self.words.publish(at, head.pack(turn(self.next, self.slots)));
+        self.next += 1;
+    }
+}
+
+/// The side that reads.
+pub(crate) struct Consumer<R> {
+    words: R,
+    first: usize,
+    slots: u64,
+    next: u64,
+}
+
+impl<R: ReadWords> Consumer<R> {
+    /// Slots from word `first`; their number is a power of two.
+    pub(crate) fn new(words: R, first: usize, slots: u32) -> Self {
+        Self { words, first, slots: slots.into(), next: 0 }
+    }
+
+    /// The next slot, if it is full.
+    #[inline]
+    pub(crate) fn peek(&self) -> Option<Head> {
+        let (mark, head) = Head::unpack(self.words.load(slot(self.first, self.next, self.slots)));
+        if mark != turn(self.next, self.slots) {
+            return None;
+        }
+        fence(Ordering::Acquire);
+        Some(head)
+    }
+
+    /// The sequence number of the slot that was peeked at.
+    #[inline]
+    pub(crate) fn seq(&self) -> u64 {
+        self.words.load(slot(self.first, self.next, self.slots) + 1)
+    }
+
+    /// Copies the first words of the payload of the slot that was peeked at.
+    #[inline]
+    pub(crate) fn read(&self, out: &mut [u64]) {
+        let at = slot(self.first, self.next, self.slots) + PAYLOAD;
+        assert!(out.len() <= SLOT_WORDS - PAYLOAD);
+        self.words.load_all(at, out);
+    }
+
+    /// Goes on to the next slot. The producer hears of it when [`Consumer::count`] is published.
+    #[inline]
+    pub(crate) fn advance(&mut self) {
+        self.next += 1;
+    }
+
+    /// How many slots have been read.
+    #[inline]
+    pub(crate) fn count(&self) -> u64 {
+        self.next
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::testing::Cells;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_queue(steps in prop::collection::vec((any::<bool>(), 0usize..14, any::<u64>()), 0..400)) {
+            let cells = Cells::new(3 + 8 * SLOT_WORDS);
+            let (mut tx, mut rx) = (Producer::new(cells.clone(), 3, 8), Consumer::new(cells, 3, 8));
+            let mut oracle = VecDeque::new();
+            for (push, words, seed) in steps {
+                if push && tx.free() == 0 {
+                    prop_assert!(tx.update(rx.count()));
+                }
+                prop_assert!(tx.free() >= 8 - oracle.len() as u64 || !tx.update(rx.count()) || tx.free() > 0 || oracle.len() == 8);
+                if push && tx.free() > 0 {
+                    let payload: Vec<u64> = (0..words as u64).map(|i| seed ^ i).collect();
+                    let head = Head { kind: 1, flags: seed as u8, count: words as u8 };
+                    tx.push(head, seed, &payload);
+                    oracle.push_back((head, seed, payload));
+                } else if !push {
+                    match oracle.pop_front() {
+                        None => prop_assert_eq!(rx.peek(), None),
+                        Some((head, seq, payload)) => {
+                            prop_assert_eq!(rx.peek(), Some(head));
+                            prop_assert_eq!(rx.seq(), seq);
+                            let mut got = vec![0; payload.len()];
+                            rx.read(&mut got);
+                            prop_assert_eq!(got, payload);
+                            rx.advance();
+                        }
+                    }
+                }
+            }
+            prop_assert!(!tx.update(u64::MAX));
+        }
+    }
+}

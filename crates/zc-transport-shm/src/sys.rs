@@ -1,0 +1,95 @@
+//! Sealed memory of ours, a peer's memory, and reading what a peer may write meanwhile.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use zc_core::memory::{Backing, PeerMapping, Region, RegionError, Sealing};
+
+/// Makes memory of ours that a peer can map read-only: whole pages, all there, sealed for good.
+pub(crate) fn create(bytes: usize) -> io::Result<Region> {
+    let memory = Region::builder(bytes).backing(Backing::Memfd).sealing(Sealing::OwnerWrites);
+    // Prefaulted: now rather than as a SIGBUS later.
+    memory.prefault(true).name("zc-shm").build().map_err(|error| match error {
+        RegionError::Os { errno, .. } => errno,
+        other => io::Error::other(other),
+    })
+}
+
+/// Why a peer's memory was not mapped.
+#[derive(Debug)]
+pub(crate) enum PeerMemory {
+    /// It is not what it has to be: the peer's fault.
+    Bad(&'static str),
+    /// The system refused.
+    Os(io::Error),
+}
+
+/// Maps a peer's memory read-only, if it is sealed as it has to be and has exactly `bytes`. What the
+/// peer writes into it is only read atomically, copied out, or lent when it is in our trust domain (M5).
+pub(crate) fn map_peer(fd: OwnedFd, bytes: usize) -> Result<Region, PeerMemory> {
+    let region = PeerMapping::new(bytes).map(fd).map_err(|error| match error {
+        RegionError::Os { what: "F_GET_SEALS", .. } => PeerMemory::Bad("shm memory without seals"),
+        RegionError::Os { errno, .. } => PeerMemory::Os(errno),
+        RegionError::NotSealed { .. } => PeerMemory::Bad("shm memory that is not sealed"),
+        _ => PeerMemory::Bad("shm memory of another size"),
+    })?;
+    if region.len() == bytes { Ok(region) } else { Err(PeerMemory::Bad("shm memory of another size")) }
+}
+
+/// Copies out of memory that the peer may write meanwhile: whatever comes is a private copy (M5).
+///
+/// # Panics
+/// When the range lies outside of the region.
+pub(crate) fn copy_from_peer(dst: &mut [u8], region: &Region, offset: usize) {
+    assert!(offset.checked_add(dst.len()).is_some_and(|end| end <= region.len()));
+    // SAFETY: the range lies inside the mapping, by the assertion, and volatile reads neither assume
+    // that it keeps still nor hand out references to it (M5).
+    unsafe {
+        let mut src = region.base().add(offset);
+        let (words, rest) = dst.as_chunks_mut::<8>();
+        for word in words {
+            *word = src.cast::<[u8; 8]>().read_volatile();
+            src = src.add(8);
+        }
+        for byte in rest {
+            *byte = src.read_volatile();
+            src = src.add(1);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, SealFlags};
+
+    #[test]
+    fn what_is_sealed_stays() {
+        let mine = create(8192).unwrap();
+        let fd = || mine.fd().unwrap().try_clone_to_owned().unwrap();
+        assert!(rustix::fs::ftruncate(fd(), 0).is_err());
+        assert!(rustix::fs::ftruncate(fd(), 1 << 20).is_err());
+        let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        assert!(rustix::fs::fallocate(fd(), punch, 0, 4096).is_err());
+        let theirs = map_peer(fd(), 8192).unwrap();
+        assert!(theirs.is_read_only() && !mine.is_read_only());
+        assert!(matches!(map_peer(fd(), 4096), Err(PeerMemory::Bad(_))));
+        assert!(matches!(map_peer(fd(), 12288), Err(PeerMemory::Bad(_))));
+        let mut out = [1; 19];
+        copy_from_peer(&mut out, &theirs, 8192 - 19);
+        assert_eq!(out, [0; 19]);
+    }
+
+    #[test]
+    fn what_is_not_sealed_is_refused() {
+        let fd = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&fd, 4096).unwrap();
+        assert!(matches!(map_peer(fd.try_clone().unwrap(), 4096), Err(PeerMemory::Bad(_))));
+        let all_but_one = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&fd, all_but_one).unwrap();
+        assert!(matches!(map_peer(fd, 4096), Err(PeerMemory::Bad(_))));
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(matches!(map_peer(null.into(), 4096), Err(PeerMemory::Bad(_))));
+    }
+}

@@ -1,0 +1,226 @@
+//! A small reactor over tokio, and pairs of lanes.
+#![allow(
+    dead_code,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    unreachable_pub
+)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::unix::AsyncFd;
+use zc_core::memory::{BufPool, CopyLedger, Message, PinnedBufMut};
+use zc_core::transport::*;
+use zc_transport_shm::{ShmOptions, ShmTransport};
+use zc_transport_tcp::StreamLinks;
+
+pub struct TokioReactor;
+struct Fd(AsyncFd<OwnedFd>);
+struct Sleep(Option<Pin<Box<tokio::time::Sleep>>>);
+struct Task(Option<tokio::task::JoinHandle<()>>);
+
+impl Reactor for TokioReactor {
+    fn register(&self, fd: OwnedFd) -> io::Result<Box<dyn Readiness>> {
+        // SAFETY: an OwnedFd stays open and is the same descriptor until it is dropped.
+        let watched = unsafe { AsyncFd::register(fd) };
+        Ok(Box::new(Fd(watched.map_err(io::Error::from)?)))
+    }
+    fn timer(&self) -> io::Result<Box<dyn Timer>> {
+        Ok(Box::new(Sleep(None)))
+    }
+    fn spawn(&self, task: BoxFuture<'static, ()>) -> io::Result<Box<dyn TaskHandle>> {
+        Ok(Box::new(Task(Some(tokio::spawn(task)))))
+    }
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+impl Readiness for Fd {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+    fn poll_io(
+        &self,
+        cx: &mut Context<'_>,
+        interest: Interest,
+        io: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(match interest {
+                Interest::Read => self.0.poll_read_ready(cx),
+                Interest::Write => self.0.poll_write_ready(cx),
+            })?;
+            if let Ok(done) = guard.try_io(|fd| io(fd.as_fd())) {
+                return Poll::Ready(done);
+            }
+        }
+    }
+}
+
+impl Timer for Sleep {
+    fn reset(&mut self, at: Instant) {
+        self.0 = Some(Box::pin(tokio::time::sleep_until(at.into())));
+    }
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().map_or(Poll::Pending, |s| s.as_mut().poll(cx))
+    }
+}
+
+impl TaskHandle for Task {
+    fn detach(mut self: Box<Self>) {
+        self.0.take();
+    }
+}
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Some(t) = self.0.take() {
+            t.abort();
+        }
+    }
+}
+
+pub struct End {
+    pub lane: Lane,
+    pub pool: BufPool,
+    pub ledger: Arc<CopyLedger>,
+}
+
+/// How a pair of lanes is made.
+#[derive(Clone)]
+pub struct Setup {
+    pub limits: LaneLimits,
+    pub options: ShmOptions,
+    pub pool_bytes: usize,
+    pub trust: Trust,
+    pub same_host: Result<(), Unavailable>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            limits: LaneLimits::default(),
+            options: ShmOptions::default(),
+            pool_bytes: 256 << 20,
+            trust: Trust::Cooperative,
+            same_host: Ok(()),
+        }
+    }
+}
+
+impl Setup {
+    pub fn context(&self) -> (OfferContext, BufPool, Arc<CopyLedger>) {
+        let pool = BufPool::builder().max_bytes(self.pool_bytes).build();
+        let ledger = Arc::new(CopyLedger::new());
+        let mut cx = OfferContext::new(Arc::new(TokioReactor), pool.clone(), ledger.clone(), self.limits);
+        (cx.trust, cx.same_host) = (self.trust, self.same_host.clone());
+        (cx, pool, ledger)
+    }
+}
+
+pub async fn links() -> (Box<dyn ControlLink>, Box<dyn ControlLink>) {
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let addr = LinkAddr::UnixAbstract(format!("zc-shm-test-{}-{n}", std::process::id()));
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let mut listener = StreamLinks.bind(&addr, &reactor).await.unwrap();
+    let a = StreamLinks.connect(&addr, &reactor).await.unwrap();
+    let b = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
+    (a, b)
+}
+
+pub async fn try_end(
+    link: Box<dyn ControlLink>,
+    role: Role,
+    setup: &Setup,
+    peer: Option<Offer>,
+) -> Result<End, WireupError> {
+    let (cx, pool, ledger) = setup.context();
+    let transport = ShmTransport::new(setup.options.clone());
+    let mine = transport.offer(&cx).unwrap();
+    let peer = peer.unwrap_or_else(|| mine.clone());
+    let mut slot = Some(link);
+    let mut lane = transport.join(role, mine, peer, &mut slot, cx).await?;
+    let back = lane.drive.as_mut().unwrap().adopt_link(slot.take().unwrap());
+    assert!(back.is_none());
+    Ok(End { lane, pool, ledger })
+}
+
+pub async fn pair_of(a: &Setup, b: &Setup) -> (End, End) {
+    let (link_a, link_b) = links().await;
+    let offer = |s: &Setup| ShmTransport::new(s.options.clone()).offer(&s.context().0).unwrap();
+    let ends = futures::future::join(
+        try_end(link_a, Role::Client, a, Some(offer(b))),
+        try_end(link_b, Role::Server, b, Some(offer(a))),
+    );
+    let (a, b) = ends.await;
+    (a.unwrap(), b.unwrap())
+}
+
+pub async fn pair(setup: &Setup) -> (End, End) {
+    pair_of(setup, setup).await
+}
+
+pub fn body(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| (i.wrapping_mul(31) ^ seed ^ (i >> 9)) as u8).collect()
+}
+
+pub fn data(seq: u64, payload: impl Into<Message>) -> Frame {
+    Frame { kind: FrameKind::Data, ack: false, seq, payload: payload.into() }
+}
+
+/// Runs to the end, or fails after a minute.
+pub fn run<F: Future>(f: F) -> F::Output {
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    rt.block_on(async { tokio::time::timeout(std::time::Duration::from_secs(60), f).await.expect("hangs") })
+}
+
+impl End {
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        self.lane.drive.as_mut().unwrap().poll_drive(cx, Instant::now()).unwrap();
+    }
+
+    /// Memory of the lane, driven meanwhile.
+    pub async fn alloc(&mut self, len: usize) -> PinnedBufMut {
+        std::future::poll_fn(|cx| {
+            self.drive(cx);
+            self.lane.tx.poll_alloc(cx, len)
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Sends one frame and flushes.
+    pub async fn send(&mut self, frame: Frame) -> Result<(), LaneError> {
+        let len = frame.payload.len();
+        std::future::poll_fn(|cx| {
+            self.drive(cx);
+            self.lane.tx.poll_ready(cx, len)
+        })
+        .await?;
+        self.lane.tx.start_send(frame, false).map_err(|r| r.error)?;
+        std::future::poll_fn(|cx| {
+            self.drive(cx);
+            self.lane.tx.poll_flush(cx)
+        })
+        .await
+    }
+
+    /// The next frames; empty at the end.
+    pub async fn recv(&mut self) -> Result<Vec<Frame>, LaneError> {
+        let mut out = Batch::new();
+        std::future::poll_fn(|cx| {
+            self.drive(cx);
+            self.lane.rx.poll_recv(cx, &mut out)
+        })
+        .await?;
+        Ok(out.drain().collect())
+    }
+}

@@ -1,0 +1,162 @@
+//! Peers killed with -9 at random points: what arrived is whole and in order, and nothing is left.
+#![cfg(not(loom))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+mod common;
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::*;
+use zc_core::transport::*;
+use zc_transport_tcp::StreamLinks;
+
+/// Set in the process that gets killed: the socket to connect to.
+const CHILD: &str = "ZC_SHM_KILL_CHILD";
+/// Kills of one run; many times that many under `ZC_SOAK`.
+const KILLS: usize = 200;
+
+/// Sizes that use the slots, the first arena, later ones, and ropes of copies.
+fn size_of_message(seq: u64) -> usize {
+    [8, 64, 112, 113, 4000, 30_000, 200_000][(seq.wrapping_mul(2_654_435_761) >> 7) as usize % 7]
+}
+
+fn message(seq: u64) -> Vec<u8> {
+    body(size_of_message(seq), seq as usize)
+}
+
+/// Sends as fast as it can, and reads whatever comes, until the other side goes or it is killed.
+async fn talk(end: &mut End, check: impl Fn(&Frame, u64)) -> LaneError {
+    let (mut seq, mut seen) = (0, 0);
+    let mut batch = Batch::new();
+    let mut held = Vec::new();
+    loop {
+        let done: Result<(), LaneError> = std::future::poll_fn(|cx| {
+            end.drive(cx);
+            let mut worked = false;
+            while let std::task::Poll::Ready(got) = end.lane.rx.poll_recv(cx, &mut batch) {
+                match got {
+                    Ok(Received::Some) => {}
+                    Ok(Received::Closed) => return std::task::Poll::Ready(Err(LaneError::Closed)),
+                    Err(error) => return std::task::Poll::Ready(Err(error)),
+                }
+                for frame in batch.drain() {
+                    seen += 1;
+                    check(&frame, seen);
+                    end.lane.rx.release(frame.payload.len());
+                    held.push(frame);
+                }
+                // Some are kept for a while: the peer dies while they are lent.
+                held.drain(..held.len().saturating_sub(5));
+                worked = true;
+            }
+            for _ in 0..8 {
+                let len = size_of_message(seq + 1);
+                match end.lane.tx.poll_ready(cx, len) {
+                    std::task::Poll::Ready(Ok(())) => {}
+                    // What was sent before the end is read first.
+                    _ => break,
+                }
+                seq += 1;
+                if end.lane.tx.start_send(data(seq, message(seq)), false).is_err() {
+                    break;
+                }
+                worked = true;
+            }
+            let _ = end.lane.tx.poll_flush(cx);
+            if worked { std::task::Poll::Ready(Ok(())) } else { std::task::Poll::Pending }
+        })
+        .await;
+        if let Err(error) = done {
+            return error;
+        }
+    }
+}
+
+/// Not a test of its own: the process that is killed.
+#[test]
+fn child() {
+    let Ok(name) = std::env::var(CHILD) else { return };
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    rt.block_on(async {
+        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+        let link = StreamLinks.connect(&LinkAddr::UnixAbstract(name), &reactor).await.unwrap();
+        let mut end = try_end(link, Role::Client, &Setup::default(), None).await.unwrap();
+        talk(&mut end, |_, _| ()).await;
+    });
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn spawn(name: &str) -> Killed {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--test-threads=1"])
+        .env(CHILD, name)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    Killed(child)
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn mappings() -> usize {
+    std::fs::read_to_string("/proc/self/maps").unwrap().lines().filter(|l| l.contains("zc-shm")).count()
+}
+
+#[test]
+fn killed_peers_leave_whole_messages_and_nothing_else() {
+    let kills = if std::env::var_os("ZC_SOAK").is_some() { 20 * KILLS } else { KILLS };
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    rt.block_on(async {
+        let name = format!("zc-shm-kill-{}", std::process::id());
+        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+        let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
+        let before = descriptors();
+        let mut delivered = 0;
+        for at in 0..kills {
+            let mut child = spawn(&name);
+            let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
+            let joined = try_end(link, Role::Server, &Setup::default(), None).await;
+            let mut end = joined.unwrap();
+            // From before the first message to many later.
+            let after = Duration::from_micros((at as u64).wrapping_mul(7919) % 12_000);
+            let killer = std::thread::spawn(move || {
+                let start = Instant::now();
+                while start.elapsed() < after {
+                    std::hint::spin_loop();
+                }
+                child.0.kill().unwrap();
+                child.0.wait().unwrap();
+            });
+            let last = std::cell::Cell::new(0);
+            let check = |frame: &Frame, seen: u64| {
+                assert_eq!(frame.seq, seen, "out of order");
+                assert!(frame.payload == message(seen)[..], "message {seen} is not whole");
+                last.set(seen);
+            };
+            let end_of_it = tokio::time::timeout(Duration::from_secs(60), talk(&mut end, check));
+            let error = end_of_it.await.expect("the end of the peer is not noticed");
+            assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
+            delivered += last.get();
+            killer.join().unwrap();
+            // A send to the dead fails at once.
+            assert!(end.send(data(1, vec![0; 10])).await.is_err());
+            drop(end);
+            assert_eq!(mappings(), 0, "memory is left after kill {at}");
+        }
+        assert!(delivered > 0);
+        assert_eq!(descriptors(), before, "descriptors are left");
+    });
+}

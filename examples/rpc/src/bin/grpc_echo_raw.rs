@@ -1,0 +1,296 @@
+//! The echo service without tonic: the same protobuf messages on zc's message API, decoded where they lie.
+//!
+//! A request is a number and an encoded `Payload`; the answer is the same memory, sent back.
+//!
+//! ```text
+//! grpc_echo_raw                               both sides as two processes, one table
+//! grpc_echo_raw server zc://127.0.0.1:7000    the sides alone
+//! grpc_echo_raw client zc://127.0.0.1:7000
+//! grpc_echo_raw bench --uri zc://127.0.0.1:0 --size 64 --inflight 128 --json
+//! ```
+
+#![allow(clippy::print_stdout, reason = "a program")]
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use hdrhistogram::Histogram;
+use zc::memory::KernelCopied;
+use zc::{Connection, Fabric, Message, PinnedBuf, Receiver, Sender};
+use zc_examples_rpc::bench::{Latency, Ledger, Report};
+use zc_examples_rpc::{BoxError, process};
+
+/// The call's number, in front of the protobuf message.
+const NUMBER_BYTES: usize = 8;
+/// Field 1, length-delimited: `Payload.data`.
+const DATA_TAG: u8 = 0x0a;
+/// A protobuf length takes at most so many bytes here.
+const MAX_LENGTH_BYTES: usize = 5;
+/// Answers sent with one flush.
+const BATCH: usize = 64;
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves until Ctrl-C.
+    Server {
+        uri: String,
+        /// Stop when standard input ends.
+        #[arg(long, hide = true)]
+        child: bool,
+    },
+    /// Calls a server and prints a table.
+    Client { uri: String },
+    /// Measures one point, server and client as two processes on a core each.
+    Bench {
+        #[arg(long)]
+        uri: String,
+        #[arg(long, default_value_t = 64)]
+        size: usize,
+        #[arg(long, default_value_t = 1)]
+        inflight: usize,
+        #[arg(long, default_value_t = 3.0)]
+        duration_s: f64,
+        /// One JSON object instead of a line of text.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), BoxError> {
+    match Args::parse().command {
+        None => {
+            let server = process::Server::start("zc://127.0.0.1:0")?;
+            table(&server.uri, || server.cpu_ns()).await
+        }
+        Some(Command::Server { uri, child }) => serve(&uri, child).await,
+        Some(Command::Client { uri }) => table(&uri, || 0).await,
+        Some(Command::Bench { uri, size, inflight, duration_s, json }) => {
+            let server = process::Server::start(&uri)?;
+            process::pin(1);
+            let duration = Duration::from_secs_f64(duration_s);
+            let mut report = measure(&server.uri, size, inflight, duration, || server.cpu_ns()).await?;
+            report.uri = uri;
+            match json {
+                true => println!("{}", serde_json::to_string(&report)?),
+                false => print_row(&report),
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn serve(uri: &str, child: bool) -> Result<(), BoxError> {
+    if child {
+        process::pin(0);
+    }
+    let mut listener = Fabric::auto()?.listen(uri).await?;
+    println!("{}", listener.local_uri());
+    let mut stopped = std::pin::pin!(process::stopped(child));
+    loop {
+        tokio::select! {
+            () = &mut stopped => return Ok(()),
+            connection = listener.accept() => drop(tokio::spawn(answer(connection?))),
+        }
+    }
+}
+
+/// Answers until the peer has finished, or sends something that is no request.
+async fn answer(mut connection: Connection) -> Result<(), BoxError> {
+    let (tx, mut rx) = connection.split();
+    let (mut next, mut fed) = (rx.recv().await?, 0);
+    while let Some(request) = next {
+        if data_of(&request).is_none() {
+            return Err("not a Payload".into());
+        }
+        tx.feed(request).await?;
+        fed += 1;
+        next = if fed < BATCH { rx.try_recv()? } else { None };
+        if next.is_none() {
+            tx.flush().await?;
+            (next, fed) = (rx.recv().await?, 0);
+        }
+    }
+    Ok(())
+}
+
+/// Where the data of the request lies, if it is one: checked in place, nothing is moved.
+fn data_of(request: &Message) -> Option<PinnedBuf> {
+    let [segment] = request.segments() else { return None };
+    let payload = segment.get(NUMBER_BYTES..)?;
+    if payload.is_empty() {
+        return Some(PinnedBuf::empty());
+    }
+    let (tag, rest) = payload.split_first()?;
+    let (mut len, mut at) = (0, 0);
+    loop {
+        let byte = *rest.get(at)?;
+        len |= usize::from(byte & 0x7f) << (7 * at);
+        at += 1;
+        if byte < 0x80 {
+            break;
+        }
+        if at == MAX_LENGTH_BYTES {
+            return None;
+        }
+    }
+    let start = NUMBER_BYTES + 1 + at;
+    let fits = *tag == DATA_TAG && start.checked_add(len)? == segment.len();
+    fits.then(|| segment.slice(start..))
+}
+
+/// A request in memory that the connection sends as it is.
+async fn request(tx: &Sender, number: u64, size: usize) -> Result<Message, BoxError> {
+    let mut buf = tx.alloc(NUMBER_BYTES + 1 + MAX_LENGTH_BYTES + size).await?;
+    buf.put_slice(&number.to_le_bytes());
+    if size > 0 {
+        buf.put_slice(&[DATA_TAG]);
+        let mut rest = size;
+        while rest >= 0x80 {
+            buf.put_slice(&[rest as u8 | 0x80]);
+            rest >>= 7;
+        }
+        buf.put_slice(&[rest as u8]);
+        let end = buf.len() + size;
+        // Whatever the memory holds serves as data.
+        buf.set_len(end);
+    }
+    Ok(buf.freeze().into())
+}
+
+async fn table(uri: &str, cpu_ns: impl Fn() -> u64) -> Result<(), BoxError> {
+    println!(
+        "{:<28} {:>9} {:>8} {:>11} {:>9} {:>9} {:>10}",
+        "", "bytes", "at once", "calls/s", "p50 us", "p99 us", "cpu us"
+    );
+    for (size, inflight) in [(64, 1), (64, 128), (64 << 10, 16), (1 << 20, 1)] {
+        print_row(&measure(uri, size, inflight, Duration::from_millis(500), &cpu_ns).await?);
+    }
+    Ok(())
+}
+
+fn print_row(report: &Report) {
+    println!(
+        "{:<28} {:>9} {:>8} {:>11.0} {:>9.1} {:>9.1} {:>10.1}  {} bytes copied",
+        report.uri,
+        report.size_bytes,
+        report.inflight,
+        report.calls_per_s,
+        report.latency_ns.p50 as f64 / 1e3,
+        report.latency_ns.p99 as f64 / 1e3,
+        report.server_cpu_ns_per_call as f64 / 1e3,
+        report.ledger.copied_bytes,
+    );
+}
+
+async fn measure(
+    uri: &str,
+    size_bytes: usize,
+    inflight: usize,
+    duration: Duration,
+    cpu_ns: impl Fn() -> u64,
+) -> Result<Report, BoxError> {
+    let mut connection = Fabric::auto()?.connect(uri).await?;
+    let mut halves = connection.split();
+    drive(&mut halves, size_bytes, inflight, duration / 5, |_| {}).await?;
+    let mut histogram = Histogram::<u64>::new_with_max(60_000_000_000, 3)?;
+    let (before, ledger, began) = (cpu_ns(), connection.ledger(), Instant::now());
+    drive(&mut halves, size_bytes, inflight, duration, |took| histogram.saturating_record(took)).await?;
+    let (took, calls) = (began.elapsed(), histogram.len());
+    let ledger = connection.ledger().since(&ledger);
+    Ok(Report {
+        uri: uri.to_owned(),
+        size_bytes,
+        inflight,
+        calls_per_s: calls as f64 / took.as_secs_f64(),
+        latency_ns: Latency { p50: histogram.value_at_quantile(0.5), p99: histogram.value_at_quantile(0.99) },
+        server_cpu_ns_per_call: cpu_ns().saturating_sub(before) / calls.max(1),
+        ledger: Ledger {
+            moved_bytes: ledger.moved_bytes,
+            copied_bytes: ledger.copied_bytes(),
+            inline_bytes: ledger.inline_bytes,
+            kernel_copied_bytes: match ledger.kernel_copied {
+                KernelCopied::Known(bytes) => bytes,
+                KernelCopied::Unknown => 0,
+            },
+        },
+    })
+}
+
+/// Keeps `inflight` calls under way. Answers come in order: the server is one task.
+async fn drive(
+    (tx, rx): &mut (Sender, Receiver),
+    size: usize,
+    inflight: usize,
+    duration: Duration,
+    mut record: impl FnMut(u64),
+) -> Result<(), BoxError> {
+    let end = Instant::now() + duration;
+    let mut under_way = VecDeque::with_capacity(inflight);
+    let mut number = 0;
+    for _ in 0..inflight {
+        under_way.push_back((number, Instant::now()));
+        tx.feed(request(tx, number, size).await?).await?;
+        number += 1;
+    }
+    while let Some((expected, began)) = under_way.pop_front() {
+        let answer = match rx.try_recv()? {
+            Some(answer) => answer,
+            None => {
+                // Nothing is here: what was fed meanwhile goes out as one batch.
+                tx.flush().await?;
+                rx.recv().await?.ok_or("the server has finished")?
+            }
+        };
+        check(&answer, expected, size)?;
+        let now = Instant::now();
+        record((now - began).as_nanos() as u64);
+        if now < end {
+            under_way.push_back((number, now));
+            tx.feed(request(tx, number, size).await?).await?;
+            number += 1;
+        }
+    }
+    Ok(())
+}
+
+fn check(answer: &Message, number: u64, size: usize) -> Result<(), BoxError> {
+    let data = data_of(answer).ok_or("not a Payload")?;
+    if data.len() != size || answer.segments()[0][..NUMBER_BYTES] != u64::to_le_bytes(number) {
+        return Err("another answer".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use prost::Message as _;
+    use zc_examples_rpc::pb::Payload;
+
+    use super::*;
+
+    #[test]
+    fn the_data_is_found_where_prost_puts_it() {
+        for size in [0, 1, 127, 128, 70_000] {
+            let payload = Payload { data: vec![7; size].into() };
+            let mut bytes = vec![0; NUMBER_BYTES];
+            payload.encode(&mut bytes).unwrap();
+            assert_eq!(data_of(&bytes.clone().into()).unwrap()[..], payload.data);
+            bytes.push(0);
+            assert!(data_of(&bytes.into()).is_none());
+        }
+        for bad in
+            [&b"short"[..], b"12345678\x0a", b"12345678\x0a\xff\xff\xff\xff\xff\xff\xff", b"12345678\x12\x00"]
+        {
+            assert!(data_of(&bad.into()).is_none(), "{bad:?}");
+        }
+    }
+}

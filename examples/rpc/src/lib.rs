@@ -1,0 +1,52 @@
+//! What the examples share: the generated service, its implementation, and what a benchmark needs.
+//!
+//! # From tonic on TCP to tonic on zc in five lines
+//! The `.proto`, the generated code, the service and its callers stay as they are. The lines that
+//! differ, marked with `+`:
+//!
+//! ```
+//! use zc_examples_rpc::echo;
+//! use zc_examples_rpc::pb::{Payload, echo_client::EchoClient};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // - Server::builder().add_service(echo::service()).serve(address).await?;
+//! let fabric = zc::Fabric::auto()?;                                           // +
+//! let listener = fabric.listen("zc://127.0.0.1:0").await?;                    // +
+//! # let uri = listener.local_uri().to_string();
+//! tokio::spawn(zc_http::Server::new().serve(listener, echo::service()));      // +
+//!
+//! // - let channel = Endpoint::from_shared(uri)?.connect().await?;
+//! let fabric = zc::Fabric::auto()?;                                           // +
+//! let channel = zc_http::Channel::new(&fabric, &uri)?;                        // +
+//! let mut client = EchoClient::new(channel);
+//! let answer = client.unary(Payload { data: "hello".into() }).await?;
+//! assert_eq!(answer.into_inner().data, "hello");
+//! # Ok(()) }
+//! ```
+//!
+//! With several services, pass `tonic::service::Routes`. `grpc-timeout` is honoured at both ends.
+//!
+//! # What is copied where
+//! zc-http hands body bytes on as they are, both ways; only a body of up to 1 KiB is put behind its
+//! headers, and counted. What tonic does is the same whatever carries it: its codec encodes each message
+//! into a buffer of its own, and gathers what arrives into another before decoding. A service that wants
+//! neither copy takes messages from the connection itself, as `grpc_echo_raw` does.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "programs")]
+
+pub mod bench;
+pub mod echo;
+pub mod process;
+
+/// What the service's `.proto` generates.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+pub mod pb {
+    tonic::include_proto!("zc.examples.echo.v1");
+
+    /// For the reflection service.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/echo.bin"));
+}
+
+/// Any error.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,84 @@
+//! A server as a second process, and what it costs.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use crate::BoxError;
+
+/// A server in a process of its own, pinned to the first core. It ends when this is dropped.
+pub struct Server {
+    child: Child,
+    /// Where it listens, with the real port.
+    pub uri: String,
+}
+
+impl Server {
+    /// Starts this program again as `server URI --child`.
+    ///
+    /// # Errors
+    /// It did not start, or said nothing.
+    pub fn start(uri: &str) -> Result<Self, BoxError> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["server", uri, "--child"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().ok_or("the server has no output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let uri = line.trim().to_owned();
+        if uri.is_empty() {
+            child.wait()?;
+            return Err("the server did not start".into());
+        }
+        Ok(Self { child, uri })
+    }
+
+    /// The time that its threads have run, nanoseconds.
+    pub fn cpu_ns(&self) -> u64 {
+        cpu_ns(self.child.id())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Its end is the server's signal to stop.
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The time that a process's threads have run, nanoseconds; 0 if the kernel does not say.
+pub fn cpu_ns(pid: u32) -> u64 {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
+    let of = |task: std::fs::DirEntry| -> Option<u64> {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse().ok()
+    };
+    tasks.flatten().filter_map(of).sum()
+}
+
+/// Stays on one core, if there are two.
+pub fn pin(core: usize) {
+    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() > core) {
+        let mut set = CpuSet::new();
+        set.set(core);
+        let _ = sched_setaffinity(None, &set);
+    }
+}
+
+/// Ready when a server should stop: Ctrl-C, or as a child when its parent is gone.
+pub async fn stopped(child: bool) {
+    if !child {
+        let _ = tokio::signal::ctrl_c().await;
+        return;
+    }
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read(&mut [0]);
+        let _ = ended.send(());
+    });
+    let _ = end.await;
+}

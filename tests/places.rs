@@ -1,0 +1,276 @@
+//! The same-host proof between processes: of one user, of two users, in two network namespaces.
+//!
+//! Children are this program again, with a variable that says what to be; they end when the connection does.
+
+#![cfg(all(feature = "tokio", feature = "tcp"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "test helpers")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+use zc::transport::{
+    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, LinkProvider, Reactor, Trust, Unavailable,
+};
+use zc::{Error, Fabric, FabricBuilder, Outcome, Policy, SelectionReport};
+use zc_transport_tcp::StreamLinks;
+
+#[path = "common/passed.rs"]
+mod passed;
+
+use passed::{GUARD, guarded, outcome, passing, with};
+
+const NOBODY: u32 = 65534;
+const TCP: &str = "zc://127.0.0.1:0";
+
+/// The other process of the next test; without the variable there is nothing to do.
+#[tokio::test]
+async fn peer_process() {
+    let Ok(uri) = std::env::var("ZC_TEST_WIREUP_URI") else { return };
+    let mut connection = passing().build().unwrap().connect(&uri).await.unwrap();
+    assert_eq!(connection.report().chosen(), "passed", "{}", connection.report());
+    assert_eq!(
+        connection.peer().cred.unwrap().pid,
+        rustix::process::getppid().unwrap().as_raw_nonzero().get()
+    );
+    let message = connection.recv().await.unwrap().unwrap();
+    connection.send(message).await.unwrap();
+    connection.drain(GUARD).await.unwrap();
+}
+
+#[tokio::test]
+async fn descriptors_travel_between_processes_after_the_proof() {
+    let mut listener = passing().build().unwrap().listen(TCP).await.unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "peer_process", "--nocapture"])
+        .env("ZC_TEST_WIREUP_URI", listener.local_uri().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let test = async {
+        let mut connection = listener.accept().await.unwrap();
+        assert_eq!(connection.report().chosen(), "passed", "{}", connection.report());
+        let cred = connection.peer().cred.unwrap();
+        assert_eq!(cred.pid.unsigned_abs(), child.id());
+        connection.send(&b"ping"[..]).await.unwrap();
+        assert_eq!(connection.recv().await.unwrap().unwrap(), b"ping"[..]);
+        assert!(connection.recv().await.unwrap().is_none());
+    };
+    let done = tokio::time::timeout(GUARD, test).await;
+    if done.is_err() {
+        let _ = child.kill();
+    }
+    assert!(child.wait().unwrap().success());
+    done.expect("it hangs");
+}
+
+fn refused(report: &SelectionReport) -> Unavailable {
+    match outcome(report, "passed") {
+        Outcome::Unavailable(why) => why,
+        other => panic!("{other:?} in\n{report}"),
+    }
+}
+
+/// A process of another user, or `None` if we may not make one.
+fn of_another_user(what: &str) -> Option<Child> {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can start a process of another user");
+        return None;
+    }
+    // Not by its path, which another user may not be able to follow.
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["--exact", "other_user_process", "--nocapture"]).env("ZC_TEST_OTHER_USER", what);
+    command.uid(NOBODY).gid(NOBODY).stdin(Stdio::piped()).stdout(Stdio::piped());
+    Some(command.spawn().unwrap())
+}
+
+/// The first line with this prefix, without it.
+fn line(child: &mut Child, prefix: &str) -> String {
+    let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+    let found = lines.find_map(|line| line.unwrap().split_once(prefix).map(|(_, rest)| rest.to_owned()));
+    found.expect("the child did not say it")
+}
+
+/// What a child says that ends by itself.
+async fn said_by(child: Child) -> String {
+    let output = guarded(spawn_blocking(move || child.wait_with_output())).await.unwrap().unwrap();
+    assert!(output.status.success());
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The process of another user; without the variable there is nothing to do.
+#[tokio::test]
+async fn other_user_process() {
+    let Ok(what) = std::env::var("ZC_TEST_OTHER_USER") else { return };
+    let fabric = with(false, Trust::Untrusted).build().unwrap();
+    if let Some(uri) = what.strip_prefix("listen ") {
+        let mut listener = fabric.listen(uri).await.unwrap();
+        println!("uri={}", listener.local_uri());
+        // Until the parent is done, or gone.
+        let parent = spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+        let serving = async {
+            let mut connections = Vec::new();
+            while let Ok(connection) = listener.accept().await {
+                connection.send(connection.report().to_string().into_bytes()).await.unwrap();
+                connections.push(connection);
+            }
+        };
+        futures::future::select(std::pin::pin!(serving), parent).await;
+        return;
+    }
+    match fabric.connect(&what).await {
+        Ok(mut connection) => {
+            println!("\n{}", connection.report());
+            let message = connection.recv().await.unwrap().unwrap();
+            connection.send(message).await.unwrap();
+            connection.drain(GUARD).await.unwrap();
+        }
+        Err(error) => println!("\n{error}"),
+    }
+}
+
+#[tokio::test]
+async fn another_user_gets_no_descriptors_unless_the_policy_accepts_it() {
+    let accepting = Policy::default().prefer(["passed"]).accept_uids([NOBODY]);
+    for (server, chosen) in [(passing(), "tcp"), (with(false, Trust::Untrusted).policy(accepting), "passed")]
+    {
+        let mut listener = server.build().unwrap().listen(TCP).await.unwrap();
+        let Some(child) = of_another_user(&listener.local_uri().to_string()) else { return };
+        let mut connection = guarded(listener.accept()).await.unwrap();
+        assert_eq!(connection.report().chosen(), chosen, "{}", connection.report());
+        if chosen == "tcp" {
+            assert_eq!(refused(connection.report()), Unavailable::PeerUid { uid: NOBODY });
+            assert_eq!(connection.peer().cred, None);
+        } else {
+            assert_eq!(connection.peer().cred.unwrap().uid, NOBODY);
+        }
+        connection.send(&b"ping"[..]).await.unwrap();
+        assert_eq!(guarded(connection.recv()).await.unwrap().unwrap(), b"ping"[..]);
+        drop(connection);
+        let said = said_by(child).await;
+        assert_eq!(said.contains("uid_refused (65534)"), chosen == "tcp", "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_another_user_gets_no_descriptors() {
+    let Some(mut child) = of_another_user(&format!("listen {TCP}")) else { return };
+    let uri = line(&mut child, "uri=");
+    let mut connection = guarded(passing().build().unwrap().connect(&uri)).await.unwrap();
+    assert_eq!(connection.report().chosen(), "tcp");
+    assert_eq!(refused(connection.report()), Unavailable::PeerUid { uid: NOBODY });
+    let message = guarded(connection.recv()).await.unwrap().unwrap();
+    let bytes: Vec<u8> = message.segments().iter().flat_map(|segment| segment.iter().copied()).collect();
+    let theirs = String::from_utf8(bytes).unwrap();
+    assert!(theirs.contains("host_not_proved"), "{theirs}");
+    said_by(child).await;
+}
+
+#[tokio::test]
+async fn an_abstract_name_serves_accepted_users_only() {
+    let name = |what: &str| format!("zc+unix://@places-{what}-{}", std::process::id());
+    // The server refuses, and says so.
+    let mut listener = Fabric::auto().unwrap().listen(&name("server")).await.unwrap();
+    let Some(child) = of_another_user(&name("server")) else { return };
+    let said = said_by(child).await;
+    assert!(said.contains("no transport carries") && said.contains("peer_uid (65534)"), "{said}");
+    assert!(futures::FutureExt::now_or_never(listener.accept()).is_none());
+
+    // A squatter on the name gets a HELLO and no more.
+    let mut squatter = of_another_user(&format!("listen {}", name("squatted"))).unwrap();
+    let uri = line(&mut squatter, "uri=");
+    let error = guarded(Fabric::auto().unwrap().connect(&uri)).await.err().unwrap();
+    let Error::NoTransport(report) = &error else { panic!("{error}") };
+    assert_eq!(outcome(report, "tcp"), Outcome::Unavailable(Unavailable::PeerUid { uid: NOBODY }));
+    said_by(squatter).await;
+}
+
+/// Opens its link where we are, and then moves the thread to a network namespace of its own.
+struct Leaving;
+
+impl LinkProvider for Leaving {
+    fn accepts(&self, addr: &LinkAddr) -> bool {
+        StreamLinks.accepts(addr)
+    }
+    fn connect<'a>(
+        &'a self,
+        addr: &'a LinkAddr,
+        reactor: &'a Arc<dyn Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn ControlLink>, LinkError>> {
+        Box::pin(async move {
+            let link = StreamLinks.connect(addr, reactor).await?;
+            #[allow(deprecated, reason = "safe for namespaces; what the new one warns of are file tables")]
+            let left = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET);
+            left.map_err(|error| LinkError::Io { operation: "unshare", source: error.into() })?;
+            Ok(link)
+        })
+    }
+    fn bind<'a>(
+        &'a self,
+        addr: &'a LinkAddr,
+        reactor: &'a Arc<dyn Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn LinkListener>, LinkError>> {
+        StreamLinks.bind(addr, reactor)
+    }
+}
+
+/// The process that leaves its network namespace, which dies with it.
+#[tokio::test]
+async fn other_namespace_process() {
+    let Ok(uri) = std::env::var("ZC_TEST_OTHER_NETNS") else { return };
+    let fabric = with_links(Arc::new(Leaving)).build().unwrap();
+    match fabric.connect(&uri).await {
+        Err(Error::Link { source: LinkError::Io { operation: "unshare", source }, .. }) => {
+            println!("\nskipped: no network namespace: {source}");
+        }
+        connected => {
+            let mut connection = connected.unwrap();
+            println!("\n{}", connection.report());
+            assert!(connection.recv().await.unwrap().is_none());
+        }
+    }
+}
+
+fn with_links(links: Arc<dyn LinkProvider>) -> FabricBuilder {
+    let passed = passed::Passed { torn: false, trust: Trust::Cooperative };
+    Fabric::builder()
+        .links(links)
+        .transport(Arc::new(passed))
+        .transport(Arc::new(zc_transport_tcp::TcpTransport))
+}
+
+#[tokio::test]
+async fn another_network_namespace_is_told_apart_from_another_host() {
+    let mut listener = passing().build().unwrap().listen(TCP).await.unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "other_namespace_process", "--nocapture"])
+        .env("ZC_TEST_OTHER_NETNS", listener.local_uri().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = spawn_blocking(move || child.wait_with_output().unwrap());
+    let accepted = async {
+        let connection = listener.accept().await.unwrap();
+        assert_eq!(connection.report().chosen(), "tcp");
+        assert_eq!(refused(connection.report()), Unavailable::DifferentNetns);
+        connection.drain(GUARD).await.unwrap();
+        futures::future::pending::<()>().await;
+    };
+    let futures::future::Either::Right((output, _)) =
+        guarded(futures::future::select(std::pin::pin!(accepted), said)).await
+    else {
+        unreachable!("it waits for ever")
+    };
+    let output = output.unwrap();
+    assert!(output.status.success());
+    let said = String::from_utf8_lossy(&output.stdout);
+    if said.contains("skipped:") {
+        println!("{said}");
+        return;
+    }
+    assert!(said.contains("different_netns"), "{said}");
+}
