@@ -59,7 +59,9 @@ pub use connection::{
 };
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
-pub use fabric::{ACCEPT_RETRY, Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
+pub use fabric::{
+    ACCEPT_RETRY, Fabric, FabricBuilder, Group, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE,
+};
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]
 pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};

@@ -27,7 +27,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use zc_core::memory::{BufPool, CopyLedger, LedgerSnapshot, Message, PinnedBufMut};
+use zc_core::memory::{
+    BufPool, CopyLedger, LedgerSnapshot, MemoryGroup, Message, PinnedBufMut, RegisterError,
+};
 use zc_core::transport::{AllocFailure, Caps, ControlLink, Lane, LaneLimits, Reactor, Role};
 use zc_core::wire::{CloseCode, Keepalive};
 
@@ -163,6 +165,11 @@ impl Connection {
     /// As there.
     pub async fn alloc(&self, len: usize) -> Result<PinnedBufMut, AllocFailure> {
         self.sender.alloc(len).await
+    }
+
+    /// Lets the lane send memory of a group without a copy.
+    pub(crate) fn join_group(&self, group: &MemoryGroup) -> Result<(), RegisterError> {
+        self.handle.core().lock_tx().lane.join_group(group)
     }
 
     /// See [`Sender::send`].

@@ -2,6 +2,7 @@
 
 mod builder;
 mod crowd;
+mod group;
 mod listener;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use zc_core::transport::{Caps, Role, Unavailable};
 use zc_core::wire::Stage;
 
 pub use self::builder::FabricBuilder;
+pub use self::group::Group;
 pub use self::listener::{ACCEPT_RETRY, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
 
 use crate::connection::Connection;

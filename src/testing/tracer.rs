@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::memory::PinnedBufMut;
+use crate::memory::{MemoryGroup, PinnedBufMut, RegisterError};
 use crate::transport::{
     AllocFailure, Batch, BoxFuture, Caps, ControlLink, Frame, FrameKind, Lane, LaneError, LaneRx, LaneTx,
     Offer, OfferContext, Reactor, Received, Role, SendRejected, SendReport, SendToken, Transport,
@@ -256,6 +256,10 @@ impl LaneTx for TraceTx {
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         self.inner.poll_close(cx)
+    }
+
+    fn join_group(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
+        self.inner.join_group(group)
     }
 }
 

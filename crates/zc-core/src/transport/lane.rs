@@ -7,7 +7,7 @@ use std::time::Instant;
 use smallvec::SmallVec;
 
 use super::{AllocFailure, Caps, ControlLink, LaneError, SendRejected};
-use crate::memory::{LeaseBudget, Message, PinnedBufMut};
+use crate::memory::{LeaseBudget, MemoryGroup, Message, PinnedBufMut, RegisterError};
 
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -168,6 +168,18 @@ pub trait LaneTx: Send {
     ) -> Poll<Result<(), LaneError>>;
     /// Flushes, then tells the peer's lane that nothing follows.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>>;
+
+    /// Lets this lane send memory of a group without a copy, until it ends. A lane that must register memory, or
+    /// show it to its peer, joins with its [`Registrar`](crate::memory::Registrar), keeps the
+    /// [`Membership`](crate::memory::Membership) as long as anything of the group is under way (M2), and asks it
+    /// for the place of each buffer. One that sends any memory as it is has nothing to do; one that
+    /// never can copies, and counts it.
+    ///
+    /// # Errors
+    /// Why this lane can't be a member; it goes on without.
+    fn join_group(&mut self, _group: &MemoryGroup) -> Result<(), RegisterError> {
+        Ok(())
+    }
 }
 
 /// The receiving half.
