@@ -71,6 +71,23 @@ pub(crate) struct Parts {
 
 /// A connection to a peer. Dropping all its handles closes it: what was accepted for sending is still
 /// pushed out, within the drain time.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://connection").await?;
+/// # let (mut client, mut server) = tokio::try_join!(fabric.connect("zc+mem://connection"), listener.accept())?;
+/// println!("{}", client.report()); // which transport, and why not another
+/// client.send(&b"ping"[..]).await?;
+/// assert_eq!(server.recv().await?.unwrap(), b"ping"[..]);
+/// server.send(&b"pong"[..]).await?;
+/// assert_eq!(client.recv().await?.unwrap(), b"pong"[..]);
+///
+/// client.drain(std::time::Duration::from_secs(1)).await?; // the peer has queued all of it
+/// assert!(server.recv().await?.is_none());
+/// # Ok(()) }
+/// ```
 pub struct Connection {
     handle: Handle,
     sender: Sender,

@@ -9,6 +9,19 @@ use super::turn::Turn;
 
 /// The right to send one message now, from [`Sender::reserve`](super::Sender::reserve). Dropping it
 /// gives the turn to the next sender.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://permit").await?;
+/// # let (client, _server) = tokio::try_join!(fabric.connect("zc+mem://permit"), listener.accept())?;
+/// let sender = client.sender();
+/// let permit = sender.reserve(100).await?;
+/// assert_eq!(permit.max_len(), 100);
+/// permit.send(&b"made when there was room for it"[..])?;
+/// # Ok(()) }
+/// ```
 #[must_use = "every other sender of the connection waits while it is held"]
 pub struct Permit<'a> {
     turn: Turn<'a>,

@@ -19,6 +19,25 @@ use super::waiters::Place;
 use super::wake::Locked;
 
 /// Sends messages. Clones share the connection and take turns: each waits in its own place.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://sender").await?;
+/// # let (mut client, _server) = tokio::try_join!(fabric.connect("zc+mem://sender"), listener.accept())?;
+/// let (tx, _rx) = client.split();
+/// let other = tx.clone(); // takes turns with the first
+/// let task = tokio::spawn(async move { other.send(&b"from a task"[..]).await });
+///
+/// let mut buf = tx.alloc(64).await?; // memory that this connection sends without a copy
+/// buf.put_slice(b"a batch");
+/// tx.feed(buf.freeze()).await?;
+/// tx.feed(&b"of two"[..]).await?;
+/// tx.flush().await?;
+/// task.await??;
+/// # Ok(()) }
+/// ```
 pub struct Sender {
     pub(super) handle: Handle,
     /// The place of its `Sink`.
