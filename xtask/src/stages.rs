@@ -242,7 +242,8 @@ fn run(runner: &Runner, cmd: &Cmd) -> Outcome {
 
 /// A test command, with the tests that `--full` and `--soak` add, and without those of the fuzz stage.
 fn tests(context: &Context, args: &str) -> Cmd {
-    let mut cmd = Cmd::cargo(args).args("-- --skip").args(FUZZ);
+    // One failure must not hide others.
+    let mut cmd = Cmd::cargo(args).args("--no-fail-fast -- --skip").args(FUZZ);
     if context.full {
         cmd = cmd.args("--include-ignored");
     }
