@@ -79,6 +79,7 @@ mod metrics;
 mod options;
 mod policy;
 mod reactor;
+mod remote;
 mod report;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -87,8 +88,8 @@ mod wireup;
 
 pub use auth::{AuthClient, AuthError, AuthServer, AuthStep, Authenticator, MIN_SECRET_BYTES, SharedSecret};
 pub use connection::{
-    BYTE_STREAM_MESSAGE, ByteStream, Connection, ConnectionError, ConnectionStats, INBOX_SLACK, Permit,
-    Receiver, Send, SendError, Sender, TrySendError,
+    BYTE_STREAM_MESSAGE, ByteStream, Connection, ConnectionError, ConnectionStats, INBOX_SLACK,
+    MAX_REMOTE_READ, Permit, Receiver, RemoteMemory, Send, SendError, Sender, TrySendError,
 };
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
@@ -107,10 +108,14 @@ pub use options::{
 pub use policy::{DEFAULT_ORDER, ENV_TRANSPORTS, Fallback, Policy, PolicyError};
 #[cfg(feature = "tokio")]
 pub use reactor::TokioReactor;
+pub use remote::{
+    Export, GrantError, MAX_GRANTS, MAX_NOTIFICATIONS, MAX_NOTIFICATIONS_PER_KEY, Notification, RemoteError,
+    RemoteFault,
+};
 pub use report::{Candidate, Outcome, SelectionReport};
 pub use uri::{MAX_URI, Uri, UriError};
 pub use wireup::MAX_HALF_PROOFS;
 pub use zc_core::memory::{BufPool, LedgerSnapshot, Message, PinnedBuf, PinnedBufMut};
-pub use zc_core::transport::Completion;
+pub use zc_core::transport::{Access, Completion, RemoteKey};
 pub use zc_core::wire::{CloseCode, Delivery, Stage};
 pub use zc_core::{memory, transport, wire};

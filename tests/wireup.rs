@@ -92,6 +92,7 @@ fn hello(role: HelloRole, same_host: Option<SameHost>) -> Hello {
         agent: "by hand".into(),
         same_host,
         control_lane: false,
+        remote: false,
     }
 }
 

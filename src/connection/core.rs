@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use zc_core::memory::{BufPool, CopyLedger, LeaseBudget, Message};
 use zc_core::transport::{
-    Batch, Frame, FrameKind, LaneLimits, LaneRx, LaneTx, Reactor, SendReport, SendToken,
+    Batch, Frame, FrameKind, LaneLimits, LaneRemote, LaneRx, LaneTx, OneSided, Reactor, SendReport, SendToken,
 };
 use zc_core::wire::{CloseCode, Delivery, MIN_FRAME_CREDIT_BYTES, RxSeq, SessionRecord, TxSeq};
 
@@ -22,6 +22,7 @@ use super::error::ConnectionError;
 use super::tracked::Tracked;
 use super::waiters::{FairQueue, Place};
 use super::wake::{Locked, RxWake, TxWake, Watch};
+use crate::remote::Remote;
 
 /// The peer is told at least every so many messages what has been queued here.
 pub(super) const ACK_EVERY: u32 = 1024;
@@ -50,6 +51,7 @@ pub(super) struct TxState {
     /// Messages that a sink had taken were dropped when sending ended.
     pub(super) parked_lost: bool,
     reports: Batch<(SendToken, SendReport)>,
+    remote: Arc<Remote>,
 }
 
 /// The receiving half.
@@ -95,6 +97,7 @@ pub(super) struct Core {
     pub(super) max_inbox: usize,
     pub(super) pool: BufPool,
     pub(super) ledger: Arc<CopyLedger>,
+    pub(super) remote: Arc<Remote>,
 }
 
 /// What a [`Core`] is made of.
@@ -106,12 +109,16 @@ pub(super) struct Halves {
     pub(super) pool: BufPool,
     pub(super) ledger: Arc<CopyLedger>,
     pub(super) reactor: Arc<dyn Reactor>,
+    pub(super) remote: (OneSided, Option<Box<dyn LaneRemote>>),
 }
 
 impl Core {
     pub(super) fn new(halves: Halves) -> Arc<Self> {
         let watch = Arc::new(Watch::default());
         let started = halves.reactor.now();
+        let tx_waker: Waker = Arc::new(TxWake(watch.clone())).into();
+        let (mode, lane) = halves.remote;
+        let remote = Remote::new(mode, lane, halves.pool.clone(), halves.ledger.clone(), tx_waker.clone());
         Arc::new(Self {
             tx: Mutex::new(TxState {
                 lane: halves.tx,
@@ -129,6 +136,7 @@ impl Core {
                 last_heard: started,
                 parked_lost: false,
                 reports: Batch::new(),
+                remote: remote.clone(),
             }),
             rx: Mutex::new(RxState {
                 lane: halves.rx,
@@ -146,7 +154,7 @@ impl Core {
                 failed: None,
             }),
             rx_waker: Arc::new(RxWake(watch.clone())).into(),
-            tx_waker: Arc::new(TxWake(watch.clone())).into(),
+            tx_waker,
             watch,
             heard: AtomicBool::new(false),
             pong: Mutex::new(None),
@@ -159,6 +167,7 @@ impl Core {
             limits: halves.limits,
             pool: halves.pool,
             ledger: halves.ledger,
+            remote,
         })
     }
 
@@ -236,6 +245,7 @@ impl Core {
 
     /// Pushes out what the lane holds; what does not fit now is the driver's. True if nothing is left.
     pub(super) fn flush(&self, tx: &mut TxState) -> Result<bool, ConnectionError> {
+        self.push_answers(tx)?;
         match tx.lane.poll_flush(&mut Context::from_waker(&self.tx_waker)) {
             Poll::Ready(Err(error)) => Err(error.into()),
             flushed => Ok(flushed.is_ready()),
@@ -263,7 +273,7 @@ impl Core {
 
     /// Says so if nobody waits any more.
     pub(super) fn rest(&self, tx: &TxState) {
-        if tx.queue.is_empty() && tx.tracked.is_empty() {
+        if tx.queue.is_empty() && tx.tracked.is_empty() && self.remote.is_quiet() {
             self.watch.need_nothing();
         }
     }
@@ -283,6 +293,7 @@ impl TxState {
         self.drop_parked();
         self.queue.wake_all();
         self.tracked.wake_all();
+        self.remote.end();
     }
 
     /// What sinks took can't be sent any more.
@@ -316,7 +327,7 @@ impl TxState {
 
     /// Collects completions that the lane has.
     pub(super) fn collect(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
-        while self.tracked.awaits_reports()
+        while (self.tracked.awaits_reports() || self.remote.awaits_reports())
             && let Poll::Ready(result) = self.lane.poll_completions(cx, &mut self.reports)
         {
             result?;
@@ -325,6 +336,7 @@ impl TxState {
             }
             for (token, report) in self.reports.drain() {
                 self.tracked.reported(token, report);
+                self.remote.reported(token);
             }
         }
         Ok(())

@@ -91,6 +91,7 @@ impl Drop for Driver {
                 _ => ConnectionError::NoRuntime("the connection's task was dropped".into()),
             });
         }
+        self.core.remote.settle();
         self.obituary.publish(&self.core);
     }
 }
@@ -174,6 +175,7 @@ impl Driver {
         if tx.failed.is_some() {
             return Ok(());
         }
+        core.remote.collect_native()?;
         core.push_parked(&mut tx);
         let finished = matches!(tx.finished, Some(ConnectionError::Finished { .. }));
         if !tx.fin_sent && (finished || core.senders.load(Ordering::Acquire) == 0) {
@@ -280,7 +282,7 @@ impl Driver {
             return Some(idle.next());
         }
         let received = self.core.lock_rx().arrived.seq.last();
-        let sent = self.core.lock_tx().seq.last_sent();
+        let sent = self.core.lock_tx().seq.last_sent() + self.core.remote.requests();
         if idle.is_over((received, sent), now) {
             let error = ConnectionError::Idle { idle: idle.after() };
             self.core.close(CloseCode::IDLE, "no messages", error);

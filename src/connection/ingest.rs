@@ -28,11 +28,13 @@ struct Asked {
     fin: bool,
     go_away: Option<(u64, CloseCode, String)>,
     close: Option<(u64, CloseCode, String)>,
+    remote: bool,
 }
 
 impl Asked {
     fn is_nothing(&self) -> bool {
-        self.pongs.is_empty() && self.ack.is_none() && self.go_away.is_none() && self.close.is_none()
+        let records = self.pongs.is_empty() && self.ack.is_none() && !self.remote;
+        records && self.go_away.is_none() && self.close.is_none()
     }
 }
 
@@ -78,13 +80,17 @@ impl Core {
         self.heard.store(true, Ordering::Relaxed);
         let mut asked = Asked::default();
         let RxState { lane, batch, arrived, .. } = rx;
-        arrived.eager = false;
+        arrived.eager = self.remote.is_granted();
         for frame in batch.drain() {
             match frame.kind {
                 FrameKind::Data if arrived.fin => {
                     return Err(ConnectionError::Session("a message after FIN".into()));
                 }
                 FrameKind::Data => self.accept(&mut **lane, arrived, frame)?,
+                FrameKind::Remote => {
+                    self.remote.arrived(frame.payload).map_err(ConnectionError::Session)?;
+                    asked.remote = true;
+                }
                 FrameKind::Session => match decode(&frame.payload)? {
                     SessionRecord::Ping { nonce } => asked.pongs.push(nonce),
                     SessionRecord::Pong { nonce } => *self.pong.lock() = Some(nonce),
@@ -165,6 +171,7 @@ impl Core {
             self.watch.wake_driver();
             return Ok(());
         }
+        self.rest(&tx);
         if tx.failed.is_some() || tx.close_sent {
             return Ok(());
         }

@@ -11,6 +11,7 @@ mod ingest;
 mod obituary;
 mod permit;
 mod receiver;
+mod remote;
 #[cfg(all(test, feature = "tokio"))]
 mod scripted_tests;
 mod send;
@@ -30,7 +31,7 @@ use std::time::Duration;
 use zc_core::memory::{
     BufPool, CopyLedger, LedgerSnapshot, MemoryGroup, Message, PinnedBufMut, RegisterError,
 };
-use zc_core::transport::{AllocFailure, Caps, ControlLink, Lane, LaneLimits, Reactor, Role};
+use zc_core::transport::{AllocFailure, Caps, ControlLink, Lane, LaneLimits, OneSided, Reactor, Role};
 use zc_core::wire::{CloseCode, Keepalive};
 
 pub use self::byte_stream::{BYTE_STREAM_MESSAGE, ByteStream};
@@ -38,6 +39,8 @@ pub use self::core::INBOX_SLACK;
 pub use self::error::{ConnectionError, SendError, TrySendError};
 pub use self::permit::Permit;
 pub use self::receiver::Receiver;
+pub use self::remote::{MAX_REMOTE_READ, RemoteMemory};
+pub(crate) use self::remote::{quietly, wake_later};
 pub use self::send::Send;
 pub use self::sender::Sender;
 pub use self::stats::ConnectionStats;
@@ -63,6 +66,8 @@ pub(crate) struct Parts {
     pub(crate) pool: BufPool,
     pub(crate) ledger: Arc<CopyLedger>,
     pub(crate) limits: LaneLimits,
+    /// The peer takes REMOTE frames.
+    pub(crate) peer_remote: bool,
     pub(crate) options: ConnectionOptions,
     pub(crate) report: Arc<SelectionReport>,
     pub(crate) peer: PeerIdentity,
@@ -107,10 +112,17 @@ impl Connection {
     pub(crate) fn start(parts: Parts) -> Result<Self, ConnectionError> {
         let no_runtime = |error: std::io::Error| ConnectionError::NoRuntime(error.to_string());
         let timer = parts.reactor.timer().map_err(no_runtime)?;
+        let mut caps = parts.lane.caps;
+        caps.one_sided = match (&parts.lane.remote, caps.one_sided) {
+            (Some(_), _) => OneSided::Native,
+            (None, OneSided::Emulated) if parts.peer_remote => OneSided::Emulated,
+            _ => OneSided::None,
+        };
         let core = Core::new(Halves {
             tx: parts.lane.tx,
             rx: parts.lane.rx,
             leases: parts.lane.leases,
+            remote: (caps.one_sided, parts.lane.remote),
             limits: parts.limits,
             pool: parts.pool,
             ledger: parts.ledger,
@@ -147,7 +159,7 @@ impl Connection {
             receiver: Some(Receiver::new(handle.clone(), options.polling)),
             handle,
             shared: Arc::new(Shared {
-                caps: parts.lane.caps,
+                caps,
                 role: parts.role,
                 options,
                 report: parts.report,

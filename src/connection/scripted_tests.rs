@@ -112,6 +112,7 @@ fn start(frames: impl IntoIterator<Item = Frame>, link: Option<Box<dyn ControlLi
         tx: Box::new(Sinkhole(0)),
         rx: Box::new(Script(frames.into_iter().collect())),
         drive: None,
+        remote: None,
         caps: Caps::stream(),
         leases: LeaseBudget::new(limits.lease_soft, limits.lease_hard),
     };
@@ -123,6 +124,7 @@ fn start(frames: impl IntoIterator<Item = Frame>, link: Option<Box<dyn ControlLi
         pool: BufPool::builder().max_bytes(1 << 20).build(),
         ledger: Arc::new(CopyLedger::new()),
         limits,
+        peer_remote: true,
         options,
         report: Arc::new(SelectionReport::default()),
         peer: PeerIdentity {

@@ -7,6 +7,7 @@ mod listener;
 
 use std::sync::Arc;
 
+use zc_core::memory::RegionError;
 use zc_core::transport::{Caps, Role, Unavailable};
 use zc_core::wire::Stage;
 
@@ -16,6 +17,7 @@ pub use self::listener::{ACCEPT_RETRY, Listener, MAX_HANDSHAKES, MAX_READY, MIN_
 
 use crate::connection::Connection;
 use crate::error::Error;
+use crate::remote::Export;
 use crate::uri::Uri;
 use crate::wireup::{self, Progress, Prover, Shared, Side, deadline};
 
@@ -69,6 +71,15 @@ impl Fabric {
     #[cfg(test)]
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    /// Memory of `len` bytes for one-sided operations of peers: see [`Export`]. It is made for this, outside of
+    /// the pool.
+    ///
+    /// # Errors
+    /// There is no such memory.
+    pub fn export(&self, len: usize) -> Result<Export, RegionError> {
+        Export::new(len, self.shared.transports.iter().any(|transport| transport.wants_descriptors()))
     }
 
     /// Connects. Dropping the future abandons the attempt.

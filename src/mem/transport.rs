@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use zc_core::transport::{
-    BoxFuture, Caps, ControlLink, Lane, Offer, OfferContext, Role, Scope, Transport, Unavailable, WireupError,
+    BoxFuture, Caps, ControlLink, Lane, Offer, OfferContext, OneSided, Role, Scope, Transport, Unavailable,
+    WireupError,
 };
 
 /// Runs an in-band transport on links inside one process, under the name "mem".
@@ -36,6 +37,7 @@ impl Transport for MemTransport {
     fn probe(&self) -> Result<Caps, Unavailable> {
         let mut caps = Caps::stream();
         caps.scope = Scope::Process;
+        caps.one_sided = OneSided::Emulated;
         Ok(caps)
     }
 

@@ -240,6 +240,7 @@ impl<'a> Attempt<'a> {
             agent: concat!("zc/", env!("CARGO_PKG_VERSION")).to_owned(),
             same_host: same_host.clone(),
             control_lane: foreign.is_none() && shared.control_lane(&addr, request),
+            remote: true,
         };
         let machine =
             Machine::new(role, hello).map_err(|source| Error::Wire { stage: Stage::Hello, source })?;
@@ -282,6 +283,7 @@ impl<'a> Attempt<'a> {
         let shared = self.shared;
         let link = self.ways.take().and_then(|ways| hand_over(&mut lane, ways));
         let report = Arc::new(std::mem::take(&mut self.report));
+        let peer_remote = self.machine.peer().is_some_and(|hello| hello.remote);
         let connection = Connection::start(Parts {
             lane,
             link,
@@ -290,6 +292,7 @@ impl<'a> Attempt<'a> {
             pool: shared.pool.clone(),
             ledger: self.cx.ledger.clone(),
             limits: self.cx.limits,
+            peer_remote,
             options: shared.options.clone(),
             report: report.clone(),
             peer: self.identity.clone(),

@@ -488,6 +488,7 @@ fn hello_of(role: HelloRole, versions: VersionRange) -> Hello {
         agent: "test".into(),
         same_host: None,
         control_lane: true,
+        remote: true,
     }
 }
 

@@ -121,7 +121,7 @@ pub fn peer_process(setup: Setup) {
             Part::Echo => data::echo(connect(&bench, uri).await).await,
             Part::Churn => {
                 behaviours::churn(&bench).await;
-                nothing_is_left(&bench).await;
+                nothing_is_left(&bench, 0).await;
             }
         }
     });

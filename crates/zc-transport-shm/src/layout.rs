@@ -126,6 +126,8 @@ pub(crate) enum Kind {
     Retire = 4,
     /// Nothing follows.
     Close = 5,
+    /// A one-sided request or answer.
+    Remote = 6,
 }
 
 /// The payload is in blocks, the slot holds descriptors.

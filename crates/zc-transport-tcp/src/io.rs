@@ -15,7 +15,33 @@ pub(crate) enum ByteIo {
     /// A socket; `tcp` says of which kind.
     Socket { io: Arc<dyn Readiness>, tcp: bool },
     /// A link that we know nothing else about.
-    Link(Arc<Mutex<Box<dyn ControlLink>>>),
+    Link(LinkIo),
+}
+
+/// A link, which keeps the waker of the last read only.
+#[derive(Clone)]
+pub(crate) struct LinkIo {
+    link: Arc<Mutex<Box<dyn ControlLink>>>,
+    /// Whom a pending read is to wake: a read that arms nothing must not replace it.
+    armed: Option<Waker>,
+}
+
+impl LinkIo {
+    pub(crate) fn new(link: Box<dyn ControlLink>) -> Self {
+        Self { link: Arc::new(Mutex::new(link)), armed: None }
+    }
+
+    fn poll_read(&mut self, cx: Option<&mut Context<'_>>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        if let Some(cx) = cx {
+            self.armed = Some(cx.waker().clone());
+        }
+        let waker = self.armed.as_ref().unwrap_or(Waker::noop());
+        let done = self.link.lock().poll_read(&mut Context::from_waker(waker), buf);
+        if done.is_ready() {
+            self.armed = None;
+        }
+        done
+    }
 }
 
 /// How to write.
@@ -37,21 +63,20 @@ impl WriteMode {
 }
 
 impl ByteIo {
-    /// Reads into the pieces, in order; 0 is the end. Without a context nothing is armed.
+    /// Reads into the pieces, in order: the rest of a body, and what may follow; 0 is the end. Without a
+    /// context nothing is armed, and what is armed stays so.
     pub(crate) fn poll_read(
         &mut self,
         cx: Option<&mut Context<'_>>,
         pieces: [&mut [u8]; 3],
     ) -> Poll<io::Result<usize>> {
         let asked: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let body = pieces[0].len();
         let mut full = pieces.into_iter().filter(|piece| !piece.is_empty());
         let (Some(first), second) = (full.next(), full.next()) else { return Poll::Ready(Ok(0)) };
         let io = match self {
             Self::Socket { io, .. } => io,
-            Self::Link(link) => {
-                let mut idle = Context::from_waker(Waker::noop());
-                return link.lock().poll_read(cx.unwrap_or(&mut idle), first);
-            }
+            Self::Link(link) => return link.poll_read(cx, first),
         };
         let mut pieces = [IoSliceMut::new(first), IoSliceMut::new(second.unwrap_or_default())];
         let mut read = |fd: BorrowedFd<'_>| match &mut pieces {
@@ -59,7 +84,10 @@ impl ByteIo {
             both => retry(|| rustix::io::readv(fd, both)),
         };
         match cx {
-            Some(cx) => io.poll_read_stream(cx, &mut |fd| read(fd).map(|n| (n, 0 < n && n < asked))),
+            // In the middle of a body more is on its way: to look again costs less than to wait for news.
+            Some(cx) => {
+                io.poll_read_stream(cx, &mut |fd| read(fd).map(|n| (n, 0 < n && body <= n && n < asked)))
+            }
             None => match read(io.fd()) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
                 done => Poll::Ready(done),
@@ -73,7 +101,7 @@ impl ByteIo {
             Self::Socket { io, .. } => io.poll_io(cx, Interest::Write, &mut |fd| {
                 retry(|| rustix::net::send(fd, bytes, WriteMode::default().flags()))
             }),
-            Self::Link(link) => link.lock().poll_write(cx, bytes),
+            Self::Link(link) => link.link.lock().poll_write(cx, bytes),
         }
     }
 
@@ -89,7 +117,7 @@ impl ByteIo {
                 retry(|| rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), mode.flags()))
             }),
             Self::Link(link) => match pieces.iter().find(|p| !p.is_empty()) {
-                Some(piece) => link.lock().poll_write(cx, piece),
+                Some(piece) => link.link.lock().poll_write(cx, piece),
                 None => Poll::Ready(Ok(0)),
             },
         }
@@ -99,7 +127,7 @@ impl ByteIo {
     pub(crate) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Socket { io, .. } => Poll::Ready(shutdown(&**io, Shutdown::Write)),
-            Self::Link(link) => link.lock().poll_shutdown(cx),
+            Self::Link(link) => link.link.lock().poll_shutdown(cx),
         }
     }
 }

@@ -36,6 +36,8 @@ pub(crate) const UNIX_CONNECT_TRIES: u32 = 200;
 pub(crate) const UNIX_CONNECT_PAUSE_MS: u64 = 5;
 /// How long to wait before the error queue is looked at again.
 pub(crate) const REAP_INTERVAL_MS: u64 = 1;
+/// The longest such wait: it doubles while nothing comes back.
+pub(crate) const REAP_PAUSE_MS: u64 = 16;
 /// The longest such wait once the lane is gone.
 pub(crate) const LINGER_PAUSE_MS: u64 = 100;
 /// How long the peer may take to acknowledge what a lane that is gone sent without a copy.

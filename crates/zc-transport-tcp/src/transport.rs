@@ -1,11 +1,11 @@
 //! The transport: lanes on the control link's own bytes.
 
 use zc_core::transport::{
-    BoxFuture, Caps, ControlLink, Lane, LinkError, Offer, OfferContext, Role, Transport, Unavailable,
-    WireupError, ZeroCopy,
+    BoxFuture, Caps, ControlLink, Lane, LinkError, Offer, OfferContext, OneSided, Role, Transport,
+    Unavailable, WireupError, ZeroCopy,
 };
 
-use crate::io::ByteIo;
+use crate::io::{ByteIo, LinkIo};
 use crate::lane;
 use crate::limits::{COALESCE_MAX, ZERO_COPY_MIN};
 use crate::link::StreamLink;
@@ -36,6 +36,7 @@ impl Transport for TcpTransport {
         caps.zero_copy_min = ZERO_COPY_MIN;
         caps.zero_copy_tx =
             ZeroCopy::Conditional("TCP, large messages, where the kernel does not copy anyway");
+        caps.one_sided = OneSided::Emulated;
         Ok(caps)
     }
 
@@ -67,7 +68,7 @@ impl Transport for TcpTransport {
 /// The socket of a link of ours; of any other, the link itself.
 fn byte_io(link: Box<dyn ControlLink>) -> Result<ByteIo, LinkError> {
     if !link.as_any().is_some_and(|any| any.is::<StreamLink>()) {
-        return Ok(ByteIo::Link(std::sync::Arc::new(parking_lot::Mutex::new(link))));
+        return Ok(ByteIo::Link(LinkIo::new(link)));
     }
     let stream = link.into_any().downcast::<StreamLink>();
     Ok(stream.map_err(|_| LinkError::Address("the link is not what it says".into()))?.into_io())

@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+
 use common::script::Script;
 use common::*;
 use proptest::prelude::*;
@@ -206,4 +209,47 @@ proptest! {
         prop_assert!(all == expected);
         prop_assert_eq!(end.pool.stats().in_use_bytes, 0);
     }
+}
+
+/// A link on which nothing comes; it keeps the waker of the last read only, as links do.
+#[derive(Debug)]
+struct Silent(Arc<Mutex<Option<Waker>>>);
+
+impl ControlLink for Silent {
+    fn poll_read(&mut self, cx: &mut Context<'_>, _: &mut [u8]) -> Poll<std::io::Result<usize>> {
+        *self.0.lock().unwrap() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+    fn poll_write(&mut self, _: &mut Context<'_>, _: &[u8]) -> Poll<std::io::Result<usize>> {
+        Poll::Pending
+    }
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn peer(&self) -> LinkAddr {
+        LinkAddr::Memory("silent".into())
+    }
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
+        self
+    }
+}
+
+/// Whoever waits is still woken after somebody else has looked without waiting.
+#[test]
+fn a_look_disarms_nobody() {
+    run(async {
+        let kept = Arc::default();
+        let mut end = end(Box::new(Silent(Arc::clone(&kept))), LaneLimits::default()).await;
+        struct Nothing;
+        impl Wake for Nothing {
+            fn wake(self: Arc<Self>) {}
+        }
+        let waiting = Waker::from(Arc::new(Nothing));
+        let mut out = Batch::new();
+        assert!(end.lane.rx.poll_recv(&mut Context::from_waker(&waiting), &mut out).is_pending());
+        for _ in 0..2 {
+            assert!(end.lane.rx.try_recv(&mut out).unwrap().is_none());
+            assert!(kept.lock().unwrap().as_ref().unwrap().will_wake(&waiting));
+        }
+    });
 }

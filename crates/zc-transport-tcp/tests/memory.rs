@@ -3,12 +3,15 @@
 
 mod common;
 
-use std::task::Poll;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use common::*;
 use zc_core::memory::{BufPool, CopyPlace};
 use zc_core::transport::*;
+use zc_core::wire::FrameHeader;
 use zc_transport_tcp::CHUNK_BYTES;
 
 #[test]
@@ -33,26 +36,52 @@ fn past_the_soft_lease_messages_are_copied_out_and_counted() {
     });
 }
 
+/// The application holds too much: no credit goes back until it drops some, from wherever; records get through.
 #[test]
-fn past_the_hard_lease_its_own_connection_waits_and_others_go_on() {
+fn past_the_hard_lease_credit_is_withheld_and_records_get_through() {
     run(async {
         let mut limits = LaneLimits::default();
         (limits.lease_soft, limits.lease_hard) = (1 << 20, 1 << 20);
+        (limits.recv_window, limits.send_window) = (64 << 10, 64 << 10);
         let (mut a, mut b) = pair(tcp(), limits).await;
-        let (mut c, mut d) = pair(tcp(), limits).await;
         let (held, ()) = futures::future::join(b.recv(), a.send(1, body(1 << 20, 1))).await;
         let held = held.unwrap();
-        a.send(2, body(100, 2)).await;
+        b.lane.rx.release(1 << 20);
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Waker::from(woken.clone());
+        let drive = |b: &mut End| {
+            let cx = &mut Context::from_waker(&waker);
+            b.lane.drive.as_mut().unwrap().poll_drive(cx, tokio::time::Instant::now().into_std()).unwrap()
+        };
+        drive(&mut b);
+        let record = Frame { kind: FrameKind::Session, ack: false, seq: 0, payload: vec![7u8; 9].into() };
+        a.lane.tx.start_send(record, false).unwrap();
+        std::future::poll_fn(|cx| a.lane.tx.poll_flush(cx)).await.unwrap();
+        assert_eq!(b.recv().await.unwrap()[0].kind, FrameKind::Session, "records get through");
         tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(b.look().is_none(), "the hard lease holds");
-        c.send(1, body(100, 3)).await;
-        assert_eq!(d.recv().await.unwrap().len(), 1);
-        // Its end wakes the receiver.
-        let mut waiting = Box::pin(b.recv());
-        assert!(std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await);
-        drop(held);
-        assert_eq!(waiting.await.unwrap()[0].payload, body(100, 2)[..]);
+        assert!(a.look().is_none());
+        let ready = std::future::poll_fn(|cx| Poll::Ready(a.lane.tx.poll_ready(cx, 1))).await;
+        assert!(ready.is_pending(), "nothing was granted");
+        woken.0.store(false, SeqCst);
+        std::thread::spawn(move || drop(held)).join().unwrap();
+        assert!(woken.0.load(SeqCst), "whoever drops it wakes the lane");
+        drive(&mut b);
+        let mut none = Batch::new();
+        std::future::poll_fn(|cx| {
+            assert!(a.lane.rx.poll_recv(cx, &mut none).is_pending());
+            a.lane.tx.poll_ready(cx, 1)
+        })
+        .await
+        .unwrap();
     });
+}
+
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 /// The beginning of a frame must not hold the lease that reading its rest waits for.
@@ -149,5 +178,53 @@ fn grants_are_read_while_nothing_can_be_allocated() {
         .await
         .unwrap();
         drop(all);
+    });
+}
+
+/// The headers of long messages take their memory at once, but not all of the pool.
+#[test]
+fn headers_alone_leave_memory_to_others() {
+    const POOL: usize = 64 << 20;
+    run(async {
+        let pool = BufPool::builder().max_bytes(POOL).build();
+        let mut limits = LaneLimits::default();
+        limits.recv_window = 64 << 10;
+        let mut ends = Vec::new();
+        for _ in 0..4 {
+            let (link, mut peer) = links(tcp()).await;
+            let mut end = end_with(link, limits, pool.clone()).await;
+            let header = FrameHeader::data(20 << 20, 1).encode();
+            std::future::poll_fn(|cx| peer.poll_write(cx, &header)).await.unwrap();
+            for _ in 0..20 {
+                assert!(end.look().is_none());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            ends.push((end, peer));
+        }
+        // Two of them have theirs, the others wait, and let those pass that ask for less.
+        assert_eq!(pool.stats().in_use_bytes, 40 << 20);
+        let mut asking = Box::pin(pool.alloc(20 << 20));
+        let got = std::future::poll_fn(|cx| {
+            assert!(ends.iter_mut().all(|(end, _)| end.look().is_none()));
+            asking.as_mut().poll(cx)
+        });
+        drop(got.await.unwrap());
+        // The first one goes: the third one gets its memory.
+        drop(ends.remove(0));
+        assert!(ends[1].0.look().is_none());
+        assert_eq!(pool.stats().in_use_bytes, 40 << 20);
+    });
+}
+
+/// What can never be had is an error, not a wait.
+#[test]
+fn a_message_that_the_pool_has_no_room_for_ends_the_lane() {
+    run(async {
+        let (link, mut peer) = links(tcp()).await;
+        let mut b =
+            end_with(link, LaneLimits::default(), BufPool::builder().max_bytes(16 << 20).build()).await;
+        let header = FrameHeader::data(13 << 20, 1).encode();
+        std::future::poll_fn(|cx| peer.poll_write(cx, &header)).await.unwrap();
+        assert!(matches!(b.recv().await, Err(LaneError::Memory(_))));
     });
 }

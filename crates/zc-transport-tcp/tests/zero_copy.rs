@@ -5,14 +5,15 @@ mod common;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use common::*;
 use zc_core::memory::KernelCopied;
 use zc_core::transport::*;
-use zc_transport_tcp::{LINGER_MS, StreamLink};
+use zc_transport_tcp::{LINGER_MS, StreamLink, ZERO_COPY_MIN};
 
 /// These tests mean nothing where the kernel can't do it: that must show.
 fn require_zero_copy() {
@@ -92,6 +93,7 @@ async fn refusing_pair(refused: usize) -> (End, End) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     socket.set_nonblocking(true).unwrap();
+    socket2::SockRef::from(&socket).set_send_buffer_size(3 * ZERO_COPY_MIN).unwrap();
     let peer = listener.accept().await.unwrap().0.into_std().unwrap();
     let writes = AtomicUsize::new(0);
     let io = Refusing { io: TokioReactor.register(socket.into()).unwrap(), writes, refused };
@@ -121,6 +123,20 @@ fn without_room_for_book_keeping_it_is_sent_by_copy() {
 
 /// A peer that reads nothing: the kernel can't let go. Returns the peer and the lane's pool.
 async fn stuck() -> (std::net::TcpStream, zc_core::memory::BufPool, End) {
+    let (peer, mut a) = deaf_peer().await;
+    let mut buf = a.pool.try_alloc(1 << 20).unwrap();
+    buf.resize(1 << 20, 7);
+    a.lane.tx.start_send(frame(1, buf.freeze().into()), false).unwrap();
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..10 {
+        let _ = a.lane.tx.poll_flush(&mut cx).map(Result::unwrap);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(a.pool.stats().in_use_bytes >= 1 << 20);
+    (peer, a.pool.clone(), a)
+}
+
+async fn deaf_peer() -> (std::net::TcpStream, End) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     // A small buffer over there keeps the rest over here.
     let socket = socket2::SockRef::from(&listener);
@@ -129,17 +145,54 @@ async fn stuck() -> (std::net::TcpStream, zc_core::memory::BufPool, End) {
     socket.set_nonblocking(true).unwrap();
     let peer = listener.accept().unwrap().0;
     let link = StreamLink::new(TokioReactor.register(socket.into()).unwrap(), tcp());
-    let mut a = end(Box::new(link), LaneLimits::default()).await;
-    let mut buf = a.pool.try_alloc(1 << 20).unwrap();
-    buf.resize(1 << 20, 7);
-    a.lane.tx.start_send(frame(1, buf.freeze().into()), false).unwrap();
-    let mut cx = Context::from_waker(std::task::Waker::noop());
-    for _ in 0..10 {
-        let _ = a.lane.tx.poll_flush(&mut cx).map(Result::unwrap);
-        tokio::time::sleep(Duration::from_millis(1)).await;
+    (peer, end(Box::new(link), LaneLimits::default()).await)
+}
+
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
     }
-    assert!(a.pool.stats().in_use_bytes >= 1 << 20);
-    (peer, a.pool.clone(), a)
+}
+
+/// No readiness tells that buffers are free again, so whoever leaves some with the kernel wakes the driver,
+/// which then looks by itself until they are back, less and less often.
+#[test]
+fn the_driver_hears_of_buffers_that_the_kernel_holds() {
+    require_zero_copy();
+    simulated(async {
+        let (peer, mut a) = deaf_peer().await;
+        // The reactor finds out that there is room.
+        a.send(1, vec![7; 10]).await;
+        let flag = Arc::new(Flag(AtomicBool::new(false)));
+        let waker = Waker::from(flag.clone());
+        let drive = a.lane.drive.as_mut().unwrap();
+        let now = tokio::time::Instant::now().into_std();
+        assert_eq!(drive.poll_drive(&mut Context::from_waker(&waker), now).unwrap(), None);
+        // They fit into the socket, so nothing else wakes anybody; the peer has no room for the second one.
+        for seq in [2, 3] {
+            a.lane.tx.start_send(frame(seq, vec![7; ZERO_COPY_MIN].into()), true).unwrap();
+        }
+        assert!(!flag.0.load(Ordering::SeqCst));
+        assert!(a.lane.tx.poll_flush(&mut Context::from_waker(Waker::noop())).is_ready());
+        assert!(flag.0.load(Ordering::SeqCst), "nobody knows");
+        let mut pauses = Vec::new();
+        while pauses.len() < 10 {
+            let now = tokio::time::Instant::now().into_std();
+            let at = a.drive().expect("the kernel holds the buffer");
+            pauses.push((at - now).as_millis());
+            tokio::time::sleep_until(at.into()).await;
+        }
+        assert_eq!(pauses[..6], [1, 2, 4, 8, 16, 16]);
+        drop(peer);
+        while let Some(at) = a.drive() {
+            tokio::time::sleep_until(at.into()).await;
+        }
+        let mut reports = Batch::new();
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(a.lane.tx.poll_completions(cx, &mut reports).is_ready());
+    });
 }
 
 fn simulated<F: Future>(f: F) -> F::Output {

@@ -25,8 +25,9 @@ pub(super) const NOTES: &[Note] = &[
     note("Deadlines::total", "above 0", "as above, for all of it"),
     note(
         "LaneLimits::recv_max_message",
-        "up to 4 GiB - 1",
-        "one buffer of that size while such a message is received",
+        "up to 4 GiB - 1; what is longer than 3/4 of the pool's bound ends the connection",
+        "one buffer of that size while such a message is received, taken by its header alone: of the pool's bound, \
+         not of real memory, which follows what comes unless the pool is prefaulted or locked",
     ),
     note("LaneLimits::send_max_message", "set by the peer's HELLO", "none"),
     note(
@@ -36,7 +37,11 @@ pub(super) const NOTES: &[Note] = &[
     ),
     note("LaneLimits::send_window", "set by the peer's HELLO", "none here; the peer's `recv_window`"),
     note("LaneLimits::lease_soft", "up to `lease_hard`", "so much lent before small messages are copied out"),
-    note("LaneLimits::lease_hard", "", "so much lent, and one read more"),
+    note(
+        "LaneLimits::lease_hard",
+        "",
+        "so much lent, and what the peer was granted before: `recv_window` and one message",
+    ),
     note("BufPoolBuilder::max_bytes", "above 0", "the bound of everything that the pool maps"),
     note("BufPoolBuilder::large_cache_bytes", "up to `max_bytes`", "so much is kept for reuse"),
     note("BufPoolBuilder::headroom", "", "so much more in every buffer"),
@@ -75,7 +80,7 @@ Memory of one connection, at most, in bytes:
 
 ```text
 received, not taken    recv_window + one message (up to recv_max_message)
-lent                   lease_hard + one read, or one message
+lent                   lease_hard + recv_window + one message, those not taken included
 queued for sending     {MAX_QUEUED_BYTES} + one message, and a stage of {STAGE_BYTES}
 held by the kernel     up to {MAX_HELD_SENDS} zero-copy sends of what was queued
 ```

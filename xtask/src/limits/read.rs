@@ -27,6 +27,7 @@ const NOT_BOUNDS: &[&str] = &[
     "NOBODY",
     "NONCE",
     "OVERFLOW_UID",
+    "PATIENT",
     "PAYLOAD",
     "PLACES",
     "RX_SLEEP",

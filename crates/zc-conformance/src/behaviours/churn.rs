@@ -6,7 +6,7 @@ use zc::{Fabric, Listener};
 
 use crate::data::{ask, echo};
 use crate::peer::{Part, Peer};
-use crate::run::{Verdict, nothing_is_left};
+use crate::run::{Verdict, nothing_is_left, tasks};
 use crate::setup::Bench;
 
 /// Connections at a time.
@@ -27,12 +27,14 @@ pub async fn thousands_of_connections_leave_nothing(bench: &Bench) -> Verdict {
 /// What that process does.
 pub(crate) async fn churn(bench: &Bench) {
     let mut listener = bench.listen(bench.server()).await;
+    // The listener's own.
+    let listening = tasks();
     let fabric = bench.client().build().unwrap();
     open_and_close(&fabric, &mut listener, WARM_UP).await;
-    nothing_is_left(bench).await;
+    nothing_is_left(bench, listening).await;
     let (descriptors, resident) = (open_descriptors(), resident_bytes());
     open_and_close(&fabric, &mut listener, bench.connections()).await;
-    nothing_is_left(bench).await;
+    nothing_is_left(bench, listening).await;
     assert_eq!(listener.failed_handshakes(), 0);
     // The kernel may take a moment to close what a task has dropped.
     for _ in 0..1000 {

@@ -1,7 +1,6 @@
 //! Every byte arrives, as it was, in order.
 
 use zc::memory::MAX_SEGMENTS;
-use zc::transport::LaneLimits;
 use zc::{Message, Receiver, Sender};
 
 use crate::data::{Random, assert_is, bytes, echo, lent, number, numbered};
@@ -44,9 +43,7 @@ const IN_ORDER: u32 = 3000;
 
 /// 0 B to 64 MiB there and back, from memory of the connection and from elsewhere.
 pub async fn every_size_arrives_whole(bench: &Bench) -> Verdict {
-    let mut limits = LaneLimits::default();
-    limits.lease_hard = 16 * bench.max_message();
-    let (mut client, server) = bench.pair_within(limits).await;
+    let (mut client, server) = bench.pair().await;
     let most = bench.max_message().min(client.caps().max_message as usize);
     let echoing = tokio::spawn(echo(server));
     let (sender, mut receiver) = client.split();

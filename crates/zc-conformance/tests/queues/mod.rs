@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, ready};
 
 use futures::task::AtomicWaker;
-use zc::memory::{AllocWaiter, CopyPlace, LeaseBudget, PinnedBufMut, Pressure, copy_payload};
+use zc::memory::{AllocWaiter, CopyPlace, LeaseBudget, PinnedBufMut, copy_payload};
 use zc::transport::*;
 use zc::{Fabric, FabricBuilder};
 
@@ -60,27 +60,36 @@ impl Transport for Queues {
                 let remedy = "connect inside one process".into();
                 return Err(Unavailable::Other { code: "other_process", remedy }.into());
             }
-            let [mut out, mut back] = meet(if role == Role::Server { mine.bytes } else { peer.bytes });
+            let name = if role == Role::Server { mine.bytes } else { peer.bytes };
+            let [mut out, mut back] = meet(&name);
             if role == Role::Server {
                 std::mem::swap(&mut out, &mut back);
             }
             let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
             let tx = Tx { to: out, cx: cx.clone(), waiter: AllocWaiter::new(), reports: VecDeque::new() };
-            let rx = Rx { from: back, cx, leases: leases.clone(), waiter: AllocWaiter::new() };
-            Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: None, caps: self.probe()?, leases })
+            let grants = Arc::new(Grants { to: back.clone(), leases: Arc::downgrade(&leases) });
+            let rx = Rx { name, from: back, cx, leases: leases.clone(), grants, waiter: AllocWaiter::new() };
+            Ok(Lane {
+                tx: Box::new(tx),
+                rx: Box::new(rx),
+                drive: None,
+                remote: None,
+                caps: self.probe()?,
+                leases,
+            })
         })
     }
 }
 
 /// The pipes from client to server and back: made by who comes first, taken by who comes second.
-fn meet(key: Vec<u8>) -> [Arc<Pipe>; 2] {
+fn meet(name: &[u8]) -> [Arc<Pipe>; 2] {
     let mut waiting = lock(&WAITING);
-    waiting.remove(&key).unwrap_or_else(|| {
+    waiting.remove(name).unwrap_or_else(|| {
         if waiting.len() == MAX_WAITING {
             waiting.pop_first();
         }
         let pipes = <[Arc<Pipe>; 2]>::default();
-        waiting.insert(key, pipes.clone());
+        waiting.insert(name.to_owned(), pipes.clone());
         pipes
     })
 }
@@ -97,7 +106,8 @@ struct Pipe {
 struct State {
     queue: VecDeque<Frame>,
     frames: [u64; 2],  // in and out
-    payload: [u64; 2], // sent, and taken by the application
+    payload: [u64; 2], // sent, and granted back
+    taken: u64,        // by the application
     ended: bool,
 }
 
@@ -178,10 +188,37 @@ impl Drop for Tx {
     }
 }
 
+/// Credit goes back as the application takes messages, unless it holds too much: then it waits for less.
+struct Grants {
+    to: Arc<Pipe>,
+    leases: Weak<LeaseBudget>, // which keeps us as its waker
+}
+
+impl Grants {
+    fn give(self: &Arc<Self>) {
+        let waker = self.clone().into();
+        let Some(leases) = self.leases.upgrade() else { return };
+        if leases.poll_below_hard(&mut Context::from_waker(&waker)).is_ready() {
+            let mut state = lock(&self.to.state);
+            state.payload[1] = state.taken;
+            drop(state);
+            self.to.writer.wake();
+        }
+    }
+}
+
+impl Wake for Grants {
+    fn wake(self: Arc<Self>) {
+        self.give();
+    }
+}
+
 struct Rx {
+    name: Vec<u8>,
     from: Arc<Pipe>,
     cx: OfferContext,
     leases: Arc<LeaseBudget>,
+    grants: Arc<Grants>,
     waiter: AllocWaiter,
 }
 
@@ -192,19 +229,13 @@ impl Rx {
             self.from.reader.register(cx.waker());
         }
         let state = lock(&self.from.state);
-        let (ended, front) = (state.ended, state.queue.front().map(|f| (f.kind, f.payload.len())));
+        let (ended, front) = (state.ended, state.queue.front().map(|f| f.payload.len()));
         drop(state);
-        let Some((kind, len)) = front else {
+        let Some(len) = front else {
             return if ended { Poll::Ready(Ok(None)) } else { Poll::Pending };
         };
-        let is_data = kind == FrameKind::Data; // which waits while the application holds too much
         let buf = match cx {
-            Some(cx) if is_data => {
-                ready!(self.leases.poll_below_hard(cx));
-                ready!(self.cx.pool.poll_alloc(len, &mut self.waiter, cx))
-            }
             Some(cx) => ready!(self.cx.pool.poll_alloc(len, &mut self.waiter, cx)),
-            None if is_data && self.leases.pressure() == Pressure::Hard => return Poll::Pending,
             None => match self.cx.pool.try_alloc(len) {
                 Err(_) => return Poll::Pending, // poll_recv waits, or says why
                 buf => buf,
@@ -242,8 +273,8 @@ impl LaneRx for Rx {
     }
 
     fn release(&mut self, bytes: usize) {
-        lock(&self.from.state).payload[1] += bytes as u64;
-        self.from.writer.wake();
+        lock(&self.from.state).taken += bytes as u64;
+        self.grants.give();
     }
 
     fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
@@ -256,6 +287,7 @@ impl Drop for Rx {
     fn drop(&mut self) {
         self.from.end();
         let unread = std::mem::take(&mut lock(&self.from.state).queue);
-        drop(unread); // outside of the lock
+        let never_met = lock(&WAITING).remove(&self.name);
+        drop((unread, never_met)); // outside of the locks
     }
 }

@@ -26,7 +26,7 @@ pub enum Pressure {
     None,
     /// At or over the soft limit: release soon.
     Soft,
-    /// At or over the hard limit: nothing more is received.
+    /// At or over the hard limit: the peer gets no further credit.
     Hard,
 }
 

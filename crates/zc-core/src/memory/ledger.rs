@@ -27,10 +27,12 @@ pub enum CopyPlace {
     Foreign,
     /// Asked for by the application.
     App,
+    /// Into or out of exported memory: one-sided operations without hardware, and the owner's own accesses.
+    Remote,
 }
 
 /// How many places there are.
-const PLACES: usize = 6;
+const PLACES: usize = 7;
 
 /// What the kernel or the device copied.
 ///

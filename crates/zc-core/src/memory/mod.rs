@@ -11,12 +11,14 @@
 //! block     who owns a block, and where it goes afterwards (the small unsafe core)
 //! frames    FrameTable, RangeTable: memory that a transport lends itself
 //! group     MemoryGroup: memory that goes to many connections
+//! export    ExportMemory: memory that peers read and write (atomic words, no references)
 //! buf, buf_mut, message, file, lease, ledger
 //! ```
 
 mod block;
 mod buf;
 mod buf_mut;
+mod export;
 mod file;
 mod frames;
 mod group;
@@ -30,6 +32,7 @@ mod sync;
 
 pub use buf::PinnedBuf;
 pub use buf_mut::PinnedBufMut;
+pub use export::{EXPORT_WORD_BYTES, ExportError, ExportMemory};
 pub use file::ReadFileError;
 pub use frames::{FrameTable, LendError, RangeTable, Reclaim};
 pub use group::{GroupId, Membership, MemoryGroup, Place};
@@ -39,7 +42,7 @@ pub use message::{MAX_SEGMENTS, Message, TooManySegments};
 pub use pool::{
     AllocError, AllocWaiter, BufPool, BufPoolBuilder, CLASS_COUNT, DEFAULT_POOL_DIVISOR,
     DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES, LARGE_CACHE_BYTES, MAX_CLASS_BYTES, MAX_ORIGINS,
-    MIN_CLASS_BYTES, PoolStats, Usage,
+    MAX_OVERTAKEN, MIN_CLASS_BYTES, PoolStats, SPARED_DIVISOR, Usage,
 };
 pub use region::{
     Backing, MAX_REGISTRARS, MemlockBudget, MemlockExceeded, MemlockGrant, PageKind, PeerMapping, Region,

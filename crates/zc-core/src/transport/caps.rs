@@ -54,7 +54,8 @@ pub enum ZeroCopy {
 pub enum OneSided {
     /// By the device or directly in shared memory.
     Native,
-    /// Over messages.
+    /// Over frames: the lane carries [`FrameKind::Remote`](super::FrameKind::Remote), and the peer's session layer
+    /// does the work.
     Emulated,
     /// Not at all.
     None,

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::{AllocFailure, Caps, ControlLink, LaneError, SendRejected};
+use super::{AllocFailure, Caps, ControlLink, LaneError, LaneRemote, SendRejected};
 use crate::memory::{LeaseBudget, MemoryGroup, Message, PinnedBufMut, RegisterError};
 
 /// What a frame carries.
@@ -24,6 +24,10 @@ pub enum FrameKind {
     /// A record of the session layer ([`crate::wire::SessionRecord`]). It needs no credit, so that
     /// a sender short of credit can still acknowledge and answer.
     Session,
+    /// A remote record ([`crate::wire::RemoteRecord`]), of at most
+    /// [`MAX_REMOTE_RECORD_BYTES`](crate::wire::MAX_REMOTE_RECORD_BYTES). It needs no credit either. A lane that does not
+    /// carry them refuses them, and says [`OneSided::None`](super::OneSided::None).
+    Remote,
 }
 
 /// The unit that a lane moves: whole, in order, once.
@@ -198,7 +202,7 @@ pub struct LaneLimits {
     pub send_window: u32,
     /// Lent receive memory after which messages are copied out, bytes.
     pub lease_soft: usize,
-    /// Lent receive memory after which the connection is back-pressured, bytes.
+    /// Lent receive memory after which the peer gets no further credit, bytes.
     pub lease_hard: usize,
 }
 
@@ -303,6 +307,9 @@ pub trait LaneRx: Send {
     ) -> Poll<Result<Received, LaneError>>;
     /// The application took a data frame of this many payload bytes: credit may go back to the peer.
     /// Called once per message, since every message costs a least amount.
+    ///
+    /// A lane never stops reading because of its lease budget, or session records would not get through. Past
+    /// the hard lease it withholds credit instead, until the application holds less.
     fn release(&mut self, bytes: usize);
     /// The same as [`LaneRx::poll_recv`] without arming any wake-up: for spinning.
     ///
@@ -364,6 +371,8 @@ pub struct Lane {
     pub rx: Box<dyn LaneRx>,
     /// Background work, if the lane has any.
     pub drive: Option<Box<dyn LaneDrive>>,
+    /// One-sided operations, if the lane does them itself.
+    pub remote: Option<Box<dyn LaneRemote>>,
     /// What was granted.
     pub caps: Caps,
     /// Memory lent to the application by this lane.

@@ -12,6 +12,7 @@ mod lane;
 mod link;
 mod offer;
 mod reactor;
+mod remote;
 mod unavailable;
 
 pub use caps::{Caps, Isolation, OneSided, Scope, SourceMatrix, ZeroCopy};
@@ -24,6 +25,10 @@ pub use lane::{
 pub use link::{ControlLink, LinkAddr, LinkListener, LinkProvider, PeerCred};
 pub use offer::{Offer, OfferContext, Trust, UriParams};
 pub use reactor::{Interest, Reactor, Readiness, TaskHandle, Timer};
+pub use remote::{
+    Access, LaneRemote, MAX_REMOTE_KEY_BYTES, NotifySink, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp,
+    RemoteToken, Revoked,
+};
 pub use unavailable::Unavailable;
 
 /// Which end of the control link we are.

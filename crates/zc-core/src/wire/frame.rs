@@ -3,6 +3,7 @@
 use super::codec::Reader;
 use super::error::WireError;
 use super::record::MAX_RECORD;
+use super::remote::MAX_REMOTE_RECORD_BYTES;
 use super::tlv::Tlvs;
 
 /// The bytes of a frame header.
@@ -33,6 +34,8 @@ pub enum FrameType {
     Session = 1,
     /// A grant: `seq` is the total of credit bytes ([`frame_credit_bytes`]) the receiver allows since the start.
     Credit = 2,
+    /// One remote record; `seq` is 0. Only to a peer whose HELLO takes them.
+    Remote = 3,
 }
 
 /// The flags of a frame.
@@ -114,6 +117,11 @@ impl FrameHeader {
         Self { kind: FrameType::Session, flags: NO_FLAGS, length, seq: 0 }
     }
 
+    /// The header of a remote record of `length` bytes.
+    pub const fn remote(length: u32) -> Self {
+        Self { kind: FrameType::Remote, flags: NO_FLAGS, length, seq: 0 }
+    }
+
     /// A grant of `total` credit bytes since the start of the connection.
     pub const fn credit(total: u64) -> Self {
         Self { kind: FrameType::Credit, flags: NO_FLAGS, length: 0, seq: total }
@@ -135,6 +143,7 @@ impl FrameHeader {
             0 => FrameType::Data,
             1 => FrameType::Session,
             2 => FrameType::Credit,
+            3 => FrameType::Remote,
             _ => return Err(WireError::BadValue { field: "frame type" }),
         };
         let flags = FrameFlags::parse(r.u8()?)?;
@@ -149,6 +158,7 @@ impl FrameHeader {
             FrameType::Data => ("message", limits.max_message),
             FrameType::Session => ("session record", MAX_RECORD as u32),
             FrameType::Credit => ("credit frame", 0),
+            FrameType::Remote => ("remote record", MAX_REMOTE_RECORD_BYTES as u32),
         };
         if self.length > max {
             return Err(WireError::TooLong { field, len: self.length.into(), max: max.into() });
@@ -158,7 +168,7 @@ impl FrameHeader {
         }
         let seq_ok = match self.kind {
             FrameType::Data => self.seq != 0,
-            FrameType::Session => self.seq == 0,
+            FrameType::Session | FrameType::Remote => self.seq == 0,
             FrameType::Credit => true,
         };
         if seq_ok { Ok(()) } else { Err(WireError::BadValue { field: "sequence number" }) }

@@ -498,6 +498,7 @@ macro_rules! both_sides {
 /// #     keepalive_ms: 15_000,
 /// #     same_host: None,
 /// #     control_lane: true,
+/// #     remote: false,
 /// };
 /// let mut client = ClientHandshake::new(hello.clone())?;
 /// let mut server = ServerHandshake::new(hello)?;
@@ -559,6 +560,7 @@ impl ClientHandshake {
 /// #     keepalive_ms: 15_000,
 /// #     same_host: None,
 /// #     control_lane: true,
+/// #     remote: false,
 /// };
 /// let mut client = ClientHandshake::new(hello.clone())?;
 /// let mut server = ServerHandshake::new(hello)?;

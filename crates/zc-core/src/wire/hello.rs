@@ -31,6 +31,7 @@ const TLV_KEEPALIVE: u16 = 5;
 const TLV_AGENT: u16 = 6;
 const TLV_SAME_HOST: u16 = 7;
 const TLV_CONTROL_LANE: u16 = 8;
+const TLV_REMOTE: u16 = 9;
 
 /// What the first bytes of a connection are.
 ///
@@ -180,6 +181,7 @@ pub struct SameHost {
 /// #     keepalive_ms: 15_000,
 /// #     same_host: None,
 /// #     control_lane: true,
+/// #     remote: false,
 /// };
 /// let mut bytes = Vec::new();
 /// hello.encode(&mut bytes)?;
@@ -209,6 +211,8 @@ pub struct Hello {
     pub same_host: Option<SameHost>,
     /// The control link can carry the data, and may.
     pub control_lane: bool,
+    /// It takes REMOTE frames.
+    pub remote: bool,
 }
 
 impl Hello {
@@ -251,6 +255,9 @@ impl Hello {
         }
         if self.control_lane {
             put_tlv(&mut body, TLV_CONTROL_LANE, &[])?;
+        }
+        if self.remote {
+            put_tlv(&mut body, TLV_REMOTE, &[])?;
         }
         Ok(body)
     }
@@ -302,6 +309,7 @@ impl Hello {
             agent: fields.agent.unwrap_or_default(),
             same_host: fields.same_host,
             control_lane: fields.control_lane.is_some(),
+            remote: fields.remote.is_some(),
         };
         check_limits(hello.max_message, hello.window)?;
         Ok(hello)
@@ -319,6 +327,7 @@ struct Fields {
     agent: Option<String>,
     same_host: Option<SameHost>,
     control_lane: Option<()>,
+    remote: Option<()>,
 }
 
 impl Fields {
@@ -343,6 +352,10 @@ impl Fields {
             TLV_CONTROL_LANE => {
                 let [] = exact(v, "control lane")?;
                 set(&mut self.control_lane, (), "control lane")
+            }
+            TLV_REMOTE => {
+                let [] = exact(v, "remote")?;
+                set(&mut self.remote, (), "remote")
             }
             _ => tlv.unknown(),
         }

@@ -12,6 +12,7 @@ mod handshake;
 mod hello;
 mod keepalive;
 mod record;
+mod remote;
 mod seq;
 mod tlv;
 
@@ -38,6 +39,11 @@ pub use self::{
     },
     keepalive::{Keepalive, KeepaliveAction, MAX_KEEPALIVE, MIN_KEEPALIVE},
     record::{MAX_RECORD, SessionRecord},
+    remote::{
+        MAX_REMOTE_CHUNK, MAX_REMOTE_RECORD_BYTES, MAX_REMOTE_RECORDS, REMOTE_ANSWER_BYTES,
+        REMOTE_REQUEST_BYTES, REMOTE_WIRE_KEY_BYTES, RemoteAction, RemoteAnswer, RemoteRecord, RemoteRequest,
+        RemoteStatus,
+    },
     seq::{Delivery, RxSeq, SeqError, TxSeq},
     tlv::{TLV_HEADER_BYTES, TLV_REQUIRED, Tlv, Tlvs, put_tlv},
 };

@@ -18,6 +18,7 @@ fn hello(role: HelloRole) -> Hello {
         agent: String::new(),
         same_host: None,
         control_lane: false,
+        remote: false,
     }
 }
 

@@ -63,5 +63,5 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine }, &cx);
     caps.max_message = tx.max_message();
     let drive = drive::Drive::new(shared);
-    Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: Some(Box::new(drive)), caps, leases })
+    Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: Some(Box::new(drive)), remote: None, caps, leases })
 }

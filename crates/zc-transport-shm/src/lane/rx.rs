@@ -8,7 +8,7 @@ use zc_core::memory::{
     PinnedBufMut, Pressure, copy_inline,
 };
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
-use zc_core::wire::{MAX_RECORD, WireError};
+use zc_core::wire::{MAX_RECORD, MAX_REMOTE_RECORD_BYTES, WireError};
 
 use super::shared::Shared;
 use crate::layout::{
@@ -166,6 +166,7 @@ impl Rx {
         match head.kind {
             k if k == Kind::Data as u8 => self.take_part(head, FrameKind::Data, out),
             k if k == Kind::Session as u8 => self.take_part(head, FrameKind::Session, out),
+            k if k == Kind::Remote as u8 => self.take_part(head, FrameKind::Remote, out),
             k => self.take_control(head, k),
         }
     }
@@ -246,7 +247,7 @@ impl Rx {
                 copy_inline(&mut buf.unfilled_mut()[..len], &bytes[..len], &self.ledger);
                 buf.advance(len);
             }
-            FrameKind::Session => buf.put_slice(&bytes[..len]),
+            FrameKind::Session | FrameKind::Remote => buf.put_slice(&bytes[..len]),
         }
         Ok(buf.freeze().into())
     }
@@ -297,7 +298,11 @@ impl Rx {
             *at = Descriptor::unpack(*pair);
             len += at.len as usize;
         }
-        let max = if kind == FrameKind::Data { self.max_message } else { MAX_RECORD };
+        let max = match kind {
+            FrameKind::Data => self.max_message,
+            FrameKind::Session => MAX_RECORD,
+            FrameKind::Remote => MAX_REMOTE_RECORD_BYTES,
+        };
         if bytes + len > max {
             return Err(lie("shm frame length"));
         }

@@ -15,7 +15,7 @@ use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, SendRejected, SendReport,
     SendToken,
 };
-use zc_core::wire::{MAX_RECORD, WireError};
+use zc_core::wire::{MAX_RECORD, MAX_REMOTE_RECORD_BYTES, WireError};
 
 use super::Half;
 use super::shared::Shared;
@@ -366,7 +366,9 @@ impl Tx {
                     let n = segment.len();
                     let to = &mut buf.unfilled_mut()[..n];
                     match kind {
-                        Kind::Data => copy_payload(to, &segment, &self.ledger, CopyPlace::Foreign),
+                        Kind::Data | Kind::Remote => {
+                            copy_payload(to, &segment, &self.ledger, CopyPlace::Foreign);
+                        }
                         _ => fill(to, &segment, None),
                     }
                     buf.advance(n);
@@ -488,7 +490,11 @@ impl Tx {
             return Some(error);
         }
         let len = frame.payload.len();
-        let max = if frame.kind == FrameKind::Data { self.max_message } else { MAX_RECORD };
+        let max = match frame.kind {
+            FrameKind::Data => self.max_message,
+            FrameKind::Session => MAX_RECORD,
+            FrameKind::Remote => MAX_REMOTE_RECORD_BYTES,
+        };
         if self.closing {
             Some(LaneError::Closed)
         } else if len > max {
@@ -505,6 +511,7 @@ fn kind_of(frame: &Frame) -> (Kind, u8) {
     match frame.kind {
         FrameKind::Data => (Kind::Data, if frame.ack { ACK } else { 0 }),
         FrameKind::Session => (Kind::Session, 0),
+        FrameKind::Remote => (Kind::Remote, 0),
     }
 }
 

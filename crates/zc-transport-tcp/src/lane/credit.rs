@@ -1,7 +1,14 @@
 //! Credit in both directions: what DATA frames cost, counted since the start.
+//!
+//! What the application takes goes back to the peer as a grant, except while it holds as much as the hard
+//! lease: then grants wait until some of it is dropped. The stream itself is always read, so records and the
+//! peer's grants get through, and what is held is bounded by the hard lease, the window and one message.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::task::Context;
 
+use zc_core::memory::LeaseBudget;
 use zc_core::wire::{WireError, frame_credit_bytes};
 
 /// Shared by the halves of a lane.
@@ -13,15 +20,18 @@ pub(super) struct Credit {
     /// Up to where of `taken` the peer was told.
     told: AtomicU64,
     window: u64,
+    /// What the application holds.
+    leases: Arc<LeaseBudget>,
 }
 
 impl Credit {
-    pub(super) fn new(send_window: u32, recv_window: u32) -> Self {
+    pub(super) fn new(send_window: u32, recv_window: u32, leases: Arc<LeaseBudget>) -> Self {
         Self {
             allowed: AtomicU64::new(send_window.into()),
             taken: AtomicU64::new(0),
             told: AtomicU64::new(0),
             window: recv_window.into(),
+            leases,
         }
     }
 
@@ -57,10 +67,11 @@ impl Credit {
         news > 0 && news >= self.window / 4
     }
 
-    /// The grant to send, if one is due; it then counts as sent.
-    pub(super) fn due(&self) -> Option<u64> {
+    /// The grant to send, if one is due; it then counts as sent. If one is due and withheld, `cx` is woken
+    /// when the application holds less.
+    pub(super) fn due(&self, cx: &mut Context<'_>) -> Option<u64> {
         let taken = self.taken.load(SeqCst);
-        if !self.is_due(taken) {
+        if !self.is_due(taken) || self.leases.poll_below_hard(cx).is_pending() {
             return None;
         }
         self.told.store(taken, SeqCst);

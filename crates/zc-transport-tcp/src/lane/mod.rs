@@ -20,13 +20,15 @@ use crate::io::ByteIo;
 
 /// A lane over `io`.
 pub(crate) fn start(io: ByteIo, caps: Caps, cx: OfferContext) -> Lane {
-    let credit = Arc::new(credit::Credit::new(cx.limits.send_window, cx.limits.recv_window));
     let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
+    let credit = credit::Credit::new(cx.limits.send_window, cx.limits.recv_window, leases.clone());
+    let credit = Arc::new(credit);
     let shared = tx::Shared::new(io.clone(), &cx, credit.clone());
     Lane {
         rx: Box::new(rx::Rx::new(io, &cx, leases.clone(), credit, shared.wakers.clone())),
-        drive: Some(Box::new(drive::Drive(shared.clone()))),
+        drive: Some(Box::new(drive::Drive::new(shared.clone()))),
         tx: Box::new(tx::Tx::new(shared, cx.pool)),
+        remote: None,
         caps,
         leases,
     }

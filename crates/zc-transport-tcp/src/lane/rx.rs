@@ -24,6 +24,9 @@
 //! header, payload. Copied is only what of the first large message came in a chunk with small ones.
 //! Nothing is guessed: memory is taken when a header has named a length and the credit covers it.
 //!
+//! However much the application holds, reading goes on: records and grants travel behind messages. What the
+//! lease bounds is what the peer may send ([`Credit`]).
+//!
 //! A head that is not whole lies in `front`, not in pool memory. So a connection that waits holds no
 //! block, and grants are read even while the pool is exhausted.
 
@@ -51,7 +54,9 @@ pub(super) struct Rx {
     parser: Parser,
     pool: BufPool,
     waiter: AllocWaiter,
-    leases: Arc<LeaseBudget>,
+    /// What the peer was promised room for. Longer messages leave a share of the pool to others: a header alone
+    /// takes the memory for them.
+    granted_bytes: usize,
     closed: bool,
     failed: Option<LaneError>,
 }
@@ -91,7 +96,7 @@ impl Rx {
     ) -> Self {
         let parser = Parser {
             ledger: cx.ledger.clone(),
-            leases: leases.clone(),
+            leases,
             credit,
             wakers,
             limits: FrameLimits { max_message: cx.limits.recv_max_message },
@@ -103,7 +108,8 @@ impl Rx {
             received: 0,
         };
         let pool = cx.pool.with_origin("tcp rx");
-        Self { io, parser, pool, waiter: AllocWaiter::new(), leases, closed: false, failed: None }
+        let granted_bytes = cx.limits.recv_window as usize;
+        Self { io, parser, pool, waiter: AllocWaiter::new(), granted_bytes, closed: false, failed: None }
     }
 
     /// Without a context nothing is armed.
@@ -143,11 +149,6 @@ impl Rx {
             ready!(parsed)?;
             if self.closed {
                 return Poll::Ready(Ok(Received::Closed));
-            }
-            match &mut cx {
-                Some(cx) => ready!(self.leases.poll_below_hard(cx)),
-                None if self.leases.pressure() == Pressure::Hard => return Poll::Pending,
-                None => {}
             }
             match self.read(&mut cx) {
                 Poll::Ready(done) => done?,
@@ -194,12 +195,16 @@ impl Rx {
         cx: &mut Option<&mut Context<'_>>,
         len: usize,
     ) -> Poll<Result<PinnedBufMut, LaneError>> {
-        let got = match cx {
-            Some(cx) => ready!(self.pool.poll_alloc(len, &mut self.waiter, cx)),
-            None => match self.pool.try_alloc(len) {
-                Err(AllocError::Exhausted { .. }) => return Poll::Pending,
-                done => done,
-            },
+        let (pool, waiter) = (&self.pool, &mut self.waiter);
+        let got = match (cx, len > self.granted_bytes) {
+            (Some(cx), false) => ready!(pool.poll_alloc(len, waiter, cx)),
+            (Some(cx), true) => ready!(pool.poll_alloc_sparing(len, waiter, cx)),
+            (None, false) => pool.try_alloc(len),
+            (None, true) => pool.try_alloc_sparing(len),
+        };
+        let got = match got {
+            Err(AllocError::Exhausted { .. }) => return Poll::Pending,
+            done => done,
         };
         Poll::Ready(got.map_err(|e| LaneError::Memory(e.to_string())))
     }
@@ -233,8 +238,14 @@ impl Parser {
         self.under_way.is_some() || !self.front.is_empty()
     }
 
+    /// Records of the session layer, one-sided operations among them, get through whatever happens.
     fn is_record(&self) -> bool {
-        self.under_way.as_ref().is_some_and(|frame| frame.head.header.kind == FrameType::Session)
+        let kind = self.under_way.as_ref().map(|frame| frame.head.header.kind);
+        matches!(kind, Some(FrameType::Session | FrameType::Remote))
+    }
+
+    fn is_payload(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|frame| frame.head.header.kind != FrameType::Session)
     }
 
     fn wants_chunk(&self) -> bool {
@@ -293,7 +304,7 @@ impl Parser {
     }
 
     fn begin_body(&mut self, mut body: Body) {
-        let ledger = if self.is_record() { None } else { Some(&*self.ledger) };
+        let ledger = if self.is_payload() { Some(&*self.ledger) } else { None };
         body.begin(&self.unread, ledger);
         self.unread = PinnedBuf::empty();
         if let Some(frame) = &mut self.under_way {
@@ -345,10 +356,10 @@ impl Parser {
         let is_whole = |frame: &mut UnderWay| frame.body.as_ref().is_none_or(Body::is_whole);
         let Some(UnderWay { head, body }) = self.under_way.take_if(is_whole) else { return Ok(false) };
         let len = head.payload_bytes();
-        let is_data = head.header.kind == FrameType::Data;
+        let is_payload = matches!(head.header.kind, FrameType::Data | FrameType::Remote);
         let payload = match body.map(Body::into_whole) {
             Some(Whole::Pool(mut buf)) => {
-                if is_data {
+                if is_payload {
                     buf.attach_lease(self.leases.clone());
                 }
                 buf.freeze()
@@ -356,7 +367,7 @@ impl Parser {
             Some(Whole::Heap(bytes)) => bytes.into(),
             None => {
                 let shared = self.unread.split_to(len);
-                if is_data { self.lend(shared, pool) } else { shared }
+                if is_payload { self.lend(shared, pool) } else { shared }
             }
         };
         let kind = match head.header.kind {
@@ -366,11 +377,12 @@ impl Parser {
                 return Ok(true);
             }
             FrameType::Session => FrameKind::Session,
-            FrameType::Data => {
-                self.ledger.kernel_copied(KernelCopied::Known(len as u64));
-                FrameKind::Data
-            }
+            FrameType::Data => FrameKind::Data,
+            FrameType::Remote => FrameKind::Remote,
         };
+        if is_payload {
+            self.ledger.kernel_copied(KernelCopied::Known(len as u64));
+        }
         let ack = head.header.flags.ack_requested;
         out.push(Frame { kind, ack, seq: head.header.seq, payload: payload.into() });
         Ok(true)

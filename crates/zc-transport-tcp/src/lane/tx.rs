@@ -5,13 +5,13 @@ use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use zc_core::memory::{AllocWaiter, BufPool, CopyLedger, KernelCopied, Message, PinnedBufMut};
 use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, Reactor, SendRejected,
     SendReport, SendToken,
 };
-use zc_core::wire::{FrameHeader, MAX_RECORD, frame_credit_bytes};
+use zc_core::wire::{FrameHeader, FrameType, MAX_RECORD, MAX_REMOTE_RECORD_BYTES, frame_credit_bytes};
 
 use super::credit::Credit;
 use super::linger::Linger;
@@ -59,9 +59,21 @@ impl Shared {
             written: 0,
             failed: None,
             shut: false,
+            reaping: false,
         };
         let waker = futures::task::waker(wakers.clone());
         Arc::new(Self { core: Mutex::new(core), wakers, waker })
+    }
+
+    /// Ends a use of the core by the sending half. No readiness tells when the kernel gives buffers back: the
+    /// driver must know that there is something to wait for.
+    fn leave(&self, mut core: MutexGuard<'_, Core>) {
+        let news = core.holds_buffers() && !core.reaping;
+        core.reaping |= news;
+        drop(core);
+        if news {
+            self.wakers.drive.wake();
+        }
     }
 }
 
@@ -82,6 +94,8 @@ pub(super) struct Core {
     written: u64,
     failed: Option<LaneError>,
     shut: bool,
+    /// The driver looks after what the kernel holds.
+    reaping: bool,
 }
 
 impl Core {
@@ -89,8 +103,14 @@ impl Core {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    pub(super) fn holds_buffers(&self) -> bool {
+    fn holds_buffers(&self) -> bool {
         !self.zero_copy.is_idle()
+    }
+
+    /// For the driver: whether it has to look again soon.
+    pub(super) fn goes_on_reaping(&mut self) -> bool {
+        self.reaping = self.holds_buffers();
+        self.reaping
     }
 
     /// Changes when something went out or came back.
@@ -115,18 +135,19 @@ impl Core {
         self.tokens += 1;
         let token = SendToken(self.tokens);
         let len = payload.len();
-        let is_data = header.kind == zc_core::wire::FrameType::Data;
+        let is_data = header.kind == FrameType::Data;
+        let counted = is_data || header.kind == FrameType::Remote;
         let header = header.encode();
         self.enqueued += (header.len() + len) as u64;
         self.spent += if is_data { frame_credit_bytes(len) } else { 0 };
-        let ledger = if is_data { Some(&*self.ledger) } else { None };
+        let ledger = if counted { Some(&*self.ledger) } else { None };
         if len <= COALESCE_MAX && self.queue.stage(&header, &payload, &self.pool, ledger) {
-            if is_data {
+            if counted {
                 self.ledger.kernel_copied(KernelCopied::Known(len as u64));
             }
         } else {
             let zero_copy = self.zero_copy.is_enabled() && len >= ZERO_COPY_MIN;
-            self.queue.push(Whole { header, payload, token, zero_copy, counted: is_data });
+            self.queue.push(Whole { header, payload, token, zero_copy, counted });
         }
         if report {
             self.asked.push_back(Asked { token, end: self.enqueued, held: false, copied: false });
@@ -136,12 +157,13 @@ impl Core {
 
     pub(super) fn poll_flush(&mut self, waker: &Waker) -> Poll<Result<(), LaneError>> {
         self.check()?;
+        let cx = &mut Context::from_waker(waker);
         if !self.shut
-            && let Some(total) = self.credit.due()
+            && let Some(total) = self.credit.due(cx)
         {
             self.enqueue(FrameHeader::credit(total), Message::new(), false);
         }
-        let done = self.write_all(&mut Context::from_waker(waker));
+        let done = self.write_all(cx);
         // Also when the socket is full: completions that nobody takes would wake us again and again.
         self.reap();
         done
@@ -215,6 +237,38 @@ impl Core {
         self.has_room() && self.credit.may_send(self.spent)
     }
 
+    /// Ready: a message of `len` bytes will be taken.
+    fn poll_room(
+        &mut self,
+        cx: &mut Context<'_>,
+        len: usize,
+        shared: &Shared,
+    ) -> Poll<Result<(), LaneError>> {
+        self.check()?;
+        if self.shut {
+            return Poll::Ready(Err(LaneError::Closed));
+        }
+        if len > self.max_message {
+            let text = format!("a message of {len} bytes; the peer takes {}", self.max_message);
+            return Poll::Ready(Err(LaneError::Other(text)));
+        }
+        if !self.has_room()
+            && let Poll::Ready(Err(e)) = self.poll_flush(&shared.waker)
+        {
+            return Poll::Ready(Err(e));
+        }
+        if self.may_send() {
+            return Poll::Ready(Ok(()));
+        }
+        // Registered before the last look: a grant in between wakes us.
+        shared.wakers.tx.register(cx.waker());
+        // What the peer waits for must be out before we wait for the peer.
+        if let Poll::Ready(Err(e)) = self.poll_flush(&shared.waker) {
+            return Poll::Ready(Err(e));
+        }
+        if self.may_send() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
     fn report(&mut self, out: &mut Batch<(SendToken, SendReport)>) {
         while !out.is_full() {
             let (written, failed) = (self.written, self.failed.is_some());
@@ -262,30 +316,9 @@ impl LaneTx for Tx {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<Result<(), LaneError>> {
         let mut core = self.shared.core.lock();
-        core.check()?;
-        if core.shut {
-            return Poll::Ready(Err(LaneError::Closed));
-        }
-        if len > core.max_message {
-            let text = format!("a message of {len} bytes; the peer takes {}", core.max_message);
-            return Poll::Ready(Err(LaneError::Other(text)));
-        }
-        let Shared { waker, wakers, .. } = &*self.shared;
-        if !core.has_room()
-            && let Poll::Ready(Err(e)) = core.poll_flush(waker)
-        {
-            return Poll::Ready(Err(e));
-        }
-        if core.may_send() {
-            return Poll::Ready(Ok(()));
-        }
-        // Registered before the last look: a grant in between wakes us.
-        wakers.tx.register(cx.waker());
-        // What the peer waits for must be out before we wait for the peer.
-        if let Poll::Ready(Err(e)) = core.poll_flush(waker) {
-            return Poll::Ready(Err(e));
-        }
-        if core.may_send() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        let room = core.poll_room(cx, len, &self.shared);
+        self.shared.leave(core);
+        room
     }
 
     fn start_send(&mut self, frame: Frame, report: bool) -> Result<SendToken, SendRejected> {
@@ -294,6 +327,7 @@ impl LaneTx for Tx {
         let (max, header) = match frame.kind {
             FrameKind::Data => (core.max_message, FrameHeader::data(len as u32, frame.seq)),
             FrameKind::Session => (MAX_RECORD, FrameHeader::session(len as u32)),
+            FrameKind::Remote => (MAX_REMOTE_RECORD_BYTES, FrameHeader::remote(len as u32)),
         };
         let refusal = if let Err(error) = core.check() {
             Some(error)
@@ -317,12 +351,14 @@ impl LaneTx for Tx {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         let Shared { core, wakers, waker } = &*self.shared;
         let mut core = core.lock();
-        if let Poll::Ready(done) = core.poll_flush(waker) {
-            return Poll::Ready(done);
+        let mut done = core.poll_flush(waker);
+        if done.is_pending() {
+            // Only now, so that it costs nothing as a rule; and once more, for a wake-up that came before.
+            wakers.tx.register(cx.waker());
+            done = core.poll_flush(waker);
         }
-        // Only now, so that it costs nothing as a rule; and once more, for a wake-up that came before.
-        wakers.tx.register(cx.waker());
-        core.poll_flush(waker)
+        self.shared.leave(core);
+        done
     }
 
     fn poll_completions(

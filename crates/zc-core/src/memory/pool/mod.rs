@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! try_alloc: thread cache -> shared list of the class -> cut a chunk out of a region, or map one
-//!            -> collect all caches, give back what is wholly free, cut again -> Exhausted
+//!            -> collect all caches, give back what is wholly free, cut again
+//!            -> lend a block of a larger class -> Exhausted
 //! ```
 //!
 //! Blocks are reused last in, first out. Their content is not cleared: it may be stale.
@@ -23,15 +24,18 @@ pub use classes::{CLASS_COUNT, MAX_CLASS_BYTES, MIN_CLASS_BYTES};
 pub use limits::{DEFAULT_POOL_DIVISOR, DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES};
 pub(super) use shared::Chunk;
 pub use stats::{MAX_ORIGINS, PoolStats, Usage};
-pub use waiters::AllocWaiter;
+pub use waiters::{AllocWaiter, MAX_OVERTAKEN};
 
 use super::{PinnedBufMut, Region, RegionError};
 use shared::Shared;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use waiters::rank;
 
 /// How many bytes of free dedicated blocks a pool keeps for reuse by default.
 pub const LARGE_CACHE_BYTES: usize = 64 << 20;
+/// One part in so many of a pool's bound is left to others by [`BufPool::poll_alloc_sparing`].
+pub const SPARED_DIVISOR: usize = 4;
 /// Dedicated blocks are multiples of this, so that they are reused for similar lengths.
 const LARGE_STEP_BYTES: usize = 1 << 20;
 
@@ -149,8 +153,9 @@ impl BufPool {
         Ok(PinnedBufMut::from_block(block, headroom, 0))
     }
 
-    /// An empty buffer with room for at least `len` bytes, as soon as the pool can. First come,
-    /// first served; dropping the future leaves the queue.
+    /// An empty buffer with room for at least `len` bytes, as soon as the pool can. First come, first
+    /// served, but one that needs more than is free is overtaken by those that need less, up to
+    /// [`MAX_OVERTAKEN`] times. Dropping the future leaves the queue.
     pub async fn alloc(&self, len: usize) -> Result<PinnedBufMut, AllocError> {
         self.alloc_with_headroom(len, self.headroom).await
     }
@@ -171,6 +176,33 @@ impl BufPool {
         self.poll_with_headroom(len, self.headroom, waiter, cx)
     }
 
+    /// As [`try_alloc`](Self::try_alloc), for what somebody else asks of us: leaves one part in
+    /// [`SPARED_DIVISOR`] of the bound to everything else.
+    pub fn try_alloc_sparing(&self, len: usize) -> Result<PinnedBufMut, AllocError> {
+        let need = len.saturating_add(self.headroom);
+        let max = self.max_bytes() - self.max_bytes() / SPARED_DIVISOR;
+        if need > max {
+            return Err(AllocError::TooLarge { need, max });
+        }
+        let in_use = self.shared().tallies().in_use_bytes();
+        if in_use.saturating_add(need as u64) > max as u64 {
+            return Err(AllocError::Exhausted { need, in_use, max });
+        }
+        self.try_alloc(len)
+    }
+
+    /// As [`poll_alloc`](Self::poll_alloc), with the restriction of [`try_alloc_sparing`](Self::try_alloc_sparing).
+    /// All that are not restricted so overtake it, however often.
+    pub fn poll_alloc_sparing(
+        &self,
+        len: usize,
+        waiter: &mut AllocWaiter,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<PinnedBufMut, AllocError>> {
+        let rank = rank(len.saturating_add(self.headroom), true);
+        self.poll_with(|| self.try_alloc_sparing(len), rank, waiter, cx)
+    }
+
     fn poll_with_headroom(
         &self,
         len: usize,
@@ -178,21 +210,35 @@ impl BufPool {
         waiter: &mut AllocWaiter,
         cx: &mut Context<'_>,
     ) -> Poll<Result<PinnedBufMut, AllocError>> {
+        let rank = rank(len.saturating_add(headroom), false);
+        self.poll_with(|| self.try_alloc_with_headroom(len, headroom), rank, waiter, cx)
+    }
+
+    fn poll_with(
+        &self,
+        look: impl Fn() -> Result<PinnedBufMut, AllocError>,
+        rank: usize,
+        waiter: &mut AllocWaiter,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<PinnedBufMut, AllocError>> {
         let wait_first = waiter.is_queued() || self.shared().waiters().any();
         if !wait_first {
-            match self.try_alloc_with_headroom(len, headroom) {
+            match look() {
                 Err(AllocError::Exhausted { .. }) => {}
                 done => return Poll::Ready(done),
             }
         }
         // Queued first, then tried again: whoever gives memory back now sees the queue.
-        if !waiter.queue_at(self.shared(), cx.waker()) {
+        if !waiter.queue_at(self.shared(), rank, cx.waker()) {
             return Poll::Pending;
         }
-        match self.try_alloc_with_headroom(len, headroom) {
-            Err(AllocError::Exhausted { .. }) => Poll::Pending,
+        match look() {
+            Err(AllocError::Exhausted { .. }) => {
+                waiter.in_vain();
+                Poll::Pending
+            }
             done => {
-                waiter.leave();
+                waiter.leave(done.is_ok());
                 Poll::Ready(done)
             }
         }

@@ -186,7 +186,7 @@ impl Shared {
             return Err(AllocError::TooLarge { need, max: self.slabs.max_bytes() });
         }
         let (class, mut block) = match class {
-            Some(class) => (class, self.take_slow(class)?),
+            Some(class) => self.take_slow(class)?,
             None => (LARGE, self.take_large(need)?),
         };
         self.count(class, origin, block.capacity(), 1);
@@ -198,25 +198,29 @@ impl Shared {
         self.free[class].lock().pop()
     }
 
-    fn take_slow(self: &Arc<Self>, class: usize) -> Result<OwnedBlock, AllocError> {
+    /// A block of the class, or when the pool is exhausted of the next larger one that is free.
+    fn take_slow(self: &Arc<Self>, class: usize) -> Result<(usize, OwnedBlock), AllocError> {
         if let Some(block) = self.pop(class) {
-            return Ok(block);
+            return Ok((class, block));
         }
         if let Some(block) = self.grow(class)? {
-            return Ok(block);
+            return Ok((class, block));
         }
         let slow = self.slow.lock();
         self.collect();
         if let Some(block) = self.pop(class) {
-            return Ok(block);
+            return Ok((class, block));
         }
         let unused = self.unused();
         drop(slow);
         drop(unused);
-        match self.grow(class)?.or_else(|| self.pop(class)) {
-            Some(block) => Ok(block),
-            None => Err(self.exhausted(class_len(class))),
+        if let Some(block) = self.grow(class)? {
+            return Ok((class, block));
         }
+        // What is free now lies in chunks of which other blocks are in use, so it can't be cut anew.
+        (class..CLASS_COUNT)
+            .find_map(|larger| Some((larger, self.pop(larger)?)))
+            .ok_or_else(|| self.exhausted(class_len(class)))
     }
 
     fn take_large(self: &Arc<Self>, need: usize) -> Result<OwnedBlock, AllocError> {

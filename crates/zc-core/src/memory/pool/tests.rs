@@ -416,3 +416,137 @@ proptest! {
         prop_assert_eq!(p.stats().reserved_bytes, 0);
     }
 }
+
+/// A task that waits for a buffer and then keeps it.
+struct Waits<'a> {
+    len: usize,
+    spares: bool,
+    alloc: std::pin::Pin<Box<dyn Future<Output = Result<PinnedBufMut, AllocError>> + 'a>>,
+    woken: Arc<Woken>,
+    got: Option<PinnedBufMut>,
+}
+
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+impl<'a> Waits<'a> {
+    fn new(pool: &'a BufPool, len: usize) -> Self {
+        let woken = Arc::new(Woken(AtomicBool::new(true)));
+        Self { len, spares: false, alloc: Box::pin(pool.alloc(len)), woken, got: None }
+    }
+
+    /// One that leaves a share of the pool to others.
+    fn sparing(pool: &'a BufPool, len: usize) -> Self {
+        let mut waiter = AllocWaiter::new();
+        let alloc = std::future::poll_fn(move |cx| pool.poll_alloc_sparing(len, &mut waiter, cx));
+        Self { spares: true, alloc: Box::pin(alloc), ..Self::new(pool, len) }
+    }
+
+    fn is_due(&self) -> bool {
+        self.got.is_none() && self.woken.0.load(SeqCst)
+    }
+
+    fn poll(&mut self) {
+        self.woken.0.store(false, SeqCst);
+        let waker = Waker::from(self.woken.clone());
+        if let Poll::Ready(got) = self.alloc.as_mut().poll(&mut Context::from_waker(&waker)) {
+            self.got = Some(got.unwrap());
+        }
+    }
+}
+
+fn pick<T>(items: &mut Vec<T>, random: &mut impl Iterator<Item = usize>) -> Option<T> {
+    let at = random.next().unwrap_or(0).checked_rem(items.len())?;
+    Some(items.swap_remove(at))
+}
+
+/// Polls those that were woken, in any order, until none is.
+fn settle(tasks: &mut [Waits<'_>], random: &mut impl Iterator<Item = usize>) {
+    loop {
+        let mut due: Vec<_> = tasks.iter_mut().filter(|task| task.is_due()).collect();
+        let Some(task) = pick(&mut due, random) else { break };
+        task.poll();
+    }
+}
+
+fn any_len() -> impl Strategy<Value = usize> {
+    prop_oneof![1usize..2000, 4000usize..70_000, 90_000usize..200_000, Just(1 << 20)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    /// All finish in the end, and none waits while what is free would do for it.
+    #[test]
+    fn waiters_of_all_sizes_are_served_from_a_tiny_pool(
+        held in prop::collection::vec(any_len(), 1..60),
+        wanted in prop::collection::vec((any_len(), any::<bool>()), 1..24),
+        random in prop::collection::vec(any::<usize>(), 64),
+    ) {
+        let p = pool(1 << 20);
+        let mut random = random.into_iter().cycle();
+        let mut held: Vec<_> = held.into_iter().filter_map(|len| p.try_alloc(len).ok()).collect();
+        let task = |(len, spares): (usize, bool)| match spares {
+            true => Waits::sparing(&p, len.min(700_000)),
+            false => Waits::new(&p, len),
+        };
+        let mut tasks: Vec<_> = wanted.iter().copied().map(task).collect();
+        settle(&mut tasks, &mut random);
+        while tasks.iter().any(|task| task.got.is_none()) {
+            for task in tasks.iter().filter(|task| task.got.is_none() && !task.spares) {
+                prop_assert!(p.try_alloc(task.len).is_err(), "{} bytes are free and waited for", task.len);
+            }
+            // Something is given back, by who held it before or by who was served, in any order.
+            held.extend(tasks.extract_if(.., |task| task.got.is_some()).filter_map(|task| task.got));
+            drop(pick(&mut held, &mut random));
+            settle(&mut tasks, &mut random);
+        }
+    }
+}
+
+/// Small ones pass a large one for which there is never enough, but not for ever.
+#[test]
+fn who_needs_much_is_not_overtaken_for_ever() {
+    let p = pool(1 << 20);
+    let _half = p.try_alloc(512 << 10).unwrap();
+    let mut held: Vec<_> = std::iter::from_fn(|| p.try_alloc(64 << 10).ok()).collect();
+    let mut random = std::iter::repeat(0);
+    let mut tasks = vec![Waits::new(&p, 512 << 10)];
+    settle(&mut tasks, &mut random);
+    for _ in 0..MAX_OVERTAKEN {
+        tasks.push(Waits::new(&p, 64 << 10));
+        settle(&mut tasks, &mut random);
+        drop(held.pop());
+        settle(&mut tasks, &mut random);
+        held.push(tasks.pop().unwrap().got.expect("it passes"));
+    }
+    tasks.push(Waits::new(&p, 64 << 10));
+    while !held.is_empty() {
+        assert!(tasks.iter().all(|task| task.got.is_none()), "now all wait for the large one");
+        drop(held.pop());
+        settle(&mut tasks, &mut random);
+    }
+    assert!(tasks[0].got.is_some() && tasks[1].got.is_none());
+    tasks.remove(0);
+    settle(&mut tasks, &mut random);
+    assert!(tasks[0].got.is_some());
+}
+
+/// A free block that is a little too large serves, where its neighbours keep it from being cut anew.
+#[test]
+fn an_exhausted_pool_lends_larger_blocks() {
+    let p = pool(1 << 20);
+    let mut held: Vec<_> = std::iter::from_fn(|| p.try_alloc(100_000).ok()).collect();
+    held.truncate(held.len() - 1);
+    let mut small = Waits::new(&p, 60_000);
+    small.poll();
+    let lent = small.got.expect("a block of the next class is free");
+    assert_eq!(lent.capacity(), 128 << 10);
+    drop((lent, held));
+    assert_eq!(p.stats().in_use_bytes, 0);
+    assert!(p.try_alloc(1 << 20).is_ok());
+}

@@ -1,11 +1,33 @@
-//! Those who wait for memory, first come, first served.
+//! Those who wait for memory, first come, first served, with one exception.
+//!
+//! The first one may need more than is free while somebody behind it needs less, and may even wait for
+//! memory that only comes back when that one goes on. So whoever needs less than everybody in front of it
+//! gets what those have looked at in vain, but overtakes nobody more than [`MAX_OVERTAKEN`] times, so that
+//! the large ones get their turn, too. (Those that leave a share of the pool to all others let them pass always.)
+//!
+//! ```text
+//! memory comes back -> wakes the first -> finds too little -> wakes the next that needs less -> ...
+//! ```
 
+use super::classes::{class_len, class_of};
 use super::shared::Shared;
 use crate::memory::sync::Mutex;
 use crate::memory::sync::atomic::{AtomicUsize, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
+
+/// Set in the rank of those that leave a share of the pool to others: all others go first, however often.
+const PATIENT: usize = 1 << (usize::BITS - 1);
+
+/// The rank of those that wait for `need` bytes: where one finds nothing, no higher one does.
+pub(super) fn rank(need: usize, spares: bool) -> usize {
+    let need = class_of(need).map_or(need, class_len);
+    if spares { PATIENT | need } else { need & !PATIENT }
+}
+
+/// How often one that waits is overtaken by such as need less, before all behind it wait.
+pub const MAX_OVERTAKEN: u32 = 64;
 
 /// The queue of a pool. Bounded by the number of live [`AllocWaiter`]s (M9).
 #[derive(Default)]
@@ -14,11 +36,46 @@ pub(super) struct Waiters {
     queue: Mutex<Queue>,
 }
 
-/// Tickets in the order in which they were drawn; no waker: woken since it last looked.
+/// Tickets in the order in which they were drawn.
 #[derive(Default)]
 struct Queue {
     drawn: u64,
-    waiting: BTreeMap<u64, Option<Waker>>,
+    waiting: BTreeMap<u64, Waiting>,
+}
+
+struct Waiting {
+    rank: usize,
+    /// None: woken since it last looked.
+    waker: Option<Waker>,
+    overtaken: u32,
+}
+
+impl Waiting {
+    /// Whether one of `rank` may pass: this one has looked in vain and needs more.
+    fn lets_pass(&self, rank: usize) -> bool {
+        let gives_way = self.rank & PATIENT != 0 && rank & PATIENT == 0;
+        self.waker.is_some() && self.rank > rank && (gives_way || self.overtaken < MAX_OVERTAKEN)
+    }
+}
+
+impl Queue {
+    /// The next one that may pass all in front of it.
+    fn next_after(&mut self, ticket: u64) -> Option<Waker> {
+        let (mut least, mut most) = (usize::MAX, usize::MAX);
+        for (id, waiting) in &mut self.waiting {
+            if *id > ticket && waiting.rank < least.min(most) {
+                return waiting.waker.take();
+            }
+            if !waiting.lets_pass(0) {
+                return None;
+            }
+            least = least.min(waiting.rank);
+            if waiting.overtaken >= MAX_OVERTAKEN {
+                most = PATIENT;
+            }
+        }
+        None
+    }
 }
 
 impl Waiters {
@@ -27,7 +84,7 @@ impl Waiters {
         if !self.any() {
             return;
         }
-        let first = self.queue.lock().waiting.first_entry().and_then(|mut e| e.get_mut().take());
+        let first = self.queue.lock().waiting.first_entry().and_then(|mut e| e.get_mut().waker.take());
         if let Some(waker) = first {
             waker.wake();
         }
@@ -39,8 +96,8 @@ impl Waiters {
         self.count.load(Ordering::SeqCst) > 0
     }
 
-    /// Queues or refreshes; true if the caller is first.
-    pub(super) fn enqueue(&self, ticket: &mut Option<u64>, waker: &Waker) -> bool {
+    /// Queues or refreshes; true if the caller may look for memory now.
+    pub(super) fn enqueue(&self, ticket: &mut Option<u64>, rank: usize, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut queue = self.queue.lock();
         let id = match *ticket {
@@ -50,18 +107,36 @@ impl Waiters {
                 *ticket.insert(queue.drawn)
             }
         };
-        let old = queue.waiting.insert(id, Some(waker));
+        let overtaken = queue.waiting.get(&id).map_or(0, |waiting| waiting.overtaken);
+        let old = queue.waiting.insert(id, Waiting { rank, waker: Some(waker), overtaken });
         self.count.store(queue.waiting.len(), Ordering::SeqCst);
-        let first = queue.waiting.first_key_value().is_some_and(|(first, _)| *first == id);
+        let may_look = queue.waiting.range(..id).all(|(_, waiting)| waiting.lets_pass(rank));
+        // It was woken, and meanwhile others go first: the wake-up may be of use to one behind it.
+        let was_woken = old.as_ref().is_some_and(|old| old.waker.is_none());
+        let next = if was_woken && !may_look { queue.next_after(id) } else { None };
         drop(queue);
         drop(old); // Wakers are foreign code: not under the lock, not even dropping one.
-        first
+        if let Some(next) = next {
+            next.wake();
+        }
+        may_look
     }
 
-    /// Leaves the queue; whoever is first then is woken, for it may find memory.
-    fn leave(&self, ticket: u64) {
+    /// The caller has looked in vain: wakes the next one for which there may be enough.
+    fn in_vain(&self, ticket: u64) {
+        let next = self.queue.lock().next_after(ticket);
+        if let Some(waker) = next {
+            waker.wake();
+        }
+    }
+
+    /// Leaves the queue, `served` or not; whoever is first then is woken, for it may find memory.
+    fn leave(&self, ticket: u64, served: bool) {
         let mut queue = self.queue.lock();
         let old = queue.waiting.remove(&ticket);
+        if served {
+            queue.waiting.range_mut(..ticket).for_each(|(_, passed)| passed.overtaken += 1);
+        }
         self.count.store(queue.waiting.len(), Ordering::SeqCst);
         drop(queue);
         drop(old);
@@ -72,8 +147,7 @@ impl Waiters {
 /// A place in the queue of those who wait for a pool; dropping it leaves the queue.
 ///
 /// For callers of [`BufPool::poll_alloc`](super::BufPool::poll_alloc) that are not a future
-/// themselves. The queue is strictly in order, so whoever is woken must poll again, or drop its
-/// place: until then those behind it wait.
+/// themselves. Whoever is woken must poll again, or drop its place: until then those behind it wait.
 ///
 /// ```
 /// use std::task::{Context, Waker};
@@ -90,7 +164,13 @@ impl Waiters {
 /// ```
 #[derive(Default)]
 pub struct AllocWaiter {
-    place: Option<(Weak<Shared>, Option<u64>)>,
+    place: Option<Place>,
+}
+
+struct Place {
+    pool: Weak<Shared>,
+    rank: usize,
+    ticket: Option<u64>,
 }
 
 impl std::fmt::Debug for AllocWaiter {
@@ -110,28 +190,40 @@ impl AllocWaiter {
         self.place.is_some()
     }
 
-    /// Queues at `pool` (leaving any other); true if first.
-    pub(super) fn queue_at(&mut self, pool: &Arc<Shared>, waker: &Waker) -> bool {
-        if self.place.as_ref().is_some_and(|(p, _)| !std::ptr::eq(p.as_ptr(), Arc::as_ptr(pool))) {
-            self.leave();
+    /// Queues at `pool` (leaving any other place); true if the caller may look now.
+    pub(super) fn queue_at(&mut self, pool: &Arc<Shared>, rank: usize, waker: &Waker) -> bool {
+        let stays =
+            |place: &Place| std::ptr::eq(place.pool.as_ptr(), Arc::as_ptr(pool)) && place.rank == rank;
+        if self.place.as_ref().is_some_and(|place| !stays(place)) {
+            self.leave(false);
         }
-        let (_, ticket) = self.place.get_or_insert_with(|| (Arc::downgrade(pool), None));
-        pool.waiters().enqueue(ticket, waker)
+        let new = || Place { pool: Arc::downgrade(pool), rank, ticket: None };
+        let place = self.place.get_or_insert_with(new);
+        pool.waiters().enqueue(&mut place.ticket, rank, waker)
     }
 
-    /// Leaves the queue.
-    pub(super) fn leave(&mut self) {
-        if let Some((pool, Some(ticket))) = self.place.take()
+    /// There was not enough; it keeps its place.
+    pub(super) fn in_vain(&self) {
+        if let Some(Place { pool, ticket: Some(ticket), .. }) = &self.place
             && let Some(pool) = pool.upgrade()
         {
-            pool.waiters().leave(ticket);
+            pool.waiters().in_vain(*ticket);
+        }
+    }
+
+    /// Leaves the queue, `served` or not.
+    pub(super) fn leave(&mut self, served: bool) {
+        if let Some(Place { pool, ticket: Some(ticket), .. }) = self.place.take()
+            && let Some(pool) = pool.upgrade()
+        {
+            pool.waiters().leave(ticket, served);
         }
     }
 }
 
 impl Drop for AllocWaiter {
     fn drop(&mut self) {
-        self.leave();
+        self.leave(false);
     }
 }
 
@@ -191,7 +283,7 @@ mod loom_tests {
                 thread::spawn(move || pool.put())
             };
             let mut ticket = None;
-            let first = pool.waiters.enqueue(&mut ticket, &Waker::from(flag.clone()));
+            let first = pool.waiters.enqueue(&mut ticket, 1, &Waker::from(flag.clone()));
             assert!(first);
             let found = pool.take();
             owner.join().unwrap();
@@ -207,13 +299,13 @@ mod loom_tests {
             let pool = loom::sync::Arc::new(Pool::default());
             let flag = std::sync::Arc::new(Flag(AtomicBool::new(false)));
             let (mut first, mut second) = (None, None);
-            assert!(pool.waiters.enqueue(&mut first, Waker::noop()));
-            assert!(!pool.waiters.enqueue(&mut second, &Waker::from(flag.clone())));
+            assert!(pool.waiters.enqueue(&mut first, 1, Waker::noop()));
+            assert!(!pool.waiters.enqueue(&mut second, 1, &Waker::from(flag.clone())));
             let owner = {
                 let pool = pool.clone();
                 thread::spawn(move || pool.put())
             };
-            pool.waiters.leave(first.unwrap());
+            pool.waiters.leave(first.unwrap(), false);
             owner.join().unwrap();
             assert!(flag.0.load(Ordering::SeqCst));
         });

@@ -18,6 +18,7 @@ fn frames() {
     frame(FrameHeader { flags, ..FrameHeader::data(1, 2) }, "00030000010000000200000000000000");
     frame(FrameHeader::session(12), "010000000c0000000000000000000000");
     frame(FrameHeader::credit(0x0102_0304_0506), "02000000000000000605040302010000");
+    frame(FrameHeader::remote(24), "03000000180000000000000000000000");
 }
 
 #[test]
@@ -27,7 +28,7 @@ fn bad_frames() {
         change(&mut bytes);
         FrameHeader::decode(&bytes, LIMITS).unwrap_err().to_string()
     };
-    assert_eq!(bad(|b| b[0] = 3), "bad value in field: frame type");
+    assert_eq!(bad(|b| b[0] = 4), "bad value in field: frame type");
     assert_eq!(bad(|b| b[1] = 4), "bad value in field: frame flags");
     assert_eq!(bad(|b| b[2] = 1), "bad value in field: channel");
     assert_eq!(bad(|b| b[8] = 0), "bad value in field: sequence number");
@@ -101,6 +102,7 @@ fn hello_full() {
             netns_tag: [9; 8],
         }),
         control_lane: true,
+        remote: true,
         ..hello(HelloRole::Server)
     };
     let mut bytes = Vec::new();
@@ -111,7 +113,7 @@ fn hello_full() {
         "01",
         "01",
         "00",
-        "69000000",
+        "6d000000",
         "01801000",
         "30313233343536373839616263646566",
         "02800400",
@@ -130,6 +132,7 @@ fn hello_full() {
         "0909090909090909",
         "7a632d31",
         "08000000",
+        "09000000",
     ];
     assert_eq!(hex(&bytes), expected.concat());
     assert_eq!(Hello::decode(&bytes, VersionRange::SUPPORTED).unwrap().unwrap().0, full);

@@ -56,7 +56,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn frame_round_trip(kind in 0..3u8, bits in 0..4u8, length: u32, seq: u64) {
+    fn frame_round_trip(kind in 0..4u8, bits in 0..4u8, length: u32, seq: u64) {
         let mut raw = FrameHeader::data(length, seq).encode();
         (raw[0], raw[1]) = (kind, bits);
         if let Ok(header) = FrameHeader::decode(&raw, FrameLimits { max_message: u32::MAX }) {
@@ -80,7 +80,7 @@ proptest! {
         instance: [u8; 16], max_message in 1..u32::MAX, window in 1..u32::MAX, keepalive_ms: u32,
         auth_method in words(MAX_AUTH_METHOD), agent in words(MAX_AGENT),
         same in prop::option::of((words(MAX_SOCKET_NAME), any::<([u8; 16], [u8; 8], [u8; 8])>())),
-        control_lane: bool, tail in bytes(20),
+        control_lane: bool, remote: bool, tail in bytes(20),
     ) {
         let same_host = same.map(|(socket_name, (nonce, host_tag, netns_tag))| {
             SameHost { socket_name, nonce, host_tag, netns_tag }
@@ -88,6 +88,7 @@ proptest! {
         let (role, versions) = (HelloRole::Server, VersionRange::SUPPORTED);
         let hello = Hello {
             versions, role, instance, max_message, window, auth_method, keepalive_ms, agent, same_host, control_lane,
+            remote,
         };
         let mut out = Vec::new();
         hello.encode(&mut out).unwrap();

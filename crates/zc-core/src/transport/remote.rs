@@ -1,0 +1,287 @@
+//! One-sided operations that a lane does itself: by a device, or directly in shared memory.
+//!
+//! A lane without them leaves [`Lane::remote`](super::Lane::remote) empty; if it carries
+//! [`FrameKind::Remote`](super::FrameKind::Remote), the session layer does them over frames.
+
+use std::fmt;
+use std::ops::{BitOr, BitOrAssign, Range};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::{Batch, LaneError};
+use crate::memory::{ExportMemory, Message, PinnedBufMut};
+use crate::wire::RemoteStatus;
+
+/// The longest [`RemoteKey`], bytes.
+pub const MAX_REMOTE_KEY_BYTES: usize = 32;
+
+/// Names memory that a peer granted, and proves that it did. It travels in an ordinary message.
+///
+/// It is valid on the connection that it was granted for and on no other. Whoever knows it can use it
+/// there, so `Debug` does not show it.
+///
+/// ```
+/// use zc_core::transport::RemoteKey;
+///
+/// let key = RemoteKey::from_bytes(&[7; 16]).unwrap();
+/// assert_eq!(RemoteKey::from_bytes(key.as_bytes()), Some(key));
+/// assert_eq!(RemoteKey::from_bytes(&[0; 33]), None);
+/// assert_eq!(format!("{key:?}"), "RemoteKey(16 bytes)");
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RemoteKey {
+    bytes: [u8; MAX_REMOTE_KEY_BYTES],
+    len: u8,
+}
+
+impl RemoteKey {
+    /// A key out of a message; `None` if it is empty or longer than [`MAX_REMOTE_KEY_BYTES`].
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut key = Self { bytes: [0; MAX_REMOTE_KEY_BYTES], len: u8::try_from(bytes.len()).ok()? };
+        let slot = key.bytes.get_mut(..bytes.len()).filter(|slot| !slot.is_empty())?;
+        slot.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        Some(key)
+    }
+
+    /// The key, to be sent.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// The same as an owned message.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        Vec::from(self.as_bytes())
+    }
+}
+
+impl fmt::Debug for RemoteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RemoteKey({} bytes)", self.len)
+    }
+}
+
+/// What a key allows.
+///
+/// ```
+/// use zc_core::transport::Access;
+///
+/// let access = Access::READ | Access::ATOMIC;
+/// assert!(access.contains(Access::READ) && !access.contains(Access::WRITE));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Access(u8);
+
+impl Access {
+    /// To read.
+    pub const READ: Self = Self(1);
+    /// To write, with or without a notification.
+    pub const WRITE: Self = Self(2);
+    /// To compare-and-swap and to add.
+    pub const ATOMIC: Self = Self(4);
+    /// Everything.
+    pub const ALL: Self = Self(7);
+
+    /// Whether all of `other` is allowed.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for Access {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Access {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// What a peer is granted.
+///
+/// ```
+/// use std::sync::Arc;
+/// use zc_core::memory::{ExportMemory, Region};
+/// use zc_core::transport::{Access, NotifySink, RemoteGrant};
+///
+/// struct Deaf;
+/// impl NotifySink for Deaf {
+///     fn notify(&self, _: u64) -> bool {
+///         false
+///     }
+/// }
+/// let memory = ExportMemory::new(Region::builder(4096), 4096)?;
+/// let half = RemoteGrant { memory, range: 2048..4096, access: Access::READ, notify: Arc::new(Deaf) };
+/// assert!(!half.access.contains(Access::WRITE));
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
+#[derive(Clone)]
+pub struct RemoteGrant {
+    /// The memory.
+    pub memory: ExportMemory,
+    /// Which part of it. The peer counts offsets from its start, which is a multiple of 8.
+    pub range: Range<u64>,
+    /// To do what.
+    pub access: Access,
+    /// Where notifications go.
+    pub notify: Arc<dyn NotifySink>,
+}
+
+/// Takes the value of a write with a notification.
+///
+/// ```
+/// use std::sync::mpsc::SyncSender;
+/// use zc_core::transport::NotifySink;
+///
+/// struct Queue(SyncSender<u64>);
+///
+/// impl NotifySink for Queue {
+///     fn notify(&self, value: u64) -> bool {
+///         self.0.try_send(value).is_ok() // bounded: a peer can't fill our memory
+///     }
+/// }
+/// let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+/// assert!(Queue(sender.clone()).notify(7) && !Queue(sender).notify(8));
+/// assert_eq!(receiver.recv(), Ok(7));
+/// ```
+pub trait NotifySink: Send + Sync {
+    /// False: too many wait already, and the peer's operation must fail with [`RemoteStatus::Busy`].
+    fn notify(&self, value: u64) -> bool;
+}
+
+/// What revoking came to.
+///
+/// ```
+/// use zc_core::transport::Revoked;
+///
+/// let go_on_with_a_copy = |revoked| revoked == Revoked::Retired;
+/// assert!(!go_on_with_a_copy(Revoked::Done));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revoked {
+    /// The peer can't touch the memory any more.
+    Done,
+    /// The peer can't be kept from touching the memory, as when it keeps a mapping of it. Nobody may rely
+    /// on its content from now on: the owner goes on with a copy.
+    Retired,
+}
+
+/// An operation on a peer's memory. Its buffers are the lane's until the completion (M1, M2).
+///
+/// ```
+/// use zc_core::memory::{Message, PinnedBuf};
+/// use zc_core::transport::RemoteOp;
+///
+/// let message = Message::from(PinnedBuf::from_static(b"hello"));
+/// let op = RemoteOp::Write { message, notify: Some(1) };
+/// assert!(matches!(op, RemoteOp::Write { notify: Some(1), .. }));
+/// ```
+#[derive(Debug)]
+pub enum RemoteOp {
+    /// Reads so many bytes into the unfilled part of the buffer, which has room for them.
+    Read {
+        /// From [`LaneTx::poll_alloc`](super::LaneTx::poll_alloc).
+        into: PinnedBufMut,
+        /// How many bytes.
+        len: usize,
+    },
+    /// Writes a message.
+    Write {
+        /// What to write.
+        message: Message,
+        /// Tells the owner this value once it is written.
+        notify: Option<u64>,
+    },
+    /// Sets a word if it is what was expected.
+    CompareSwap {
+        /// What it must be.
+        expected: u64,
+        /// What it becomes.
+        new: u64,
+    },
+    /// Adds to a word.
+    FetchAdd {
+        /// How much.
+        add: u64,
+    },
+}
+
+/// Names an operation under way: index and generation in one (M3).
+///
+/// ```
+/// use zc_core::transport::RemoteToken;
+///
+/// let token = |index: u32, generation: u32| RemoteToken(u64::from(generation) << 32 | u64::from(index));
+/// assert_ne!(token(7, 1), token(7, 2)); // the same place, another operation
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RemoteToken(pub u64);
+
+/// How an operation ended.
+///
+/// ```
+/// use zc_core::transport::{RemoteCompletion, RemoteToken};
+/// use zc_core::wire::RemoteStatus;
+///
+/// let old = |ended: RemoteCompletion| (ended.status == RemoteStatus::Done).then_some(ended.value);
+/// let token = RemoteToken(1);
+/// assert_eq!(old(RemoteCompletion { token, status: RemoteStatus::Done, value: 41, read: None }), Some(41));
+/// ```
+#[derive(Debug)]
+pub struct RemoteCompletion {
+    /// Which.
+    pub token: RemoteToken,
+    /// What became of it. Anything but `Done` means that the memory was not touched.
+    pub status: RemoteStatus,
+    /// What an atomic's word was before; else 0.
+    pub value: u64,
+    /// The buffer of a read, filled if it is done.
+    pub read: Option<PinnedBufMut>,
+}
+
+/// One-sided operations of a lane.
+///
+/// Operations take effect, and complete, in the order in which they were started. All functions are
+/// called under one lock; a poll function that returns `Pending` has kept the waker of the last call.
+///
+/// ```
+/// use std::task::{Context, Poll, ready};
+/// use zc_core::transport::{LaneError, LaneRemote, RemoteKey, RemoteOp, RemoteToken};
+///
+/// /// Adds one to the first word, once there is room for an operation.
+/// fn poll_count(
+///     lane: &mut dyn LaneRemote,
+///     cx: &mut Context<'_>,
+///     key: &RemoteKey,
+/// ) -> Poll<Result<RemoteToken, LaneError>> {
+///     ready!(lane.poll_ready(cx))?;
+///     Poll::Ready(lane.start(key, 0, RemoteOp::FetchAdd { add: 1 }))
+/// }
+/// # let _ = poll_count;
+/// ```
+pub trait LaneRemote: Send {
+    /// Lets the peer use memory. The key can't be guessed, and is valid on this lane only.
+    ///
+    /// # Errors
+    /// It can't be registered, or the lane has failed.
+    fn grant(&mut self, grant: RemoteGrant) -> Result<RemoteKey, LaneError>;
+    /// Ends a grant. When it returns `Done`, no operation of the peer is or will be at work in the memory.
+    /// A key that is not valid is `Done`. Dropping the lane revokes what is left, in the same sense.
+    fn revoke(&mut self, key: &RemoteKey) -> Revoked;
+    /// Ready means: one operation will be taken.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>>;
+    /// Takes an operation and begins it.
+    ///
+    /// # Errors
+    /// The lane has failed; nothing was done.
+    fn start(&mut self, key: &RemoteKey, offset: u64, op: RemoteOp) -> Result<RemoteToken, LaneError>;
+    /// Operations that have ended, in order.
+    fn poll_completions(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<RemoteCompletion>,
+    ) -> Poll<Result<(), LaneError>>;
+}

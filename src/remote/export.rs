@@ -1,0 +1,313 @@
+//! Memory that peers may use.
+
+use std::ops::RangeBounds;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use zc_core::memory::{
+    Backing, CopyLedger, ExportError, ExportMemory, LedgerSnapshot, Region, RegionError, Sealing,
+};
+use zc_core::transport::{Access, OneSided, RemoteGrant, RemoteKey, Revoked};
+
+use super::error::GrantError;
+use super::notify::{KeySink, Notification, Notifications};
+use super::state::Remote;
+use super::target::Grant;
+use crate::connection::Connection;
+
+/// Bytes copied at a time when memory has to be replaced.
+const REPLACE_CHUNK: usize = 4096;
+
+/// Memory made to be read and written by peers, and by its owner meanwhile. See [`Fabric::export`](crate::Fabric::export).
+///
+/// The owner never gets a `&[u8]` of it, because a peer may write at any time. Words (8 bytes at a
+/// multiple of 8) are never torn; a longer read may see part of a concurrent write. Operations of the
+/// owner and of peers on the same word are atomic with respect to each other where
+/// [`Caps::one_sided`](zc_core::transport::Caps) is `Emulated`; where it is `Native`, the transport's
+/// documentation says.
+///
+/// Dropping it revokes all its keys. The accessors copy and are counted in [`Export::ledger`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use zc::transport::{Access, RemoteKey};
+///
+/// let fabric = zc::Fabric::auto()?;
+/// let mut listener = fabric.listen("zc+mem://export").await?;
+/// let (client, server) = tokio::join!(fabric.connect("zc+mem://export"), listener.accept());
+/// let (mut client, server) = (client?, server?);
+///
+/// let export = fabric.export(4096)?;
+/// export.write(0, b"hello")?;
+/// let key = export.grant(&server, Access::READ | Access::ATOMIC, ..)?;
+/// server.send(key.to_bytes()).await?;
+///
+/// let message = client.recv().await?.ok_or("no key came")?;
+/// let key = message.as_contiguous().and_then(RemoteKey::from_bytes).ok_or("no key")?;
+/// let remote = client.remote();
+/// assert_eq!(remote.read(&key, 0, 5).await?, b"hello"[..]);
+/// assert_eq!(remote.fetch_add(&key, 8, 3).await?, 0);
+/// assert_eq!(export.load_u64(8)?, 3);
+/// export.revoke(&key)?;
+/// assert!(remote.read(&key, 0, 5).await.is_err());
+/// # Ok(()) }
+/// ```
+pub struct Export {
+    shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    memory: RwLock<ExportMemory>,
+    in_memfd: bool,
+    pub(super) notifications: Notifications,
+    ledger: CopyLedger,
+    /// What was granted on which connection.
+    grants: Mutex<Vec<(RemoteKey, Weak<Remote>)>>,
+}
+
+impl Export {
+    /// `in_memfd`: some transport may hand it to another process.
+    pub(crate) fn new(len: usize, in_memfd: bool) -> Result<Self, RegionError> {
+        let shared = Shared {
+            memory: RwLock::new(memory(len, in_memfd)?),
+            in_memfd,
+            notifications: Notifications::default(),
+            ledger: CopyLedger::new(),
+            grants: Mutex::default(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The length in bytes.
+    pub fn len(&self) -> u64 {
+        self.shared.memory().len()
+    }
+
+    /// Never: an export has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    /// Out of bounds.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), ExportError> {
+        self.shared.memory().read(offset, out, &self.shared.ledger)
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Errors
+    /// Out of bounds; then nothing is written.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), ExportError> {
+        self.shared.memory().write(offset, bytes, &self.shared.ledger)
+    }
+
+    /// The word at `offset`, in this machine's byte order. What was written before it was stored is seen.
+    ///
+    /// # Errors
+    /// Out of bounds, or no multiple of 8.
+    pub fn load_u64(&self, offset: u64) -> Result<u64, ExportError> {
+        self.shared.memory().load_u64(offset)
+    }
+
+    /// Sets the word at `offset`.
+    ///
+    /// # Errors
+    /// Out of bounds, or no multiple of 8.
+    pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), ExportError> {
+        self.shared.memory().store_u64(offset, value)
+    }
+
+    /// Sets the word at `offset` to `new` if it is `expected`. Returns what it was.
+    ///
+    /// # Errors
+    /// Out of bounds, or no multiple of 8.
+    pub fn compare_swap(&self, offset: u64, expected: u64, new: u64) -> Result<u64, ExportError> {
+        self.shared.memory().compare_swap(offset, expected, new)
+    }
+
+    /// Adds to the word at `offset`, wrapping around. Returns what it was.
+    ///
+    /// # Errors
+    /// Out of bounds, or no multiple of 8.
+    pub fn fetch_add(&self, offset: u64, add: u64) -> Result<u64, ExportError> {
+        self.shared.memory().fetch_add(offset, add)
+    }
+
+    /// Lets the peer of `connection` use the bytes in `range`, of which the first one is its offset 0.
+    /// The key is random and valid on this connection only, until it is revoked, or the export is dropped, or the
+    /// connection ends.
+    ///
+    /// # Errors
+    /// A bad range; at most [`MAX_GRANTS`](crate::MAX_GRANTS) per connection; the connection carries no one-sided
+    /// operations, or has ended.
+    pub fn grant(
+        &self,
+        connection: &Connection,
+        access: Access,
+        range: impl RangeBounds<u64>,
+    ) -> Result<RemoteKey, GrantError> {
+        let range = self.checked(range)?;
+        let remote = connection.remote_state();
+        let notified = Arc::new(AtomicUsize::new(0));
+        // Held meanwhile, so that the memory is not replaced.
+        let mut grants = self.shared.grants.lock();
+        let key = match remote.mode() {
+            OneSided::Emulated => {
+                remote.grant(|key| Grant { export: self.shared.clone(), range, access, key, notified })
+            }
+            OneSided::Native => {
+                let export = Arc::downgrade(&self.shared);
+                let sink = Arc::new(KeySink { export, key: OnceLock::new(), of_key: notified });
+                let memory = self.shared.memory().clone();
+                let grant = RemoteGrant { memory, range, access, notify: sink.clone() };
+                // The sink knows the key before the peer can.
+                remote.grant_native(grant, &self.shared).inspect(|key| {
+                    let _ = sink.key.set(*key);
+                })
+            }
+            _ => Err(GrantError::Unsupported),
+        }?;
+        grants.retain(|(_, remote)| remote.strong_count() > 0);
+        grants.push((key, Arc::downgrade(remote)));
+        drop(grants);
+        connection.watch_for_requests();
+        Ok(key)
+    }
+
+    fn checked(&self, range: impl RangeBounds<u64>) -> Result<std::ops::Range<u64>, GrantError> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let size = self.len();
+        let start = match range.start_bound() {
+            Included(start) => *start,
+            Excluded(before) => before.saturating_add(1),
+            Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Included(last) => last.saturating_add(1),
+            Excluded(end) => *end,
+            Unbounded => size,
+        };
+        if start >= end || end > size || !start.is_multiple_of(8) {
+            return Err(GrantError::BadRange { start, end, size });
+        }
+        Ok(start..end)
+    }
+
+    /// Ends a grant. When it returns, no operation of the peer touches the memory any more; those that come
+    /// fail with [`RemoteFault::Revoked`](crate::RemoteFault::Revoked). A key that is not valid is none to revoke.
+    ///
+    /// Where the peer can't be kept from the memory (a shared-memory peer keeps its mapping), the export goes
+    /// on with a copy, and all keys of native connections to the old memory are revoked with this one.
+    ///
+    /// # Errors
+    /// There is no memory for that copy: the peer can still touch the export's.
+    pub fn revoke(&self, key: &RemoteKey) -> Result<(), RegionError> {
+        let mut grants = self.shared.grants.lock();
+        let found = grants.iter().position(|(granted, _)| granted == key).map(|at| grants.swap_remove(at));
+        drop(grants);
+        match found.and_then(|(key, remote)| Some(remote.upgrade()?.revoke(&key))) {
+            Some(Revoked::Retired) => self.shared.replace(),
+            Some(Revoked::Done) | None => Ok(()),
+        }
+    }
+
+    /// The next notification of a peer, in the order of their arrival. Cancel-safe; several tasks may wait. It
+    /// waits as long as none comes, also when no key is valid any more.
+    pub async fn notified(&self) -> Notification {
+        self.shared.notifications.next().await
+    }
+
+    /// The next notification, if one has come.
+    pub fn try_notified(&self) -> Option<Notification> {
+        self.shared.notifications.take()
+    }
+
+    /// What the owner's accessors copied. What peers did is in the ledgers of their connections.
+    pub fn ledger(&self) -> LedgerSnapshot {
+        self.shared.ledger.snapshot()
+    }
+}
+
+#[cfg(test)]
+impl Export {
+    /// A grant without a connection around it.
+    pub(super) fn granted_to(
+        &self,
+        remote: &Arc<Remote>,
+        access: Access,
+        range: std::ops::Range<u64>,
+    ) -> RemoteKey {
+        let notified = Arc::new(AtomicUsize::new(0));
+        let grant = |key| Grant { export: self.shared.clone(), range, access, key, notified };
+        let Ok(key) = remote.grant(grant) else { panic!("it is not granted") };
+        self.shared.grants.lock().push((key, Arc::downgrade(remote)));
+        key
+    }
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Export").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        let grants = std::mem::take(&mut *self.shared.grants.lock());
+        for (key, remote) in grants {
+            if let Some(remote) = remote.upgrade() {
+                // What is retired is the lane's alone now.
+                let _ = remote.revoke(&key);
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// The memory; it is not replaced meanwhile.
+    pub(super) fn memory(&self) -> RwLockReadGuard<'_, ExportMemory> {
+        self.memory.read()
+    }
+
+    /// Goes on with a copy, to which no peer has access but through our session layer.
+    pub(super) fn replace(&self) -> Result<(), RegionError> {
+        let mut grants = self.grants.lock();
+        let mut memory = self.memory.write();
+        let len = memory.len();
+        let fresh = self::memory(usize::try_from(len).unwrap_or(usize::MAX), self.in_memfd)?;
+        let mut chunk = [0; REPLACE_CHUNK];
+        for at in (0..len).step_by(REPLACE_CHUNK) {
+            let part = REPLACE_CHUNK.min((len - at) as usize);
+            // Both have this length.
+            let _ = memory.read(at, &mut chunk[..part], &self.ledger);
+            let _ = fresh.write(at, &chunk[..part], &self.ledger);
+        }
+        *memory = fresh;
+        drop(memory);
+        let is_stale = |remote: &Weak<Remote>| {
+            remote.upgrade().is_none_or(|remote| matches!(remote.mode(), OneSided::Native))
+        };
+        let stale: Vec<_> = grants.extract_if(.., |(_, remote)| is_stale(remote)).collect();
+        drop(grants);
+        for (key, remote) in stale {
+            if let Some(remote) = remote.upgrade() {
+                let _ = remote.revoke(&key);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn memory(len: usize, in_memfd: bool) -> Result<ExportMemory, RegionError> {
+    let builder = Region::builder(len).name("export");
+    let builder = match in_memfd {
+        true => builder.backing(Backing::Memfd).sealing(Sealing::AnyoneWrites),
+        false => builder,
+    };
+    ExportMemory::new(builder, len)
+}

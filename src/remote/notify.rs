@@ -1,0 +1,161 @@
+//! What peers told an export, until its owner takes it.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use zc_core::transport::{NotifySink, RemoteKey};
+
+use crate::connection::wake_later;
+
+/// Notifications of one key that wait to be taken; more fail at the peer with
+/// [`RemoteFault::Busy`](crate::RemoteFault::Busy), so that one peer can't fill the queue for others.
+pub const MAX_NOTIFICATIONS_PER_KEY: usize = 256;
+/// Notifications of one export that wait to be taken, all keys together.
+pub const MAX_NOTIFICATIONS: usize = 4096;
+
+/// A peer wrote and said so ([`RemoteMemory::write_with_notify`](crate::RemoteMemory::write_with_notify)). What
+/// it wrote is there.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://notification").await?;
+/// # let (client, server) = tokio::try_join!(fabric.connect("zc+mem://notification"), listener.accept())?;
+/// use zc::transport::Access;
+///
+/// let export = fabric.export(4096)?;
+/// let key = export.grant(&server, Access::WRITE, ..)?;
+/// client.remote().write_with_notify(&key, 0, &b"hello"[..], 42).await?;
+/// let told = export.notified().await;
+/// assert_eq!((told.key, told.value), (key, 42));
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Notification {
+    /// Which grant, and thereby which connection.
+    pub key: RemoteKey,
+    /// The peer's value.
+    pub value: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// With the count of the key that each belongs to.
+    arrived: VecDeque<(Notification, Arc<AtomicUsize>)>,
+    /// Places promised to writes under way.
+    reserved: usize,
+    /// Futures that wait, by number.
+    waiting: Vec<(u64, Waker)>,
+    next: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Notifications(Mutex<Queue>);
+
+/// A place in the queue; given back if it is not used.
+pub(super) struct Reserved<'a> {
+    queue: &'a Notifications,
+    of_key: &'a Arc<AtomicUsize>,
+}
+
+impl Notifications {
+    /// A place for one of a key that `of_key` counts, if there is one.
+    pub(super) fn reserve<'a>(&'a self, of_key: &'a Arc<AtomicUsize>) -> Option<Reserved<'a>> {
+        let mut queue = self.0.lock();
+        let room = queue.arrived.len() + queue.reserved < MAX_NOTIFICATIONS
+            && of_key.load(Relaxed) < MAX_NOTIFICATIONS_PER_KEY;
+        if !room {
+            return None;
+        }
+        queue.reserved += 1;
+        of_key.fetch_add(1, Relaxed);
+        Some(Reserved { queue: self, of_key })
+    }
+
+    pub(super) fn take(&self) -> Option<Notification> {
+        let (notification, of_key) = self.0.lock().arrived.pop_front()?;
+        of_key.fetch_sub(1, Relaxed);
+        Some(notification)
+    }
+
+    pub(super) async fn next(&self) -> Notification {
+        let mut wait = Wait { queue: self, number: None };
+        poll_fn(|cx| wait.poll(cx)).await
+    }
+}
+
+impl Reserved<'_> {
+    pub(super) fn notify(self, key: RemoteKey, value: u64) {
+        let waiting = {
+            let mut queue = self.queue.0.lock();
+            queue.arrived.push_back((Notification { key, value }, self.of_key.clone()));
+            // Counted again, for the one that is dropped now.
+            self.of_key.fetch_add(1, Relaxed);
+            std::mem::take(&mut queue.waiting)
+        };
+        // All of them: the one that is first may be about to go away.
+        waiting.into_iter().for_each(|(_, waker)| wake_later(waker));
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.queue.0.lock().reserved -= 1;
+        self.of_key.fetch_sub(1, Relaxed);
+    }
+}
+
+struct Wait<'a> {
+    queue: &'a Notifications,
+    number: Option<u64>,
+}
+
+impl Wait<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Notification> {
+        if let Some(notification) = self.queue.take() {
+            return Poll::Ready(notification);
+        }
+        let mut queue = self.queue.0.lock();
+        let number = *self.number.get_or_insert_with(|| {
+            queue.next += 1;
+            queue.next
+        });
+        match queue.waiting.iter_mut().find(|(n, _)| *n == number) {
+            Some((_, waker)) => waker.clone_from(cx.waker()),
+            None => queue.waiting.push((number, cx.waker().clone())),
+        }
+        drop(queue);
+        // One that came in between has woken nobody.
+        self.queue.take().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.queue.0.lock().waiting.retain(|(n, _)| *n != number);
+        }
+    }
+}
+
+/// Where a lane of its own puts the notifications of one key.
+pub(super) struct KeySink {
+    pub(super) export: std::sync::Weak<super::export::Shared>,
+    pub(super) key: std::sync::OnceLock<RemoteKey>,
+    pub(super) of_key: Arc<AtomicUsize>,
+}
+
+impl NotifySink for KeySink {
+    fn notify(&self, value: u64) -> bool {
+        let (Some(export), Some(key)) = (self.export.upgrade(), self.key.get()) else { return false };
+        let Some(place) = export.notifications.reserve(&self.of_key) else { return false };
+        place.notify(*key, value);
+        true
+    }
+}

@@ -1,0 +1,338 @@
+//! What one connection knows of one-sided operations. All locks here come after those of its halves.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use zc_core::memory::{BufPool, CopyLedger, Message};
+use zc_core::transport::{
+    Batch, LaneError, LaneRemote, OneSided, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp, RemoteToken,
+    Revoked, SendToken,
+};
+use zc_core::wire::{REMOTE_REQUEST_BYTES, RemoteAnswer, RemoteRecord, RemoteRequest};
+
+use super::error::GrantError;
+use super::export::Shared;
+use super::target::{Grant, MAX_GRANTS, Target};
+use super::window::{Expected, Operation, Window};
+use crate::connection::quietly;
+
+pub(crate) struct Remote {
+    mode: OneSided,
+    pool: BufPool,
+    ledger: Arc<CopyLedger>,
+    /// Wakes the connection's driver.
+    driver: Waker,
+    target: Mutex<Target>,
+    window: Mutex<Window>,
+    /// Until the connection has ended.
+    native: Mutex<Option<Native>>,
+    /// Answers are to be handed over, or reports are awaited. Spares those who send messages the lock.
+    serving: AtomicBool,
+    /// Somebody waits for an answer. The same.
+    asking: AtomicBool,
+    /// Grants that the peer may use at any time.
+    granted: AtomicUsize,
+    /// Requests of either side so far.
+    requests: AtomicU64,
+}
+
+struct Native {
+    lane: Box<dyn LaneRemote>,
+    under_way: Vec<(RemoteToken, Arc<Operation>)>,
+    granted: Vec<(RemoteKey, Weak<Shared>)>,
+    batch: Batch<RemoteCompletion>,
+}
+
+impl Remote {
+    pub(crate) fn new(
+        mode: OneSided,
+        lane: Option<Box<dyn LaneRemote>>,
+        pool: BufPool,
+        ledger: Arc<CopyLedger>,
+        driver: Waker,
+    ) -> Arc<Self> {
+        let native = |lane| Native { lane, under_way: Vec::new(), granted: Vec::new(), batch: Batch::new() };
+        Arc::new(Self {
+            mode,
+            pool,
+            ledger,
+            driver,
+            target: Mutex::default(),
+            window: Mutex::default(),
+            native: Mutex::new(lane.map(native)),
+            serving: AtomicBool::new(false),
+            asking: AtomicBool::new(false),
+            granted: AtomicUsize::new(0),
+            requests: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn mode(&self) -> OneSided {
+        self.mode
+    }
+
+    /// Whether the peer may send a request at any time, which should not wait for the application.
+    pub(crate) fn is_granted(&self) -> bool {
+        self.granted.load(Relaxed) > 0
+    }
+
+    /// Requests of either side so far: a connection that has some is not idle.
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
+    // The owner's side.
+
+    pub(super) fn grant(&self, grant: impl FnOnce(RemoteKey) -> Grant) -> Result<RemoteKey, GrantError> {
+        let mut target = self.target.lock();
+        let key = target.grant(grant)?;
+        self.granted.store(target.grants(), Relaxed);
+        Ok(key)
+    }
+
+    pub(super) fn grant_native(
+        &self,
+        grant: RemoteGrant,
+        export: &Arc<Shared>,
+    ) -> Result<RemoteKey, GrantError> {
+        quietly(|| {
+            let mut native = self.native.lock();
+            let native = native.as_mut().ok_or(GrantError::Ended)?;
+            if native.granted.len() >= MAX_GRANTS {
+                return Err(GrantError::TooMany { max: MAX_GRANTS });
+            }
+            let key = native.lane.grant(grant)?;
+            native.granted.push((key, Arc::downgrade(export)));
+            Ok(key)
+        })
+    }
+
+    /// Ends a grant. Requests are served under the same lock, so none is at work afterwards.
+    pub(super) fn revoke(&self, key: &RemoteKey) -> Revoked {
+        if self.mode == OneSided::Native {
+            return quietly(|| match &mut *self.native.lock() {
+                Some(native) => native.revoke(key),
+                // Settled when the connection ended.
+                None => Revoked::Done,
+            });
+        }
+        let mut target = self.target.lock();
+        let grant = target.revoke(key);
+        self.granted.store(target.grants(), Relaxed);
+        drop(target);
+        drop(grant);
+        Revoked::Done
+    }
+
+    // Records. The caller holds the receiving half.
+
+    /// A REMOTE frame came in. An error is the peer's fault.
+    pub(crate) fn arrived(&self, mut record: Message) -> Result<(), String> {
+        if self.mode != OneSided::Emulated {
+            return Err("a remote record, which was not agreed on".into());
+        }
+        // Parsed from a private copy (M6).
+        let front: SmallVec<[u8; REMOTE_REQUEST_BYTES]> = record
+            .segments()
+            .iter()
+            .flat_map(|segment| segment.iter().copied())
+            .take(REMOTE_REQUEST_BYTES)
+            .collect();
+        let parsed = RemoteRecord::decode(&front, record.len()).map_err(|error| error.to_string())?;
+        drop(record.split_to(parsed.front_bytes()));
+        match parsed {
+            RemoteRecord::Request(request) => self.requested(request, record),
+            RemoteRecord::Answer(answer) => self.answered(&answer, record),
+        }
+    }
+
+    fn requested(&self, request: RemoteRequest, payload: Message) -> Result<(), String> {
+        self.requests.fetch_add(1, Relaxed);
+        let mut target = self.target.lock();
+        self.serving.store(true, Relaxed);
+        target.take_in(request, payload, &self.pool, &self.ledger)
+    }
+
+    fn answered(&self, answer: &RemoteAnswer, payload: Message) -> Result<(), String> {
+        let mut window = self.window.lock();
+        let operation = window.on_answer(answer)?;
+        self.asking.store(!window.is_quiet(), Relaxed);
+        drop(window);
+        if let Some(operation) = operation {
+            self.ledger.moved(payload.len());
+            operation.answered(answer, payload, &self.pool, &self.ledger);
+        }
+        Ok(())
+    }
+
+    // Answers. The caller holds the sending half.
+
+    /// Whether there is anything to do with answers.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.serving.load(Relaxed)
+    }
+
+    pub(crate) fn next_answer(&self) -> Option<Message> {
+        let mut target = self.target.lock();
+        self.serving.store(!target.is_done(), Relaxed);
+        target.next_answer()
+    }
+
+    pub(crate) fn handed_over(&self, token: SendToken) {
+        let mut target = self.target.lock();
+        target.handed_over(token);
+        self.serving.store(true, Relaxed);
+    }
+
+    pub(crate) fn awaits_reports(&self) -> bool {
+        self.is_serving() && self.target.lock().awaits_reports()
+    }
+
+    /// Whether the lane should be asked for its reports now.
+    pub(crate) fn wants_reports(&self) -> bool {
+        let target = self.target.lock();
+        target.is_waiting() || target.is_half_full()
+    }
+
+    /// The lane's report on an answer, or on something else. Requests that wait for it are the driver's.
+    pub(crate) fn reported(&self, token: SendToken) {
+        if !self.is_serving() {
+            return;
+        }
+        let mut target = self.target.lock();
+        target.reported(token);
+        if target.is_waiting() {
+            drop(target);
+            crate::connection::wake_later(self.driver.clone());
+        }
+    }
+
+    pub(crate) fn serve_waiting(&self) -> bool {
+        self.target.lock().serve_waiting(&self.pool, &self.ledger)
+    }
+
+    // Our own requests. The caller holds the sending half.
+
+    pub(crate) fn may_begin(&self, place: Option<u64>) -> bool {
+        self.window.lock().may_begin(place)
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.window.lock().next_id()
+    }
+
+    pub(crate) fn begun(&self, operation: &Arc<Operation>, expected: Expected) {
+        self.requests.fetch_add(1, Relaxed);
+        let mut window = self.window.lock();
+        window.begun(operation, expected);
+        self.asking.store(true, Relaxed);
+    }
+
+    pub(crate) fn wait(&self, place: &mut Option<u64>, waker: &Waker) {
+        let mut window = self.window.lock();
+        window.wait(place, waker);
+        self.asking.store(true, Relaxed);
+    }
+
+    /// The caller holds the sending half, or has no place.
+    pub(crate) fn leave(&self, place: &mut Option<u64>) {
+        if place.is_some() {
+            let mut window = self.window.lock();
+            window.leave(place);
+            self.asking.store(!window.is_quiet(), Relaxed);
+        }
+    }
+
+    /// Nobody waits for an answer.
+    pub(crate) fn is_quiet(&self) -> bool {
+        !self.asking.load(Relaxed)
+    }
+
+    // Operations that the lane does itself.
+
+    /// Begins an operation if the lane takes one now.
+    pub(crate) fn begin_native(
+        &self,
+        key: &RemoteKey,
+        offset: u64,
+        op: impl FnOnce() -> Option<RemoteOp>,
+        operation: &Arc<Operation>,
+    ) -> Poll<Result<(), LaneError>> {
+        let mut native = self.native.lock();
+        let Some(native) = &mut *native else { return Poll::Ready(Err(LaneError::Closed)) };
+        std::task::ready!(native.lane.poll_ready(&mut Context::from_waker(&self.driver)))?;
+        let Some(op) = op() else { return Poll::Ready(Err(LaneError::Closed)) };
+        let token = native.lane.start(key, offset, op)?;
+        operation.begun();
+        native.under_way.push((token, operation.clone()));
+        self.requests.fetch_add(1, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Hands on what has ended, and lets the next one begin.
+    pub(crate) fn collect_native(&self) -> Result<(), LaneError> {
+        if self.mode != OneSided::Native {
+            return Ok(());
+        }
+        loop {
+            let mut native = self.native.lock();
+            let Some(Native { lane, under_way, batch, .. }) = &mut *native else { break };
+            if lane.poll_completions(&mut Context::from_waker(&self.driver), batch)?.is_pending()
+                || batch.is_empty()
+            {
+                break;
+            }
+            for done in batch.drain() {
+                // An unknown token is nobody's (M3).
+                let Some(at) = under_way.iter().position(|(token, _)| *token == done.token) else { continue };
+                let (_, operation) = under_way.remove(at);
+                let len = done.read.as_ref().map_or(0, |read| read.len());
+                let answer = RemoteAnswer { id: 0, status: done.status, len: len as u32, value: done.value };
+                let read = done.read.map_or_else(Message::new, Message::from);
+                self.ledger.moved(len);
+                operation.answered(&answer, read, &self.pool, &self.ledger);
+            }
+        }
+        self.window.lock().wake_first();
+        Ok(())
+    }
+
+    /// The connection has ended: nothing is granted any more, and everybody who waits is to look at why.
+    pub(crate) fn end(&self) {
+        let leftovers = self.target.lock().end();
+        self.granted.store(0, Relaxed);
+        drop(leftovers);
+        self.window.lock().end();
+        if let Some(native) = &mut *self.native.lock() {
+            native.under_way.drain(..).for_each(|(_, operation)| operation.wake());
+        }
+    }
+
+    /// The connection's task has ended: takes back what the lane itself had granted, and lets go of it. Memory
+    /// is copied where a peer could keep it, so no lock is held.
+    pub(crate) fn settle(&self) {
+        let Some(mut native) = quietly(|| self.native.lock().take()) else { return };
+        let granted = std::mem::take(&mut native.granted);
+        for (key, export) in granted {
+            let revoked = native.lane.revoke(&key);
+            if let (Revoked::Retired, Some(export)) = (revoked, export.upgrade())
+                && let Err(error) = export.replace()
+            {
+                tracing::error!(%error, "no memory for a copy of an export: a peer that is gone may still write it");
+            }
+        }
+    }
+}
+
+impl Native {
+    fn revoke(&mut self, key: &RemoteKey) -> Revoked {
+        let Some(at) = self.granted.iter().position(|(granted, _)| granted == key) else {
+            return Revoked::Done;
+        };
+        self.granted.swap_remove(at);
+        self.lane.revoke(key)
+    }
+}
