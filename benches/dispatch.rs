@@ -28,7 +28,7 @@ const SIZE: usize = 64;
 /// One end, however it is driven.
 trait End {
     fn send(&mut self, messages: usize) -> impl Future<Output = ()>;
-    /// Takes what is there.
+    /// Takes at least one message, if one is there.
     fn take(&mut self) -> usize;
 }
 
@@ -83,7 +83,8 @@ impl End for Facade {
     }
 
     fn take(&mut self) -> usize {
-        std::iter::from_fn(|| self.rx.try_recv().unwrap()).count()
+        // One more than there are would cost a system call that the bare lane is not asked for.
+        usize::from(self.rx.try_recv().unwrap().is_some())
     }
 }
 

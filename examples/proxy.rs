@@ -24,8 +24,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Clients served at a time; further ones wait in the listener.
 const MAX_CLIENTS: usize = 1024;
-/// How often a side that has finished sending is asked whether it is still there.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Pause after a client could not be taken.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Bytes of an error's text that the other side gets to read.
 const MAX_WORDS: usize = 200;
 
@@ -58,6 +58,7 @@ async fn demo() -> Result<()> {
             conn.send(message).await?;
         }
         conn.drain(Duration::ZERO).await?; // the client has finished; what was echoed still arrives
+        conn.closed().await; // by the client, through the proxy
         Result::Ok(())
     });
     let listener = fabric.listen("zc://127.0.0.1:0").await?;
@@ -80,7 +81,6 @@ async fn demo() -> Result<()> {
     }
     client.close(CloseCode::NORMAL, "").await;
     server.await??;
-    tokio::time::sleep(2 * LOOK_AGAIN).await; // the proxy sees for itself that both are gone
     let _ = stop.send(());
     println!("{}", proxy.await??);
     Ok(())
@@ -126,7 +126,7 @@ pub(crate) async fn serve(
                     // Too many open files, for instance: those there go on, and new ones wait.
                     Err(error) => {
                         eprintln!("{error}");
-                        tokio::time::sleep(LOOK_AGAIN).await;
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
                     }
                 }
             }
@@ -210,20 +210,10 @@ async fn one_way(mut from: Receiver, back: &Sender, to: &Sender, messages: &mut 
             },
             Ok(None) => {
                 let _ = to.finish().await;
-                return handed_on(ended(back).await);
+                return handed_on(back.closed().await);
             }
             Err(error) => return handed_on(error),
         }
-    }
-}
-
-/// Waits until a connection that has finished sending ends.
-async fn ended(back: &Sender) -> ConnectionError {
-    loop {
-        if let Err(error) = back.flush().await {
-            return error;
-        }
-        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

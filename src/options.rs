@@ -26,6 +26,17 @@ pub enum Polling {
     Interrupt,
 }
 
+impl Polling {
+    /// Whether it looks more than once before it sleeps.
+    pub(crate) fn spins(self) -> bool {
+        match self {
+            Self::Busy => true,
+            Self::Adaptive { spin } => !spin.is_zero(),
+            Self::Interrupt => false,
+        }
+    }
+}
+
 /// [`Polling::Adaptive`]'s default time: about what waking a sleeping thread costs.
 pub const DEFAULT_SPIN: Duration = Duration::from_micros(20);
 /// Silence after which a peer is pinged.

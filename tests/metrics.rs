@@ -10,6 +10,9 @@ use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
     SharedString, Unit,
 };
+use zc::transport::{
+    BoxFuture, Caps, ControlLink, Lane, Offer, OfferContext, Role, Transport, Unavailable, WireupError,
+};
 use zc::{CloseCode, Fabric, MetricsObserver};
 
 type Values = Arc<Mutex<BTreeMap<String, f64>>>;
@@ -42,6 +45,9 @@ impl GaugeFn for Cell {
     }
     fn decrement(&self, value: f64) {
         self.add(-value);
+        if self.0.lock().unwrap()[&self.1] < 0.0 {
+            self.0.lock().unwrap().insert(format!("{} was negative", self.1), 1.0);
+        }
     }
     fn set(&self, _value: f64) {}
 }
@@ -85,8 +91,34 @@ impl Recorder for Sums {
     }
 }
 
+/// What would be taken, if there were a device.
+struct Absent;
+
+impl Transport for Absent {
+    fn name(&self) -> &'static str {
+        "shm"
+    }
+    fn probe(&self) -> Result<Caps, Unavailable> {
+        Err(Unavailable::NoDevice)
+    }
+    fn offer(&self, _: &OfferContext) -> Result<Offer, Unavailable> {
+        Err(Unavailable::NoDevice)
+    }
+    fn join<'a>(
+        &'a self,
+        _: Role,
+        _: Offer,
+        _: Offer,
+        _: &'a mut Option<Box<dyn ControlLink>>,
+        _: OfferContext,
+    ) -> BoxFuture<'a, Result<Lane, WireupError>> {
+        Box::pin(async { Err(Unavailable::NoDevice.into()) })
+    }
+}
+
 async fn one_orderly_and_one_failed() {
     let fabric = Fabric::auto_builder().observer(Arc::new(MetricsObserver::new())).build().unwrap();
+    assert!(fabric.connect("zc+mem://metrics-nobody").await.is_err());
     let (client, mut server) = zc::testing::pair(&fabric).await.unwrap();
     client.send(vec![1; 5000]).await.unwrap();
     drop(client);
@@ -111,6 +143,14 @@ fn connections_and_bytes_are_counted() {
     assert_eq!(value(&format!("{closed}client,transport=mem,outcome=orderly}}")), 2.0);
     assert_eq!(value(&format!("{closed}server,transport=mem,outcome=orderly}}")), 1.0);
     assert_eq!(value(&format!("{closed}server,transport=mem,outcome=failed}}")), 1.0);
+    for role in ["client", "server"] {
+        let ends = format!("{{role={role},transport=mem}}");
+        assert_eq!(value(&format!("zc_connections_opened_total{ends}")), 2.0);
+        assert_eq!(value(&format!("zc_connections_open{ends}")), 0.0);
+        assert_eq!(value(&format!("zc_handshake_duration_seconds{ends}")), 2.0);
+    }
+    assert_eq!(value("zc_handshake_failures_total{role=client,stage=connect}"), 1.0);
+    assert!(values.keys().all(|name| !name.contains("negative")), "{values:#?}");
     assert_eq!(value("zc_connection_lifetime_seconds{transport=mem}"), 4.0);
     assert_eq!(value("zc_payload_moved_bytes_total{transport=mem}"), 10_000.0, "both ends count");
     let units = sums.units.lock().unwrap();
@@ -120,4 +160,21 @@ fn connections_and_bytes_are_counted() {
     for name in units.keys().filter(|name| name.ends_with("_seconds")) {
         assert_eq!(units[name], Some(Unit::Seconds), "{name}");
     }
+}
+
+#[test]
+fn fallbacks_are_counted() {
+    let sums = Sums::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let test = async {
+        let builder = zc::testing::fabric_over(zc::testing::stream_transport()).transport(Arc::new(Absent));
+        let fabric = builder.observer(Arc::new(MetricsObserver::new())).build().unwrap();
+        let mut listener = fabric.listen("zc://127.0.0.1:0").await.unwrap();
+        let uri = listener.local_uri().to_string();
+        let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
+        drop((client.unwrap(), server.unwrap()));
+    };
+    metrics::with_local_recorder(&sums, || runtime.block_on(test));
+    let values = sums.values.lock().unwrap().clone();
+    assert_eq!(values.get("zc_fallbacks_total{transport=tcp}"), Some(&2.0), "at both ends: {values:#?}");
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, SinkExt};
 use tokio::time::{advance, sleep, timeout};
+use zc::testing::{FaultPlan, FaultSwitch, FaultTransport, fabric_over, mem_transport};
 use zc::transport::LaneLimits;
 use zc::{
     CloseCode, Closed, Completion, Connection, ConnectionError, ConnectionOptions, Delivery, Fabric,
@@ -47,31 +48,50 @@ async fn stalled_pair() -> (Connection, Connection) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permit_keeps_its_turn_and_its_room() {
+async fn a_permit_is_good_for_one_message_and_holds_up_nobody() {
     let (client, mut server) = pair().await;
     let (one, other) = (client.sender(), client.sender());
     let permit = one.reserve(100).await.unwrap();
-    assert!(other.try_reserve(1).unwrap().is_none());
-    assert!(other.try_send(vec![2; 10]).is_err(), "the turn is taken");
-    let waiting = other.send(vec![2; 10]);
-    tokio::pin!(waiting);
-    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    drop(other.try_reserve(1).unwrap().expect("nothing is kept from others"));
+    other.try_send(vec![2; 10]).unwrap();
+    other.send(vec![2; 11]).await.unwrap();
+    other.flush().await.unwrap();
     permit.send(vec![1; 100]).unwrap();
-    waiting.await.unwrap();
-    assert_eq!(server.recv().await.unwrap().unwrap().len(), 100);
-    assert_eq!(server.recv().await.unwrap().unwrap().len(), 10);
-
+    for len in [10, 11, 100] {
+        assert_eq!(server.recv().await.unwrap().unwrap().len(), len);
+    }
     let error = one.reserve(3).await.unwrap().send(vec![1; 4]).unwrap_err();
     assert!(matches!(error.error, ConnectionError::TooLarge { len: 4, max: 3 }));
     assert_eq!(error.into_message().unwrap().len(), 4);
-    drop(one.try_reserve(1).unwrap().expect("the turn came back"));
-    drop(one.reserve(1).await.unwrap());
-    other.try_send(vec![2; 1]).unwrap();
 
     let permit = one.reserve(1).await.unwrap();
     client.close(CloseCode::NORMAL, "").await;
     let error = permit.send(vec![1]).unwrap_err();
     assert!(error.is_retryable() && matches!(error.error, ConnectionError::ClosedHere), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_is_good_although_others_took_the_room() {
+    let (client, mut server) = pair_of(options(|_| {}).limits(limits(4096))).await;
+    let sender = client.sender();
+    let permits = [sender.reserve(1).await.unwrap(), sender.reserve(1).await.unwrap()];
+    sender.send(vec![0; 100_000]).await.unwrap();
+    assert!(sender.try_send(vec![0; 1]).is_err(), "there is no room");
+    for permit in permits {
+        permit.send(vec![1]).unwrap();
+    }
+    // Whoever comes later waits behind them.
+    let later = tokio::spawn({
+        let sender = client.sender();
+        async move { sender.send(vec![2]).await }
+    });
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((client.stats().sent_messages, client.stats().waiting_senders), (1, 3));
+    assert_eq!(server.recv().await.unwrap().unwrap().len(), 100_000);
+    for n in [1, 1, 2] {
+        assert_eq!(server.recv().await.unwrap().unwrap(), [n][..]);
+    }
+    later.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,26 +125,30 @@ async fn a_send_that_had_no_room_in_time_gives_the_message_back() {
     assert_eq!(server.recv().await.unwrap().unwrap(), b"next"[..], "what timed out was not sent");
 }
 
+/// A pair, and what stops both ends from reading.
+async fn switched_pair() -> (Connection, Connection, FaultSwitch) {
+    let transport = FaultTransport::new(mem_transport(), FaultPlan::new(1));
+    let switch = transport.switch();
+    let mut options = ConnectionOptions::default();
+    (options.polling, options.keepalive_interval) = (Polling::Interrupt, Duration::ZERO);
+    let (client, server) = pair_of(fabric_over(Arc::new(transport)).options(options)).await;
+    (client, server, switch)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_send_that_was_handed_over_in_time_is_unknown() {
-    let (client, mut server) = pair_of(options(|o| o.keepalive_interval = Duration::ZERO)).await;
-    // The lease of the peer is used up, so it reads nothing and acknowledges nothing.
-    let mut tight = LaneLimits::default();
-    (tight.lease_soft, tight.lease_hard) = (1, 1);
-    let (stuck, mut holder) = pair_of(options(|o| o.keepalive_interval = Duration::ZERO).limits(tight)).await;
-    stuck.send(vec![1; 100]).await.unwrap();
-    let held = holder.recv().await.unwrap().unwrap();
-    let sender = stuck.sender();
+    let (client, mut server, switch) = switched_pair().await;
+    let sender = client.sender();
+    sender.send_with(vec![1; 1], Completion::Delivered).timeout(LONG).await.unwrap();
+    switch.stall_receiving();
     let sending = sender.send_with(vec![2; 100], Completion::Delivered).timeout(Duration::from_secs(1));
     let error = sending.await.unwrap_err();
     assert!(matches!(error.error, ConnectionError::Deadline), "{error}");
     assert_eq!((error.delivery(), error.is_retryable()), (Delivery::Unknown, false));
-    drop(held);
-    assert_eq!(holder.recv().await.unwrap().unwrap().len(), 100, "it arrived after all");
-
-    let sender = client.sender();
-    sender.send_with(vec![3; 1], Completion::Delivered).timeout(LONG).await.unwrap();
-    server.recv().await.unwrap().unwrap();
+    switch.release();
+    for len in [1, 100] {
+        assert_eq!(server.recv().await.unwrap().unwrap().len(), len, "it arrived after all");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -257,18 +281,15 @@ async fn what_crosses_a_go_away_was_not_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn flush_waits_until_all_is_out() {
-    // The peer reads nothing, because its lease is used up: the pipe between the two fills.
-    let mut tight = limits(64 << 20);
-    (tight.lease_soft, tight.lease_hard) = (1, 1);
-    let (client, mut server) = pair_of(options(|_| {}).limits(tight)).await;
-    client.send(vec![1; 100]).await.unwrap();
-    let held = server.recv().await.unwrap().unwrap();
+    let (client, mut server, switch) = switched_pair().await;
     let mut sender = client.sender();
+    // More than the pipe between the two holds.
+    switch.stall_receiving();
     sender.feed(vec![2; 1 << 20]).await.unwrap();
     assert!(timeout(LONG, sender.flush()).await.is_err());
     assert!(timeout(LONG, SinkExt::<zc::Message>::flush(&mut sender)).await.is_err());
     let flushing = tokio::spawn(async move { sender.flush().await });
-    drop(held);
+    switch.release();
     assert_eq!(server.recv().await.unwrap().unwrap().len(), 1 << 20);
     flushing.await.unwrap().unwrap();
 }
@@ -286,9 +307,11 @@ async fn sinks_that_were_ready_together_keep_order_and_bounds() {
         sink.as_mut().start_send(vec![n as u8; 100_000].into()).unwrap();
     }
     assert_eq!(client.stats().sent_messages, 1, "only one of them was handed over");
-    for sink in &mut sinks {
-        assert!(sink.as_mut().poll_ready(&mut cx).is_pending());
+    for sink in &mut sinks[1..] {
+        assert!(sink.as_mut().poll_ready(&mut cx).is_pending(), "one message each");
         assert!(sink.as_mut().poll_flush(&mut cx).is_pending());
+        let error = sink.as_mut().start_send(vec![9].into()).unwrap_err();
+        assert!(matches!(error.error, ConnectionError::NotReady) && error.is_retryable(), "{error}");
     }
     // What was given is sent, even if nobody flushes.
     drop(sinks);
@@ -325,6 +348,115 @@ async fn fin_follows_what_sinks_had_taken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn closing_a_sink_waits_for_fin_behind_what_others_gave() {
+    use futures::Sink;
+    for flush_first in [false, true] {
+        let (client, mut server) = pair_of(options(|_| {}).limits(limits(4096))).await;
+        let mut sinks: Vec<_> = (0..3).map(|_| Box::pin(client.sender())).collect();
+        let mut cx = Context::from_waker(Waker::noop());
+        for sink in &mut sinks {
+            sink.as_mut().start_send(vec![1; 100_000].into()).unwrap();
+        }
+        let mut last = Box::pin(client.sender());
+        if flush_first {
+            // In front of what comes after it.
+            assert!(last.as_mut().poll_flush(&mut cx).is_pending());
+        }
+        let mut behind = Box::pin(client.sender());
+        behind.as_mut().start_send(vec![2; 100_000].into()).unwrap();
+        let closing = tokio::spawn(async move { SinkExt::close(&mut last).await });
+        sleep(Duration::from_secs(1)).await;
+        assert!(!closing.is_finished());
+        for _ in 0..4 {
+            assert_eq!(server.recv().await.unwrap().unwrap().len(), 100_000);
+        }
+        closing.await.unwrap().unwrap();
+        // It is out, so it needs nobody at this end any more.
+        assert!(server.recv().await.unwrap().is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_left_alone_holds_up_nobody() {
+    use futures::Sink;
+    use tokio::io::AsyncWriteExt;
+    let (client, mut server) = pair_of(options(|_| {}).limits(limits(4096))).await;
+    let (mut one, mut other) = (Box::pin(client.sender()), client.sender());
+    let mut cx = Context::from_waker(Waker::noop());
+    one.as_mut().start_send(vec![1; 100_000].into()).unwrap();
+    one.as_mut().start_send(vec![2].into()).unwrap();
+    // Each waits, and is never polled again.
+    assert!(one.as_mut().poll_ready(&mut cx).is_pending());
+    assert!(one.as_mut().poll_flush(&mut cx).is_pending());
+    let mut stream = client.into_byte_stream().unwrap();
+    stream.write_all(&[3]).await.unwrap();
+    assert!(stream.write_all(&[4]).now_or_never().is_none());
+    assert!(stream.flush().now_or_never().is_none());
+    let sending = tokio::spawn(async move {
+        other.send(vec![5]).await.unwrap();
+        SinkExt::send(&mut other, vec![6].into()).await.unwrap();
+        other
+    });
+    assert_eq!(server.recv().await.unwrap().unwrap().len(), 100_000);
+    for n in [2, 3, 5, 6] {
+        assert_eq!(server.recv().await.unwrap().unwrap(), [n][..]);
+    }
+    sending.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_receiver_the_peer_is_told() {
+    let (mut client, mut server) = pair_of(options(|_| {}).limits(limits(4096))).await;
+    server.send(vec![1; 2000]).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let (sender, receiver) = client.split();
+    drop(receiver);
+    let mut sent = 1;
+    let error = loop {
+        match timeout(LONG, server.send(vec![1; 2000])).await.expect("it never stalls") {
+            Ok(()) => sent += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error.error, ConnectionError::PeerGoesAway { .. }), "{error}");
+    assert!(error.is_retryable());
+    sleep(Duration::from_secs(1)).await;
+    let stats = client.stats();
+    assert_eq!((stats.discarded_messages, stats.inbox_messages, stats.leased_bytes), (sent, 0, 0));
+    // The other direction is open, and both end in order.
+    sender.send(&b"still here"[..]).await.unwrap();
+    assert_eq!(server.recv().await.unwrap().unwrap(), b"still here"[..]);
+    client.drain(LONG).await.unwrap();
+    drop((client, sender));
+    assert!(server.recv().await.unwrap().is_none());
+    assert!(matches!(server.closed().await, ConnectionError::ClosedByPeer { code: CloseCode::NORMAL, .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_tells_either_end_why() {
+    let (client, mut server) = pair().await;
+    let (here, there, late) = (client.closed(), server.closed(), server.sender());
+    let waiting = tokio::spawn(there);
+    client.send(vec![1]).await.unwrap();
+    assert!(timeout(LONG, client.closed()).await.is_err(), "it goes on");
+    client.close(CloseCode::app(4).unwrap(), "enough").await;
+    assert!(matches!(here.await, ConnectionError::ClosedHere));
+    for reason in [waiting.await.unwrap(), late.closed().await] {
+        let ConnectionError::ClosedByPeer { code, reason } = reason else { panic!("{reason}") };
+        assert_eq!((code, reason.as_str()), (CloseCode::app(4).unwrap(), "enough"));
+    }
+    assert_eq!(server.recv().await.unwrap().unwrap(), [1][..], "what came before");
+
+    // Waiting keeps nothing open.
+    let (client, server) = pair().await;
+    let (here, there) = (client.closed(), server.closed());
+    drop(client);
+    assert!(matches!(there.await, ConnectionError::ClosedByPeer { code: CloseCode::NORMAL, .. }));
+    drop(server);
+    assert!(matches!(here.await, ConnectionError::ClosedHere));
+}
+
+#[tokio::test(start_paused = true)]
 async fn thousands_of_deliveries_are_awaited_at_once() {
     let (client, mut server) = pair_of(options(|_| {}).limits(limits(64 << 20))).await;
     let sender = client.sender();
@@ -349,6 +481,7 @@ async fn thousands_of_deliveries_are_awaited_at_once() {
 async fn receiving_after_split_is_an_error() {
     let (mut client, _server) = pair().await;
     let (_sender, _receiver) = client.split();
+    assert!(client.take_receiver().is_none());
     assert!(matches!(client.recv().await, Err(ConnectionError::ReceiverTaken)));
     assert!(matches!(client.into_byte_stream(), Err(ConnectionError::ReceiverTaken)));
 }

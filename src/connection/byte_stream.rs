@@ -6,13 +6,11 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
 use zc_core::memory::{AllocWaiter, CopyPlace, Message, PinnedBufMut, copy_payload};
-use zc_core::transport::Completion;
 
 use super::Connection;
-use super::error::ConnectionError;
 use super::receiver::Receiver;
-use super::sender::{finish, hand_over, push_out};
-use super::turn::{poll_flush, poll_turn};
+use super::sender::push_out;
+use super::wake::deferred;
 
 /// The most bytes that one write puts into one message.
 pub const BYTE_STREAM_MESSAGE: usize = 64 << 10;
@@ -22,7 +20,7 @@ pub const BYTE_STREAM_MESSAGE: usize = 64 << 10;
 ///
 /// * A write becomes one message of up to [`BYTE_STREAM_MESSAGE`] bytes in memory of the pool, into which
 ///   the slices of a vectored write are gathered: a copy, counted in the ledger as `Gather`. It is
-///   pushed out at once and is pending while the peer does not read.
+///   pushed out at once. Without room one message waits in its turn, and the next write is pending.
 /// * A read copies out of the received message, counted as `App`. `poll_fill_buf` (`AsyncBufRead`)
 ///   lends the received memory instead and copies nothing.
 /// * A flush is ready when nothing is left in this process's queue. Closing (shutdown) says FIN and
@@ -87,7 +85,7 @@ impl ByteStream {
             return Poll::Ready(Ok(0));
         }
         let len = ready!(self.fill(cx))?.len().min(out.len());
-        let ledger = &self.connection.handle.core().ledger;
+        let ledger = &self.connection.sender.core().ledger;
         copy_payload(&mut out[..len], &self.current.chunk()[..len], ledger, CopyPlace::App);
         self.consume_read(len);
         Poll::Ready(Ok(len))
@@ -95,60 +93,38 @@ impl ByteStream {
 
     /// Takes up to one message's worth; pending without having taken anything.
     fn write_from(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let core = self.connection.handle.core();
+        let (core, polled) = self.connection.sender.parts();
         let most = BYTE_STREAM_MESSAGE.min(core.limits.send_max_message as usize);
         let len = slices.iter().fold(0_usize, |sum, slice| sum.saturating_add(slice.len())).min(most);
         if len == 0 {
             return Poll::Ready(Ok(0));
         }
-        let place = &mut self.connection.sender.place;
-        {
-            let mut tx = core.lock_tx();
-            match poll_turn(core, &mut tx, *place, len) {
-                Poll::Pending => {
-                    core.wait(&mut tx, place, cx.waker());
-                    return Poll::Pending;
-                }
-                // Kept while the bytes are gathered, without the lock.
-                Poll::Ready(Ok(())) => tx.queue.hold(place),
-                Poll::Ready(Err(error)) => {
-                    core.leave(&mut tx, place);
-                    return Poll::Ready(Err(error.into()));
-                }
+        ready!(polled.poll_ready(core, cx))?;
+        let mut buf = match core.pool.try_alloc(len) {
+            Ok(buf) => buf,
+            Err(_) => {
+                let waker = deferred(cx.waker());
+                let got = core.pool.poll_alloc(len, &mut self.waiter, &mut Context::from_waker(&waker));
+                ready!(got).map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?
             }
-        }
-        let polled = core.pool.poll_alloc(len, &mut self.waiter, cx);
-        let gathered = polled.map_ok(|mut buf| {
-            gather(&mut buf, slices, len, &core.ledger);
-            buf
-        });
-        let mut tx = core.lock_tx();
-        let sent = match gathered {
-            Poll::Pending => {
-                core.leave(&mut tx, place);
-                return Poll::Pending;
-            }
-            Poll::Ready(Err(error)) => Err(io::Error::new(io::ErrorKind::OutOfMemory, error)),
-            Poll::Ready(Ok(buf)) => match tx.refusal() {
-                Some(error) => Err(error.into()),
-                None => hand_over(core, &mut tx, buf.into(), Completion::Accepted).map_err(io::Error::from),
-            },
         };
-        core.leave(&mut tx, place);
-        Poll::Ready(match sent {
-            Ok(_) => push_out(core, tx).map(|()| len).map_err(io::Error::from),
-            Err(error) => Err(error),
-        })
+        gather(&mut buf, slices, len, &core.ledger);
+        let mut tx = core.lock_tx();
+        match polled.submit(core, &mut tx, buf.into())? {
+            true => push_out(core, tx)?,
+            false => drop(tx),
+        }
+        Poll::Ready(Ok(len))
     }
 
-    fn flush_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
-        poll_flush(self.connection.handle.core(), &mut self.connection.sender.place, cx)
+    fn flush_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (core, polled) = self.connection.sender.parts();
+        polled.poll_flush(core, cx).map_err(io::Error::from)
     }
 
     fn shut_down(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let core = self.connection.handle.core();
-        finish(core, &mut core.lock_tx())?;
-        self.flush_out(cx).map_err(io::Error::from)
+        let (core, polled) = self.connection.sender.parts();
+        polled.poll_finish(core, cx).map_err(io::Error::from)
     }
 }
 
@@ -192,7 +168,7 @@ impl futures::io::AsyncWrite for ByteStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().flush_out(cx).map_err(io::Error::from)
+        self.get_mut().flush_out(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -246,7 +222,7 @@ mod with_tokio {
         }
 
         fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            self.get_mut().flush_out(cx).map_err(io::Error::from)
+            self.get_mut().flush_out(cx)
         }
 
         fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

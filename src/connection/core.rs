@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -16,8 +16,9 @@ use zc_core::memory::{BufPool, CopyLedger, LeaseBudget, Message};
 use zc_core::transport::{
     Batch, Frame, FrameKind, LaneLimits, LaneRemote, LaneRx, LaneTx, OneSided, Reactor, SendReport, SendToken,
 };
-use zc_core::wire::{CloseCode, Delivery, MIN_FRAME_CREDIT_BYTES, RxSeq, SessionRecord, TxSeq};
+use zc_core::wire::{CloseCode, MIN_FRAME_CREDIT_BYTES, RxSeq, SessionRecord, TxSeq};
 
+use super::end::Ending;
 use super::error::ConnectionError;
 use super::tracked::Tracked;
 use super::waiters::{FairQueue, Place};
@@ -28,6 +29,9 @@ use crate::remote::Remote;
 pub(super) const ACK_EVERY: u32 = 1024;
 /// Messages beyond the receive window that a lane may deliver, because a batch was under way.
 pub const INBOX_SLACK: usize = 64;
+
+/// Batches read in one turn before other tasks get theirs.
+pub(super) const READS_PER_TURN: usize = 16;
 
 /// The sending half.
 pub(super) struct TxState {
@@ -46,12 +50,10 @@ pub(super) struct TxState {
     pub(super) sent_bytes: u64,
     pub(super) stalls: u64,
     pub(super) driver_turns: u64,
-    /// As far as the driver knows.
-    pub(super) last_heard: Instant,
     /// Messages that a sink had taken were dropped when sending ended.
     pub(super) parked_lost: bool,
-    reports: Batch<(SendToken, SendReport)>,
-    remote: Arc<Remote>,
+    pub(super) reports: Batch<(SendToken, SendReport)>,
+    pub(super) remote: Arc<Remote>,
 }
 
 /// The receiving half.
@@ -64,6 +66,10 @@ pub(super) struct RxState {
     /// The receiver's waker is registered.
     pub(super) waiting: bool,
     pub(super) failed: Option<ConnectionError>,
+    /// There is a receiver.
+    pub(super) received: bool,
+    /// GOAWAY has been said.
+    pub(super) go_away_sent: bool,
 }
 
 /// What came in.
@@ -74,9 +80,16 @@ pub(super) struct Arrived {
     pub(super) fin: bool,
     /// The peer asked for an acknowledgement of what came last: it waits.
     pub(super) eager: bool,
-    /// After our GOAWAY: how many messages came too late.
+    /// No more messages are taken: how many came too late.
     pub(super) refused: Option<u64>,
+    /// Taken, and dropped with the receiver.
+    pub(super) unread: u64,
     pub(super) bytes: u64,
+    /// Something came since the driver last looked.
+    pub(super) heard: bool,
+    /// When something came, as far as the driver knows.
+    pub(super) last_heard: Instant,
+    pub(super) pong: Option<u64>,
 }
 
 pub(super) struct Core {
@@ -85,9 +98,6 @@ pub(super) struct Core {
     pub(super) watch: Arc<Watch>,
     pub(super) rx_waker: Waker,
     pub(super) tx_waker: Waker,
-    /// Something came since the driver last looked.
-    pub(super) heard: AtomicBool,
-    pub(super) pong: Mutex<Option<u64>>,
     pub(super) senders: AtomicUsize,
     pub(super) handles: AtomicUsize,
     pub(super) started: Instant,
@@ -98,6 +108,7 @@ pub(super) struct Core {
     pub(super) pool: BufPool,
     pub(super) ledger: Arc<CopyLedger>,
     pub(super) remote: Arc<Remote>,
+    pub(super) ending: Ending,
 }
 
 /// What a [`Core`] is made of.
@@ -110,6 +121,7 @@ pub(super) struct Halves {
     pub(super) ledger: Arc<CopyLedger>,
     pub(super) reactor: Arc<dyn Reactor>,
     pub(super) remote: (OneSided, Option<Box<dyn LaneRemote>>),
+    pub(super) ending: Ending,
 }
 
 impl Core {
@@ -133,7 +145,6 @@ impl Core {
                 sent_bytes: 0,
                 stalls: 0,
                 driver_turns: 0,
-                last_heard: started,
                 parked_lost: false,
                 reports: Batch::new(),
                 remote: remote.clone(),
@@ -147,17 +158,21 @@ impl Core {
                     fin: false,
                     eager: false,
                     refused: None,
+                    unread: 0,
                     bytes: 0,
+                    heard: false,
+                    last_heard: started,
+                    pong: None,
                 },
                 ended: false,
                 waiting: false,
                 failed: None,
+                received: true,
+                go_away_sent: false,
             }),
             rx_waker: Arc::new(RxWake(watch.clone())).into(),
             tx_waker,
             watch,
-            heard: AtomicBool::new(false),
-            pong: Mutex::new(None),
             senders: AtomicUsize::new(0),
             handles: AtomicUsize::new(0),
             started,
@@ -168,6 +183,7 @@ impl Core {
             pool: halves.pool,
             ledger: halves.ledger,
             remote,
+            ending: halves.ending,
         })
     }
 
@@ -247,8 +263,14 @@ impl Core {
     pub(super) fn flush(&self, tx: &mut TxState) -> Result<bool, ConnectionError> {
         self.push_answers(tx)?;
         match tx.lane.poll_flush(&mut Context::from_waker(&self.tx_waker)) {
+            Poll::Pending => Ok(false),
             Poll::Ready(Err(error)) => Err(error.into()),
-            flushed => Ok(flushed.is_ready()),
+            Poll::Ready(Ok(())) => {
+                if tx.queue.flushed() {
+                    self.watch.wake_driver();
+                }
+                Ok(true)
+            }
         }
     }
 
@@ -276,81 +298,5 @@ impl Core {
         if tx.queue.is_empty() && tx.tracked.is_empty() && self.remote.is_quiet() {
             self.watch.need_nothing();
         }
-    }
-}
-
-impl TxState {
-    /// Why no data can be sent, if so.
-    pub(super) fn refusal(&self) -> Option<ConnectionError> {
-        match (&self.failed, &self.finished) {
-            (None, None) => None,
-            (Some(error), _) | (None, Some(error)) => Some(error.clone()),
-        }
-    }
-
-    pub(super) fn fail(&mut self, error: ConnectionError) {
-        self.failed.get_or_insert(error);
-        self.drop_parked();
-        self.queue.wake_all();
-        self.tracked.wake_all();
-        self.remote.end();
-    }
-
-    /// What sinks took can't be sent any more.
-    pub(super) fn drop_parked(&mut self) {
-        self.parked_lost |= self.queue.parked() > 0;
-        self.queue.drop_parked();
-    }
-
-    /// Why what was fed will not all go out, if so.
-    pub(super) fn flush_failure(&self) -> Option<ConnectionError> {
-        self.failed.clone().or_else(|| self.finished.clone().filter(|_| self.parked_lost))
-    }
-
-    /// No more data; the first reason stays.
-    pub(super) fn finish(&mut self, why: ConnectionError) {
-        self.finished.get_or_insert(why);
-        self.queue.wake_all();
-    }
-
-    pub(super) fn wake_delivered(&mut self) {
-        self.tracked.acknowledged(self.seq.acked());
-        if self.cut.is_some() {
-            self.tracked.wake_all();
-        }
-    }
-
-    /// Whether the peer has queued everything it ever will.
-    pub(super) fn is_drained(&self) -> bool {
-        self.queue.parked() == 0 && self.seq.acked() >= self.cut.unwrap_or(u64::MAX).min(self.seq.last_sent())
-    }
-
-    /// Collects completions that the lane has.
-    pub(super) fn collect(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
-        while (self.tracked.awaits_reports() || self.remote.awaits_reports())
-            && let Poll::Ready(result) = self.lane.poll_completions(cx, &mut self.reports)
-        {
-            result?;
-            if self.reports.is_empty() {
-                break;
-            }
-            for (token, report) in self.reports.drain() {
-                self.tracked.reported(token, report);
-                self.remote.reported(token);
-            }
-        }
-        Ok(())
-    }
-
-    /// A lane that failed to flush is broken for everyone.
-    pub(super) fn fail_if_broken(&mut self, error: &ConnectionError) {
-        if self.failed.is_none() && matches!(error, ConnectionError::Lane(_)) {
-            self.fail(error.clone());
-        }
-    }
-
-    /// What a failed send can say about message `seq`.
-    pub(super) fn delivery(&self, seq: u64) -> Delivery {
-        self.seq.delivery_of(seq)
     }
 }

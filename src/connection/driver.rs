@@ -5,25 +5,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use zc_core::memory::Pressure;
 use zc_core::transport::{ControlLink, LaneDrive, LaneError, Timer};
 use zc_core::wire::{CloseCode, Keepalive, KeepaliveAction, SessionRecord};
 
-use super::core::Core;
+use super::core::{Core, READS_PER_TURN};
+use super::end::Obituary;
 use super::error::ConnectionError;
 use super::idle::Idle;
 use super::ingest::Look;
-use super::obituary::Obituary;
 use super::sender::finish;
 use super::wake::{LOOK_INTERVAL, Section};
 use crate::options::ConnectionOptions;
 
-/// Batches read in one turn before other tasks get theirs.
-const READS_PER_TURN: usize = 16;
-/// How long frames may still come out of a lane after its control link ended.
-const LINK_GRACE: Duration = Duration::from_millis(100);
 /// Room for messages that an idle connection keeps.
 const IDLE_INBOX: usize = 64;
 
@@ -31,8 +26,8 @@ pub(super) struct Driver {
     pub(super) core: Arc<Core>,
     pub(super) drive: Option<Box<dyn LaneDrive>>,
     pub(super) link: Option<Box<dyn ControlLink>>,
-    /// The control link ended; the lane is read until then.
-    pub(super) link_grace: Option<Instant>,
+    /// How the control link ended.
+    pub(super) link_end: Option<LaneError>,
     pub(super) timer: Box<dyn Timer>,
     /// When the timer goes off.
     pub(super) timer_at: Option<Instant>,
@@ -40,13 +35,11 @@ pub(super) struct Driver {
     pub(super) look_at: Option<Instant>,
     pub(super) keepalive: Option<Keepalive>,
     pub(super) keepalive_at: Option<Instant>,
-    /// When the peer last was told that we live although we do not read.
-    pub(super) life_sign: Option<Instant>,
     pub(super) idle: Option<Idle>,
     pub(super) options: ConnectionOptions,
     /// When closing: the latest time to give up.
     pub(super) closing: Option<Instant>,
-    /// Tells the observer how it ended, when the task ends, however it does.
+    /// Tells how it ended, when the task ends, however it does.
     pub(super) obituary: Obituary,
 }
 
@@ -64,6 +57,7 @@ impl Future for Driver {
                 None
             }
         };
+        this.obituary.announce();
         if let Poll::Ready(()) = this.poll_end(now, &mut next) {
             return Poll::Ready(());
         }
@@ -84,15 +78,15 @@ impl Future for Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // A runtime that is shut down drops its tasks: nobody shall wait for this one.
-        if self.core.lock_tx().failed.is_none() {
-            self.core.fail(match self.core.handles.load(Ordering::Acquire) {
+        // Also when a runtime that is shut down drops its tasks: nobody shall wait for this one.
+        let known = self.core.lock_tx().failed.clone();
+        if known.is_none() || !self.core.lock_rx().ended {
+            self.core.fail(known.unwrap_or_else(|| match self.core.handles.load(Ordering::Acquire) {
                 0 => ConnectionError::ClosedHere,
                 _ => ConnectionError::NoRuntime("the connection's task was dropped".into()),
-            });
+            }));
         }
         self.core.remote.settle();
-        self.obituary.publish(&self.core);
     }
 }
 
@@ -109,12 +103,15 @@ fn due(at: Option<Instant>, now: Instant) -> bool {
 
 impl Driver {
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, ConnectionError> {
-        self.read(now);
+        self.watch_link(cx)?;
+        let is_empty = self.read(now);
+        if is_empty && let Some(end) = &self.link_end {
+            return Err(end.clone().into());
+        }
         if self.core.lock_tx().failed.is_some() {
             return Ok(self.look_at);
         }
-        self.watch_link(cx, now)?;
-        let mut next = sooner(self.look_at, self.link_grace);
+        let mut next = self.look_at;
         next = sooner(next, self.keep_alive(now)?);
         next = sooner(next, self.end_idle(now));
         if let Some(drive) = &mut self.drive {
@@ -122,49 +119,43 @@ impl Driver {
             let polled = drive.poll_drive(&mut Context::from_waker(&self.core.tx_waker), now);
             next = sooner(next, polled?);
         }
-        if let Err(error) = self.write() {
+        if let Err(error) = self.dismiss().and_then(|()| self.write()) {
             self.core.fail_sending(error);
         }
         Ok(next)
     }
 
-    /// Reads when somebody asked for it, or when the receiver has not come back in time.
-    fn read(&mut self, now: Instant) {
-        let asked = self.core.watch.take_look();
-        let last_chance = due(self.keepalive_at, now) || self.link_grace.is_some();
+    /// Reads when somebody asked for it, or when the receiver has not come back in time. True if the lane
+    /// was seen to hold nothing.
+    fn read(&mut self, now: Instant) -> bool {
+        let watch = &self.core.watch;
+        let asked = watch.take_look();
+        let last_chance = due(self.keepalive_at, now) || self.link_end.is_some();
         if !asked && !due(self.look_at, now) && !last_chance {
-            if self.look_at.is_none() && self.core.watch.is_watched() {
+            if self.look_at.is_none() && watch.is_watched() {
                 let longest = self.options.keepalive_timeout / 4;
                 let interval = if longest.is_zero() { LOOK_INTERVAL } else { longest.min(LOOK_INTERVAL) };
                 self.look_at = Some(now + interval);
             }
-            return;
+            return false;
         }
         self.look_at = None;
-        self.core.watch.unwatch();
-        let unused = self.core.handles.load(Ordering::Acquire) == 0;
-        for turn in 0.. {
+        watch.unwatch();
+        for _ in 0..READS_PER_TURN {
             let mut rx = self.core.lock_rx();
-            if unused {
-                while let Some(message) = rx.arrived.inbox.pop_front() {
-                    rx.lane.release(message.len());
-                }
-            }
             // An armed lane has nothing new.
             if rx.ended
-                || (self.core.watch.is_armed() && !last_chance)
+                || (watch.is_armed() && !last_chance)
                 || self.core.poll_ingest(&mut rx, Look::Armed).is_pending()
             {
-                break;
+                return !rx.ended;
             }
             if rx.waiting && (!rx.arrived.inbox.is_empty() || rx.end().is_some()) {
-                self.core.watch.wake_receiver();
-            }
-            if turn == READS_PER_TURN {
-                self.core.watch.look();
-                break;
+                watch.wake_receiver();
             }
         }
+        watch.look();
+        false
     }
 
     /// Pushes out what could not go at once and lets the next sender in.
@@ -181,55 +172,55 @@ impl Driver {
         if !tx.fin_sent && (finished || core.senders.load(Ordering::Acquire) == 0) {
             finish(core, &mut tx)?;
         }
-        if core.flush(&mut tx)? {
-            tx.queue.wake_flushes();
-        }
+        core.flush(&mut tx)?;
         tx.collect(&mut Context::from_waker(&core.tx_waker))?;
         tx.queue.wake_first();
         core.rest(&tx);
         Ok(())
     }
 
-    /// The control link of an out-of-band lane lives as long as the peer does. When it ends, what the
-    /// peer had put into the lane is read first: its CLOSE may be there.
-    fn watch_link(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), ConnectionError> {
-        if due(self.link_grace, now) {
-            return Err(LaneError::PeerGone("its control link ended").into());
-        }
+    /// The control link of an out-of-band lane lives as long as the peer does. What the peer had put into
+    /// the lane by then is there when the link's end is seen, so one look at the lane after that tells
+    /// whether anything is still to come, its CLOSE perhaps.
+    fn watch_link(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionError> {
         let Some(link) = &mut self.link else { return Ok(()) };
-        let mut byte = [0; 1];
-        match link.poll_read(cx, &mut byte) {
-            Poll::Pending => Ok(()),
-            Poll::Ready(Ok(0)) => {
-                self.link = None;
-                self.link_grace = Some(now + LINK_GRACE);
-                self.core.watch.look();
-                Ok(())
-            }
+        let end = match link.poll_read(cx, &mut [0; 1]) {
+            Poll::Pending => return Ok(()),
+            Poll::Ready(Ok(0)) => LaneError::PeerGone("its control link ended"),
             Poll::Ready(Ok(_)) => {
-                Err(ConnectionError::Session("data on the control link after COMMIT".into()))
+                return Err(ConnectionError::Session("data on the control link after COMMIT".into()));
             }
-            Poll::Ready(Err(error)) => Err(LaneError::os("read the control link", &error).into()),
+            // A process that was killed with bytes unread resets its links.
+            Poll::Ready(Err(error)) => LaneError::os("read the control link", &error),
+        };
+        (self.link, self.link_end) = (None, Some(end));
+        Ok(())
+    }
+
+    /// Tells the peer when nobody receives any more.
+    fn dismiss(&mut self) -> Result<(), ConnectionError> {
+        let rx = self.core.lock_rx();
+        if rx.received || rx.go_away_sent || self.core.handles.load(Ordering::Acquire) == 0 {
+            return Ok(());
         }
+        drop(rx);
+        self.core.go_away(CloseCode::GOING_AWAY, "nobody receives messages any more")
     }
 
     fn keep_alive(&mut self, now: Instant) -> Result<Option<Instant>, ConnectionError> {
-        let heard = self.core.heard.swap(false, Ordering::Relaxed);
+        let mut rx = self.core.lock_rx();
+        let heard = std::mem::take(&mut rx.arrived.heard);
         if heard {
-            self.core.lock_tx().last_heard = now;
+            rx.arrived.last_heard = now;
         }
+        let pong = rx.arrived.pong.take();
+        drop(rx);
         let Some(keepalive) = &mut self.keepalive else { return Ok(None) };
         if heard {
             keepalive.on_rx(now);
         }
-        if let Some(nonce) = self.core.pong.lock().take() {
+        if let Some(nonce) = pong {
             keepalive.on_pong(nonce, now);
-        }
-        if self.core.leases.pressure() == Pressure::Hard {
-            // We do not read, so we can't blame the peer for its silence.
-            keepalive.on_rx(now);
-            self.keepalive_at = None;
-            return self.show_life(now).map(Some);
         }
         loop {
             match keepalive.poll(now) {
@@ -254,26 +245,6 @@ impl Driver {
                 }
             }
         }
-    }
-
-    /// While the hard lease stops reading, the peer's PINGs lie unread: so that it does not take us for
-    /// dead, it hears an old acknowledgement every now and then, which it does not answer.
-    fn show_life(&mut self, now: Instant) -> Result<Instant, ConnectionError> {
-        let every = self.options.keepalive_interval.min(self.options.keepalive_timeout) / 2;
-        let every = every.max(LOOK_INTERVAL);
-        let at = self.life_sign.map_or(now, |last| last + every);
-        if now < at {
-            return Ok(at);
-        }
-        self.life_sign = Some(now);
-        let mut rx = self.core.lock_rx();
-        rx.arrived.seq.flush_ack();
-        let seq = rx.arrived.seq.last();
-        let mut tx = self.core.lock_tx();
-        if tx.failed.is_none() && !tx.close_sent {
-            self.core.push_record(&mut tx, &SessionRecord::Ack { seq })?;
-        }
-        Ok(now + every)
     }
 
     fn end_idle(&mut self, now: Instant) -> Option<Instant> {

@@ -38,7 +38,7 @@ pub enum ConnectionError {
         /// The peer's words.
         reason: String,
     },
-    /// The peer takes no further messages (GOAWAY), or this side has finished sending.
+    /// This side has finished sending.
     #[error("no further messages are taken: {reason}")]
     Finished {
         /// Who said so, and why.
@@ -87,8 +87,8 @@ pub enum ConnectionError {
     /// The receiver was split off, so that this handle can't receive.
     #[error("the receiver of this connection was taken")]
     ReceiverTaken,
-    /// A sink was given messages without being ready.
-    #[error("too many messages were given to sinks that were not ready")]
+    /// A sink was given a message while the one before waited, or far too many messages wait.
+    #[error("a message was given while others wait")]
     NotReady,
 }
 

@@ -1,6 +1,5 @@
 //! Reading: what the lane has goes into the inbox, or is answered at once.
 
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use smallvec::SmallVec;
@@ -8,7 +7,7 @@ use zc_core::memory::Message;
 use zc_core::transport::{Frame, FrameKind, LaneError, LaneRx, Received};
 use zc_core::wire::{CloseCode, MAX_RECORD, SessionRecord};
 
-use super::core::{Arrived, Core, RxState};
+use super::core::{Arrived, Core, RxState, TxState};
 use super::error::ConnectionError;
 
 /// How to look at the lane.
@@ -77,10 +76,9 @@ impl Core {
     }
 
     fn ingest(&self, rx: &mut RxState) -> Result<(), ConnectionError> {
-        self.heard.store(true, Ordering::Relaxed);
         let mut asked = Asked::default();
         let RxState { lane, batch, arrived, .. } = rx;
-        arrived.eager = self.remote.is_granted();
+        (arrived.heard, arrived.eager) = (true, self.remote.is_granted());
         for frame in batch.drain() {
             match frame.kind {
                 FrameKind::Data if arrived.fin => {
@@ -93,7 +91,7 @@ impl Core {
                 }
                 FrameKind::Session => match decode(&frame.payload)? {
                     SessionRecord::Ping { nonce } => asked.pongs.push(nonce),
-                    SessionRecord::Pong { nonce } => *self.pong.lock() = Some(nonce),
+                    SessionRecord::Pong { nonce } => arrived.pong = Some(nonce),
                     SessionRecord::Ack { seq } => asked.ack = asked.ack.max(Some(seq)),
                     SessionRecord::Fin { last_seq } => {
                         arrived.check_fin(last_seq)?;
@@ -121,7 +119,7 @@ impl Core {
         if asked.is_nothing() && ack.is_none() { Ok(()) } else { self.answer(asked, ack) }
     }
 
-    /// Queues a message, unless it came after our GOAWAY.
+    /// Queues a message, unless none is taken any more.
     fn accept(
         &self,
         lane: &mut dyn LaneRx,
@@ -175,13 +173,23 @@ impl Core {
         if tx.failed.is_some() || tx.close_sent {
             return Ok(());
         }
-        for nonce in asked.pongs {
-            self.push_record(&mut tx, &SessionRecord::Pong { nonce })?;
+        let pongs = asked.pongs.into_iter().map(|nonce| SessionRecord::Pong { nonce });
+        let answers = pongs.chain(ack.map(|seq| SessionRecord::Ack { seq }));
+        if let Err(error) = self.push_records(&mut tx, answers) {
+            // What the peer sent before is still read: its CLOSE may say why.
+            tx.fail(error);
+            self.watch.wake_driver();
         }
-        if let Some(seq) = ack {
-            self.push_record(&mut tx, &SessionRecord::Ack { seq })?;
-        }
-        self.flush(&mut tx).map(drop)
+        Ok(())
+    }
+
+    fn push_records(
+        &self,
+        tx: &mut TxState,
+        mut records: impl Iterator<Item = SessionRecord>,
+    ) -> Result<(), ConnectionError> {
+        records.try_for_each(|record| self.push_record(tx, &record))?;
+        self.flush(tx).map(drop)
     }
 
     /// Says GOAWAY: messages up to here are taken, later ones are not. Once.
@@ -191,16 +199,15 @@ impl Core {
         if let Some(error) = tx.failed.clone() {
             return Err(error);
         }
-        if rx.arrived.refused.is_some() || rx.arrived.fin {
+        if rx.go_away_sent || rx.arrived.fin {
             return Ok(());
         }
-        rx.arrived.refused = Some(0);
-        if let Some(seq) = rx.arrived.seq.flush_ack() {
-            self.push_record(&mut tx, &SessionRecord::Ack { seq })?;
-        }
+        rx.go_away_sent = true;
+        rx.arrived.refused.get_or_insert(0);
+        let ack = rx.arrived.seq.flush_ack().map(|seq| SessionRecord::Ack { seq });
         let last_seq = rx.arrived.seq.last();
-        self.push_record(&mut tx, &SessionRecord::GoAway { code, last_seq, reason: reason.into() })?;
-        self.flush(&mut tx)?;
+        let go_away = SessionRecord::GoAway { code, last_seq, reason: reason.into() };
+        self.push_records(&mut tx, ack.into_iter().chain([go_away]))?;
         self.watch.wake_receiver();
         Ok(())
     }

@@ -4,12 +4,13 @@ mod byte_stream;
 mod core;
 mod drained;
 mod driver;
+mod end;
 mod error;
 mod handle;
 mod idle;
 mod ingest;
-mod obituary;
 mod permit;
+mod polled;
 mod receiver;
 mod remote;
 #[cfg(all(test, feature = "tokio"))]
@@ -20,14 +21,17 @@ mod sink;
 mod stats;
 mod tracked;
 mod turn;
+mod tx_state;
 mod waiters;
 mod wake;
 
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::channel::oneshot;
 use zc_core::memory::{
     BufPool, CopyLedger, LedgerSnapshot, MemoryGroup, Message, PinnedBufMut, RegisterError,
 };
@@ -48,10 +52,10 @@ pub use self::stats::ConnectionStats;
 use self::core::{Core, Halves};
 use self::drained::Drained;
 use self::driver::Driver;
+use self::end::Obituary;
 use self::handle::Handle;
 use self::idle::Idle;
-use self::obituary::Obituary;
-use crate::event::Observer;
+use crate::event::{Connected, Observer};
 use crate::identity::PeerIdentity;
 use crate::options::ConnectionOptions;
 use crate::report::SelectionReport;
@@ -72,6 +76,8 @@ pub(crate) struct Parts {
     pub(crate) report: Arc<SelectionReport>,
     pub(crate) peer: PeerIdentity,
     pub(crate) observer: Arc<dyn Observer>,
+    /// When the control link was open.
+    pub(crate) began: Instant,
 }
 
 /// A connection to a peer. Dropping all its handles closes it: what was accepted for sending is still
@@ -94,93 +100,96 @@ pub(crate) struct Parts {
 /// # Ok(()) }
 /// ```
 pub struct Connection {
-    handle: Handle,
     sender: Sender,
     receiver: Option<Receiver>,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
     caps: Caps,
     role: Role,
-    options: ConnectionOptions,
+    drain: Duration,
     report: Arc<SelectionReport>,
     peer: PeerIdentity,
 }
 
 impl Connection {
+    /// Tells the observer that it is up, before anything can end it.
     pub(crate) fn start(parts: Parts) -> Result<Self, ConnectionError> {
         let no_runtime = |error: std::io::Error| ConnectionError::NoRuntime(error.to_string());
-        let timer = parts.reactor.timer().map_err(no_runtime)?;
-        let mut caps = parts.lane.caps;
-        caps.one_sided = match (&parts.lane.remote, caps.one_sided) {
+        let Parts { lane, link, role, reactor, options, report, peer, .. } = parts;
+        let timer = reactor.timer().map_err(no_runtime)?;
+        let (ended, ending) = oneshot::channel();
+        let mut caps = lane.caps;
+        caps.one_sided = match (&lane.remote, caps.one_sided) {
             (Some(_), _) => OneSided::Native,
             (None, OneSided::Emulated) if parts.peer_remote => OneSided::Emulated,
             _ => OneSided::None,
         };
         let core = Core::new(Halves {
-            tx: parts.lane.tx,
-            rx: parts.lane.rx,
-            leases: parts.lane.leases,
-            remote: (caps.one_sided, parts.lane.remote),
+            tx: lane.tx,
+            rx: lane.rx,
+            leases: lane.leases,
+            remote: (caps.one_sided, lane.remote),
             limits: parts.limits,
             pool: parts.pool,
             ledger: parts.ledger,
-            reactor: parts.reactor.clone(),
+            reactor: reactor.clone(),
+            ending: ending.shared(),
         });
-        let handle = Handle::new(core.clone());
-        let options = parts.options;
         let now = core.started;
         let keepalive = (!options.keepalive_interval.is_zero())
             .then(|| Keepalive::new(options.keepalive_interval, options.keepalive_timeout, now));
+        let connected = Connected {
+            role,
+            peer: peer.clone(),
+            report: report.clone(),
+            elapsed: now.saturating_duration_since(parts.began),
+        };
+        let handle = Handle::new(core.clone());
         let driver = Driver {
-            core,
-            drive: parts.lane.drive,
-            link: parts.link,
-            link_grace: None,
+            drive: lane.drive,
+            link,
+            link_end: None,
             timer,
             timer_at: None,
             look_at: None,
             keepalive,
             keepalive_at: None,
-            life_sign: None,
             idle: options.idle.map(|after| Idle::new(after, now)),
             options: options.clone(),
             closing: None,
-            obituary: Obituary {
-                observer: Some(parts.observer),
-                role: parts.role,
-                peer: parts.peer.clone(),
-                transport: parts.report.chosen().to_owned(),
-            },
+            obituary: Obituary::new(core.clone(), parts.observer, connected, ended),
+            core,
         };
+        // In front of the driver, which ends what nobody uses.
         let connection = Self {
             sender: Sender::new(handle.clone()),
-            receiver: Some(Receiver::new(handle.clone(), options.polling)),
-            handle,
-            shared: Arc::new(Shared {
-                caps,
-                role: parts.role,
-                options,
-                report: parts.report,
-                peer: parts.peer,
-            }),
+            receiver: Some(Receiver::new(handle, options.polling)),
+            caps,
+            role,
+            drain: options.drain,
+            report,
+            peer,
         };
         // Nobody looks at the lane yet.
-        connection.handle.core().watch.look();
-        parts.reactor.spawn(Box::pin(driver)).map_err(no_runtime)?.detach();
+        connection.sender.core().watch.look();
+        reactor.spawn(Box::pin(driver)).map_err(no_runtime)?.detach();
         Ok(connection)
     }
 
     /// The two directions as handles of their own; the connection stays for reports and for closing.
     ///
     /// # Panics
-    /// When the receiver was taken before: there is one. [`Connection::sender`] makes more senders.
+    /// When the receiver was taken before: there is one. That is a mistake in the program's text, whatever a peer
+    /// does, so it is no error that every caller would have to handle. Code that can't know takes
+    /// [`Connection::sender`] and [`Connection::take_receiver`].
     pub fn split(&mut self) -> (Sender, Receiver) {
-        let Some(receiver) = self.receiver.take() else {
+        let Some(receiver) = self.take_receiver() else {
             panic!("the receiver of this connection was taken before")
         };
-        (self.sender.clone(), receiver)
+        (self.sender(), receiver)
+    }
+
+    /// The receiver, once. This handle can't receive any more.
+    pub fn take_receiver(&mut self) -> Option<Receiver> {
+        self.receiver.take()
     }
 
     /// One more sender.
@@ -198,7 +207,7 @@ impl Connection {
 
     /// Lets the lane send memory of a group without a copy.
     pub(crate) fn join_group(&self, group: &MemoryGroup) -> Result<(), RegisterError> {
-        self.handle.core().lock_tx().lane.join_group(group)
+        self.sender.core().lock_tx().lane.join_group(group)
     }
 
     /// See [`Sender::send`].
@@ -231,7 +240,7 @@ impl Connection {
 
     /// What the connection has done so far, in numbers.
     pub fn stats(&self) -> ConnectionStats {
-        self.handle.core().stats()
+        self.sender.core().stats()
     }
 
     /// Tells the peer that no message beyond those that have arrived is taken (GOAWAY), for instance because
@@ -245,32 +254,32 @@ impl Connection {
     /// # Errors
     /// The connection had failed.
     pub fn go_away(&self, reason: &str) -> Result<(), ConnectionError> {
-        self.handle.core().go_away(CloseCode::GOING_AWAY, reason)
+        self.sender.core().go_away(CloseCode::GOING_AWAY, reason)
     }
 
     /// How this transport was chosen, and why not another.
     pub fn report(&self) -> &SelectionReport {
-        &self.shared.report
+        &self.report
     }
 
     /// Who is at the other end.
     pub fn peer(&self) -> &PeerIdentity {
-        &self.shared.peer
+        &self.peer
     }
 
     /// What the lane can do.
     pub fn caps(&self) -> &Caps {
-        &self.shared.caps
+        &self.caps
     }
 
     /// Which end this is.
     pub fn role(&self) -> Role {
-        self.shared.role
+        self.role
     }
 
     /// Payload bytes moved and copied so far, both directions.
     pub fn ledger(&self) -> LedgerSnapshot {
-        self.handle.core().ledger.snapshot()
+        self.sender.core().ledger.snapshot()
     }
 
     /// Finishes sending, and waits until the peer has queued everything that was sent.
@@ -280,8 +289,8 @@ impl Connection {
     /// The connection failed, [`ConnectionError::Deadline`], or [`ConnectionError::PeerGoesAway`]: the peer has all
     /// that it takes, which is not all that was sent.
     pub async fn drain(&self, deadline: Duration) -> Result<(), ConnectionError> {
-        let deadline = if deadline.is_zero() { self.shared.options.drain } else { deadline };
-        let core = self.handle.core();
+        let deadline = if deadline.is_zero() { self.drain } else { deadline };
+        let core = self.sender.core();
         self.sender.finish().await?;
         let mut timer =
             core.reactor.timer().map_err(|error| ConnectionError::NoRuntime(error.to_string()))?;
@@ -294,9 +303,18 @@ impl Connection {
         .await
     }
 
+    /// Waits for the end of the connection, whoever ends it and however, and says why.
+    ///
+    /// The future costs nothing until then, may be cloned off as often as needed, and does not keep the connection
+    /// open. What arrived before the end can still be received.
+    pub fn closed(&self) -> impl Future<Output = ConnectionError> + std::marker::Send + use<> {
+        self.sender.closed()
+    }
+
     /// Ends the connection now, both directions, and tells the peer why. Messages that arrived and
-    /// were not received are dropped; what was accepted for sending goes out before the CLOSE.
+    /// were not received are dropped. What the lane has accepted goes out before the CLOSE; messages that
+    /// sinks and permits had sent without room, and that still wait for it, do not.
     pub async fn close(self, code: CloseCode, reason: &str) {
-        self.handle.core().close(code, reason, ConnectionError::ClosedHere);
+        self.sender.core().close(code, reason, ConnectionError::ClosedHere);
     }
 }

@@ -1,14 +1,18 @@
-//! A promise of room.
+//! A promise that a message will be taken.
+
+use std::sync::Arc;
 
 use zc_core::memory::Message;
-use zc_core::transport::Completion;
 
+use super::core::Core;
 use super::error::{ConnectionError, SendError};
-use super::sender::{hand_over, push_out};
-use super::turn::Turn;
+use super::sender::push_out;
+use super::turn::submit;
 
-/// The right to send one message now, from [`Sender::reserve`](super::Sender::reserve). Dropping it
-/// gives the turn to the next sender.
+/// The right to send one message without waiting, from [`Sender::reserve`](super::Sender::reserve).
+///
+/// It keeps nothing from others, so it can be held for any time, or dropped: if somebody else took the room
+/// meanwhile, the message is queued and goes out in its turn.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -19,18 +23,18 @@ use super::turn::Turn;
 /// let sender = client.sender();
 /// let permit = sender.reserve(100).await?;
 /// assert_eq!(permit.max_len(), 100);
-/// permit.send(&b"made when there was room for it"[..])?;
+/// permit.send(&b"never waits"[..])?;
 /// # Ok(()) }
 /// ```
-#[must_use = "every other sender of the connection waits while it is held"]
+#[must_use = "it is good for one message"]
 pub struct Permit<'a> {
-    turn: Turn<'a>,
+    core: &'a Arc<Core>,
     len: usize,
 }
 
 impl<'a> Permit<'a> {
-    pub(super) fn new(turn: Turn<'a>, len: usize) -> Self {
-        Self { turn, len }
+    pub(super) fn new(core: &'a Arc<Core>, len: usize) -> Self {
+        Self { core, len }
     }
 
     /// The longest message it is good for, bytes.
@@ -38,25 +42,22 @@ impl<'a> Permit<'a> {
         self.len
     }
 
-    /// Sends without waiting, and pushes it out.
+    /// Sends without waiting, and pushes it out if it is its turn. Its place in the order is that of this call.
     ///
     /// # Errors
-    /// The message comes back when it is longer than was reserved, or when the connection failed or
-    /// finished meanwhile.
-    pub fn send(mut self, message: impl Into<Message>) -> Result<(), SendError> {
+    /// The message comes back when it is longer than was reserved, when the connection failed or
+    /// finished meanwhile, or when a thousand permits too many were used at once.
+    pub fn send(self, message: impl Into<Message>) -> Result<(), SendError> {
         let message = message.into();
         let (len, max) = (message.len(), self.len);
         if len > max {
             return Err(SendError::returned(ConnectionError::TooLarge { len, max }, message));
         }
-        let core = self.turn.core;
-        let mut tx = core.lock_tx();
-        if let Some(error) = tx.refusal() {
-            return Err(SendError::returned(error, message));
+        let mut tx = self.core.lock_tx();
+        match submit(self.core, &mut tx, message)? {
+            None => push_out(self.core, tx),
+            Some(_) => Ok(()),
         }
-        let sent = hand_over(core, &mut tx, message, Completion::Accepted);
-        core.leave(&mut tx, &mut self.turn.place);
-        sent.and_then(|_| push_out(core, tx))
     }
 }
 

@@ -8,15 +8,11 @@ use futures::Stream;
 use futures::future::poll_fn;
 use zc_core::memory::Message;
 
-use super::core::{Core, RxState};
+use super::core::{Core, READS_PER_TURN, RxState};
 use super::error::ConnectionError;
 use super::handle::Handle;
 use super::ingest::Look;
 use crate::options::Polling;
-
-/// Looks at the lane per poll while spinning, before other tasks get their turn. Bounded by count, so
-/// that a poll stays short: each is a system call on a socket, some tens of nanoseconds on a ring.
-const SPINS_PER_POLL: u32 = 1;
 
 /// Receives messages, in order. There is one per connection.
 ///
@@ -66,16 +62,13 @@ impl Receiver {
     pub fn try_recv(&mut self) -> Result<Option<Message>, ConnectionError> {
         let core = self.handle.core();
         let mut rx = core.lock_rx();
-        let mut message = take(&mut rx);
-        if message.is_none() {
+        if rx.arrived.inbox.is_empty() {
             let _ = core.poll_ingest(&mut rx, Look::Once);
-            message = take(&mut rx);
         }
-        core.watch.leave(rx.arrived.eager);
-        match message {
-            Some(message) => Ok(Some(message)),
-            None => rx.end().unwrap_or(Ok(())).map(|()| None),
-        }
+        next(core, &mut rx).unwrap_or_else(|| {
+            core.watch.leave(rx.arrived.eager);
+            Ok(None)
+        })
     }
 
     /// Like [`Receiver::recv`], for code that polls.
@@ -88,29 +81,18 @@ impl Receiver {
     fn poll_next_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, ConnectionError>> {
         let core = self.handle.core();
         let mut rx = core.lock_rx();
-        let mut spins = 0;
-        loop {
-            if let Some(message) = take(&mut rx) {
+        for _ in 0..READS_PER_TURN {
+            if let Some(received) = next(core, &mut rx) {
                 self.spinning_since = None;
-                leave(core, &mut rx);
-                return Poll::Ready(Ok(Some(message)));
+                return Poll::Ready(received);
             }
-            if let Some(end) = rx.end() {
-                self.spinning_since = None;
-                leave(core, &mut rx);
-                return Poll::Ready(end.map(|()| None));
-            }
-            if spins < spins_per_poll(self.polling) {
-                spins += 1;
-                if core.poll_ingest(&mut rx, Look::Once).is_pending() {
-                    std::hint::spin_loop();
+            if self.polling.spins() {
+                if core.poll_ingest(&mut rx, Look::Once).is_ready() {
+                    continue;
                 }
-                continue;
-            }
-            if goes_on(self.polling, &mut self.spinning_since) {
-                drop(rx);
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                if goes_on(self.polling, &mut self.spinning_since) {
+                    break;
+                }
             }
             // Registered in front of the look, so that nothing slips in between.
             core.watch.register(cx.waker());
@@ -119,14 +101,10 @@ impl Receiver {
                 return Poll::Pending;
             }
         }
-    }
-}
-
-fn spins_per_poll(polling: Polling) -> u32 {
-    match polling {
-        Polling::Busy => SPINS_PER_POLL,
-        Polling::Adaptive { spin } if !spin.is_zero() => SPINS_PER_POLL,
-        Polling::Adaptive { .. } | Polling::Interrupt => 0,
+        // Other tasks have their turn, even if the peer floods this one with records.
+        drop(rx);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -135,9 +113,21 @@ fn goes_on(polling: Polling, since: &mut Option<Instant>) -> bool {
     match polling {
         Polling::Busy => true,
         Polling::Interrupt => false,
-        Polling::Adaptive { spin } if spin.is_zero() => false,
         Polling::Adaptive { spin } => since.get_or_insert_with(Instant::now).elapsed() < spin,
     }
+}
+
+/// What a receiver that asks now gets, unless it has to wait.
+fn next(core: &Core, rx: &mut RxState) -> Option<Result<Option<Message>, ConnectionError>> {
+    let next = match take(rx) {
+        Some(message) => Ok(Some(message)),
+        None => rx.end()?.map(|()| None),
+    };
+    if std::mem::take(&mut rx.waiting) {
+        core.watch.unregister();
+    }
+    core.watch.leave(rx.arrived.eager);
+    Some(next)
 }
 
 /// The first message of the inbox; its credit may go back to the peer.
@@ -145,14 +135,6 @@ fn take(rx: &mut RxState) -> Option<Message> {
     let message = rx.arrived.inbox.pop_front()?;
     rx.lane.release(message.len());
     Some(message)
-}
-
-/// The receiver goes back to the application.
-fn leave(core: &Core, rx: &mut RxState) {
-    if std::mem::take(&mut rx.waiting) {
-        core.watch.unregister();
-    }
-    core.watch.leave(rx.arrived.eager);
 }
 
 /// When a `recv` is dropped before it was served, the driver watches again.
@@ -172,11 +154,23 @@ impl Drop for Unregister<'_> {
     }
 }
 
+/// Nobody receives any more: what has not arrived is refused, and the peer is told (GOAWAY), so that its
+/// senders don't wait for room that never comes.
 impl Drop for Receiver {
     fn drop(&mut self) {
         let core = self.handle.core();
+        let mut rx = core.lock_rx();
+        let RxState { lane, arrived, received, waiting, .. } = &mut *rx;
+        (*received, *waiting) = (false, false);
+        let inbox = std::mem::take(&mut arrived.inbox);
+        inbox.iter().for_each(|message| lane.release(message.len()));
+        arrived.unread = inbox.len() as u64;
+        if !arrived.fin {
+            arrived.refused.get_or_insert(0);
+        }
+        drop(rx);
         core.watch.unregister();
-        core.watch.hand_on();
+        core.watch.look();
     }
 }
 

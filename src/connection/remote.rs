@@ -465,15 +465,15 @@ impl TxState {
 impl Connection {
     /// The peer's exported memory.
     pub fn remote(&self) -> RemoteMemory {
-        RemoteMemory { handle: self.handle.clone() }
+        RemoteMemory { handle: self.sender.handle() }
     }
 
     pub(crate) fn remote_state(&self) -> &Arc<Remote> {
-        &self.handle.core().remote
+        &self.sender.core().remote
     }
 
     /// From now on the driver looks at the lane when the application does not.
     pub(crate) fn watch_for_requests(&self) {
-        self.handle.core().watch.hand_on();
+        self.sender.core().watch.hand_on();
     }
 }

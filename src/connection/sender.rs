@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use zc_core::memory::{Message, PinnedBufMut};
+use zc_core::memory::{AllocWaiter, Message, PinnedBufMut};
 use zc_core::transport::{AllocFailure, Completion, Frame, FrameKind, SendToken};
 use zc_core::wire::SessionRecord;
 
@@ -13,10 +13,10 @@ use super::core::{Core, TxState};
 use super::error::{ConnectionError, SendError, TrySendError};
 use super::handle::Handle;
 use super::permit::Permit;
+use super::polled::Polled;
 use super::send::Send;
-use super::turn::Turn;
-use super::waiters::Place;
-use super::wake::Locked;
+use super::turn::{Turn, poll_turn};
+use super::wake::{Locked, deferred};
 
 /// Sends messages. Clones share the connection and take turns: each waits in its own place.
 ///
@@ -39,9 +39,8 @@ use super::wake::Locked;
 /// # Ok(()) }
 /// ```
 pub struct Sender {
-    pub(super) handle: Handle,
-    /// The place of its `Sink`.
-    pub(super) place: Option<Place>,
+    handle: Handle,
+    polled: Polled,
 }
 
 impl Clone for Sender {
@@ -53,11 +52,20 @@ impl Clone for Sender {
 impl Sender {
     pub(super) fn new(handle: Handle) -> Self {
         handle.core().senders.fetch_add(1, Ordering::Relaxed);
-        Self { handle, place: None }
+        Self { handle, polled: Polled::default() }
+    }
+
+    pub(super) fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     pub(super) fn core(&self) -> &Arc<Core> {
         self.handle.core()
+    }
+
+    /// Both, since what is polled changes while the core is used.
+    pub(super) fn parts(&mut self) -> (&Arc<Core>, &mut Polled) {
+        (self.handle.core(), &mut self.polled)
     }
 
     /// Memory of at least `len` bytes that this connection sends without a copy; waits while the
@@ -66,10 +74,17 @@ impl Sender {
     /// # Errors
     /// The pool can never give that much, or the lane is gone.
     pub async fn alloc(&self, len: usize) -> Result<PinnedBufMut, AllocFailure> {
-        match self.core().pool.try_alloc(len) {
-            Ok(buf) => Ok(buf),
-            Err(_) => Ok(self.core().pool.alloc(len).await?),
+        let pool = &self.core().pool;
+        if let Ok(buf) = pool.try_alloc(len) {
+            return Ok(buf);
         }
+        let mut waiter = AllocWaiter::new();
+        let alloc = poll_fn(|cx| {
+            // Memory comes back wherever it is dropped, also inside a lane.
+            let waker = deferred(cx.waker());
+            pool.poll_alloc(len, &mut waiter, &mut Context::from_waker(&waker))
+        });
+        Ok(alloc.await?)
     }
 
     /// Sends a message: ready when the lane owns it ([`Completion::Accepted`]).
@@ -107,10 +122,7 @@ impl Sender {
         let message = message.into();
         let core = self.core();
         let mut tx = core.lock_tx();
-        if !tx.queue.may_go(None) {
-            return Err(TrySendError::Full(message));
-        }
-        match poll_room(core, &mut tx, message.len()) {
+        match poll_turn(core, &mut tx, None, message.len()) {
             Poll::Pending => Err(TrySendError::Full(message)),
             Poll::Ready(Err(error)) => Err(SendError::returned(error, message).into()),
             Poll::Ready(Ok(())) => {
@@ -121,13 +133,8 @@ impl Sender {
         }
     }
 
-    /// Waits for this sender's turn and for room, and keeps both: [`Permit::send`] then sends one
-    /// message of up to `len` bytes without waiting.
-    ///
-    /// There is one turn per connection: while a permit is held, every other sender of the
-    /// connection waits (messages stay in the order in which turns were taken, and room that was
-    /// promised is not given away). So hold it for as long as it takes to make the message, and do
-    /// not await another send of the same connection meanwhile: that would wait for ever.
+    /// Waits for this sender's turn and for room, before the message is made: [`Permit::send`] then sends one
+    /// of up to `len` bytes without waiting.
     ///
     /// Cancel-safe: dropped before it is ready, its place goes to the next.
     ///
@@ -135,8 +142,8 @@ impl Sender {
     /// No message can be sent any more, or none of `len` bytes.
     pub async fn reserve(&self, len: usize) -> Result<Permit<'_>, ConnectionError> {
         let mut turn = Turn::new(self.core());
-        poll_fn(|cx| turn.poll_hold(cx, len)).await?;
-        Ok(Permit::new(turn, len))
+        poll_fn(|cx| turn.poll_room(cx, len)).await?;
+        Ok(Permit::new(self.core(), len))
     }
 
     /// Like [`Sender::reserve`], if nobody waits in front and there is room now; else `None`.
@@ -144,8 +151,11 @@ impl Sender {
     /// # Errors
     /// As there.
     pub fn try_reserve(&self, len: usize) -> Result<Option<Permit<'_>>, ConnectionError> {
-        let mut turn = Turn::new(self.core());
-        Ok(turn.try_hold(len)?.then(|| Permit::new(turn, len)))
+        let core = self.core();
+        match poll_turn(core, &mut core.lock_tx(), None, len) {
+            Poll::Pending => Ok(None),
+            Poll::Ready(room) => room.map(|()| Some(Permit::new(core, len))),
+        }
     }
 
     /// Pushes out what was fed: ready when all of it has left this process's own queue.
@@ -156,7 +166,7 @@ impl Sender {
     /// The connection failed; what was fed and not acknowledged may or may not have arrived.
     pub async fn flush(&self) -> Result<(), ConnectionError> {
         let mut turn = Turn::new(self.core());
-        poll_fn(|cx| turn.poll_flush(cx)).await
+        poll_fn(|cx| turn.core.poll_flush(&mut turn.place, cx)).await
     }
 
     /// Says that no more messages follow (FIN): the peer's `recv` returns `None` after the last one.
@@ -168,15 +178,17 @@ impl Sender {
         let core = self.core();
         finish(core, &mut core.lock_tx())
     }
+
+    /// See [`Connection::closed`](super::Connection::closed).
+    pub fn closed(&self) -> impl Future<Output = ConnectionError> + std::marker::Send + use<> {
+        self.core().closed()
+    }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        let mut place = self.place.take();
-        let core = self.core();
-        if place.is_some() {
-            core.leave(&mut core.lock_tx(), &mut place);
-        }
+        let (core, polled) = self.parts();
+        polled.leave(core);
         // The last sender's end is the end of the direction; the driver says so.
         if core.senders.fetch_sub(1, Ordering::AcqRel) == 1 {
             core.watch.wake_driver();
@@ -197,22 +209,6 @@ pub(super) fn finish(core: &Core, tx: &mut TxState) -> Result<(), ConnectionErro
         core.flush(tx)?;
     }
     Ok(())
-}
-
-/// Room for a message of `len` bytes, for whoever is first in the queue.
-pub(super) fn poll_room(core: &Core, tx: &mut TxState, len: usize) -> Poll<Result<(), ConnectionError>> {
-    if let Some(error) = tx.refusal() {
-        return Poll::Ready(Err(error));
-    }
-    let max = core.limits.send_max_message as usize;
-    if len > max {
-        return Poll::Ready(Err(ConnectionError::TooLarge { len, max }));
-    }
-    tx.lane.poll_ready(&mut Context::from_waker(&core.tx_waker), len).map_err(|error| {
-        // The driver finds the same error and ends the connection for the others.
-        core.watch.wake_driver();
-        ConnectionError::from(error)
-    })
 }
 
 /// Gives the message to the lane; its number, and its token if a completion was asked for.
@@ -238,7 +234,7 @@ pub(super) fn hand_over(
         // The number is spent and would leave a gap: a lane that refuses after `poll_ready` has failed.
         Err(rejected) => {
             let error = ConnectionError::from(rejected.error);
-            tx.failed.get_or_insert(error.clone());
+            tx.fail(error.clone());
             core.watch.wake_driver();
             Err(SendError::returned(error, rejected.frame.payload))
         }

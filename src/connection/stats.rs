@@ -36,6 +36,8 @@ pub struct ConnectionStats {
     pub waiting_senders: usize,
     /// Sends and drains whose completion is awaited, now.
     pub awaited_sends: usize,
+    /// Messages that came although none was taken any more, or were in the inbox when the receiver was dropped.
+    pub discarded_messages: u64,
     /// Messages that arrived and were not received, now.
     pub inbox_messages: usize,
     /// How often a sender had to wait, for its turn, for room or for the peer's credit.
@@ -57,7 +59,7 @@ impl Core {
         let now = self.reactor.now();
         let rx = self.lock_rx();
         let tx = self.lock_tx();
-        let heard = if self.heard.load(std::sync::atomic::Ordering::Relaxed) { now } else { tx.last_heard };
+        let heard = if rx.arrived.heard { now } else { rx.arrived.last_heard };
         ConnectionStats {
             sent_messages: tx.seq.last_sent(),
             sent_bytes: tx.sent_bytes,
@@ -66,6 +68,7 @@ impl Core {
             unacknowledged_messages: tx.seq.unacked(),
             waiting_senders: tx.queue.len(),
             awaited_sends: tx.tracked.len(),
+            discarded_messages: rx.arrived.unread + rx.arrived.refused.unwrap_or(0),
             inbox_messages: rx.arrived.inbox.len(),
             stalls: tx.stalls,
             driver_turns: tx.driver_turns,

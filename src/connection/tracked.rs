@@ -1,8 +1,7 @@
 //! Sends and drains whose end somebody awaits. Every step costs the same for one as for thousands.
 //!
-//! Bounds: a slot per future that waits; an entry in `delivered` per awaited message that the peer has
-//! not acknowledged, and one in `reports` per report that the lane owes, both of which the lane's
-//! credit and queue bound, however many futures are dropped.
+//! Bounds: a slot and an entry in `delivered` per future that waits; an entry in `reports` per report that
+//! the lane owes, which the lane's queue bounds, however many futures are dropped.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -73,6 +72,12 @@ impl Tracked {
 
     /// Gives up waiting.
     pub(super) fn remove(&mut self, ticket: Ticket) {
+        // Several drains may wait for the same number.
+        let first = self.delivered.partition_point(|other| other.seq < ticket.seq);
+        let same = self.delivered.iter().skip(first).take_while(|other| other.seq == ticket.seq);
+        if let Some(at) = same.zip(first..).find_map(|(other, at)| (*other == ticket).then_some(at)) {
+            self.delivered.remove(at);
+        }
         if let Some(slot) = self.slots.get_mut(ticket.slot as usize)
             && slot.take().is_some()
         {
@@ -174,8 +179,14 @@ mod tests {
             tracked.remove(ticket);
         }
         assert_eq!((tracked.len(), tracked.delivered.len()), (1, 1));
+        // Drains that are given up again and again.
+        for _ in 0..10 {
+            let same = tracked.await_ack(2000, &waker);
+            tracked.remove(same);
+        }
+        assert_eq!(tracked.delivered.len(), 1);
         tracked.remove(other);
-        assert!(tracked.is_empty());
+        assert!(tracked.is_empty() && tracked.delivered.is_empty());
     }
 
     #[test]

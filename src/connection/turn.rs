@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use zc_core::memory::Message;
+use zc_core::transport::Completion;
+
 use super::core::{Core, TxState};
-use super::error::ConnectionError;
-use super::sender::poll_room;
+use super::error::{ConnectionError, SendError};
+use super::sender::hand_over;
 use super::waiters::Place;
 
 /// A place in the queue, given up when it is dropped.
@@ -19,39 +22,19 @@ impl<'a> Turn<'a> {
         Self { core, place: None }
     }
 
-    /// Ready at its turn, with room for `len` bytes; it stays its turn.
-    pub(super) fn poll_hold(
+    /// Ready at its turn, with room for `len` bytes.
+    pub(super) fn poll_room(
         &mut self,
         cx: &mut Context<'_>,
         len: usize,
     ) -> Poll<Result<(), ConnectionError>> {
-        let core = self.core;
-        let mut tx = core.lock_tx();
-        let polled = poll_turn(core, &mut tx, self.place, len);
-        match &polled {
-            Poll::Pending => core.wait(&mut tx, &mut self.place, cx.waker()),
-            Poll::Ready(Ok(())) => tx.queue.hold(&mut self.place),
-            Poll::Ready(Err(_)) => core.leave(&mut tx, &mut self.place),
+        let mut tx = self.core.lock_tx();
+        let polled = poll_turn(self.core, &mut tx, self.place, len);
+        match polled.is_pending() {
+            true => self.core.wait(&mut tx, &mut self.place, cx.waker()),
+            false => self.core.leave(&mut tx, &mut self.place),
         }
         polled
-    }
-
-    /// The same, if it can be done now.
-    pub(super) fn try_hold(&mut self, len: usize) -> Result<bool, ConnectionError> {
-        let core = self.core;
-        let mut tx = core.lock_tx();
-        match poll_turn(core, &mut tx, None, len) {
-            Poll::Pending => Ok(false),
-            Poll::Ready(Err(error)) => Err(error),
-            Poll::Ready(Ok(())) => {
-                tx.queue.hold(&mut self.place);
-                Ok(true)
-            }
-        }
-    }
-
-    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
-        poll_flush(self.core, &mut self.place, cx)
     }
 }
 
@@ -70,39 +53,55 @@ pub(super) fn poll_turn(
     place: Option<Place>,
     len: usize,
 ) -> Poll<Result<(), ConnectionError>> {
-    match tx.refusal() {
-        None if !tx.queue.may_go(place) => Poll::Pending,
-        Some(error) => Poll::Ready(Err(error)),
-        None => poll_room(core, tx, len),
+    if let Some(error) = tx.refusal() {
+        return Poll::Ready(Err(error));
+    }
+    let max = core.limits.send_max_message as usize;
+    if len > max {
+        return Poll::Ready(Err(ConnectionError::TooLarge { len, max }));
+    }
+    if !tx.queue.may_go(place) {
+        return Poll::Pending;
+    }
+    core.poll_room(tx, len)
+}
+
+/// Takes a message whose sender does not wait: hands it over if that can be done now, else queues it for
+/// the driver; its place then.
+pub(super) fn submit(core: &Core, tx: &mut TxState, message: Message) -> Result<Option<Place>, SendError> {
+    match poll_turn(core, tx, None, message.len()) {
+        Poll::Ready(Ok(())) => hand_over(core, tx, message, Completion::Accepted).map(|_| None),
+        Poll::Ready(Err(error)) => Err(SendError::returned(error, message)),
+        Poll::Pending => {
+            core.watch.need();
+            let parked = tx.queue.park(message);
+            parked.map(Some).map_err(|message| SendError::returned(ConnectionError::NotReady, message))
+        }
     }
 }
 
-/// Ready when nothing is left in the lane's own queue, nor parked in front.
-pub(super) fn poll_flush(
-    core: &Core,
-    place: &mut Option<Place>,
-    cx: &mut Context<'_>,
-) -> Poll<Result<(), ConnectionError>> {
-    let mut tx = core.lock_tx();
-    let flushed = match tx.flush_failure() {
-        Some(error) => Err(error),
-        None => core.flush(&mut tx),
-    };
-    match flushed {
-        Ok(true) if !tx.queue.parked_before(*place) => {
-            core.leave(&mut tx, place);
-            Poll::Ready(Ok(()))
-        }
-        Ok(_) => {
-            tx.queue.wait_flush(place, cx.waker());
-            core.watch.need();
-            Poll::Pending
-        }
-        Err(error) => {
-            core.leave(&mut tx, place);
-            tx.fail_if_broken(&error);
-            core.watch.wake_driver();
-            Poll::Ready(Err(error))
+impl Core {
+    /// Room for a message of `len` bytes, for whoever is first in the queue.
+    pub(super) fn poll_room(&self, tx: &mut TxState, len: usize) -> Poll<Result<(), ConnectionError>> {
+        tx.lane.poll_ready(&mut Context::from_waker(&self.tx_waker), len).map_err(|error| {
+            // The driver finds the same error and ends the connection for the others.
+            self.watch.wake_driver();
+            error.into()
+        })
+    }
+
+    /// Hands over parked messages whose turn it is, as far as there is room.
+    pub(super) fn push_parked(&self, tx: &mut TxState) {
+        while let Some(len) = tx.queue.first_parked()
+            && let Poll::Ready(room) = self.poll_room(tx, len)
+        {
+            let Some(message) = tx.queue.unpark() else { return };
+            if let Err(error) = room {
+                // It was taken, and nobody can be told that it does not go out: no later one does either.
+                tx.parked_lost = true;
+                return tx.fail(error);
+            }
+            tx.parked_lost |= hand_over(self, tx, message, Completion::Accepted).is_err();
         }
     }
 }

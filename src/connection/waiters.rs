@@ -1,4 +1,8 @@
-//! The fair queue of senders that wait for room: each has its own waker and its place.
+//! The fair queue of those who send: each has its place, first come, first served.
+//!
+//! Nothing at the head of the queue waits for somebody who may never come back. A place with a task belongs
+//! to a future, which gives it up when it is dropped. Whoever is polled without one (a `Sink`, a byte stream)
+//! may be left alone at any time; what it has in the queue is completed without it.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -7,8 +11,10 @@ use zc_core::memory::Message;
 
 use super::wake::wake;
 
-/// Messages that sinks took although there was no room; see [`FairQueue::park`].
+/// Messages that wait in the queue after which sinks are not ready; see [`FairQueue::park`].
 pub(super) const MAX_PARKED: usize = 1024;
+/// The same in payload bytes.
+pub(super) const MAX_PARKED_BYTES: usize = 16 << 20;
 
 /// A place in the queue. Places are handed out in increasing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,21 +24,31 @@ pub(super) struct Place(u64);
 enum Waiting {
     /// Is woken when it is first and there may be room.
     Task(Waker),
-    /// Waits until the lane's own queue is empty; keeps newcomers from filling it meanwhile.
+    /// Keeps newcomers from filling the lane's own queue until that is empty.
     Flush(Waker),
-    /// A permit: it is first, has room, and waits for nothing.
-    Permit,
-    /// A message without a task: the driver hands it over when it is first.
-    Parked(Message),
+    /// A message that was taken: the driver hands it over when it is first. Its sender may wait for that.
+    Parked(Message, Option<Waker>),
 }
 
-/// First come, first served; a waiter that goes away leaves its place.
+impl Waiting {
+    fn waker(&self) -> Option<&Waker> {
+        match self {
+            Self::Task(waker) | Self::Flush(waker) => Some(waker),
+            Self::Parked(_, waker) => waker.as_ref(),
+        }
+    }
+}
+
+/// The queue.
 #[derive(Debug, Default)]
 pub(super) struct FairQueue {
     waiting: VecDeque<(Place, Waiting)>,
     next: u64,
-    parked: usize,
     flushes: usize,
+    parked: usize,
+    parked_bytes: usize,
+    /// Whoever waits until fewer messages are parked.
+    crowded_out: Vec<Waker>,
 }
 
 impl FairQueue {
@@ -53,65 +69,97 @@ impl FairQueue {
         self.waiting.is_empty()
     }
 
-    fn find(&mut self, place: Option<Place>) -> Option<&mut Waiting> {
-        let at = self.waiting.binary_search_by_key(&place?, |(place, _)| *place).ok()?;
-        Some(&mut self.waiting[at].1)
+    fn find(&self, place: Place) -> Option<usize> {
+        self.waiting.binary_search_by_key(&place, |(place, _)| *place).ok()
     }
 
-    fn put(&mut self, place: &mut Option<Place>, waiting: Waiting) {
-        self.flushes += usize::from(matches!(waiting, Waiting::Flush(_)));
-        if let Some(old) = self.find(*place) {
-            let old = std::mem::replace(old, waiting);
-            self.flushes -= usize::from(matches!(old, Waiting::Flush(_)));
-            return;
-        }
-        let new = Place(self.next);
+    /// Whether something waits at this place.
+    pub(super) fn holds(&self, place: Place) -> bool {
+        self.find(place).is_some()
+    }
+
+    fn push(&mut self, waiting: Waiting) -> Place {
+        let place = Place(self.next);
         self.next += 1;
-        self.waiting.push_back((new, waiting));
-        *place = Some(new);
+        self.waiting.push_back((place, waiting));
+        place
     }
 
-    /// Waits, or waits on with another waker. True for a newcomer.
+    /// Waits for its turn, or waits on with another waker. True for a newcomer.
     pub(super) fn wait(&mut self, place: &mut Option<Place>, waker: &Waker) -> bool {
-        if let Some(Waiting::Task(old)) = self.find(*place) {
-            old.clone_from(waker);
-            return false;
+        let stays = place.is_some_and(|place| self.wait_on(place, waker));
+        if !stays {
+            *place = Some(self.push(Waiting::Task(waker.clone())));
         }
-        self.put(place, Waiting::Task(waker.clone()));
+        !stays
+    }
+
+    /// Waits for a flush of all that is in front.
+    pub(super) fn wait_flush(&mut self, waker: &Waker) -> Place {
+        self.flushes += 1;
+        self.push(Waiting::Flush(waker.clone()))
+    }
+
+    /// Waits on with another waker. False if there is nothing to wait for any more.
+    pub(super) fn wait_on(&mut self, place: Place, waker: &Waker) -> bool {
+        let Some(at) = self.find(place) else { return false };
+        match &mut self.waiting[at].1 {
+            Waiting::Task(old) | Waiting::Flush(old) => old.clone_from(waker),
+            Waiting::Parked(_, old) => *old = Some(waker.clone()),
+        }
         true
     }
 
-    /// Waits for a flush.
-    pub(super) fn wait_flush(&mut self, place: &mut Option<Place>, waker: &Waker) {
-        self.put(place, Waiting::Flush(waker.clone()));
-    }
-
-    /// Wakes those who wait for a flush: the lane's queue is empty.
-    pub(super) fn wake_flushes(&self) {
+    /// The lane's own queue is empty: so is done whoever waits for that and for no parked message in front.
+    /// True if a parked message is first now: it is the driver's.
+    #[must_use]
+    pub(super) fn flushed(&mut self) -> bool {
         if self.flushes == 0 {
-            return;
+            return false;
         }
-        for (_, waiting) in &self.waiting {
-            if let Waiting::Flush(waker) = waiting {
-                wake(waker.clone());
+        let mut at = 0;
+        while let Some((_, waiting)) = self.waiting.get(at)
+            && !matches!(waiting, Waiting::Parked(..))
+        {
+            if matches!(waiting, Waiting::Flush(_)) {
+                let first = at == 0;
+                if let Some((_, Waiting::Flush(waker))) = self.waiting.remove(at) {
+                    self.flushes -= 1;
+                    wake(waker);
+                }
+                if first && self.wake_first() {
+                    return true;
+                }
+            } else {
+                at += 1;
             }
         }
+        false
     }
 
-    /// The one that may go keeps its turn until it leaves.
-    pub(super) fn hold(&mut self, place: &mut Option<Place>) {
-        debug_assert!(self.may_go(*place));
-        self.put(place, Waiting::Permit);
-    }
-
-    /// Queues a message whose sender does not wait for its turn. It comes back when too many are parked.
-    pub(super) fn park(&mut self, message: Message) -> Result<(), Message> {
-        if self.parked >= MAX_PARKED {
+    /// Queues a message without a future, to be handed over in its turn. It comes back when too many are queued.
+    pub(super) fn park(&mut self, message: Message) -> Result<Place, Message> {
+        if self.parked >= 2 * MAX_PARKED {
             return Err(message);
         }
         self.parked += 1;
-        self.put(&mut None, Waiting::Parked(message));
-        Ok(())
+        self.parked_bytes += message.len();
+        Ok(self.push(Waiting::Parked(message, None)))
+    }
+
+    /// Whether a message may be parked: if not, waits until some are gone.
+    pub(super) fn may_park(&mut self, waker: &Waker) -> bool {
+        if !self.is_crowded() {
+            return true;
+        }
+        if !self.crowded_out.iter().any(|other| other.will_wake(waker)) {
+            self.crowded_out.push(waker.clone());
+        }
+        false
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.parked >= MAX_PARKED || self.parked_bytes >= MAX_PARKED_BYTES
     }
 
     /// Messages parked.
@@ -119,17 +167,10 @@ impl FairQueue {
         self.parked
     }
 
-    /// Whether a message is parked in front of this place, or at all if there is none.
-    pub(super) fn parked_before(&self, place: Option<Place>) -> bool {
-        let is_before = |at: Place| place.is_none_or(|place| at < place);
-        let mut before = self.waiting.iter().take_while(|(at, _)| is_before(*at));
-        self.parked > 0 && before.any(|(_, waiting)| matches!(waiting, Waiting::Parked(_)))
-    }
-
     /// The length of the parked message that is first, if it is one.
     pub(super) fn first_parked(&self) -> Option<usize> {
         match self.waiting.front() {
-            Some((_, Waiting::Parked(message))) => Some(message.len()),
+            Some((_, Waiting::Parked(message, _))) => Some(message.len()),
             _ => None,
         }
     }
@@ -137,8 +178,13 @@ impl FairQueue {
     /// Takes the parked message that is first.
     pub(super) fn unpark(&mut self) -> Option<Message> {
         self.first_parked()?;
-        let Some((_, Waiting::Parked(message))) = self.waiting.pop_front() else { return None };
+        let Some((_, Waiting::Parked(message, waker))) = self.waiting.pop_front() else { return None };
+        waker.into_iter().for_each(wake);
         self.parked -= 1;
+        self.parked_bytes -= message.len();
+        if !self.is_crowded() {
+            self.crowded_out.drain(..).for_each(wake);
+        }
         Some(message)
     }
 
@@ -146,8 +192,7 @@ impl FairQueue {
     /// message, which is the driver's.
     #[must_use]
     pub(super) fn leave(&mut self, place: &mut Option<Place>) -> bool {
-        let Some(place) = place.take() else { return false };
-        let Ok(at) = self.waiting.binary_search_by_key(&place, |(place, _)| *place) else { return false };
+        let Some(at) = place.take().and_then(|place| self.find(place)) else { return false };
         if let Some((_, Waiting::Flush(_))) = self.waiting.remove(at) {
             self.flushes -= 1;
         }
@@ -158,25 +203,29 @@ impl FairQueue {
     pub(super) fn wake_first(&self) -> bool {
         match self.waiting.front() {
             Some((_, Waiting::Task(waker) | Waiting::Flush(waker))) => wake(waker.clone()),
-            Some((_, Waiting::Parked(_))) => return true,
-            Some((_, Waiting::Permit)) | None => {}
+            Some((_, Waiting::Parked(..))) => return true,
+            None => {}
         }
         false
     }
 
     /// Wakes everyone; the places stay valid.
-    pub(super) fn wake_all(&self) {
-        for (_, waiting) in &self.waiting {
-            if let Waiting::Task(waker) | Waiting::Flush(waker) = waiting {
-                wake(waker.clone());
-            }
-        }
+    pub(super) fn wake_all(&mut self) {
+        self.waiting.iter().filter_map(|(_, waiting)| waiting.waker()).for_each(|waker| wake(waker.clone()));
+        self.crowded_out.drain(..).for_each(wake);
     }
 
-    /// Drops all parked messages: they can't be sent any more.
+    /// Takes out all parked messages: they can't be sent any more.
     pub(super) fn drop_parked(&mut self) {
-        self.waiting.retain(|(_, waiting)| !matches!(waiting, Waiting::Parked(_)));
-        self.parked = 0;
+        self.waiting.retain_mut(|(_, waiting)| match waiting {
+            Waiting::Parked(_, waker) => {
+                waker.take().into_iter().for_each(wake);
+                false
+            }
+            _ => true,
+        });
+        (self.parked, self.parked_bytes) = (0, 0);
+        self.crowded_out.drain(..).for_each(wake);
     }
 }
 
@@ -219,33 +268,68 @@ mod tests {
         assert!(!queue.leave(&mut a));
         assert_eq!(count.take(), 1, "the first one wakes the next");
         assert!(queue.may_go(c));
-        queue.hold(&mut c);
-        assert!(queue.may_go(c) && !queue.may_go(None), "a permit keeps its turn");
-        assert!(!queue.wake_first() && count.take() == 0, "and is not woken");
         assert!(!queue.leave(&mut c));
         assert!(queue.may_go(None));
     }
 
     #[test]
     fn parked_messages_keep_their_turn() {
+        let count = Arc::new(Count::default());
+        let waker = &Waker::from(count.clone());
         let mut queue = FairQueue::default();
         let (mut a, mut b) = (None, None);
         queue.wait(&mut a, Waker::noop());
-        queue.park(Message::from(&b"one"[..])).unwrap();
+        let parked = queue.park(Message::from(&b"one"[..])).unwrap();
         queue.wait(&mut b, Waker::noop());
-        assert!(!queue.parked_before(a) && queue.parked_before(b) && queue.parked_before(None));
+        assert!(queue.wait_on(parked, waker), "it is not handed over yet");
         assert_eq!(queue.first_parked(), None);
         assert!(queue.unpark().is_none());
         assert!(queue.leave(&mut a), "the driver is to come");
         assert_eq!(queue.first_parked(), Some(3));
         assert!(!queue.may_go(b));
         assert_eq!(queue.unpark().unwrap(), b"one"[..]);
+        assert_eq!(count.take(), 1, "its sender is told");
+        assert!(!queue.wait_on(parked, waker));
         assert!(queue.may_go(b));
-        for _ in queue.parked()..MAX_PARKED {
+    }
+
+    #[test]
+    fn parked_messages_are_bounded_in_number_and_bytes() {
+        let count = Arc::new(Count::default());
+        let waker = &Waker::from(count.clone());
+        let mut queue = FairQueue::default();
+        while queue.may_park(waker) {
             queue.park(Message::new()).unwrap();
         }
-        assert!(queue.park(Message::new()).is_err(), "bounded");
+        assert_eq!(queue.parked(), MAX_PARKED);
+        queue.unpark().unwrap();
+        assert_eq!(count.take(), 1, "there is room again");
+        assert!(queue.may_park(waker));
+        // Those who had been told that they may.
+        while queue.park(Message::new()).is_ok() {}
+        assert_eq!(queue.parked(), 2 * MAX_PARKED);
         queue.drop_parked();
-        assert_eq!((queue.parked(), queue.len()), (0, 1));
+        assert_eq!((queue.parked(), queue.len()), (0, 0));
+        queue.park(vec![0; MAX_PARKED_BYTES].into()).unwrap();
+        assert!(!queue.may_park(waker));
+        queue.drop_parked();
+        assert_eq!(count.take(), 1);
+    }
+
+    #[test]
+    fn a_flush_waits_for_parked_messages_in_front_and_for_nobody_to_come_back() {
+        let count = Arc::new(Count::default());
+        let waker = &Waker::from(count.clone());
+        let mut queue = FairQueue::default();
+        let early = queue.wait_flush(waker);
+        queue.park(Message::new()).unwrap();
+        let late = queue.wait_flush(waker);
+        assert!(!queue.may_go(None), "nobody fills the lane meanwhile");
+        assert!(queue.flushed(), "the driver is to come for the message");
+        assert_eq!(count.take(), 1);
+        assert!(!queue.wait_on(early, waker) && queue.wait_on(late, waker));
+        queue.unpark().unwrap();
+        assert!(!queue.flushed());
+        assert!(queue.is_empty() && queue.may_go(None), "although nobody has left");
     }
 }

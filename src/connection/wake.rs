@@ -39,6 +39,8 @@ type Due = SmallVec<[Waker; 8]>;
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// Whether anything is in `DUE`, which costs more to look at.
+    static ANY_DUE: Cell<bool> = const { Cell::new(false) };
     static DUE: RefCell<Due> = RefCell::default();
 }
 
@@ -58,19 +60,17 @@ impl Drop for Section {
             depth.set(depth.get() - 1);
             depth.get() == 0
         });
-        if left {
+        if left && ANY_DUE.get() {
             wake_due();
         }
     }
 }
 
 /// Calls the wakers that were kept. What is woken may poll at once and enter sections of its own.
+#[cold]
 fn wake_due() {
-    let take = |due: &RefCell<Due>| {
-        let mut due = due.borrow_mut();
-        if due.is_empty() { None } else { Some(std::mem::take(&mut *due)) }
-    };
-    if let Ok(Some(due)) = DUE.try_with(take) {
+    ANY_DUE.set(false);
+    if let Ok(due) = DUE.try_with(RefCell::take) {
         due.into_iter().for_each(Waker::wake);
     }
 }
@@ -80,11 +80,25 @@ pub(super) fn wake(waker: Waker) {
     if DEPTH.with(Cell::get) == 0 {
         return waker.wake();
     }
+    ANY_DUE.set(true);
     let mut waker = Some(waker);
     let kept = DUE.try_with(|due| due.borrow_mut().extend(waker.take()));
     // A thread that is being taken down keeps nothing.
     if let (Err(_), Some(waker)) = (kept, waker) {
         waker.wake();
+    }
+}
+
+/// A waker for what is not a connection's own but may be called inside a [`Section`], like a pool's.
+pub(super) fn deferred(waker: &Waker) -> Waker {
+    Waker::from(Arc::new(Deferred(waker.clone())))
+}
+
+struct Deferred(Waker);
+
+impl Wake for Deferred {
+    fn wake(self: Arc<Self>) {
+        wake(self.0.clone());
     }
 }
 
@@ -157,8 +171,12 @@ impl Watch {
         self.armed.store(true, SeqCst);
     }
 
+    /// The lane has called the waker, or was ready.
     pub(super) fn disarm(&self) {
-        self.armed.store(false, SeqCst);
+        // A store costs more than a look, and a lane that is not waited for is not armed.
+        if self.is_armed() {
+            self.armed.store(false, SeqCst);
+        }
     }
 
     pub(super) fn is_armed(&self) -> bool {

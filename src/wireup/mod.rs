@@ -39,7 +39,7 @@ use self::same_host::Claim;
 use crate::auth::Authenticator;
 use crate::connection::{Connection, Parts};
 use crate::error::Error;
-use crate::event::{Connected, FellBack, HandshakeFailed, Observer};
+use crate::event::{FellBack, HandshakeFailed, Observer};
 use crate::identity::PeerIdentity;
 use crate::options::{ConnectionOptions, Deadlines};
 use crate::policy::{Fallback, Policy};
@@ -297,16 +297,14 @@ impl<'a> Attempt<'a> {
             report: report.clone(),
             peer: self.identity.clone(),
             observer: shared.observer.clone(),
+            began: self.begin,
         })?;
         if shared.policy.fallback_rule() == Fallback::Warn
             && report.lost_above(report.chosen(), &shared.policy)
         {
             let peer = self.identity.addr.clone();
-            shared.observer.fell_back(&FellBack { peer, report: report.clone() });
+            shared.observer.fell_back(&FellBack { peer, report });
         }
-        let elapsed = shared.reactor.now().saturating_duration_since(self.begin);
-        let peer = self.identity.clone();
-        shared.observer.connected(&Connected { role: self.role, peer, report, elapsed });
         Ok(connection)
     }
 

@@ -210,7 +210,7 @@ impl LaneTx for Breaking<dyn LaneTx> {
 struct Seen(Mutex<Vec<String>>);
 
 impl Observer for Seen {
-    fn connected(&self, event: &Connected) {
+    fn connected(&self, event: &crate::event::Connected) {
         self.0.lock().push(format!("{:?} connected over {}", event.role, event.report.chosen()));
     }
     fn handshake_failed(&self, event: &HandshakeFailed) {

@@ -139,7 +139,7 @@ impl ShmTransport {
         caps.zero_copy_tx = ZeroCopy::Conditional("memory from the connection's own alloc");
         caps.zero_copy_rx = ZeroCopy::Conditional("peers of the same user, until the soft lease limit");
         caps.sources = SourceMatrix { connection: true, pool: false, foreign: false };
-        caps.one_sided = OneSided::None;
+        caps.one_sided = OneSided::Emulated;
         caps.isolation = Isolation::PerConnection;
         caps
     }

@@ -241,6 +241,7 @@ fn out_len(head: usize, words: usize) -> usize {
 }
 
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 

@@ -364,8 +364,8 @@ mod tests {
             let _ = RemoteRecord::decode(&raw, total);
             // The same with a front that is likely to be good.
             if raw.len() >= REMOTE_REQUEST_BYTES {
-                raw[..4].clone_from_slice(&[if kind == 5 { ANSWER } else { kind }, 0, 0, 0]);
-                raw[4..8].clone_from_slice(&u32::from(len).to_le_bytes());
+                raw.splice(..4, [if kind == 5 { ANSWER } else { kind }, 0, 0, 0]);
+                raw.splice(4..8, u32::from(len).to_le_bytes());
             }
             let front = &raw[..raw.len().min(REMOTE_REQUEST_BYTES)];
             for total in [total, front.len(), front.len() + usize::from(len)] {
