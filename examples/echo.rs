@@ -77,7 +77,7 @@ async fn server(uri: &str, child: bool) -> Result<()> {
             _ = &mut end => break,
             conn = listener.accept() => {
                 served += 1;
-                clients.spawn(echo(conn?));
+                clients.spawn(echo(conn?)); // fails only once the listener is closed, never for a peer
             }
             Some(done) = clients.join_next() => messages += done?,
         }

@@ -10,6 +10,16 @@ use crate::report::SelectionReport;
 use crate::uri::UriError;
 
 /// Setting up a fabric, a listener or a connection failed. No message was sent.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fabric = zc::Fabric::auto()?;
+/// let Err(error) = fabric.connect("zc+mem://nobody-listens").await else { panic!("somebody does") };
+/// assert_eq!(error.stage(), Some(zc::Stage::Connect));
+/// println!("{error}; trying again may help: {}", error.is_retryable());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -11,6 +11,18 @@ use crate::identity::PeerIdentity;
 use crate::report::SelectionReport;
 
 /// A connection came up.
+///
+/// ```
+/// struct Log;
+/// impl zc::Observer for Log {
+///     fn connected(&self, event: &zc::Connected) {
+///         println!("{} by {} within {:?}", event.peer.addr, event.report.chosen(), event.elapsed);
+///     }
+/// }
+///
+/// let fabric = zc::Fabric::auto_builder().observer(std::sync::Arc::new(Log)).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Connected {
@@ -25,6 +37,18 @@ pub struct Connected {
 }
 
 /// A connection did not come up.
+///
+/// ```
+/// struct Log;
+/// impl zc::Observer for Log {
+///     fn handshake_failed(&self, event: &zc::HandshakeFailed) {
+///         println!("{} in {}: {} (number {})", event.peer, event.stage, event.reason, event.failures);
+///     }
+/// }
+///
+/// let fabric = zc::Fabric::auto_builder().observer(std::sync::Arc::new(Log)).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct HandshakeFailed {
@@ -41,6 +65,18 @@ pub struct HandshakeFailed {
 }
 
 /// A connection runs over a transport that policy ranks below another.
+///
+/// ```
+/// struct Log;
+/// impl zc::Observer for Log {
+///     fn fell_back(&self, event: &zc::FellBack) {
+///         println!("{} runs over {}:\n{}", event.peer, event.report.chosen(), event.report);
+///     }
+/// }
+///
+/// let fabric = zc::Fabric::auto_builder().observer(std::sync::Arc::new(Log)).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct FellBack {
@@ -51,6 +87,18 @@ pub struct FellBack {
 }
 
 /// A listener could not take a link, for instance because there was no descriptor left.
+///
+/// ```
+/// struct Log;
+/// impl zc::Observer for Log {
+///     fn accept_failed(&self, event: &zc::AcceptFailed) {
+///         println!("{} could not accept: {}", event.local, event.reason);
+///     }
+/// }
+///
+/// let fabric = zc::Fabric::auto_builder().observer(std::sync::Arc::new(Log)).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AcceptFailed {
@@ -61,6 +109,19 @@ pub struct AcceptFailed {
 }
 
 /// A connection ended.
+///
+/// ```
+/// struct Log;
+/// impl zc::Observer for Log {
+///     fn closed(&self, event: &zc::Closed) {
+///         let why = event.reason.as_deref().unwrap_or("orderly");
+///         println!("{:?} of {}: {} bytes copied", why, event.transport, event.ledger.copied_bytes());
+///     }
+/// }
+///
+/// let fabric = zc::Fabric::auto_builder().observer(std::sync::Arc::new(Log)).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Closed {
@@ -79,6 +140,29 @@ pub struct Closed {
 }
 
 /// Receives events; every method does nothing by default. Called from the connection's own task: be quick.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+///
+/// #[derive(Default)]
+/// struct Count(AtomicU64);
+///
+/// impl zc::Observer for Count {
+///     fn connected(&self, _: &zc::Connected) {
+///         self.0.fetch_add(1, Ordering::Relaxed);
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let count = Arc::new(Count::default());
+/// let fabric = zc::Fabric::auto_builder().observer(count.clone()).build()?;
+/// # let mut listener = fabric.listen("zc+mem://observer").await?;
+/// # let _ends = tokio::try_join!(fabric.connect("zc+mem://observer"), listener.accept())?;
+/// assert_eq!(count.0.load(Ordering::Relaxed), 2); // both ends are of this fabric
+/// # Ok(()) }
+/// ```
 pub trait Observer: Send + Sync + 'static {
     /// See [`Connected`].
     fn connected(&self, _event: &Connected) {}
@@ -93,6 +177,12 @@ pub trait Observer: Send + Sync + 'static {
 }
 
 /// Hands events to `tracing`, under the target `zc`.
+///
+/// ```
+/// // What a fabric has without being told.
+/// let fabric = zc::Fabric::auto_builder().observer(std::sync::Arc::new(zc::TracingObserver)).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TracingObserver;
 

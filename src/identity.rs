@@ -3,6 +3,18 @@
 use zc_core::transport::{LinkAddr, PeerCred};
 
 /// What is known about a peer. Only `cred` and `authenticated` are proven; the rest is what it says.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://identity").await?;
+/// # let (client, server) = tokio::try_join!(fabric.connect("zc+mem://identity"), listener.accept())?;
+/// let peer = server.peer();
+/// println!("{} runs {}", peer.addr, peer.agent); // what it says
+/// assert_eq!(peer.authenticated, None); // nobody asked for a proof
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PeerIdentity {

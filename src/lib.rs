@@ -25,13 +25,46 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # Which transport
+//! Cargo features decide what is compiled in: `tcp` (default; TCP, Unix sockets, links inside one process) and `shm`
+//! (shared memory between processes of one host). [`Fabric::auto`] uses all of it, [`Fabric::builder`] only
+//! what is named. A `zc://` address lets the [`Policy`] choose, `zc+tcp://` and the like name one
+//! ([`Uri`]); `ZC_TRANSPORTS=tcp` or `^shm` in the environment has the last word. The
+//! [`SelectionReport`] holds each candidate with the typed reason why it was not taken, and a
+//! remedy; nothing falls back in silence ([`Fallback`]).
+//!
+//! # Memory
+//! [`Connection::alloc`] gives memory that this connection sends without a copy, [`Group::alloc`] such for
+//! many connections. `Bytes` convert to and from [`PinnedBuf`] without a copy and can be sent, too; what
+//! a transport must copy is counted in [`Connection::ledger`]. A received [`Message`] is lent: hold it as long as you
+//! like. Past the lease budget ([`transport::LaneLimits`]) messages are copied out, then this connection waits; no other does.
+//!
+//! # Sending and receiving
+//! [`Sender`]s are cloned, one for each task, and take turns; the [`Receiver`] is one. A send is done when the lane
+//! owns the message, or later, if a [`Completion`] asks for it. Every future may be dropped at any point: no message is
+//! lost, none is sent by half. [`Connection::drain`] waits until the peer has all, [`Connection::close`] says why it
+//! ends, [`ByteStream`] is for code that wants bytes. A connection never reconnects by itself.
+//!
 //! # Errors
 //! Every failed send answers [`SendError::delivery`]: whether the peer may have the message. An
 //! [`Error`] of connecting names the stage that it stopped at.
 //!
+//! # What happens
+//! An [`Observer`] is told; [`TracingObserver`] is the default, `MetricsObserver` (feature `metrics`) hands it to the crate
+//! `metrics`. [`Connection::stats`] and [`Connection::ledger`] are for a look in between.
+//!
+//! # Security
+//! Links are not encrypted and, without an [`Authenticator`], not authenticated. Peers are taken for hostile in
+//! everything that they say. Processes of our own user may lend us memory that they could still write;
+//! [`Policy::trust_nobody`] has it copied out.
+//!
 //! # Runtimes
 //! With the feature `tokio` (default) everything runs on the caller's tokio runtime; outside of one,
 //! operations return a typed error. Any other loop implements [`transport::Reactor`].
+//!
+//! # Testing
+//! With the feature `testing`, `zc::testing::pair` makes two connected ends, and lanes can be made slow, stalled or
+//! broken on purpose, the same way each time under tokio's paused clock.
 
 mod auth;
 mod connection;
@@ -60,7 +93,9 @@ pub use connection::{
 };
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
-pub use fabric::{ACCEPT_RETRY, Fabric, FabricBuilder, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
+pub use fabric::{
+    ACCEPT_RETRY, Fabric, FabricBuilder, Group, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE,
+};
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]
 pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};

@@ -41,6 +41,12 @@ const KERNEL_COPIED: &str = "zc_payload_kernel_copied_bytes_total";
 /// Bytes are counted when a connection ends, from its copy ledger; a live one tells them through
 /// [`Connection::stats`](crate::Connection::stats) and [`Connection::ledger`](crate::Connection::ledger).
 /// No label holds an address.
+///
+/// ```
+/// let observer = std::sync::Arc::new(zc::MetricsObserver::new());
+/// let fabric = zc::Fabric::auto_builder().observer(observer).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct MetricsObserver {}

@@ -3,6 +3,16 @@
 use std::time::Duration;
 
 /// How a receiver waits for the next message.
+///
+/// ```
+/// use std::time::Duration;
+/// use zc::{ConnectionOptions, Polling};
+///
+/// let mut options = ConnectionOptions::default();
+/// options.polling = Polling::Adaptive { spin: Duration::from_micros(50) };
+/// let fabric = zc::Fabric::auto_builder().options(options).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polling {
     /// Never sleeps: lowest latency, one core in use.
@@ -42,6 +52,17 @@ pub const DEFAULT_STAGE: Duration = Duration::from_secs(5);
 pub const DEFAULT_TOTAL: Duration = Duration::from_secs(30);
 
 /// Options of a connection.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let mut options = zc::ConnectionOptions::default();
+/// options.keepalive_interval = Duration::from_secs(1);
+/// options.keepalive_timeout = Duration::from_secs(2); // a dead peer is known after 3 s
+/// options.idle = Some(Duration::from_secs(600));
+/// let fabric = zc::Fabric::auto_builder().options(options).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ConnectionOptions {
@@ -73,6 +94,15 @@ impl Default for ConnectionOptions {
 }
 
 /// The longest that each stage of wire-up may take, and all of it.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let mut deadlines = zc::Deadlines::default();
+/// deadlines.total = Duration::from_secs(3);
+/// let fabric = zc::Fabric::auto_builder().deadlines(deadlines).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Deadlines {

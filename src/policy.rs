@@ -12,6 +12,15 @@ pub const ENV_TRANSPORTS: &str = "ZC_TRANSPORTS";
 ///
 /// A transport that can't serve this peer or link at all ([`Unavailable::is_expected`]: shared memory with
 /// another host) is a first choice only if [`Policy::prefer`] or `ZC_TRANSPORTS` names it.
+///
+/// ```
+/// use zc::{Fallback, Policy};
+///
+/// // The named transport or none.
+/// let policy = Policy::default().prefer(["tcp"]).fallback(Fallback::Deny);
+/// let fabric = zc::Fabric::auto_builder().policy(policy).build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fallback {
     /// Nothing.
@@ -24,11 +33,24 @@ pub enum Fallback {
 }
 
 /// A value of `ZC_TRANSPORTS` can't be read.
+///
+/// ```
+/// let error = zc::Policy::default().with_override("shm,,tcp").unwrap_err();
+/// println!("{error}");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{ENV_TRANSPORTS}=`{0}`: names separated by commas, with one ^ in front to exclude them")]
 pub struct PolicyError(String);
 
 /// Ranks and restricts transports.
+///
+/// ```
+/// use zc::Policy;
+///
+/// let policy = Policy::default().prefer(["shm", "tcp"]).trust_nobody();
+/// let fabric = zc::Fabric::auto_builder().policy(policy).build()?; // ZC_TRANSPORTS has the last word
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     prefer: Vec<String>,

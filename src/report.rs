@@ -9,6 +9,24 @@ use zc_core::wire::Stage;
 use crate::policy::Policy;
 
 /// How one candidate ended.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://outcome").await?;
+/// # let (client, _server) = tokio::try_join!(fabric.connect("zc+mem://outcome"), listener.accept())?;
+/// use zc::Outcome;
+///
+/// for candidate in client.report().candidates() {
+///     match &candidate.outcome {
+///         Outcome::Chosen => println!("{} it is", candidate.transport),
+///         Outcome::NotNeeded => {}
+///         Outcome::Unavailable(why) => println!("{}: {why}; {}", candidate.transport, why.remedy()),
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It carries the connection.
@@ -20,6 +38,17 @@ pub enum Outcome {
 }
 
 /// One transport that was looked at.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://candidate").await?;
+/// # let (client, _server) = tokio::try_join!(fabric.connect("zc+mem://candidate"), listener.accept())?;
+/// let chosen = client.report().candidates().iter().find(|one| one.outcome == zc::Outcome::Chosen);
+/// assert_eq!(chosen.map(|one| &*one.transport), Some("mem"));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// Its name.
@@ -31,6 +60,19 @@ pub struct Candidate {
 }
 
 /// Every candidate, in the order of the ranking.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://report").await?;
+/// # let (client, _server) = tokio::try_join!(fabric.connect("zc+mem://report"), listener.accept())?;
+/// let report = client.report();
+/// assert_eq!(report.chosen(), "mem");
+/// println!("{report}"); // for people
+/// println!("{}", report.to_json()); // for programs
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SelectionReport {
     candidates: Vec<Candidate>,

@@ -13,6 +13,14 @@ pub const MAX_URI: usize = 4096;
 ///
 /// `zc://host:port` lets the policy choose; `zc+tcp://host:port`, `zc+unix:///path`,
 /// `zc+unix://@name` (abstract), `zc+mem://name` and `zc+NAME://host:port?key=value` name one.
+///
+/// ```
+/// let uri: zc::Uri = "zc+tcp://127.0.0.1:7000?if=lo".parse()?;
+/// assert_eq!(uri.transport(), Some("tcp"));
+/// assert_eq!(uri.param("if"), Some("lo"));
+/// assert_eq!("zc://[::1]:7000".parse::<zc::Uri>()?.transport(), None); // whatever is best
+/// # Ok::<(), zc::UriError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Uri {
     transport: Option<String>,
@@ -21,6 +29,13 @@ pub struct Uri {
 }
 
 /// A text is not a zc URI.
+///
+/// ```
+/// use zc::{Uri, UriError};
+///
+/// assert!(matches!("http://127.0.0.1".parse::<Uri>(), Err(UriError::Scheme(_))));
+/// assert!(matches!("zc://no-port".parse::<Uri>(), Err(UriError::Address { .. })));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UriError {

@@ -37,9 +37,9 @@ const SERVER: &[u8] = b"zc shared secret 1 server";
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let secret = zc::SharedSecret::new("orders", b"0123456789abcdef0123456789abcdef")?;
 /// let fabric = zc::Fabric::auto_builder().authenticator(std::sync::Arc::new(secret)).build()?;
-/// let (client, server) = zc::testing::pair(&fabric).await?;
+/// # let mut listener = fabric.listen("zc+mem://shared-secret").await?;
+/// # let (client, _server) = tokio::try_join!(fabric.connect("zc+mem://shared-secret"), listener.accept())?;
 /// assert_eq!(client.peer().authenticated.as_deref(), Some("orders"));
-/// # drop(server);
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]

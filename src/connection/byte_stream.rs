@@ -27,6 +27,23 @@ pub const BYTE_STREAM_MESSAGE: usize = 64 << 10;
 ///   is ready when that is pushed out; the peer then reads the end, and can go on writing.
 ///
 /// Cancelled reads and writes lose nothing: a pending write has taken nothing.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://byte-stream").await?;
+/// # let (client, server) = tokio::try_join!(fabric.connect("zc+mem://byte-stream"), listener.accept())?;
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+///
+/// let (mut near, mut far) = (client.into_byte_stream()?, server.into_byte_stream()?);
+/// near.write_all(b"hello").await?;
+/// near.shutdown().await?;
+/// let mut text = String::new();
+/// far.read_to_string(&mut text).await?;
+/// assert_eq!(text, "hello");
+/// # Ok(()) }
+/// ```
 pub struct ByteStream {
     connection: Connection,
     receiver: Receiver,

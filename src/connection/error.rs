@@ -8,6 +8,22 @@ use zc_core::transport::LaneError;
 use zc_core::wire::{CloseCode, Delivery, SeqError, WireError};
 
 /// Why a connection carries nothing more. Every later operation returns the same.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://connection-error").await?;
+/// # let (mut client, server) = tokio::try_join!(fabric.connect("zc+mem://connection-error"), listener.accept())?;
+/// use zc::{CloseCode, ConnectionError};
+///
+/// server.close(CloseCode::GOING_AWAY, "new version").await;
+/// match client.recv().await {
+///     Err(ConnectionError::ClosedByPeer { code: CloseCode::GOING_AWAY, reason }) => println!("{reason}"),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionError {
@@ -121,6 +137,22 @@ impl From<SendError> for io::Error {
 }
 
 /// A send did not succeed. A message that the lane never took comes back.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://send-error").await?;
+/// # let (client, _server) = tokio::try_join!(fabric.connect("zc+mem://send-error"), listener.accept())?;
+/// let sender = client.sender();
+/// client.close(zc::CloseCode::NORMAL, "done").await;
+///
+/// let error = sender.send(&b"too late"[..]).await.unwrap_err();
+/// assert_eq!(error.delivery(), zc::Delivery::NotSent);
+/// assert!(error.is_retryable()); // on another connection
+/// assert_eq!(error.into_message().unwrap(), b"too late"[..]);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("send failed ({delivery:?}): {error}")]
 pub struct SendError {
@@ -156,6 +188,25 @@ impl SendError {
 }
 
 /// `try_send` did not take the message; it comes back.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://try-send-error").await?;
+/// # let (client, _server) = tokio::try_join!(fabric.connect("zc+mem://try-send-error"), listener.accept())?;
+/// use zc::TrySendError;
+///
+/// let sender = client.sender();
+/// loop { // until the peer, which receives nothing, allows no more
+///     match sender.try_send(vec![0; 64 << 10]) {
+///         Ok(()) => {}
+///         Err(TrySendError::Full(message)) => break assert_eq!(message.len(), 64 << 10),
+///         Err(error) => return Err(error.into()),
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrySendError {

@@ -32,7 +32,9 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::channel::oneshot;
-use zc_core::memory::{BufPool, CopyLedger, LedgerSnapshot, Message, PinnedBufMut};
+use zc_core::memory::{
+    BufPool, CopyLedger, LedgerSnapshot, MemoryGroup, Message, PinnedBufMut, RegisterError,
+};
 use zc_core::transport::{AllocFailure, Caps, ControlLink, Lane, LaneLimits, OneSided, Reactor, Role};
 use zc_core::wire::{CloseCode, Keepalive};
 
@@ -80,6 +82,23 @@ pub(crate) struct Parts {
 
 /// A connection to a peer. Dropping all its handles closes it: what was accepted for sending is still
 /// pushed out, within the drain time.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://connection").await?;
+/// # let (mut client, mut server) = tokio::try_join!(fabric.connect("zc+mem://connection"), listener.accept())?;
+/// println!("{}", client.report()); // which transport, and why not another
+/// client.send(&b"ping"[..]).await?;
+/// assert_eq!(server.recv().await?.unwrap(), b"ping"[..]);
+/// server.send(&b"pong"[..]).await?;
+/// assert_eq!(client.recv().await?.unwrap(), b"pong"[..]);
+///
+/// client.drain(std::time::Duration::from_secs(1)).await?; // the peer has queued all of it
+/// assert!(server.recv().await?.is_none());
+/// # Ok(()) }
+/// ```
 pub struct Connection {
     sender: Sender,
     receiver: Option<Receiver>,
@@ -184,6 +203,11 @@ impl Connection {
     /// As there.
     pub async fn alloc(&self, len: usize) -> Result<PinnedBufMut, AllocFailure> {
         self.sender.alloc(len).await
+    }
+
+    /// Lets the lane send memory of a group without a copy.
+    pub(crate) fn join_group(&self, group: &MemoryGroup) -> Result<(), RegisterError> {
+        self.sender.core().lock_tx().lane.join_group(group)
     }
 
     /// See [`Sender::send`].

@@ -13,6 +13,19 @@ use super::turn::submit;
 ///
 /// It keeps nothing from others, so it can be held for any time, or dropped: if somebody else took the room
 /// meanwhile, the message is queued and goes out in its turn.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://permit").await?;
+/// # let (client, _server) = tokio::try_join!(fabric.connect("zc+mem://permit"), listener.accept())?;
+/// let sender = client.sender();
+/// let permit = sender.reserve(100).await?;
+/// assert_eq!(permit.max_len(), 100);
+/// permit.send(&b"never waits"[..])?;
+/// # Ok(()) }
+/// ```
 #[must_use = "it is good for one message"]
 pub struct Permit<'a> {
     core: &'a Arc<Core>,

@@ -15,6 +15,21 @@ use super::ingest::Look;
 use crate::options::Polling;
 
 /// Receives messages, in order. There is one per connection.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://receiver").await?;
+/// # let (client, mut server) = tokio::try_join!(fabric.connect("zc+mem://receiver"), listener.accept())?;
+/// let (tx, mut rx) = server.split();
+/// client.send(&b"hello"[..]).await?;
+/// client.sender().finish().await?;
+/// while let Some(message) = rx.recv().await? {
+///     println!("{} bytes, lent until dropped", message.len());
+/// }
+/// # Ok(()) }
+/// ```
 pub struct Receiver {
     handle: Handle,
     polling: Polling,

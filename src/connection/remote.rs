@@ -48,6 +48,27 @@ pub(crate) fn quietly<R>(f: impl FnOnce() -> R) -> R {
 ///
 /// **Failure.** [`RemoteError::delivery`] says whether the memory may have been touched. Nothing is repeated
 /// by itself.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://remote-memory").await?;
+/// # let (mut client, server) = tokio::try_join!(fabric.connect("zc+mem://remote-memory"), listener.accept())?;
+/// use zc::transport::{Access, RemoteKey};
+///
+/// let export = fabric.export(4096)?; // at the server
+/// let key = export.grant(&server, Access::ALL, ..)?;
+/// server.send(key.to_bytes()).await?; // a key travels in any message
+///
+/// let message = client.recv().await?.unwrap();
+/// let key = message.as_contiguous().and_then(RemoteKey::from_bytes).ok_or("no key")?;
+/// let memory = client.remote();
+/// memory.write(&key, 8, &b"hello"[..]).await?;
+/// assert_eq!(memory.read(&key, 8, 5).await?, b"hello"[..]);
+/// assert_eq!(memory.fetch_add(&key, 0, 1).await?, 0);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct RemoteMemory {
     handle: Handle,

@@ -17,6 +17,21 @@ use super::turn::{Turn, poll_turn};
 use super::wake::Locked;
 
 /// A send under way. [`Send::timeout`] bounds it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://send").await?;
+/// # let (client, _server) = tokio::try_join!(fabric.connect("zc+mem://send"), listener.accept())?;
+/// use std::time::Duration;
+/// use zc::Completion;
+///
+/// let sender = client.sender();
+/// sender.send(&b"soon"[..]).timeout(Duration::from_millis(500)).await?;
+/// sender.send_with(&b"for sure"[..], Completion::Delivered).timeout(Duration::from_secs(5)).await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "futures do nothing unless polled"]
 pub struct Send<'a> {
     turn: Turn<'a>,

@@ -19,6 +19,25 @@ use super::turn::{Turn, poll_turn};
 use super::wake::{Locked, deferred};
 
 /// Sends messages. Clones share the connection and take turns: each waits in its own place.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://sender").await?;
+/// # let (mut client, _server) = tokio::try_join!(fabric.connect("zc+mem://sender"), listener.accept())?;
+/// let (tx, _rx) = client.split();
+/// let other = tx.clone(); // takes turns with the first
+/// let task = tokio::spawn(async move { other.send(&b"from a task"[..]).await });
+///
+/// let mut buf = tx.alloc(64).await?; // memory that this connection sends without a copy
+/// buf.put_slice(b"a batch");
+/// tx.feed(buf.freeze()).await?;
+/// tx.feed(&b"of two"[..]).await?;
+/// tx.flush().await?;
+/// task.await??;
+/// # Ok(()) }
+/// ```
 pub struct Sender {
     handle: Handle,
     polled: Polled,

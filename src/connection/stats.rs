@@ -6,6 +6,19 @@ use super::core::Core;
 
 /// Figures of one connection at one moment; see [`Connection::stats`](super::Connection::stats).
 /// They are read off state that the connection keeps anyway.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://stats").await?;
+/// # let (client, _server) = tokio::try_join!(fabric.connect("zc+mem://stats"), listener.accept())?;
+/// client.send(&b"hello"[..]).await?;
+/// let stats = client.stats();
+/// assert_eq!((stats.sent_messages, stats.sent_bytes), (1, 5));
+/// println!("a sender had to wait {} times", stats.stalls);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectionStats {

@@ -16,6 +16,19 @@ use crate::policy::{ENV_TRANSPORTS, Policy};
 use crate::wireup::Shared;
 
 /// Names what a [`Fabric`] uses.
+///
+/// ```
+/// use std::time::Duration;
+/// use zc::{Deadlines, Fabric, Fallback, Policy};
+///
+/// let mut deadlines = Deadlines::default();
+/// deadlines.connect = Duration::from_secs(1);
+/// let fabric = Fabric::auto_builder()
+///     .policy(Policy::default().prefer(["tcp"]).fallback(Fallback::Allow))
+///     .deadlines(deadlines)
+///     .build()?;
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Default)]
 pub struct FabricBuilder {
     transports: Vec<Arc<dyn Transport>>,

@@ -40,6 +40,20 @@ const ACCEPTS_PER_TURN: usize = 32;
 
 /// Accepts connections at one address. Dropping it stops listening and abandons handshakes; the
 /// connections it made live on.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fabric = zc::Fabric::auto()?;
+/// let mut listener = fabric.listen("zc://127.0.0.1:0").await?;
+/// let uri = listener.local_uri().to_string(); // with the real port
+/// let client = tokio::spawn(async move { fabric.connect(&uri).await });
+///
+/// let conn = listener.accept().await?;
+/// println!("{} came, {} failed", conn.peer().addr, listener.failed_handshakes());
+/// # drop(client.await??);
+/// # Ok(()) }
+/// ```
 pub struct Listener {
     uri: Uri,
     gate: Arc<Gate>,

@@ -2,6 +2,7 @@
 
 mod builder;
 mod crowd;
+mod group;
 mod listener;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use zc_core::transport::{Caps, Role, Unavailable};
 use zc_core::wire::Stage;
 
 pub use self::builder::FabricBuilder;
+pub use self::group::Group;
 pub use self::listener::{ACCEPT_RETRY, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
 
 use crate::connection::Connection;
@@ -20,6 +22,22 @@ use crate::uri::Uri;
 use crate::wireup::{self, Progress, Prover, Shared, Side, deadline};
 
 /// A set of transports with a policy, a pool and options. Cheap to clone.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fabric = zc::Fabric::auto()?;
+/// for (transport, found) in fabric.probe() {
+///     match found {
+///         Ok(caps) => println!("{transport}: messages of up to {} bytes", caps.max_message),
+///         Err(why) => println!("{transport}: {why}; {}", why.remedy()),
+///     }
+/// }
+/// let mut listener = fabric.listen("zc+mem://fabric").await?;
+/// let (client, server) = tokio::try_join!(fabric.connect("zc+mem://fabric"), listener.accept())?;
+/// assert_eq!(client.report().chosen(), server.report().chosen());
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Fabric {
     shared: Arc<Shared>,

@@ -22,6 +22,20 @@ struct Queue {
 static LISTENERS: LazyLock<Mutex<HashMap<String, Arc<Mutex<Queue>>>>> = LazyLock::new(Mutex::default);
 
 /// Opens `zc+mem://` addresses. Names belong to the process, not to a fabric.
+///
+/// ```
+/// use std::sync::Arc;
+/// use zc::{Fabric, MemLinks, MemTransport};
+///
+/// // Nothing of this fabric ever leaves the process.
+/// let stream = Arc::new(zc_transport_tcp::TcpTransport);
+/// let fabric = Fabric::builder()
+///     .links(Arc::new(MemLinks))
+///     .transport(Arc::new(MemTransport::over(stream)))
+///     .build()?;
+/// assert_eq!(fabric.probe().len(), 1);
+/// # Ok::<(), zc::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MemLinks;
 

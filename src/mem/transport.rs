@@ -8,6 +8,15 @@ use zc_core::transport::{
 };
 
 /// Runs an in-band transport on links inside one process, under the name "mem".
+///
+/// ```
+/// use std::sync::Arc;
+/// use zc::MemTransport;
+/// use zc::transport::{Scope, Transport};
+///
+/// let mem = MemTransport::over(Arc::new(zc_transport_tcp::TcpTransport));
+/// assert_eq!(mem.probe().unwrap().scope, Scope::Process);
+/// ```
 #[derive(Clone)]
 pub struct MemTransport {
     stream: Arc<dyn Transport>,

@@ -7,6 +7,21 @@ use zc_core::wire::{Delivery, RemoteStatus};
 use crate::connection::ConnectionError;
 
 /// What went wrong with an operation.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://remote-fault").await?;
+/// # let (client, server) = tokio::try_join!(fabric.connect("zc+mem://remote-fault"), listener.accept())?;
+/// use zc::RemoteFault;
+/// use zc::transport::Access;
+///
+/// let key = fabric.export(4096)?.grant(&server, Access::ALL, ..)?; // and the export is dropped
+/// let error = client.remote().read(&key, 0, 8).await.unwrap_err();
+/// assert!(matches!(error.fault, RemoteFault::Revoked));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoteFault {
@@ -48,6 +63,22 @@ pub enum RemoteFault {
 ///
 /// The fault alone does not say what was done: a long write is refused as a whole if it is out of bounds,
 /// but it can be revoked, or the connection can end, when part of it is written already.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://remote-error").await?;
+/// # let (client, server) = tokio::try_join!(fabric.connect("zc+mem://remote-error"), listener.accept())?;
+/// use zc::transport::Access;
+///
+/// let export = fabric.export(4096)?;
+/// let key = export.grant(&server, Access::READ, ..)?;
+/// let error = client.remote().write(&key, 0, &b"hello"[..]).await.unwrap_err();
+/// println!("{error}");
+/// assert!(!error.may_have_happened());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{fault} ({delivery:?})")]
 pub struct RemoteError {
@@ -97,6 +128,20 @@ impl From<AllocError> for RemoteFault {
 }
 
 /// Memory could not be granted.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://grant-error").await?;
+/// # let (client, server) = tokio::try_join!(fabric.connect("zc+mem://grant-error"), listener.accept())?;
+/// use zc::GrantError;
+/// use zc::transport::Access;
+///
+/// let refused = fabric.export(4096)?.grant(&server, Access::READ, 4000..5000);
+/// assert!(matches!(refused, Err(GrantError::BadRange { size: 4096, .. })));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum GrantError {

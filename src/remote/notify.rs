@@ -19,6 +19,22 @@ pub const MAX_NOTIFICATIONS: usize = 4096;
 
 /// A peer wrote and said so ([`RemoteMemory::write_with_notify`](crate::RemoteMemory::write_with_notify)). What
 /// it wrote is there.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let mut listener = fabric.listen("zc+mem://notification").await?;
+/// # let (client, server) = tokio::try_join!(fabric.connect("zc+mem://notification"), listener.accept())?;
+/// use zc::transport::Access;
+///
+/// let export = fabric.export(4096)?;
+/// let key = export.grant(&server, Access::WRITE, ..)?;
+/// client.remote().write_with_notify(&key, 0, &b"hello"[..], 42).await?;
+/// let told = export.notified().await;
+/// assert_eq!((told.key, told.value), (key, 42));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Notification {

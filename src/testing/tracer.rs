@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::memory::PinnedBufMut;
+use crate::memory::{MemoryGroup, PinnedBufMut, RegisterError};
 use crate::transport::{
     AllocFailure, Batch, BoxFuture, Caps, ControlLink, Frame, FrameKind, Lane, LaneError, LaneRx, LaneTx,
     Offer, OfferContext, Reactor, Received, Role, SendRejected, SendReport, SendToken, Transport,
@@ -19,6 +19,16 @@ use crate::transport::{
 pub const MAX_TRACE_EVENTS: usize = 65_536;
 
 /// What crossed one end of a lane.
+///
+/// ```
+/// use zc::testing::{Crossing, Trace};
+///
+/// fn bytes_sent(trace: &Trace) -> usize {
+///     let len = |what: &Crossing| if let Crossing::Sent { len, .. } = what { *len } else { 0 };
+///     trace.events().iter().map(|event| len(&event.what)).sum()
+/// }
+/// assert_eq!(bytes_sent(&Trace::default()), 0);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Crossing {
@@ -47,6 +57,13 @@ pub enum Crossing {
 }
 
 /// One line of a [`Trace`].
+///
+/// ```
+/// let trace = zc::testing::Trace::default();
+/// for event in trace.events() {
+///     println!("{event}"); // 1.5ms 1 Client -> Data seq 1 5 B
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TraceEvent {
@@ -73,6 +90,15 @@ impl fmt::Display for TraceEvent {
 }
 
 /// What a [`Tracer`] has recorded. Cheap to clone; all clones see the same.
+///
+/// ```
+/// use zc::testing::{Tracer, mem_transport};
+///
+/// let tracer = Tracer::new(mem_transport());
+/// let trace = tracer.trace(); // before the tracer goes into a fabric
+/// assert!(trace.events().is_empty());
+/// assert_eq!(trace.lost(), 0);
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Trace(Arc<Mutex<Record>>);
 
@@ -256,6 +282,10 @@ impl LaneTx for TraceTx {
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         self.inner.poll_close(cx)
+    }
+
+    fn join_group(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
+        self.inner.join_group(group)
     }
 }
 

@@ -8,6 +8,8 @@
 mod child;
 mod clean;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod guard;
 mod limits;
 mod report;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::child::{Cmd, Runner};
@@ -22,8 +22,10 @@ const LIMIT_ECHO: Duration = Duration::from_secs(120);
 const LIMIT_ASK: Duration = Duration::from_secs(60);
 const LIMIT_INSTALL: Duration = Duration::from_secs(5 * 60);
 
-/// What tests of the behaviour suite are called.
-const CONFORMANCE: &str = "conformance";
+/// The package whose tests are the behaviour suite, for every transport.
+const CONFORMANCE: &str = "zc-conformance";
+/// What property tests begin with. They have a stage of their own, in which they try more cases.
+const FUZZ: &str = "fuzz_";
 const KILL_ROUNDS: u32 = 200;
 
 /// Cases per property in the fuzz stage; an ordinary test run tries proptest's 256.
@@ -46,7 +48,7 @@ pub(crate) const STAGES: &[Stage] = &[
     stage("conformance", "the behaviour suite of every transport", LIMIT_TESTS, conformance),
     stage("doc", "examples in the documentation", LIMIT_TESTS, doc),
     stage("rustdoc", "documentation builds without a warning", LIMIT_BUILD, rustdoc),
-    stage("examples", "examples build; echo, proxy and own_loop run", LIMIT_BUILD, examples),
+    stage("examples", "examples build, and run for a moment", LIMIT_BUILD, examples),
     stage(
         "restricted",
         "echo runs with less: privileges, memlock, io_uring, /dev/shm",
@@ -81,22 +83,24 @@ fn unit(context: &Context, runner: &Runner) -> Outcome {
     run(runner, &tests(context, "test --workspace --all-features --lib --bins"))
 }
 
-/// Test targets by name, and not `--tests`: that would run the unit tests a second time.
 fn integration(context: &Context, runner: &Runner) -> Outcome {
-    targets(context, runner, |name| !name.starts_with(CONFORMANCE), "no package has integration tests")
+    targets(context, runner, |package| !package.ends_with(CONFORMANCE), "no package has integration tests")
 }
 
 fn conformance(context: &Context, runner: &Runner) -> Outcome {
-    targets(context, runner, |name| name.starts_with(CONFORMANCE), "no package has a test named conformance")
+    targets(context, runner, |package| package.ends_with(CONFORMANCE), "zc-conformance has no tests")
 }
 
-fn targets(context: &Context, runner: &Runner, chosen: fn(&str) -> bool, none: &str) -> Outcome {
-    let names: Vec<_> = test_targets(&context.root).into_iter().filter(|name| chosen(name)).collect();
+/// Test targets by name, and not `--tests`: that would run the unit tests a second time. The whole workspace is
+/// named each time, so that all stages share one build.
+fn targets(context: &Context, runner: &Runner, chosen: fn(&Path) -> bool, none: &str) -> Outcome {
+    let chosen: Vec<_> = packages(&context.root).into_iter().filter(|package| chosen(package)).collect();
+    let names: BTreeSet<_> = chosen.iter().flat_map(|package| test_targets(package)).collect();
     if names.is_empty() {
         return nothing(none);
     }
-    let chosen: String = names.iter().map(|name| format!(" --test {name}")).collect();
-    run(runner, &tests(context, &format!("test --workspace --all-features{chosen}")))
+    let names: String = names.iter().map(|name| format!(" --test {name}")).collect();
+    run(runner, &tests(context, &format!("test --workspace --all-features{names}")))
 }
 
 fn limits(context: &Context, _: &Runner) -> Outcome {
@@ -112,14 +116,23 @@ fn rustdoc(_: &Context, runner: &Runner) -> Outcome {
 }
 
 fn examples(context: &Context, runner: &Runner) -> Outcome {
-    let dir = target_dir(&context.root).join("release/examples");
+    let release = target_dir(&context.root).join("release");
+    let example = |name: &str, args: &str| Cmd::new(release.join("examples").join(name), args);
+    let rpc = |name: &str, args: &str| Cmd::new(release.join(name), args);
     let own_loop = "run --quiet --release -p zc --no-default-features --features tcp --example own_loop";
+    let bench = "bench --uri zc://127.0.0.1:0 --size 64 --inflight 8 --duration-s 0.1";
     let steps = [
         Cmd::cargo("build --workspace --release --examples"),
-        Cmd::new(dir.join("echo"), "--quick"),
-        Cmd::new(dir.join("proxy"), ""),
+        example("echo", "--quick"),
+        example("proxy", ""),
+        example("custom_transport", ""),
         // Built once more, without the runtime that it does without.
         Cmd::cargo(own_loop),
+        Cmd::cargo("build --release -p zc-examples-rpc --bins"),
+        rpc("grpc_echo", bench),
+        rpc("grpc_echo_raw", bench),
+        rpc("axum_hello", ""),
+        rpc("pubsub", ""),
     ];
     for step in &steps {
         if let Err(how) = runner.run(step) {
@@ -187,12 +200,16 @@ fn idle(_: &Context, runner: &Runner) -> Outcome {
 }
 
 /// Timing decides what a killed peer leaves behind, so that one run shows little.
-fn kill(context: &Context, runner: &Runner) -> Outcome {
-    let cmd = tests(context, "test --workspace --all-features --test kill");
+fn kill(_: &Context, runner: &Runner) -> Outcome {
+    let suite = format!("test -p {CONFORMANCE} --test *");
+    let steps =
+        [Cmd::cargo("test --workspace --all-features --test kill"), Cmd::cargo(&suite).args("a_peer_killed")];
     for round in 1..=KILL_ROUNDS {
         println!("round {round} of {KILL_ROUNDS}");
-        if let Err(how) = runner.run(&cmd) {
-            return Outcome::Failed(format!("round {round}: {how}"));
+        for step in &steps {
+            if let Err(how) = runner.run(step) {
+                return Outcome::Failed(format!("round {round}: {step}: {how}"));
+            }
         }
     }
     Outcome::Passed
@@ -200,17 +217,22 @@ fn kill(context: &Context, runner: &Runner) -> Outcome {
 
 fn loom(context: &Context, runner: &Runner) -> Outcome {
     let preemptions = if context.full { LOOM_PREEMPTIONS_FULL } else { LOOM_PREEMPTIONS };
-    let cmd = Cmd::cargo("test -p zc-core --lib --release loom")
+    let packages: String = loom_packages(&context.root).iter().map(|name| format!(" -p {name}")).collect();
+    if packages.is_empty() {
+        return nothing("no package has a dependency on loom");
+    }
+    let cmd = Cmd::cargo(&format!("test{packages} --lib --release loom"))
         .env("RUSTFLAGS", "--cfg loom")
         .env("LOOM_MAX_PREEMPTIONS", preemptions.to_string())
         .env("CARGO_TARGET_DIR", target_dir(&context.root).join(LOOM_DIR));
-    run_if_any(runner, &cmd, "zc-core has no test with loom in its name")
+    run_if_any(runner, &cmd, "no test has loom in its name")
 }
 
 fn fuzz(context: &Context, runner: &Runner) -> Outcome {
     let cases = if context.soak { FUZZ_CASES * SOAK_FACTOR } else { FUZZ_CASES };
-    let cmd =
-        Cmd::cargo("test --workspace --all-features --tests fuzz_").env("PROPTEST_CASES", cases.to_string());
+    let cmd = Cmd::cargo("test --workspace --all-features --tests")
+        .args(FUZZ)
+        .env("PROPTEST_CASES", cases.to_string());
     run_if_any(runner, &cmd, "no test has fuzz_ in its name")
 }
 
@@ -218,11 +240,12 @@ fn run(runner: &Runner, cmd: &Cmd) -> Outcome {
     runner.run(cmd).map_or_else(Outcome::Failed, |()| Outcome::Passed)
 }
 
-/// A test command, with the tests that `--full` and `--soak` add.
+/// A test command, with the tests that `--full` and `--soak` add, and without those of the fuzz stage.
 fn tests(context: &Context, args: &str) -> Cmd {
-    let mut cmd = Cmd::cargo(args);
+    // One failure must not hide others.
+    let mut cmd = Cmd::cargo(args).args("--no-fail-fast -- --skip").args(FUZZ);
     if context.full {
-        cmd = cmd.args("-- --include-ignored");
+        cmd = cmd.args("--include-ignored");
     }
     if context.soak { cmd.env("ZC_SOAK", "1") } else { cmd }
 }
@@ -259,15 +282,48 @@ fn nothing(reason: &str) -> Outcome {
     Outcome::Skipped(Skip { reason: reason.to_owned(), remedy: None, beyond_this_machine: false })
 }
 
-/// The names of all packages' integration tests, each once, in order.
-fn test_targets(root: &Path) -> BTreeSet<String> {
-    let crates = fs::read_dir(root.join("crates")).into_iter().flatten().flatten().map(|entry| entry.path());
-    let packages = crates.chain([root.to_owned(), root.join("xtask")]);
-    let tests =
-        packages.flat_map(|package| fs::read_dir(package.join("tests")).into_iter().flatten().flatten());
-    let target = |path: std::path::PathBuf| {
+/// The directories of all packages.
+fn packages(root: &Path) -> Vec<PathBuf> {
+    let below = |dir: &str| fs::read_dir(root.join(dir)).into_iter().flatten().flatten();
+    let members = ["crates", "examples"].into_iter().flat_map(below).map(|entry| entry.path());
+    let members = members.filter(|dir| dir.join("Cargo.toml").exists());
+    members.chain([root.to_owned(), root.join("xtask")]).collect()
+}
+
+/// The names of a package's integration tests.
+fn test_targets(package: &Path) -> Vec<String> {
+    let entries = fs::read_dir(package.join("tests")).into_iter().flatten().flatten();
+    let target = |path: PathBuf| {
         let is_test = path.extension().is_some_and(|ext| ext == "rs") || path.join("main.rs").exists();
         is_test.then(|| path.file_stem()?.to_str().map(str::to_owned)).flatten()
     };
-    tests.filter_map(|entry| target(entry.path())).collect()
+    entries.filter_map(|entry| target(entry.path())).collect()
+}
+
+/// The packages with models: those that depend on loom under `--cfg loom`. Each has the name of its directory.
+fn loom_packages(root: &Path) -> BTreeSet<String> {
+    let models = |package: &PathBuf| {
+        let manifest = fs::read_to_string(package.join("Cargo.toml")).unwrap_or_default();
+        manifest.contains("[target.'cfg(loom)'.dependencies]")
+    };
+    let name = |package: PathBuf| Some(package.file_name()?.to_str()?.to_owned());
+    packages(root).into_iter().filter(models).filter_map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_package_is_found() {
+        let root = crate::root();
+        let models = loom_packages(&root);
+        assert!(["zc-core", "zc-transport-shm"].iter().all(|name| models.contains(*name)), "{models:?}");
+        let all: Vec<_> = packages(&root).iter().flat_map(|package| test_targets(package)).collect();
+        for target in ["guard", "transports", "grpc", "wireup", "framing"] {
+            assert!(all.iter().any(|name| name == target), "{target} is not in {all:?}");
+        }
+        let suite = root.join("crates").join(CONFORMANCE);
+        assert_eq!(test_targets(&suite), ["transports"], "modules are no targets");
+    }
 }

@@ -13,10 +13,28 @@ pub const GUARD: Duration = Duration::from_secs(60);
 const LEFTOVERS: Duration = Duration::from_secs(20);
 
 /// A behaviour that does not apply, with the reason.
+///
+/// ```
+/// use zc_conformance::Skipped;
+///
+/// let skipped = Skipped("the transport has no one-sided operations".into());
+/// assert!(skipped.0.contains("one-sided"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped(pub String);
 
 /// How a behaviour that did not panic ended.
+///
+/// ```
+/// use zc_conformance::{Bench, Skipped, Verdict};
+///
+/// /// A behaviour of your own: a failed expectation panics.
+/// async fn nothing_to_see(_: &Bench) -> Verdict {
+///     Err(Skipped("an example".into()))
+/// }
+/// let setup = zc_conformance::Setup::new(zc::Fabric::auto_builder, "zc+mem://{}");
+/// zc_conformance::run("doc::nothing_to_see", setup, nothing_to_see);
+/// ```
 pub type Verdict = Result<(), Skipped>;
 
 /// Runs `behaviour`. `name` is its whole path, which begins with the test crate's name.

@@ -19,6 +19,16 @@ const POOL_BYTES: usize = 512 << 20;
 const CONNECTIONS: usize = 2000;
 
 /// A transport under test.
+///
+/// ```
+/// use zc_conformance::{Setup, behaviours};
+///
+/// let setup = Setup::new(zc::Fabric::auto_builder, "zc+mem://{}")
+///     .max_message(1 << 20)
+///     .connections(100)
+///     .without("a_slow_peer_is_not_declared_dead", "takes seconds");
+/// zc_conformance::run("doc::close_tells_code_and_reason", setup, behaviours::close_tells_code_and_reason);
+/// ```
 #[derive(Clone)]
 pub struct Setup {
     builder: Arc<dyn Fn() -> FabricBuilder + Send + Sync>,
@@ -73,6 +83,17 @@ impl Setup {
 }
 
 /// What a behaviour works with: the setup, and a pool for either end that is watched.
+///
+/// ```
+/// use zc_conformance::{Bench, Setup, Verdict, behaviours};
+///
+/// /// What `suite!` makes of a behaviour: the bench is all that it is given.
+/// async fn twice(bench: &Bench) -> Verdict {
+///     behaviours::half_close_in_both_orders(bench).await?;
+///     behaviours::half_close_in_both_orders(bench).await
+/// }
+/// zc_conformance::run("doc::twice", Setup::new(zc::Fabric::auto_builder, "zc+mem://{}"), twice);
+/// ```
 pub struct Bench {
     setup: Setup,
     name: &'static str,

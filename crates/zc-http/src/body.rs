@@ -16,6 +16,17 @@ use crate::proto::{BodyItem, Code, Key};
 ///
 /// Its data is the memory that the connection received it in; taking it lets the peer send more.
 /// Dropped before its end, a client's body cancels the call; a server's only gives up the rest.
+///
+/// ```
+/// use http_body_util::BodyExt;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let all = zc_http::Body::empty().collect().await?; // or frame by frame
+/// assert!(all.trailers().is_none());
+/// assert!(all.to_bytes().is_empty());
+/// # Ok(()) }
+/// ```
 #[derive(Default)]
 pub struct Body {
     incoming: Option<Incoming>,

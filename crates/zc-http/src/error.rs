@@ -8,9 +8,21 @@ use zc::ConnectionError;
 use crate::proto::{Code, Ended, Violation};
 
 /// Any error.
+///
+/// ```
+/// let error: zc_http::BoxError = "any text, any error".into();
+/// assert_eq!(error.to_string(), "any text, any error");
+/// ```
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Whether a failed call may have been executed.
+///
+/// ```
+/// use zc_http::Executed;
+///
+/// let may_repeat = |executed, idempotent: bool| executed == Executed::No || idempotent;
+/// assert!(!may_repeat(Executed::Maybe, false));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Executed {
     /// No service has seen it: calling again duplicates nothing.
@@ -20,6 +32,15 @@ pub enum Executed {
 }
 
 /// Why a call failed.
+///
+/// ```
+/// use zc_http::ErrorKind;
+///
+/// fn is_busy(kind: &ErrorKind) -> bool {
+///     matches!(kind, ErrorKind::QueueFull | ErrorKind::Reset(zc_http::Code::REFUSED))
+/// }
+/// assert!(is_busy(&ErrorKind::QueueFull));
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -65,6 +86,22 @@ pub enum ErrorKind {
 }
 
 /// A call failed.
+///
+/// ```
+/// use http_body_util::Empty;
+/// use tower::ServiceExt;
+/// use zc_http::{ErrorKind, Executed};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fabric = zc::Fabric::auto()?;
+/// let channel = zc_http::Channel::new(&fabric, "zc+mem://nobody-listens")?;
+/// let request = http::Request::get("/").body(Empty::<bytes::Bytes>::new())?;
+/// let error = channel.oneshot(request).await.err().unwrap();
+/// assert!(matches!(error.kind(), ErrorKind::Connect(_)));
+/// assert_eq!(error.executed(), Executed::No);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,

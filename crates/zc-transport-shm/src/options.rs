@@ -3,6 +3,15 @@
 use crate::limits::{MAX_ARENA_BYTES, RING_SLOTS};
 
 /// How connections over shared memory are made.
+///
+/// ```
+/// use zc_transport_shm::{ShmOptions, ShmTransport};
+///
+/// let mut options = ShmOptions::default();
+/// options.ring_slots = 1024;
+/// options.max_arena_bytes = 64 << 20; // of each direction of each connection
+/// let transport = ShmTransport::new(options);
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ShmOptions {

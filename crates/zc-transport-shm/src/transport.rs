@@ -25,6 +25,18 @@ pub(crate) fn own_uid() -> u32 {
 }
 
 /// Messages through shared memory, between processes of one host.
+///
+/// ```
+/// use zc_core::transport::{Scope, Transport};
+/// use zc_transport_shm::ShmTransport;
+///
+/// let transport = ShmTransport::default(); // `zc::FabricBuilder::transport` takes it
+/// match transport.probe() {
+///     Ok(caps) => assert_eq!(caps.scope, Scope::Host),
+///     Err(why) => println!("{why}: {}", why.remedy()),
+/// }
+/// assert!(transport.wants_descriptors());
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct ShmTransport {
     options: ShmOptions,

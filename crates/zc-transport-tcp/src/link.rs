@@ -21,6 +21,21 @@ use crate::limits::MAX_DESCRIPTORS;
 const SCM_MAX_FD: usize = 253;
 
 /// A connected TCP or Unix stream socket.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use std::sync::Arc;
+/// use zc_core::transport::{ControlLink, LinkAddr, Reactor};
+/// use zc_transport_tcp::StreamLink;
+///
+/// /// One end of a pair, for instance one that a parent process left us.
+/// fn link(reactor: &Arc<dyn Reactor>, end: UnixStream) -> std::io::Result<Box<dyn ControlLink>> {
+///     end.set_nonblocking(true)?;
+///     let io = reactor.register(end.into())?;
+///     Ok(Box::new(StreamLink::new(io, LinkAddr::UnixAbstract("pair".into()))))
+/// }
+/// # let _ = link;
+/// ```
 pub struct StreamLink {
     io: Arc<dyn Readiness>,
     tcp: bool,

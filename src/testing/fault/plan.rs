@@ -5,6 +5,12 @@ use std::time::Duration;
 use crate::transport::LaneError;
 
 /// When something happens: counted in data frames that crossed one end of a lane.
+///
+/// ```
+/// use zc::testing::{After, FaultPlan};
+///
+/// let plan = FaultPlan::new(1).drop_after(After::Frames(3)); // the third frame is the last
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum After {
     /// After so many frames.

@@ -10,6 +10,21 @@ use super::plan::FaultPlan;
 use crate::transport::LaneError;
 
 /// Stalls, releases and cuts all lanes of a [`FaultTransport`](super::FaultTransport), present and future.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use zc::testing::{FaultPlan, FaultTransport, fabric_over, mem_transport, pair};
+/// use zc::transport::LaneError;
+///
+/// let transport = FaultTransport::new(mem_transport(), FaultPlan::new(1));
+/// let switch = transport.switch();
+/// let (mut client, _server) = pair(&fabric_over(Arc::new(transport)).build()?).await?;
+/// switch.cut(&LaneError::PeerGone("pulled the plug"));
+/// assert!(client.recv().await.is_err());
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Default)]
 pub struct FaultSwitch(Arc<Switch>);
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::MAX_HELD_FRAMES;
 use super::clock::{Clock, poll_until};
 use super::switch::LaneState;
-use crate::memory::{AllocError, PinnedBufMut};
+use crate::memory::{AllocError, MemoryGroup, PinnedBufMut, RegisterError};
 use crate::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, SendRejected, SendReport, SendToken, Timer,
 };
@@ -210,5 +210,10 @@ impl LaneTx for FaultTx {
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         ready!(self.poll_open(cx))?;
         self.alive()?.poll_close(cx)
+    }
+
+    fn join_group(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
+        // A lane that has failed sends nothing, of whatever memory.
+        self.alive().map_or(Ok(()), |inner| inner.join_group(group))
     }
 }

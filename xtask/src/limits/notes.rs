@@ -15,11 +15,14 @@ pub(super) const NOTES: &[Note] = &[
     note("ConnectionOptions::polling", "", "none; `Busy` takes a core"),
     note("ConnectionOptions::keepalive_interval", "0 turns it off", "a PING and a PONG per interval"),
     note("ConnectionOptions::keepalive_timeout", "", "how long a dead peer's memory is kept"),
+    note("ConnectionOptions::idle", "none turns it off", "how long a connection that nobody uses is kept"),
     note("ConnectionOptions::drain", "", "how long a closed connection's queue is kept"),
     note("Deadlines::connect", "above 0", "how long a half-open connection is kept"),
     note("Deadlines::hello", "above 0", "as above"),
+    note("Deadlines::authenticate", "above 0", "as above"),
     note("Deadlines::offers", "above 0", "as above"),
     note("Deadlines::join", "above 0", "as above"),
+    note("Deadlines::total", "above 0", "as above, for all of it"),
     note(
         "LaneLimits::recv_max_message",
         "up to 4 GiB - 1; what is longer than 3/4 of the pool's bound ends the connection",
@@ -42,6 +45,32 @@ pub(super) const NOTES: &[Note] = &[
     note("BufPoolBuilder::max_bytes", "above 0", "the bound of everything that the pool maps"),
     note("BufPoolBuilder::large_cache_bytes", "up to `max_bytes`", "so much is kept for reuse"),
     note("BufPoolBuilder::headroom", "", "so much more in every buffer"),
+    note("BufPoolBuilder::region_bytes", "up to `max_bytes`", "so much is mapped with the first buffer"),
+    note("ChannelBuilder::greeting_timeout", "above 0", "how long a silent connection is kept"),
+    note("Limits::max_calls", "above 0", "so many times headers, and `send_buffer_bytes` of body"),
+    note(
+        "Limits::call_window_bytes",
+        "up to 2 GiB - 1",
+        "so much of one call's body, received and not taken",
+    ),
+    note(
+        "Limits::connection_window_bytes",
+        "up to 2 GiB - 1",
+        "so much of all bodies, received and not taken; within the connection's lease",
+    ),
+    note("Limits::max_header_bytes", "up to 60 KiB", "so much for each call under way"),
+    note("Limits::max_header_count", "above 0", "within `max_header_bytes`"),
+    note("Limits::table_bytes", "up to 64 KiB; 0 turns it off", "so much in each direction"),
+    note("Limits::max_body_frame_bytes", "1 KiB and more", "none: a body is sent from where it lies"),
+    note("Limits::send_buffer_bytes", "", "so much, and one piece of the body, for each call under way"),
+    note("Limits::resets_per_s", "", "none"),
+    note("Limits::reset_burst", "", "none"),
+    note("ShmOptions::ring_slots", "32 to 65,536", "128 B each, in each direction"),
+    note(
+        "ShmOptions::max_arena_bytes",
+        "the smaller of both sides' counts",
+        "grows to it on demand; what nobody used for 1 to 2 s is given back",
+    ),
     Note { option: "FabricBuilder::policy", range: "", memory: "none", variable: "ZC_TRANSPORTS" },
 ];
 
@@ -63,6 +92,17 @@ payload memory  <=  BufPoolBuilder::max_bytes
                     = a {DEFAULT_POOL_DIVISOR}th of the memory limit, between {DEFAULT_POOL_MIN_BYTES} and {DEFAULT_POOL_MAX_BYTES}, by default
 connections that never wait for memory  =  max_bytes / (recv_window + lease_hard + {MAX_QUEUED_BYTES} + {STAGE_BYTES})
 descriptors     =  1 per connection on a stream, 1 per listener, and up to {MAX_HANDSHAKES} per listener for handshakes under way
+```
+
+A `Group` has a pool of its own, with a bound as large as that of the fabric's pool unless it was given one. Shared
+memory and HTTP come on top:
+
+```text
+shm, each direction    12 KiB + ring_slots x {SLOT_BYTES} + {FIRST_BLOCKS} x {FIRST_BLOCK_BYTES} at once, up to max_arena_bytes on demand
+                       in up to {MAX_SLABS} pieces, each with a descriptor of its own
+HTTP, per connection   received: connection_window_bytes + max_calls x max_header_bytes
+                       to be sent: max_calls x (send_buffer_bytes + one piece of a body)
+                       calls that wait for their turn: up to {MAX_WAITING}, with their headers
 ```
 
 More connections than that are fine as long as not all are busy at once: whoever finds the pool exhausted waits.

@@ -12,8 +12,9 @@ const HEAD: &str = "\
 
 # Limits
 
-Every queue, table and time is bounded. Options are set with `zc::FabricBuilder` and `BufPool::builder()`; they bound one
-connection or one pool. Constants need another build.
+Every queue, table and time is bounded. Options bound one connection or one pool, and are set where these are described:
+`zc::FabricBuilder`, `BufPool::builder()`, `zc_http::Server` and `Channel::builder()`, `ShmTransport::new`. Constants need
+another build. \"Memory\" says what an option costs at most.
 ";
 
 pub(super) fn text(sources: &Sources) -> Result<String, String> {
@@ -28,40 +29,59 @@ pub(super) fn text(sources: &Sources) -> Result<String, String> {
 }
 
 fn options(page: &mut String, settings: &[Setting], names: &Names) -> Result<(), String> {
-    page.push_str(
-        "\n## Options\n\n| option | unit | default | may be | what it bounds | memory | variable |\n",
-    );
-    page.push_str("|---|---|---|---|---|---|---|\n");
-    let called = |setting: &Setting| format!("{}::{}", setting.owner, setting.name);
+    page.push_str("\n## Options\n");
     if let Some(note) =
         NOTES.iter().find(|note| !settings.iter().any(|setting| called(setting) == note.option))
     {
         return Err(format!("xtask/src/limits/notes.rs has a note about {}, which is gone", note.option));
     }
-    let mut sorted: Vec<&Setting> = settings.iter().collect();
-    sorted.sort_by(|a, b| a.owner.cmp(&b.owner));
-    for setting in sorted {
-        let name = called(setting);
-        let note = NOTES.iter().find(|note| note.option == name);
-        let unit = Unit::of(&setting.ty, &setting.name, &setting.doc);
-        // Names, backings and objects are no bounds; a note says if one matters all the same.
-        if unit == Unit::None && note.is_none() {
-            continue;
-        }
-        let default = setting.default.as_ref().map_or_else(String::new, |expr| match names.value(expr) {
-            Some(value) => unit.show(value),
-            None if tokens(expr) == "None" => "see there".to_owned(),
-            None => format!("`{}`", tokens(expr)),
-        });
-        let Note { range, memory, variable, .. } =
-            note.unwrap_or(&Note { option: "", range: "", memory: "", variable: "" });
-        let variable = if variable.is_empty() { String::new() } else { format!("`{variable}`") };
-        let about = cell(&setting.doc);
-        let unit = unit.word();
-        let _ =
-            writeln!(page, "| `{name}` | {unit} | {default} | {range} | {about} | {memory} | {variable} |");
+    let mut by_crate: BTreeMap<&str, Vec<&Setting>> = BTreeMap::new();
+    for setting in settings {
+        by_crate.entry(crate_of(&setting.file)).or_default().push(setting);
+    }
+    for (krate, mut settings) in by_crate {
+        settings.sort_by(|a, b| a.owner.cmp(&b.owner));
+        let rows: String = settings.iter().filter_map(|setting| option(setting, names)).collect();
+        let _ = write!(
+            page,
+            "\n### {krate}\n\n| option | unit | default | may be | what it bounds | memory | variable |\n\
+             |---|---|---|---|---|---|---|\n{rows}"
+        );
     }
     Ok(())
+}
+
+fn called(setting: &Setting) -> String {
+    format!("{}::{}", setting.owner, setting.name)
+}
+
+/// Its row, if it is a bound or has a note.
+fn option(setting: &Setting, names: &Names) -> Option<String> {
+    let name = called(setting);
+    let note = NOTES.iter().find(|note| note.option == name);
+    let unit = Unit::of(&setting.ty, &setting.name, &setting.doc);
+    // Names, backings and objects are no bounds; a note says if one matters all the same.
+    if unit == Unit::None && note.is_none() {
+        return None;
+    }
+    let default = setting.default.as_ref().map_or_else(String::new, |expr| match names.value(expr) {
+        Some(value) => unit.show(value),
+        None if tokens(expr) == "None" => "see there".to_owned(),
+        None => format!("`{}`", tokens(expr)),
+    });
+    let Note { range, memory, variable, .. } =
+        note.unwrap_or(&Note { option: "", range: "", memory: "", variable: "" });
+    let variable = if variable.is_empty() { String::new() } else { format!("`{variable}`") };
+    let (unit, about) = (unit.word(), cell(&setting.doc));
+    Some(format!("| `{name}` | {unit} | {default} | {range} | {about} | {memory} | {variable} |\n"))
+}
+
+/// The name of the crate that a source file belongs to.
+fn crate_of(file: &str) -> &str {
+    match file.strip_prefix("crates/") {
+        Some(rest) => rest.split('/').next().unwrap_or(rest),
+        None => "zc",
+    }
 }
 
 fn variables(page: &mut String, sources: &Sources) -> Result<(), String> {
@@ -81,11 +101,7 @@ fn constants(page: &mut String, constants: &[Constant], names: &Names) {
     page.push_str("\n## Constants\n");
     let mut by_crate: BTreeMap<&str, Vec<&Constant>> = BTreeMap::new();
     for constant in constants.iter().filter(|constant| constant.documented) {
-        let krate = match constant.file.strip_prefix("crates/") {
-            Some(rest) => rest.split('/').next().unwrap_or(rest),
-            None => "zc",
-        };
-        by_crate.entry(krate).or_default().push(constant);
+        by_crate.entry(crate_of(&constant.file)).or_default().push(constant);
     }
     for (krate, constants) in by_crate {
         let _ = write!(

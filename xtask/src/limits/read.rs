@@ -12,9 +12,35 @@ const OPTION_TYPES: &[&str] = &["Options", "Limits", "Deadlines", "Config", "Set
 /// A type whose name ends like this is set up by its methods.
 const BUILDER: &str = "Builder";
 /// Constants that are no bounds: layouts, codes and indices.
-const NOT_BOUNDS: &[&str] =
-    &["APP_FIRST", "CONTROL_LANE", "HUGE_1G", "HUGE_2M", "LARGE", "PLACES", "TLV_REQUIRED"];
+const NOT_BOUNDS: &[&str] = &[
+    "ACK",
+    "APP_FIRST",
+    "BY_REFERENCE",
+    "CONSUMED",
+    "CONTROL_LANE",
+    "HUGE_1G",
+    "HUGE_2M",
+    "IDLE",
+    "LARGE",
+    "MAGIC",
+    "MORE",
+    "NOBODY",
+    "NONCE",
+    "OVERFLOW_UID",
+    "PATIENT",
+    "PAYLOAD",
+    "PLACES",
+    "RX_SLEEP",
+    "SLOT_WORDS",
+    "TAKEN",
+    "TLV_REQUIRED",
+    "TX_SLEEP",
+    "VERSION",
+];
+const NOT_BOUNDS_PREFIX: &str = "FLAG_";
 const NOT_BOUNDS_SUFFIX: &str = "_HEADER_BYTES";
+/// Its constants bound tests only.
+const NOT_READ: &str = "zc-conformance";
 
 /// A constant.
 pub(super) struct Constant {
@@ -29,6 +55,7 @@ pub(super) struct Constant {
 
 /// Something that can be set.
 pub(super) struct Setting {
+    pub(super) file: String,
     pub(super) owner: String,
     pub(super) name: String,
     pub(super) doc: String,
@@ -47,7 +74,7 @@ pub(super) struct Sources {
 /// Reads the library and program sources of every package, but no tests.
 pub(super) fn sources(root: &Path) -> Result<Sources, String> {
     let mut packages = vec![root.to_owned()];
-    packages.extend(children(&root.join("crates"))?);
+    packages.extend(children(&root.join("crates"))?.into_iter().filter(|dir| !dir.ends_with(NOT_READ)));
     let mut files = Vec::new();
     for package in packages {
         rust_files(&package.join("src"), &mut files)?;
@@ -136,7 +163,7 @@ impl Sources {
                         self.add(file, items, literals);
                     }
                 }
-                Item::Struct(item) if is_public(&item.vis) => self.options(item, literals),
+                Item::Struct(item) if is_public(&item.vis) => self.options(file, item, literals),
                 Item::Impl(item) if !for_tests(&item.attrs) => self.implementation(file, item, literals),
                 _ => {}
             }
@@ -153,14 +180,20 @@ impl Sources {
         }
         let number = ["usize", "isize", "u8", "u16", "u32", "u64", "i32", "i64", "Duration"].contains(&&*ty);
         let simple = name.rsplit("::").next().unwrap_or(&name);
-        let bound = !NOT_BOUNDS.contains(&simple) && !simple.ends_with(NOT_BOUNDS_SUFFIX);
+        let layout = simple.starts_with(NOT_BOUNDS_PREFIX) || simple.ends_with(NOT_BOUNDS_SUFFIX);
+        let bound = !NOT_BOUNDS.contains(&simple) && !layout;
         if number {
             let documented = bound && !doc.is_empty();
             self.constants.push(Constant { name, file, doc, ty, expr: expr.clone(), documented });
         }
     }
 
-    fn options(&mut self, item: &syn::ItemStruct, literals: &HashMap<String, HashMap<String, Expr>>) {
+    fn options(
+        &mut self,
+        file: &str,
+        item: &syn::ItemStruct,
+        literals: &HashMap<String, HashMap<String, Expr>>,
+    ) {
         let owner = item.ident.to_string();
         let Some(defaults) = literals.get(&owner) else { return };
         if !OPTION_TYPES.iter().any(|end| owner.ends_with(end)) {
@@ -170,7 +203,8 @@ impl Sources {
             let Some(name) = field.ident.as_ref().map(ToString::to_string) else { continue };
             let default = defaults.get(&name).cloned();
             let (doc, ty) = (doc(&field.attrs), tokens(&field.ty));
-            self.settings.push(Setting { owner: owner.clone(), name, doc, ty, default });
+            let (file, owner) = (file.to_owned(), owner.clone());
+            self.settings.push(Setting { file, owner, name, doc, ty, default });
         }
     }
 
@@ -192,7 +226,8 @@ impl Sources {
                         let name = inner.sig.ident.to_string();
                         let default = literals.get(&owner).and_then(|fields| fields.get(&name)).cloned();
                         let doc = doc(&inner.attrs);
-                        self.settings.push(Setting { owner: owner.clone(), name, doc, ty, default });
+                        let (file, owner) = (file.to_owned(), owner.clone());
+                        self.settings.push(Setting { file, owner, name, doc, ty, default });
                     }
                 }
                 _ => {}

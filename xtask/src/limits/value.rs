@@ -56,10 +56,16 @@ impl Names {
             Expr::Path(path) => match &*tokens(path) {
                 "u8::MAX" => Some(Value::Number(u8::MAX.into())),
                 "u16::MAX" => Some(Value::Number(u16::MAX.into())),
+                "i32::MAX" => Some(Value::Number(i32::MAX.into())),
                 "u32::MAX" => Some(Value::Number(u32::MAX.into())),
                 "Duration::ZERO" => Some(Value::Time(0)),
                 name => self.named(name.rsplit("::").next()?),
             },
+            Expr::MethodCall(call) if call.method == "div_ceil" => {
+                let (a, b) = (self.value(&call.receiver)?, self.value(call.args.first()?)?);
+                let (Value::Number(a), Value::Number(b @ 1..)) = (a, b) else { return None };
+                Some(Value::Number(a.checked_add(b - 1)? / b))
+            }
             Expr::Call(call) => {
                 let Value::Number(count) = self.value(call.args.first()?)? else { return None };
                 let nanoseconds = match &*tokens(&call.func).rsplit("::").next()?.to_owned() {
@@ -179,6 +185,7 @@ mod tests {
     fn expressions_are_worked_out() {
         assert_eq!(value("(1 << 4) * crate::BASE + 0x10 - 1"), Some(Value::Number(63)));
         assert_eq!(value("Duration::from_millis(2 * 10)"), Some(Value::Time(20_000_000)));
+        assert_eq!(value("crate::BASE.div_ceil(2) as u64"), Some(Value::Number(2)));
         assert_eq!(value("std::env::args().count()"), None);
         assert_eq!(value("UNKNOWN + 1"), None);
     }

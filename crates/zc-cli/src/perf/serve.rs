@@ -33,6 +33,7 @@ pub(super) fn run(uri: &str, polling: Waiting, child: bool) -> Result<()> {
             tokio::select! {
                 _ = &mut end => return Ok(()),
                 conn = listener.accept() => {
+                    // Fails only once the listener is closed, never for a peer.
                     let conn = conn?;
                     tokio::spawn(async move {
                         if let Err(error) = one(conn).await {

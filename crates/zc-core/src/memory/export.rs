@@ -13,6 +13,15 @@ use super::{CopyLedger, CopyPlace, Region, RegionBuilder, RegionError, RegionKin
 pub const EXPORT_WORD_BYTES: usize = 8;
 
 /// An access that was not made.
+///
+/// ```
+/// use zc_core::memory::{ExportError, ExportMemory, Region};
+///
+/// let memory = ExportMemory::new(Region::builder(4096), 4096)?;
+/// assert_eq!(memory.load_u64(3), Err(ExportError::Misaligned { offset: 3 }));
+/// assert!(matches!(memory.load_u64(4096), Err(ExportError::OutOfBounds { size: 4096, .. })));
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {

@@ -6,6 +6,16 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 /// Why a file could not be read into pinned memory.
+///
+/// ```
+/// use zc_core::memory::{BufPool, ReadFileError};
+///
+/// let file = std::fs::File::open(std::env::current_exe()?)?;
+/// let end = file.metadata()?.len();
+/// let read = BufPool::builder().build().read_file(&file, end - 4..end + 3);
+/// assert!(matches!(read, Err(ReadFileError::Truncated { missing: 3 })));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadFileError {

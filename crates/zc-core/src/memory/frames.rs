@@ -9,6 +9,20 @@ use std::sync::Arc;
 ///
 /// The table keeps it alive. An owner that keeps its table therefore puts what `reclaim` needs (a
 /// queue of free indices) into an object of its own.
+///
+/// ```
+/// use std::sync::Mutex;
+/// use zc_core::memory::Reclaim;
+///
+/// struct Free(Mutex<Vec<u32>>);
+///
+/// impl Reclaim for Free {
+///     fn reclaim(&self, index: u32) {
+///         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(index);
+///     }
+/// }
+/// Free(Mutex::default()).reclaim(5);
+/// ```
 pub trait Reclaim: Send + Sync {
     /// The last user of the frame is done; called once per lend, from any thread, without a lock.
     /// It must not panic: that may happen while another panic unwinds.
@@ -16,6 +30,24 @@ pub trait Reclaim: Send + Sync {
 }
 
 /// Why a frame could not be lent.
+///
+/// ```
+/// use std::sync::Arc;
+/// use zc_core::memory::{FrameTable, LendError, Reclaim, Region};
+///
+/// # struct Free;
+/// # impl Reclaim for Free {
+/// #     fn reclaim(&self, _: u32) {}
+/// # }
+/// let region = Region::builder(16 << 10).build()?;
+/// // SAFETY: nobody else uses the region (M5).
+/// let frames = unsafe { FrameTable::new(region, 2048, 8, Arc::new(Free)) }.unwrap();
+/// let lent = frames.lend(5, 0, 64, None);
+/// assert!(matches!(frames.lend(5, 0, 64, None), Err(LendError::Busy)));
+/// assert!(matches!(frames.lend(8, 0, 64, None), Err(LendError::OutOfBounds)));
+/// # drop(lent);
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LendError {
     /// The index, or the range within the frame, lies outside.

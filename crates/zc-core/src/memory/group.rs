@@ -105,6 +105,17 @@ impl MemoryGroup {
 }
 
 /// Where a buffer lies, as a member of its group names it.
+///
+/// ```
+/// use zc_core::memory::{Membership, PinnedBuf, RegisterError};
+///
+/// /// What a descriptor of a buffer says.
+/// fn describe(member: &Membership, buf: &PinnedBuf) -> Result<(u64, usize, usize), RegisterError> {
+///     let place = member.place_of(buf)?;
+///     Ok((place.key, place.offset, buf.len()))
+/// }
+/// # let _ = describe;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// The member's key of the region.
@@ -118,6 +129,24 @@ pub struct Place {
 /// Dropping it ends that: every region of the group is deregistered. The member has then nothing
 /// under way that uses memory of the group (M1, M2). It holds the registrar weakly, so a registrar may
 /// own its memberships.
+///
+/// ```
+/// use std::sync::Arc;
+/// use zc_core::memory::*;
+///
+/// # struct Ring(RegistrarSlot);
+/// # impl Registrar for Ring {
+/// #     fn id(&self) -> RegistrarId { self.0.id() }
+/// #     fn register(&self, region: &Region) -> Result<u64, RegisterError> { Ok(region.id().0) }
+/// #     fn deregister(&self, _: RegionId, _: u64) -> std::io::Result<()> { Ok(()) }
+/// # }
+/// let ring: Arc<dyn Registrar> = Arc::new(Ring(RegistrarSlot::allocate()?));
+/// let group = MemoryGroup::new(BufPool::builder());
+/// let member = group.join(&ring)?;
+/// assert!(matches!(group.join(&ring), Err(RegisterError::AlreadyMember)));
+/// assert!(matches!(member.place_of(&PinnedBuf::from(vec![1])), Err(RegisterError::NotInGroup)));
+/// # Ok::<(), RegisterError>(())
+/// ```
 pub struct Membership {
     group: MemoryGroup,
     id: RegistrarId,

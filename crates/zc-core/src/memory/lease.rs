@@ -6,6 +6,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// How close a lease is to its limits.
+///
+/// ```
+/// use zc_core::memory::Pressure;
+///
+/// fn lend_or_copy(pressure: Pressure) -> &'static str {
+///     match pressure {
+///         Pressure::None => "lend",
+///         Pressure::Soft => "copy out, if that is cheap",
+///         Pressure::Hard => "wait",
+///     }
+/// }
+/// assert!(Pressure::Soft < Pressure::Hard);
+/// assert_eq!(lend_or_copy(Pressure::None), "lend");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pressure {
     /// Below the soft limit.

@@ -3,6 +3,15 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Where this crate or a transport copied payload.
+///
+/// ```
+/// use zc_core::memory::{CopyLedger, CopyPlace};
+///
+/// let ledger = CopyLedger::new();
+/// ledger.copied(CopyPlace::Gather, 100);
+/// assert_eq!(ledger.snapshot().copied_at(CopyPlace::Gather), 100);
+/// assert_eq!(ledger.snapshot().copied_at(CopyPlace::Foreign), 0);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CopyPlace {
@@ -26,6 +35,15 @@ pub enum CopyPlace {
 const PLACES: usize = 7;
 
 /// What the kernel or the device copied.
+///
+/// ```
+/// use zc_core::memory::{CopyLedger, KernelCopied};
+///
+/// match CopyLedger::new().snapshot().kernel_copied {
+///     KernelCopied::Known(bytes) => assert_eq!(bytes, 0),
+///     KernelCopied::Unknown => println!("at least once the kernel did not say"),
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KernelCopied {
     /// This many bytes.

@@ -1,6 +1,12 @@
 //! What a transport can do.
 
 /// How far a transport reaches.
+///
+/// ```
+/// use zc_core::transport::{Caps, Scope};
+///
+/// assert_eq!(Caps::stream().scope, Scope::Network);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scope {
@@ -15,6 +21,16 @@ pub enum Scope {
 }
 
 /// Whether payload is moved without a copy.
+///
+/// ```
+/// use zc_core::transport::{Caps, ZeroCopy};
+///
+/// match Caps::stream().zero_copy_tx {
+///     ZeroCopy::Always => println!("never copies"),
+///     ZeroCopy::Conditional(when) => println!("copies nothing for {when}"),
+///     _ => println!("always copies"),
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ZeroCopy {
@@ -27,6 +43,12 @@ pub enum ZeroCopy {
 }
 
 /// How one-sided operations ([RDMA-style](https://www.rfc-editor.org/rfc/rfc5040) read and write) are done.
+///
+/// ```
+/// use zc_core::transport::{Caps, OneSided};
+///
+/// assert_eq!(Caps::stream().one_sided, OneSided::None);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OneSided {
@@ -40,6 +62,12 @@ pub enum OneSided {
 }
 
 /// Who else can see the memory of a connection.
+///
+/// ```
+/// use zc_core::transport::{Caps, Isolation};
+///
+/// assert_eq!(Caps::stream().isolation, Isolation::PerConnection);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isolation {
@@ -50,6 +78,14 @@ pub enum Isolation {
 }
 
 /// Which sources of a buffer are sent without a copy by us.
+///
+/// ```
+/// use zc_core::transport::SourceMatrix;
+///
+/// // A transport whose peers see nothing but the memory of their connection.
+/// let shared_memory = SourceMatrix { connection: true, pool: false, foreign: false };
+/// assert!(!shared_memory.foreign); // copied, and counted
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SourceMatrix {
     /// Memory from the connection's own `alloc`.
@@ -61,6 +97,15 @@ pub struct SourceMatrix {
 }
 
 /// What a transport can do, as found by its probe or granted to a lane.
+///
+/// ```
+/// use zc_core::transport::{Caps, Scope, ZeroCopy};
+///
+/// let mut caps = Caps::stream(); // then what is different
+/// caps.scope = Scope::Host;
+/// caps.zero_copy_rx = ZeroCopy::Always;
+/// assert!(caps.sources.connection);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Caps {

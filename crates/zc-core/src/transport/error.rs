@@ -7,6 +7,16 @@ use crate::memory::AllocError;
 use crate::wire::WireError;
 
 /// A lane failed; it stays failed.
+///
+/// ```
+/// use std::io;
+/// use zc_core::transport::LaneError;
+///
+/// let reset = LaneError::os("write", &io::Error::from_raw_os_error(libc::ECONNRESET));
+/// assert!(matches!(reset, LaneError::PeerGone(_)));
+/// let full = LaneError::os("write", &io::Error::from_raw_os_error(libc::ENOBUFS));
+/// assert!(matches!(full, LaneError::Os { errno: libc::ENOBUFS, operation: "write" }));
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaneError {
@@ -48,6 +58,15 @@ impl LaneError {
 }
 
 /// A frame that a lane did not take: it comes back.
+///
+/// ```
+/// use zc_core::memory::Message;
+/// use zc_core::transport::{Frame, FrameKind, LaneError, SendRejected};
+///
+/// let frame = Frame { kind: FrameKind::Data, ack: false, seq: 1, payload: Message::new() };
+/// let SendRejected { frame, error } = SendRejected { frame, error: LaneError::Closed };
+/// println!("message {} was not taken: {error}", frame.seq);
+/// ```
 #[derive(Debug)]
 pub struct SendRejected {
     /// What was to be sent.
@@ -57,6 +76,14 @@ pub struct SendRejected {
 }
 
 /// Memory of a lane could not be had.
+///
+/// ```
+/// use zc_core::memory::BufPool;
+/// use zc_core::transport::AllocFailure;
+///
+/// let refused = BufPool::builder().max_bytes(4096).build().try_alloc(1 << 20).map(drop);
+/// assert!(matches!(refused.map_err(AllocFailure::from), Err(AllocFailure::Pool(_))));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllocFailure {
@@ -69,6 +96,13 @@ pub enum AllocFailure {
 }
 
 /// A control link could not be opened, or broke.
+///
+/// ```
+/// use zc_core::transport::LinkError;
+///
+/// let error = LinkError::Io { operation: "connect", source: std::io::ErrorKind::ConnectionRefused.into() };
+/// assert_eq!(error.to_string(), "connect: connection refused");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
@@ -89,6 +123,13 @@ pub enum LinkError {
 }
 
 /// A lane could not be brought up.
+///
+/// ```
+/// use zc_core::transport::{Unavailable, WireupError};
+///
+/// let error = WireupError::from(Unavailable::NoDevice);
+/// assert!(matches!(error, WireupError::Unavailable(why) if why.code() == "no_device"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireupError {

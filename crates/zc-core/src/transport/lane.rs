@@ -7,9 +7,16 @@ use std::time::Instant;
 use smallvec::SmallVec;
 
 use super::{AllocFailure, Caps, ControlLink, LaneError, LaneRemote, SendRejected};
-use crate::memory::{LeaseBudget, Message, PinnedBufMut};
+use crate::memory::{LeaseBudget, MemoryGroup, Message, PinnedBufMut, RegisterError};
 
 /// What a frame carries.
+///
+/// ```
+/// use zc_core::transport::FrameKind;
+///
+/// let needs_credit = |kind| kind == FrameKind::Data;
+/// assert!(needs_credit(FrameKind::Data) && !needs_credit(FrameKind::Session));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FrameKind {
     /// A message of the application.
@@ -24,6 +31,15 @@ pub enum FrameKind {
 }
 
 /// The unit that a lane moves: whole, in order, once.
+///
+/// ```
+/// use zc_core::memory::{Message, PinnedBuf};
+/// use zc_core::transport::{Frame, FrameKind};
+///
+/// let payload = Message::from(PinnedBuf::from_static(b"hello"));
+/// let frame = Frame { kind: FrameKind::Data, ack: false, seq: 1, payload };
+/// assert_eq!(frame.payload.len(), 5);
+/// ```
 #[derive(Debug)]
 pub struct Frame {
     /// What it carries.
@@ -37,6 +53,17 @@ pub struct Frame {
 }
 
 /// When a send counts as complete; compare libfabric's INJECT, TRANSMIT and DELIVERY_COMPLETE.
+///
+/// ```
+/// use zc_core::transport::Completion;
+///
+/// let promise = |completion| match completion {
+///     Completion::Accepted => "it will be tried",
+///     Completion::Sent => "the buffer may be used again",
+///     Completion::Delivered => "the peer's session layer has it",
+/// };
+/// assert_eq!(promise(Completion::default()), "it will be tried");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Completion {
     /// The lane owns it.
@@ -49,10 +76,24 @@ pub enum Completion {
 }
 
 /// Names a send whose completion was asked for: index and generation in one (M3).
+///
+/// ```
+/// use zc_core::transport::SendToken;
+///
+/// let token = |index: u32, generation: u32| SendToken(u64::from(generation) << 32 | u64::from(index));
+/// assert_ne!(token(7, 1), token(7, 2)); // the same place, another send
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SendToken(pub u64);
 
 /// How a send ended.
+///
+/// ```
+/// use zc_core::transport::SendReport;
+///
+/// let wasted = |report| report == SendReport::SentCopied; // zero copy did not pay
+/// assert!(!wasted(SendReport::Sent));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SendReport {
@@ -65,6 +106,17 @@ pub enum SendReport {
 }
 
 /// Items handed out of a poll function; bounded by [`Batch::CAPACITY`].
+///
+/// ```
+/// use zc_core::transport::Batch;
+///
+/// let mut batch = Batch::new();
+/// while !batch.is_full() {
+///     batch.push(batch.len());
+/// }
+/// assert_eq!(batch.drain().count(), Batch::<usize>::CAPACITY);
+/// assert!(batch.is_empty());
+/// ```
 #[derive(Debug)]
 pub struct Batch<T>(SmallVec<[T; 4]>);
 
@@ -109,6 +161,16 @@ impl<T> Default for Batch<T> {
 }
 
 /// What [`LaneRx::poll_recv`] found.
+///
+/// ```
+/// use zc_core::transport::{LaneError, LaneRx, Received};
+///
+/// /// Looks once: whether more may come.
+/// fn look(rx: &mut dyn LaneRx) -> Result<bool, LaneError> {
+///     Ok(rx.try_recv(&mut Default::default())? != Some(Received::Closed))
+/// }
+/// # let _ = look;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// At least one frame is in the batch.
@@ -118,6 +180,15 @@ pub enum Received {
 }
 
 /// Bounds of a lane; both sides agree on them in HELLO.
+///
+/// ```
+/// use zc_core::transport::LaneLimits;
+///
+/// let mut limits = LaneLimits::default();
+/// limits.recv_max_message = 16 << 20; // bytes
+/// limits.recv_window = 1 << 20;
+/// (limits.lease_soft, limits.lease_hard) = (2 << 20, 8 << 20);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LaneLimits {
@@ -151,6 +222,27 @@ impl Default for LaneLimits {
 /// The sending half, shaped like a `Sink`.
 ///
 /// A poll function that returns `Pending` has kept the waker of the last call.
+///
+/// ```
+/// use std::task::{Context, Poll, ready};
+/// use zc_core::transport::{Frame, LaneError, LaneTx};
+///
+/// /// A permit, the hand-over, and one doorbell: the order in which everybody uses a lane.
+/// fn poll_send(
+///     tx: &mut dyn LaneTx,
+///     cx: &mut Context<'_>,
+///     frame: &mut Option<Frame>,
+/// ) -> Poll<Result<(), LaneError>> {
+///     if let Some(len) = frame.as_ref().map(|frame| frame.payload.len()) {
+///         ready!(tx.poll_ready(cx, len))?;
+///     }
+///     if let Some(frame) = frame.take() {
+///         tx.start_send(frame, false).map_err(|rejected| rejected.error)?;
+///     }
+///     tx.poll_flush(cx)
+/// }
+/// # let _ = poll_send;
+/// ```
 pub trait LaneTx: Send {
     /// Memory that this lane sends without a copy.
     fn poll_alloc(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<Result<PinnedBufMut, AllocFailure>>;
@@ -172,9 +264,40 @@ pub trait LaneTx: Send {
     ) -> Poll<Result<(), LaneError>>;
     /// Flushes, then tells the peer's lane that nothing follows.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>>;
+
+    /// Lets this lane send memory of a group without a copy, until it ends. A lane that must register memory, or
+    /// show it to its peer, joins with its [`Registrar`](crate::memory::Registrar), keeps the
+    /// [`Membership`](crate::memory::Membership) as long as anything of the group is under way (M2), and asks it
+    /// for the place of each buffer. One that sends any memory as it is has nothing to do; one that
+    /// never can copies, and counts it.
+    ///
+    /// # Errors
+    /// Why this lane can't be a member; it goes on without.
+    fn join_group(&mut self, _group: &MemoryGroup) -> Result<(), RegisterError> {
+        Ok(())
+    }
 }
 
 /// The receiving half.
+///
+/// ```
+/// use std::task::{Context, Poll, ready};
+/// use zc_core::memory::Message;
+/// use zc_core::transport::{Batch, FrameKind, LaneError, LaneRx, Received};
+///
+/// /// All messages of one batch, each of them taken by the application at once.
+/// fn poll_messages(rx: &mut dyn LaneRx, cx: &mut Context<'_>) -> Poll<Result<Vec<Message>, LaneError>> {
+///     let mut batch = Batch::new();
+///     if ready!(rx.poll_recv(cx, &mut batch))? == Received::Closed {
+///         return Poll::Ready(Ok(Vec::new()));
+///     }
+///     let data = batch.drain().filter(|frame| frame.kind == FrameKind::Data);
+///     let messages: Vec<_> = data.map(|frame| frame.payload).collect();
+///     messages.iter().for_each(|message| rx.release(message.len()));
+///     Poll::Ready(Ok(messages))
+/// }
+/// # let _ = poll_messages;
+/// ```
 pub trait LaneRx: Send {
     /// Frames that have arrived, in order, up to the batch's capacity. `out` is empty on entry.
     fn poll_recv(
@@ -196,6 +319,27 @@ pub trait LaneRx: Send {
 }
 
 /// What must go on while the application polls neither half.
+///
+/// ```
+/// use std::task::{Context, Waker};
+/// use std::time::{Duration, Instant};
+/// use zc_core::transport::{LaneDrive, LaneError};
+///
+/// /// Retransmits every 10 ms.
+/// struct Retransmit(Instant);
+///
+/// impl LaneDrive for Retransmit {
+///     fn poll_drive(&mut self, _: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, LaneError> {
+///         if now >= self.0 {
+///             self.0 = now + Duration::from_millis(10); // and send again what is due
+///         }
+///         Ok(Some(self.0))
+///     }
+/// }
+/// let now = Instant::now();
+/// let next = Retransmit(now).poll_drive(&mut Context::from_waker(Waker::noop()), now);
+/// assert_eq!(next.unwrap(), Some(now + Duration::from_millis(10)));
+/// ```
 pub trait LaneDrive: Send {
     /// Does what is due (acks, retransmissions, notifications, returned credit) and says when
     /// to call again at the latest. `Err` fails the connection.
@@ -210,6 +354,16 @@ pub trait LaneDrive: Send {
 }
 
 /// One connection's data path.
+///
+/// ```
+/// use zc_core::transport::{Lane, LaneTx};
+///
+/// /// How a lane is wrapped: what is not replaced stays.
+/// fn wrapped<F: FnOnce(Box<dyn LaneTx>) -> Box<dyn LaneTx>>(lane: Lane, with: F) -> Lane {
+///     Lane { tx: with(lane.tx), ..lane }
+/// }
+/// # let _ = wrapped::<fn(Box<dyn LaneTx>) -> Box<dyn LaneTx>>;
+/// ```
 pub struct Lane {
     /// Sends.
     pub tx: Box<dyn LaneTx>,

@@ -12,6 +12,14 @@ use futures::future::BoxFuture;
 use super::{LinkError, Reactor};
 
 /// Who is at the other end of a Unix socket, as the kernel says (`SO_PEERCRED`, unix(7)).
+///
+/// ```
+/// use zc_core::transport::PeerCred;
+///
+/// let root = |cred: Option<PeerCred>| cred.is_some_and(|cred| cred.uid == 0);
+/// assert!(root(Some(PeerCred { pid: 1, uid: 0, gid: 0 })));
+/// assert!(!root(None)); // the kernel says nothing about TCP
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerCred {
     /// Process.
@@ -23,6 +31,13 @@ pub struct PeerCred {
 }
 
 /// Where a control link leads.
+///
+/// ```
+/// use zc_core::transport::LinkAddr;
+///
+/// assert_eq!(LinkAddr::Tcp("127.0.0.1:7000".into()).to_string(), "127.0.0.1:7000");
+/// assert_eq!(LinkAddr::UnixAbstract("orders".into()).to_string(), "@orders");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LinkAddr {
@@ -48,6 +63,37 @@ impl fmt::Display for LinkAddr {
 }
 
 /// An abstract byte stream, so that an in-process pipe or, later, TLS can stand for a socket.
+///
+/// ```
+/// use std::any::Any;
+/// use std::io;
+/// use std::task::{Context, Poll, Waker};
+/// use zc_core::transport::{ControlLink, LinkAddr};
+///
+/// /// Takes everything and says nothing.
+/// #[derive(Debug)]
+/// struct Void;
+///
+/// impl ControlLink for Void {
+///     fn poll_read(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+///         Poll::Ready(Ok(0))
+///     }
+///     fn poll_write(&mut self, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+///         Poll::Ready(Ok(buf.len()))
+///     }
+///     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+///         Poll::Ready(Ok(()))
+///     }
+///     fn peer(&self) -> LinkAddr {
+///         LinkAddr::Memory("void".into())
+///     }
+///     fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+///         self
+///     }
+/// }
+/// let mut cx = Context::from_waker(Waker::noop());
+/// assert!(matches!(Void.poll_write(&mut cx, b"hello"), Poll::Ready(Ok(5))));
+/// ```
 pub trait ControlLink: Send + fmt::Debug + 'static {
     /// Reads at least one byte; 0 is the end.
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>>;
@@ -90,6 +136,24 @@ pub trait ControlLink: Send + fmt::Debug + 'static {
 }
 
 /// Accepts control links.
+///
+/// ```
+/// use std::task::{Context, Poll};
+/// use zc_core::transport::{ControlLink, LinkAddr, LinkError, LinkListener};
+///
+/// /// Hands out links that were made elsewhere.
+/// struct Made(Vec<Box<dyn ControlLink>>);
+///
+/// impl LinkListener for Made {
+///     fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<Result<Box<dyn ControlLink>, LinkError>> {
+///         self.0.pop().map_or(Poll::Pending, |link| Poll::Ready(Ok(link)))
+///     }
+///     fn local(&self) -> LinkAddr {
+///         LinkAddr::Memory("made".into())
+///     }
+/// }
+/// assert_eq!(Made(Vec::new()).local().to_string(), "made");
+/// ```
 pub trait LinkListener: Send {
     /// The next link. Errors that concern one link only (ECONNABORTED) are retried inside;
     /// EMFILE and the like are returned, and the listener stays usable.
@@ -99,6 +163,35 @@ pub trait LinkListener: Send {
 }
 
 /// Opens control links of some kinds of address.
+///
+/// ```
+/// use std::sync::Arc;
+/// use zc_core::transport::{BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, LinkProvider, Reactor};
+///
+/// /// Opens nothing: every address is refused.
+/// struct Offline;
+///
+/// impl LinkProvider for Offline {
+///     fn accepts(&self, _: &LinkAddr) -> bool {
+///         true
+///     }
+///     fn connect<'a>(
+///         &'a self,
+///         addr: &'a LinkAddr,
+///         _: &'a Arc<dyn Reactor>,
+///     ) -> BoxFuture<'a, Result<Box<dyn ControlLink>, LinkError>> {
+///         Box::pin(async move { Err(LinkError::Address(addr.to_string())) })
+///     }
+///     fn bind<'a>(
+///         &'a self,
+///         addr: &'a LinkAddr,
+///         _: &'a Arc<dyn Reactor>,
+///     ) -> BoxFuture<'a, Result<Box<dyn LinkListener>, LinkError>> {
+///         Box::pin(async move { Err(LinkError::Address(addr.to_string())) })
+///     }
+/// }
+/// assert!(Offline.accepts(&LinkAddr::Tcp("127.0.0.1:7000".into())));
+/// ```
 pub trait LinkProvider: Send + Sync + 'static {
     /// True for addresses that this provider opens.
     fn accepts(&self, addr: &LinkAddr) -> bool;

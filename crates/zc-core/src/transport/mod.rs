@@ -32,6 +32,14 @@ pub use remote::{
 pub use unavailable::Unavailable;
 
 /// Which end of the control link we are.
+///
+/// ```
+/// use zc_core::transport::Role;
+///
+/// // The side that creates what both use.
+/// let creates = |role| role == Role::Server;
+/// assert!(!creates(Role::Client));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// We connected.
@@ -44,6 +52,36 @@ pub enum Role {
 ///
 /// Implementations are registered with the facade's builder; they hold what their connections
 /// share (rings, protection domains, registrations).
+///
+/// ```
+/// use zc_core::transport::*;
+///
+/// /// For a device that this machine lacks. A whole one is in `examples/custom_transport.rs`.
+/// struct Missing;
+///
+/// impl Transport for Missing {
+///     fn name(&self) -> &'static str {
+///         "missing"
+///     }
+///     fn probe(&self) -> Result<Caps, Unavailable> {
+///         Err(Unavailable::NoDevice)
+///     }
+///     fn offer(&self, _: &OfferContext) -> Result<Offer, Unavailable> {
+///         Err(Unavailable::NoDevice)
+///     }
+///     fn join<'a>(
+///         &'a self,
+///         _: Role,
+///         _mine: Offer,
+///         _peer: Offer,
+///         _: &'a mut Option<Box<dyn ControlLink>>,
+///         _: OfferContext,
+///     ) -> BoxFuture<'a, Result<Lane, WireupError>> {
+///         Box::pin(async { Err(Unavailable::NoDevice.into()) })
+///     }
+/// }
+/// assert!(Missing.probe().is_err_and(|why| !why.remedy().is_empty()));
+/// ```
 pub trait Transport: Send + Sync + 'static {
     /// The name in URIs (`zc+NAME://`), policies and reports: lower case, at most 16 bytes.
     fn name(&self) -> &'static str;

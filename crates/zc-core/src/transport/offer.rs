@@ -6,6 +6,13 @@ use super::{LaneLimits, PeerCred, Reactor, Unavailable};
 use crate::memory::{BufPool, CopyLedger};
 
 /// How far a peer is trusted with memory that we look at (M5).
+///
+/// ```
+/// use zc_core::transport::Trust;
+///
+/// let lend = |trust| trust == Trust::Cooperative; // else copy it out first
+/// assert!(!lend(Trust::default()));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Trust {
     /// It is in our own trust domain, such as a process of the same user: memory that it may still
@@ -17,6 +24,14 @@ pub enum Trust {
 }
 
 /// The parameters of a URI (`?key=value`).
+///
+/// ```
+/// use zc_core::transport::UriParams;
+///
+/// let params = UriParams::new([("if".to_owned(), "eth1".to_owned())]);
+/// assert_eq!(params.value("if"), Some("eth1"));
+/// assert_eq!(params.value("queue"), None);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct UriParams(Arc<[(String, String)]>);
 
@@ -38,6 +53,20 @@ impl UriParams {
 }
 
 /// What a transport may look at when it prepares an offer or joins a lane.
+///
+/// ```
+/// use zc_core::transport::{Offer, OfferContext, Unavailable};
+///
+/// /// Needs the same host and descriptors, as shared memory does.
+/// fn offer(cx: &OfferContext) -> Result<Offer, Unavailable> {
+///     cx.same_host.clone()?;
+///     if !cx.descriptors {
+///         return Err(Unavailable::NotApplicable { needs: "a link that passes descriptors" });
+///     }
+///     Ok(Offer { version: 1, bytes: cx.limits.recv_window.to_le_bytes().to_vec() })
+/// }
+/// # let _ = offer;
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct OfferContext {
@@ -77,6 +106,13 @@ impl OfferContext {
 }
 
 /// What one side brings to a lane: bytes that the peer's transport of the same name understands.
+///
+/// ```
+/// use zc_core::transport::Offer;
+///
+/// let mine = Offer { version: 1, bytes: 7_u16.to_le_bytes().to_vec() };
+/// assert!(mine.bytes.len() <= zc_core::wire::MAX_OFFER);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
     /// The offer's format version, chosen by the transport.

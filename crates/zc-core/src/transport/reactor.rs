@@ -8,6 +8,16 @@ use std::time::Instant;
 use futures::future::BoxFuture;
 
 /// Which readiness to wait for.
+///
+/// ```
+/// use std::task::{Context, Poll};
+/// use zc_core::transport::{Interest, Readiness};
+///
+/// fn poll_read(io: &dyn Readiness, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<std::io::Result<usize>> {
+///     io.poll_io(cx, Interest::Read, &mut |fd| Ok(rustix::io::read(fd, &mut *buf)?))
+/// }
+/// # let _ = poll_read;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Interest {
     /// Data, or the end, can be read.
@@ -17,6 +27,32 @@ pub enum Interest {
 }
 
 /// Descriptor readiness, timers and tasks.
+///
+/// ```
+/// use std::io;
+/// use std::os::fd::OwnedFd;
+/// use std::time::Instant;
+/// use zc_core::transport::{BoxFuture, Reactor, Readiness, TaskHandle, Timer};
+///
+/// /// Refuses everything; `examples/own_loop.rs` has a whole one, on epoll.
+/// struct Nothing;
+///
+/// impl Reactor for Nothing {
+///     fn register(&self, _: OwnedFd) -> io::Result<Box<dyn Readiness>> {
+///         Err(io::ErrorKind::NotConnected.into())
+///     }
+///     fn timer(&self) -> io::Result<Box<dyn Timer>> {
+///         Err(io::ErrorKind::NotConnected.into())
+///     }
+///     fn spawn(&self, _: BoxFuture<'static, ()>) -> io::Result<Box<dyn TaskHandle>> {
+///         Err(io::ErrorKind::NotConnected.into())
+///     }
+///     fn now(&self) -> Instant {
+///         Instant::now()
+///     }
+/// }
+/// assert!(Nothing.timer().is_err());
+/// ```
 pub trait Reactor: Send + Sync + 'static {
     /// Watches a non-blocking descriptor; dropping the result closes it.
     ///
@@ -38,6 +74,36 @@ pub trait Reactor: Send + Sync + 'static {
 }
 
 /// A watched descriptor.
+///
+/// ```
+/// use std::io;
+/// use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+/// use std::task::{Context, Poll};
+/// use zc_core::transport::{Interest, Readiness};
+///
+/// /// For a loop that polls all the time anyway.
+/// struct Busy(OwnedFd);
+///
+/// impl Readiness for Busy {
+///     fn fd(&self) -> BorrowedFd<'_> {
+///         self.0.as_fd()
+///     }
+///     fn poll_io(
+///         &self,
+///         cx: &mut Context<'_>,
+///         _: Interest,
+///         io: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+///     ) -> Poll<io::Result<usize>> {
+///         match io(self.fd()) {
+///             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+///                 cx.waker().wake_by_ref();
+///                 Poll::Pending
+///             }
+///             done => Poll::Ready(done),
+///         }
+///     }
+/// }
+/// ```
 pub trait Readiness: Send + Sync {
     /// The descriptor.
     fn fd(&self) -> BorrowedFd<'_>;
@@ -61,6 +127,35 @@ pub trait Readiness: Send + Sync {
 }
 
 /// A timer.
+///
+/// ```
+/// use std::task::{Context, Poll};
+/// use std::time::Instant;
+/// use zc_core::transport::Timer;
+///
+/// /// For a loop that polls all the time anyway.
+/// #[derive(Default)]
+/// struct Busy(Option<Instant>);
+///
+/// impl Timer for Busy {
+///     fn reset(&mut self, deadline: Instant) {
+///         self.0 = Some(deadline);
+///     }
+///     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+///         match self.0 {
+///             Some(deadline) if Instant::now() >= deadline => Poll::Ready(()),
+///             Some(_) => {
+///                 cx.waker().wake_by_ref();
+///                 Poll::Pending
+///             }
+///             None => Poll::Pending,
+///         }
+///     }
+/// }
+/// let mut timer = Busy::default();
+/// timer.reset(Instant::now());
+/// assert!(timer.poll_expired(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+/// ```
 pub trait Timer: Send {
     /// Sets or moves the deadline.
     fn reset(&mut self, deadline: Instant);
@@ -69,6 +164,30 @@ pub trait Timer: Send {
 }
 
 /// A running task; dropping it cancels the task.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicBool, Ordering};
+/// use zc_core::transport::TaskHandle;
+///
+/// /// The loop drops a task whose flag says so.
+/// struct Handle(Arc<AtomicBool>);
+///
+/// impl Drop for Handle {
+///     fn drop(&mut self) {
+///         self.0.store(true, Ordering::Relaxed);
+///     }
+/// }
+///
+/// impl TaskHandle for Handle {
+///     fn detach(self: Box<Self>) {
+///         std::mem::forget(self);
+///     }
+/// }
+/// let cancelled = Arc::new(AtomicBool::new(false));
+/// drop(Handle(cancelled.clone()));
+/// assert!(cancelled.load(Ordering::Relaxed));
+/// ```
 pub trait TaskHandle: Send + Sync {
     /// Lets the task run on without a handle.
     fn detach(self: Box<Self>);

@@ -101,6 +101,23 @@ impl BitOrAssign for Access {
 }
 
 /// What a peer is granted.
+///
+/// ```
+/// use std::sync::Arc;
+/// use zc_core::memory::{ExportMemory, Region};
+/// use zc_core::transport::{Access, NotifySink, RemoteGrant};
+///
+/// struct Deaf;
+/// impl NotifySink for Deaf {
+///     fn notify(&self, _: u64) -> bool {
+///         false
+///     }
+/// }
+/// let memory = ExportMemory::new(Region::builder(4096), 4096)?;
+/// let half = RemoteGrant { memory, range: 2048..4096, access: Access::READ, notify: Arc::new(Deaf) };
+/// assert!(!half.access.contains(Access::WRITE));
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
 #[derive(Clone)]
 pub struct RemoteGrant {
     /// The memory.
@@ -114,12 +131,35 @@ pub struct RemoteGrant {
 }
 
 /// Takes the value of a write with a notification.
+///
+/// ```
+/// use std::sync::mpsc::SyncSender;
+/// use zc_core::transport::NotifySink;
+///
+/// struct Queue(SyncSender<u64>);
+///
+/// impl NotifySink for Queue {
+///     fn notify(&self, value: u64) -> bool {
+///         self.0.try_send(value).is_ok() // bounded: a peer can't fill our memory
+///     }
+/// }
+/// let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+/// assert!(Queue(sender.clone()).notify(7) && !Queue(sender).notify(8));
+/// assert_eq!(receiver.recv(), Ok(7));
+/// ```
 pub trait NotifySink: Send + Sync {
     /// False: too many wait already, and the peer's operation must fail with [`RemoteStatus::Busy`].
     fn notify(&self, value: u64) -> bool;
 }
 
 /// What revoking came to.
+///
+/// ```
+/// use zc_core::transport::Revoked;
+///
+/// let go_on_with_a_copy = |revoked| revoked == Revoked::Retired;
+/// assert!(!go_on_with_a_copy(Revoked::Done));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revoked {
     /// The peer can't touch the memory any more.
@@ -130,6 +170,15 @@ pub enum Revoked {
 }
 
 /// An operation on a peer's memory. Its buffers are the lane's until the completion (M1, M2).
+///
+/// ```
+/// use zc_core::memory::{Message, PinnedBuf};
+/// use zc_core::transport::RemoteOp;
+///
+/// let message = Message::from(PinnedBuf::from_static(b"hello"));
+/// let op = RemoteOp::Write { message, notify: Some(1) };
+/// assert!(matches!(op, RemoteOp::Write { notify: Some(1), .. }));
+/// ```
 #[derive(Debug)]
 pub enum RemoteOp {
     /// Reads so many bytes into the unfilled part of the buffer, which has room for them.
@@ -161,10 +210,26 @@ pub enum RemoteOp {
 }
 
 /// Names an operation under way: index and generation in one (M3).
+///
+/// ```
+/// use zc_core::transport::RemoteToken;
+///
+/// let token = |index: u32, generation: u32| RemoteToken(u64::from(generation) << 32 | u64::from(index));
+/// assert_ne!(token(7, 1), token(7, 2)); // the same place, another operation
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RemoteToken(pub u64);
 
 /// How an operation ended.
+///
+/// ```
+/// use zc_core::transport::{RemoteCompletion, RemoteToken};
+/// use zc_core::wire::RemoteStatus;
+///
+/// let old = |ended: RemoteCompletion| (ended.status == RemoteStatus::Done).then_some(ended.value);
+/// let token = RemoteToken(1);
+/// assert_eq!(old(RemoteCompletion { token, status: RemoteStatus::Done, value: 41, read: None }), Some(41));
+/// ```
 #[derive(Debug)]
 pub struct RemoteCompletion {
     /// Which.
@@ -181,6 +246,22 @@ pub struct RemoteCompletion {
 ///
 /// Operations take effect, and complete, in the order in which they were started. All functions are
 /// called under one lock; a poll function that returns `Pending` has kept the waker of the last call.
+///
+/// ```
+/// use std::task::{Context, Poll, ready};
+/// use zc_core::transport::{LaneError, LaneRemote, RemoteKey, RemoteOp, RemoteToken};
+///
+/// /// Adds one to the first word, once there is room for an operation.
+/// fn poll_count(
+///     lane: &mut dyn LaneRemote,
+///     cx: &mut Context<'_>,
+///     key: &RemoteKey,
+/// ) -> Poll<Result<RemoteToken, LaneError>> {
+///     ready!(lane.poll_ready(cx))?;
+///     Poll::Ready(lane.start(key, 0, RemoteOp::FetchAdd { add: 1 }))
+/// }
+/// # let _ = poll_count;
+/// ```
 pub trait LaneRemote: Send {
     /// Lets the peer use memory. The key can't be guessed, and is valid on this lane only.
     ///

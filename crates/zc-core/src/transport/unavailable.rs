@@ -3,6 +3,15 @@
 use std::fmt;
 
 /// The typed reason why a transport does not carry a connection. [`Unavailable::remedy`] says what would help.
+///
+/// ```
+/// use zc_core::transport::Unavailable;
+///
+/// let why = Unavailable::Memlock { need: 1 << 20, soft: 64 << 10, hard: 64 << 10 };
+/// println!("{why}: {}", why.remedy()); // for people
+/// assert_eq!(why.code(), "memlock"); // for programs
+/// assert!(!why.is_expected());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unavailable {

@@ -6,6 +6,14 @@ use std::fmt;
 pub const MAX_REASON: usize = 512;
 
 /// Why a connection was closed or refused.
+///
+/// ```
+/// use zc_core::wire::CloseCode;
+///
+/// const OVERLOADED: CloseCode = CloseCode::app(1).unwrap();
+/// assert!(OVERLOADED.is_app() && !CloseCode::NORMAL.is_app());
+/// assert_eq!(CloseCode::GOING_AWAY.to_string(), "going away");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CloseCode(pub u32);
 

@@ -18,6 +18,15 @@ pub const MAX_OFFER: usize = 3072;
 pub const CONTROL_LANE: u8 = 0xFF;
 
 /// One transport that a side offers.
+///
+/// ```
+/// use zc_core::wire::{ControlMessage, OfferEntry};
+///
+/// let offer = OfferEntry { transport: "tcp".into(), version: 1, bytes: Vec::new() };
+/// let mut bytes = Vec::new();
+/// ControlMessage::Offers(vec![offer]).encode(&mut bytes)?;
+/// # Ok::<(), zc_core::wire::WireError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OfferEntry {
     /// The transport's name.
@@ -29,6 +38,13 @@ pub struct OfferEntry {
 }
 
 /// One transport to try, best first.
+///
+/// ```
+/// use zc_core::wire::{ControlMessage, PlanEntry};
+///
+/// let plan = ["shm", "tcp"].map(|name| PlanEntry { transport: name.into() });
+/// assert_eq!(ControlMessage::Plan(plan.into()).name(), "PLAN");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanEntry {
     /// The transport's name; both sides offered it.
@@ -36,6 +52,17 @@ pub struct PlanEntry {
 }
 
 /// A control message.
+///
+/// ```
+/// use zc_core::wire::{ControlDecoder, ControlMessage};
+///
+/// let mut bytes = Vec::new();
+/// ControlMessage::LaneUp { index: 0 }.encode(&mut bytes)?;
+/// let mut decoder = ControlDecoder::new();
+/// assert_eq!(decoder.push(&bytes), bytes.len());
+/// assert_eq!(decoder.next_message(), Some(Ok(ControlMessage::LaneUp { index: 0 })));
+/// # Ok::<(), zc_core::wire::WireError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlMessage {
     /// One step of the authentication method; the client begins, then they take turns.
@@ -249,6 +276,19 @@ fn read_reason(r: &mut Reader<'_>) -> Result<String, WireError> {
 /// Cuts a byte stream into control messages. Holds at most one message of the greatest length.
 ///
 /// After COMMIT, what [`leftover`](Self::leftover) returns is the start of the data phase.
+///
+/// ```
+/// use zc_core::wire::{ControlDecoder, ControlMessage};
+///
+/// let mut bytes = Vec::new();
+/// ControlMessage::AuthOk.encode(&mut bytes)?;
+/// let mut decoder = ControlDecoder::new();
+/// let _ = decoder.push(&bytes[..3]);
+/// assert_eq!(decoder.next_message(), None); // not whole yet
+/// let _ = decoder.push(&bytes[3..]);
+/// assert_eq!(decoder.next_message(), Some(Ok(ControlMessage::AuthOk)));
+/// # Ok::<(), zc_core::wire::WireError>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct ControlDecoder {
     buffer: Vec<u8>,

@@ -7,6 +7,15 @@ use super::hello::VersionRange;
 /// A fault in what a peer sent, or a step taken out of order.
 ///
 /// Each is fatal for the connection it happened on and for nothing else.
+///
+/// ```
+/// use zc_core::wire::{Hello, VersionRange, WireError};
+///
+/// match Hello::decode(b"GET / HTTP/1.1\r\n", VersionRange::SUPPORTED) {
+///     Err(WireError::BadMagic { got }) => assert_eq!(&got, b"GET "),
+///     other => panic!("{other:?}"),
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {

@@ -19,6 +19,12 @@ pub const fn frame_credit_bytes(payload_bytes: usize) -> u64 {
 }
 
 /// What a frame carries.
+///
+/// ```
+/// use zc_core::wire::{FrameHeader, FrameType};
+///
+/// assert_eq!(FrameHeader::credit(1 << 20).kind, FrameType::Credit);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FrameType {
@@ -33,6 +39,14 @@ pub enum FrameType {
 }
 
 /// The flags of a frame.
+///
+/// ```
+/// use zc_core::wire::{FrameFlags, FrameHeader};
+///
+/// let flags = FrameFlags { ack_requested: true, ..FrameFlags::default() };
+/// let header = FrameHeader { flags, ..FrameHeader::data(100, 1) };
+/// assert_eq!(header.encode()[1], 2);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct FrameFlags {
     /// A TLV block follows the header: u16 length, then that many bytes.
@@ -58,6 +72,14 @@ impl FrameFlags {
 }
 
 /// What a receiver accepts.
+///
+/// ```
+/// use zc_core::wire::{FrameHeader, FrameLimits, WireError};
+///
+/// let header = FrameHeader::data(4097, 1).encode();
+/// let refused = FrameHeader::decode(&header, FrameLimits { max_message: 4096 });
+/// assert!(matches!(refused, Err(WireError::TooLong { len: 4097, max: 4096, .. })));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameLimits {
     /// The longest DATA payload, in bytes.
@@ -65,6 +87,13 @@ pub struct FrameLimits {
 }
 
 /// A frame header, parsed.
+///
+/// ```
+/// use zc_core::wire::{FrameHeader, FrameLimits};
+///
+/// let header = FrameHeader::data(100, 1);
+/// assert_eq!(FrameHeader::decode(&header.encode(), FrameLimits { max_message: 4096 }), Ok(header));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
     /// What the frame carries.

@@ -16,6 +16,13 @@ pub const MAX_AUTH_ROUNDS: u8 = 8;
 pub const MAX_JOIN_MESSAGES: u16 = 256;
 
 /// How far a connection has come; each stage has its own deadline.
+///
+/// ```
+/// use zc_core::wire::Stage;
+///
+/// assert!(Stage::Hello < Stage::Join); // in the order in which they come
+/// println!("stopped in {}", Stage::Offers);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stage {
     /// The control link is being connected.
@@ -46,6 +53,13 @@ impl fmt::Display for Stage {
 }
 
 /// Where a handshake stands.
+///
+/// ```
+/// use zc_core::wire::{CONTROL_LANE, HandshakeState, Stage};
+///
+/// let state = HandshakeState::Committed { index: CONTROL_LANE }; // the link itself carries the data
+/// assert_eq!(state.stage(), Stage::Commit);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandshakeState {
     /// The peer's HELLO is awaited.
@@ -468,6 +482,32 @@ macro_rules! both_sides {
 }
 
 /// The connecting side.
+///
+/// ```
+/// use zc_core::wire::{ClientHandshake, HandshakeState, Hello, HelloRole, ServerHandshake, VersionRange};
+///
+/// let hello = Hello {
+///     versions: VersionRange::SUPPORTED,
+///     role: HelloRole::Client,
+///     agent: "doc/1".into(),
+///     // …
+/// #     instance: [0; 16],
+/// #     max_message: 1 << 20,
+/// #     window: 1 << 20,
+/// #     auth_method: String::new(),
+/// #     keepalive_ms: 15_000,
+/// #     same_host: None,
+/// #     control_lane: true,
+/// #     remote: false,
+/// };
+/// let mut client = ClientHandshake::new(hello.clone())?;
+/// let mut server = ServerHandshake::new(hello)?;
+/// server.handle_hello(&client.take_output())?; // these bytes go over the control link
+/// client.handle_hello(&server.take_output())?;
+/// client.send_offers(Vec::new())?;
+/// assert_eq!((client.version(), client.state()), (Some(1), HandshakeState::Offers));
+/// # Ok::<(), zc_core::wire::WireError>(())
+/// ```
 #[derive(Debug)]
 pub struct ClientHandshake(Machine);
 
@@ -504,6 +544,32 @@ impl ClientHandshake {
 }
 
 /// The accepting side.
+///
+/// ```
+/// use zc_core::wire::{ClientHandshake, HandshakeState, Hello, HelloRole, ServerHandshake, VersionRange};
+///
+/// let hello = Hello {
+///     versions: VersionRange::SUPPORTED,
+///     role: HelloRole::Client,
+///     agent: "doc/1".into(),
+///     // …
+/// #     instance: [0; 16],
+/// #     max_message: 1 << 20,
+/// #     window: 1 << 20,
+/// #     auth_method: String::new(),
+/// #     keepalive_ms: 15_000,
+/// #     same_host: None,
+/// #     control_lane: true,
+/// #     remote: false,
+/// };
+/// let mut client = ClientHandshake::new(hello.clone())?;
+/// let mut server = ServerHandshake::new(hello)?;
+/// server.handle_hello(&client.take_output())?;
+/// assert_eq!(server.peer().map(|hello| &*hello.agent), Some("doc/1"));
+/// server.reject(zc_core::wire::CloseCode::REJECTED, "no more than one")?;
+/// assert!(matches!(server.state(), HandshakeState::Failed { .. }));
+/// # Ok::<(), zc_core::wire::WireError>(())
+/// ```
 #[derive(Debug)]
 pub struct ServerHandshake(Machine);
 

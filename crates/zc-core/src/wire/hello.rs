@@ -34,6 +34,14 @@ const TLV_CONTROL_LANE: u16 = 8;
 const TLV_REMOTE: u16 = 9;
 
 /// What the first bytes of a connection are.
+///
+/// ```
+/// use zc_core::wire::{MAGIC, Sniff, sniff};
+///
+/// assert_eq!(sniff(&MAGIC), Sniff::Zc);
+/// assert_eq!(sniff(b"GET /"), Sniff::NotZc);
+/// assert_eq!(sniff(&MAGIC[..2]), Sniff::NeedMore);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sniff {
     /// A zc HELLO.
@@ -57,6 +65,15 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
 }
 
 /// The wire versions a side speaks, ends included.
+///
+/// ```
+/// use zc_core::wire::VersionRange;
+///
+/// let (old, new) = (VersionRange::new(1, 2)?, VersionRange::new(2, 3)?);
+/// assert_eq!(old.negotiate(new), Ok(2));
+/// assert!(VersionRange::new(1, 1)?.negotiate(new).is_err());
+/// # Ok::<(), zc_core::wire::WireError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VersionRange {
     min: u8,
@@ -106,6 +123,12 @@ impl fmt::Display for VersionRange {
 }
 
 /// Which side of a connection.
+///
+/// ```
+/// use zc_core::wire::HelloRole;
+///
+/// assert_eq!((HelloRole::Client as u8, HelloRole::Server as u8), (0, 1)); // as on the wire
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum HelloRole {
@@ -119,6 +142,15 @@ pub enum HelloRole {
 ///
 /// The tags are digests over the nonce, so that they tell a stranger nothing about the host. They only
 /// explain why a proof can't succeed; they prove nothing.
+///
+/// ```
+/// use zc_core::wire::SameHost;
+///
+/// let ours = SameHost { socket_name: "zc-1f".into(), nonce: [7; 16], host_tag: [1; 8], netns_tag: [2; 8] };
+/// let theirs = SameHost { netns_tag: [3; 8], ..ours.clone() };
+/// // A hint only: what counts is the proof over the socket.
+/// assert!(ours.host_tag == theirs.host_tag && ours.netns_tag != theirs.netns_tag);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SameHost {
     /// The name of the abstract Unix socket on which the sender awaits the proof, without its leading
@@ -133,6 +165,30 @@ pub struct SameHost {
 }
 
 /// A HELLO, parsed.
+///
+/// ```
+/// use zc_core::wire::{Hello, HelloRole, VersionRange};
+///
+/// let hello = Hello {
+///     versions: VersionRange::SUPPORTED,
+///     role: HelloRole::Client,
+///     agent: "doc/1".into(),
+///     // …
+/// #     instance: [0; 16],
+/// #     max_message: 1 << 20,
+/// #     window: 1 << 20,
+/// #     auth_method: String::new(),
+/// #     keepalive_ms: 15_000,
+/// #     same_host: None,
+/// #     control_lane: true,
+/// #     remote: false,
+/// };
+/// let mut bytes = Vec::new();
+/// hello.encode(&mut bytes)?;
+/// let (decoded, len) = Hello::decode(&bytes, VersionRange::SUPPORTED)?.unwrap();
+/// assert_eq!((decoded, len), (hello, bytes.len()));
+/// # Ok::<(), zc_core::wire::WireError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// The versions the sender speaks.

@@ -8,6 +8,16 @@ pub const MIN_KEEPALIVE: Duration = Duration::from_millis(1);
 pub const MAX_KEEPALIVE: Duration = Duration::from_secs(24 * 3600);
 
 /// What to do now.
+///
+/// ```
+/// use zc_core::wire::KeepaliveAction;
+///
+/// match KeepaliveAction::SendPing(1) {
+///     KeepaliveAction::Idle(until) => println!("ask again at {until:?}"),
+///     KeepaliveAction::SendPing(nonce) => assert_eq!(nonce, 1),
+///     KeepaliveAction::Dead => println!("end the connection"),
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepaliveAction {
     /// Nothing before this time.
@@ -19,6 +29,17 @@ pub enum KeepaliveAction {
 }
 
 /// Pings after `interval` of silence, and gives up `timeout` after the ping.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use zc_core::wire::{Keepalive, KeepaliveAction};
+///
+/// let (second, start) = (Duration::from_secs(1), Instant::now());
+/// let mut keepalive = Keepalive::new(15 * second, 5 * second, start);
+/// assert_eq!(keepalive.poll(start), KeepaliveAction::Idle(start + 15 * second));
+/// assert_eq!(keepalive.poll(start + 15 * second), KeepaliveAction::SendPing(1));
+/// assert_eq!(keepalive.poll(start + 20 * second), KeepaliveAction::Dead);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Keepalive {
     interval: Duration,

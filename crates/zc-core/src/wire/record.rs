@@ -8,6 +8,14 @@ use super::error::WireError;
 pub const MAX_RECORD: usize = 1024;
 
 /// One record: the payload of a SESSION frame.
+///
+/// ```
+/// use zc_core::wire::SessionRecord;
+///
+/// let mut bytes = Vec::new();
+/// SessionRecord::Ack { seq: 42 }.encode(&mut bytes);
+/// assert_eq!(SessionRecord::decode(&bytes), Ok(SessionRecord::Ack { seq: 42 }));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionRecord {
     /// Asks for a [`Pong`](Self::Pong) with the same nonce.

@@ -28,6 +28,14 @@ const ANSWER: u8 = 0x80;
 const NOTIFY: u8 = 1;
 
 /// What a request asks for.
+///
+/// ```
+/// use zc_core::wire::RemoteAction;
+///
+/// // The first record of an operation that reads 100,000 bytes.
+/// let first = RemoteAction::Read { len: 64 << 10, extent: 100_000 };
+/// assert!(matches!(first, RemoteAction::Read { len, extent } if u64::from(len) < extent));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteAction {
     /// Bytes of the memory, in the answer's payload.
@@ -61,6 +69,15 @@ pub enum RemoteAction {
 }
 
 /// A request, without its payload.
+///
+/// ```
+/// use zc_core::wire::{RemoteAction, RemoteRecord, RemoteRequest};
+///
+/// let request = RemoteRequest { id: 1, key: [7; 16], offset: 64, action: RemoteAction::FetchAdd { add: 1 } };
+/// let mut bytes = Vec::new();
+/// request.encode(&mut bytes);
+/// assert_eq!(RemoteRecord::decode(&bytes, bytes.len()), Ok(RemoteRecord::Request(request)));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RemoteRequest {
     /// Its number, from 1, without gaps, per direction.
@@ -74,6 +91,13 @@ pub struct RemoteRequest {
 }
 
 /// What became of a request.
+///
+/// ```
+/// use zc_core::wire::RemoteStatus;
+///
+/// let may_try_again = |status| status == RemoteStatus::Busy;
+/// assert!(!may_try_again(RemoteStatus::Revoked));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum RemoteStatus {
@@ -92,6 +116,15 @@ pub enum RemoteStatus {
 }
 
 /// The answer to a request, without its payload.
+///
+/// ```
+/// use zc_core::wire::{RemoteAnswer, RemoteRecord, RemoteStatus};
+///
+/// let answer = RemoteAnswer { id: 1, status: RemoteStatus::Done, len: 0, value: 41 };
+/// let mut bytes = Vec::new();
+/// answer.encode(&mut bytes);
+/// assert_eq!(RemoteRecord::decode(&bytes, bytes.len()), Ok(RemoteRecord::Answer(answer)));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RemoteAnswer {
     /// The request's number.
@@ -105,6 +138,16 @@ pub struct RemoteAnswer {
 }
 
 /// A remote record.
+///
+/// ```
+/// use zc_core::wire::{RemoteAction, RemoteRecord, RemoteRequest};
+///
+/// let action = RemoteAction::Write { len: 5, extent: 5, notify: None };
+/// let mut bytes = Vec::new();
+/// RemoteRequest { id: 1, key: [7; 16], offset: 0, action }.encode(&mut bytes);
+/// let record = RemoteRecord::decode(&bytes, bytes.len() + 5).unwrap(); // the payload follows
+/// assert_eq!(record.front_bytes(), bytes.len());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteRecord {
     /// Asks for an operation.

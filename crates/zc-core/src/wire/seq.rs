@@ -1,6 +1,17 @@
 //! Sequence numbers, acknowledgements, and what is known about a message's delivery.
 
 /// What is known about a message whose send ended or failed.
+///
+/// ```
+/// use zc_core::wire::Delivery;
+///
+/// let may_repeat = |delivery, idempotent: bool| match delivery {
+///     Delivery::NotSent => true,
+///     Delivery::Unknown => idempotent,
+///     Delivery::Delivered => false,
+/// };
+/// assert!(may_repeat(Delivery::NotSent, false) && !may_repeat(Delivery::Unknown, false));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Delivery {
     /// It never reached the peer's session layer; sending it again duplicates nothing.
@@ -12,6 +23,15 @@ pub enum Delivery {
 }
 
 /// A fault in the numbering.
+///
+/// ```
+/// use zc_core::wire::{RxSeq, SeqError};
+///
+/// let mut received = RxSeq::new(1024);
+/// received.accept(1, false)?;
+/// assert_eq!(received.accept(3, false), Err(SeqError::Gap { expected: 2, got: 3 }));
+/// # Ok::<(), SeqError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SeqError {
@@ -56,6 +76,17 @@ pub enum SeqError {
 }
 
 /// The sender's side: numbers from 1, and what of them is acknowledged.
+///
+/// ```
+/// use zc_core::wire::{Delivery, TxSeq};
+///
+/// let mut sent = TxSeq::new(1024);
+/// let (first, second) = (sent.assign()?, sent.assign()?);
+/// sent.on_ack(first)?;
+/// assert_eq!(sent.delivery_of(first), Delivery::Delivered);
+/// assert_eq!(sent.delivery_of(second), Delivery::Unknown);
+/// # Ok::<(), zc_core::wire::SeqError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct TxSeq {
     sent: u64,
@@ -139,6 +170,16 @@ impl TxSeq {
 }
 
 /// The receiver's side: accepts in order and says when an ACK is due.
+///
+/// ```
+/// use zc_core::wire::RxSeq;
+///
+/// let mut received = RxSeq::new(1024);
+/// received.accept(1, false)?;
+/// received.accept(2, false)?;
+/// received.check_fin(2)?; // nothing is missing
+/// # Ok::<(), zc_core::wire::SeqError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct RxSeq {
     last: u64,

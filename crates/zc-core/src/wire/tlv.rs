@@ -11,6 +11,14 @@ pub const TLV_REQUIRED: u16 = 0x8000;
 pub const TLV_HEADER_BYTES: usize = 4;
 
 /// One extension, borrowed from its block.
+///
+/// ```
+/// use zc_core::wire::{TLV_REQUIRED, Tlv};
+///
+/// let optional = Tlv { kind: 7, value: b"" };
+/// assert!(optional.unknown().is_ok()); // skipped
+/// assert!(Tlv { kind: 7 | TLV_REQUIRED, ..optional }.unknown().is_err());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tlv<'a> {
     /// The type, high bit included.
@@ -32,6 +40,15 @@ impl Tlv<'_> {
 }
 
 /// Iterates over a block of TLVs; ends after the first error.
+///
+/// ```
+/// use zc_core::wire::{Tlv, Tlvs, put_tlv};
+///
+/// let mut block = Vec::new();
+/// put_tlv(&mut block, 7, b"value")?;
+/// assert_eq!(Tlvs::new(&block).next(), Some(Ok(Tlv { kind: 7, value: b"value" })));
+/// # Ok::<(), zc_core::wire::WireError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Tlvs<'a> {
     rest: &'a [u8],

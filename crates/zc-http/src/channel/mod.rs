@@ -27,12 +27,44 @@ const DEFAULT_GREETING: Duration = Duration::from_secs(5);
 /// It connects with the first call, and again with the first call after the connection was lost: calls
 /// that were under way fail and say whether they may have executed, and none is made twice. For
 /// several servers put one channel for each behind tower's load balancing.
+///
+/// ```
+/// use http_body_util::Empty;
+/// use tower::ServiceExt;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let fabric = zc::Fabric::auto()?;
+/// # let listener = fabric.listen("zc+mem://channel").await?;
+/// # let hello = tower::service_fn(|request: http::Request<zc_http::Body>| async move {
+/// #     Ok::<_, std::convert::Infallible>(http::Response::new(request.into_body()))
+/// # });
+/// # tokio::spawn(zc_http::Server::new().serve(listener, hello));
+/// let channel = zc_http::Channel::new(&fabric, "zc+mem://channel")?;
+/// let request = http::Request::get("/").body(Empty::<bytes::Bytes>::new())?;
+/// let response = channel.clone().oneshot(request).await?; // clones share the connection
+/// assert_eq!(response.status(), http::StatusCode::OK);
+/// channel.ping().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Channel {
     connector: Arc<Connector>,
 }
 
 /// Sets up a [`Channel`].
+///
+/// ```
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fabric = zc::Fabric::auto()?;
+/// let channel = zc_http::Channel::builder()
+///     .greeting_timeout(Duration::from_secs(1))
+///     .build(&fabric, "zc://127.0.0.1:7000")?;
+/// assert!(channel.report().is_none()); // it connects with the first call
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct ChannelBuilder {
     limits: Limits,
@@ -152,6 +184,21 @@ impl std::fmt::Debug for Channel {
 }
 
 /// A call under way. Dropping it cancels the call.
+///
+/// ```
+/// use std::time::Duration;
+/// use http_body_util::Empty;
+/// use tower_service::Service;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fabric = zc::Fabric::auto()?;
+/// let mut channel = zc_http::Channel::new(&fabric, "zc+mem://nobody-serves")?;
+/// let call = channel.call(http::Request::get("/").body(Empty::<bytes::Bytes>::new())?);
+/// // When the time is over the call is dropped, and so cancelled.
+/// assert!(!matches!(tokio::time::timeout(Duration::from_secs(5), call).await, Ok(Ok(_))));
+/// # Ok(()) }
+/// ```
 pub struct ResponseFuture(Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>);
 
 impl Future for ResponseFuture {

@@ -3,6 +3,13 @@
 use std::fmt;
 
 /// The code of a RESET or GOAWAY. Unknown ones are kept.
+///
+/// ```
+/// use zc_http::Code;
+///
+/// assert_ne!(Code::REFUSED, Code::CANCEL);
+/// assert_eq!(Code(200).0, 200); // a later version's: kept
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Code(pub u8);
 

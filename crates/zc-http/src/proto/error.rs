@@ -3,6 +3,13 @@
 use super::code::Code;
 
 /// The peer broke the protocol; the connection ends.
+///
+/// ```
+/// use zc_http::{ErrorKind, Violation};
+///
+/// let error = ErrorKind::from(Violation::NotHttp);
+/// assert!(matches!(error, ErrorKind::Violation(Violation::NotHttp)));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {

@@ -16,6 +16,13 @@ pub(crate) const MAX_BODY_SEGMENTS: usize = 16;
 pub(crate) const MIN_BODY_BYTES: u32 = 1 << 10;
 
 /// What one side takes; every field is a bound. The peer learns those that concern it.
+///
+/// ```
+/// let mut limits = zc_http::Limits::default();
+/// limits.max_calls = 64;
+/// limits.call_window_bytes = 256 << 10;
+/// let server = zc_http::Server::new().limits(limits);
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Limits {

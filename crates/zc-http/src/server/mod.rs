@@ -31,6 +31,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const DEFAULT_SHUTDOWN: Duration = Duration::from_secs(30);
 
 /// Who sent a request: an extension of it, if [`Server::peer_info`] was set.
+///
+/// ```
+/// use zc_http::{Body, PeerInfo};
+///
+/// /// With `Server::peer_info(true)`.
+/// fn user(request: &http::Request<Body>) -> Option<&str> {
+///     let info = request.extensions().get::<PeerInfo>()?;
+///     info.peer.authenticated.as_deref()
+/// }
+/// assert_eq!(user(&http::Request::new(Body::empty())), None);
+/// ```
 #[derive(Debug, Clone)]
 pub struct PeerInfo {
     /// The peer, as far as it is known.
@@ -43,6 +54,24 @@ pub struct PeerInfo {
 ///
 /// The service is cloned for each call. A call is run where it was received as long as the service is
 /// quick, and as a task of its own once it has waited or taken long.
+///
+/// ```
+/// use std::time::Duration;
+/// use http::{Request, Response};
+/// use zc_http::{Body, Server};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fabric = zc::Fabric::auto()?;
+/// let listener = fabric.listen("zc://127.0.0.1:0").await?;
+/// let echo = tower::service_fn(|request: Request<Body>| async move {
+///     Ok::<_, std::convert::Infallible>(Response::new(request.into_body()))
+/// });
+/// let server = Server::new().concurrency_limit(1000).shutdown_timeout(Duration::from_secs(5));
+/// let stop = async {}; // a signal, in a program
+/// server.serve_with_shutdown(listener, echo, stop).await;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Server {
     limits: Limits,

@@ -10,6 +10,15 @@ use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 
 /// What a region is made of.
+///
+/// ```
+/// use zc_core::memory::{Backing, Region};
+///
+/// let private = Region::builder(4096).build()?;
+/// let shared = Region::builder(4096).backing(Backing::Memfd).build()?;
+/// assert!(private.fd().is_none() && shared.fd().is_some());
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backing {
     /// Private anonymous memory.
@@ -26,6 +35,15 @@ pub enum Backing {
 }
 
 /// Who may write a memfd. Its length is fixed in either case.
+///
+/// ```
+/// use zc_core::memory::{Backing, Region, Sealing};
+///
+/// let ours = Region::builder(4096).backing(Backing::Memfd); // `OwnerWrites`
+/// let common = Region::builder(4096).backing(Backing::Memfd).sealing(Sealing::AnyoneWrites);
+/// assert!(ours.build()?.fd().is_some() && common.build()?.fd().is_some());
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Sealing {
     /// Only the mapping of the process that made it; everyone else can only map it for reading.

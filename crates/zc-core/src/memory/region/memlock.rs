@@ -5,6 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// The limit of locked memory would be exceeded.
+///
+/// ```
+/// use zc_core::memory::MemlockBudget;
+///
+/// let error = MemlockBudget::new(64 << 10, 1 << 20).reserve(128 << 10).unwrap_err();
+/// assert_eq!((error.need, error.soft, error.hard), (128 << 10, 64 << 10, 1 << 20));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{need} more locked bytes exceed the limit (soft {soft}, hard {hard}): raise RLIMIT_MEMLOCK")]
 pub struct MemlockExceeded {
@@ -70,6 +77,17 @@ impl MemlockBudget {
 }
 
 /// Reserved locked memory; dropping it gives the bytes back.
+///
+/// ```
+/// use zc_core::memory::MemlockBudget;
+///
+/// let budget = MemlockBudget::new(64 << 10, 64 << 10);
+/// let grant = budget.reserve(4096)?;
+/// assert_eq!(budget.used_bytes(), 4096);
+/// drop(grant);
+/// assert_eq!(budget.used_bytes(), 0);
+/// # Ok::<(), zc_core::memory::MemlockExceeded>(())
+/// ```
 #[derive(Debug)]
 pub struct MemlockGrant {
     budget: Arc<MemlockBudget>,

@@ -40,6 +40,13 @@ use std::sync::{Arc, Weak};
 pub struct RegionId(pub u64);
 
 /// Whose memory it is.
+///
+/// ```
+/// use zc_core::memory::{Region, RegionKind};
+///
+/// assert_eq!(Region::builder(4096).build()?.info().kind, RegionKind::Own);
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegionKind {
     /// This process mapped it for itself, and possibly for others to read.
@@ -51,6 +58,16 @@ pub enum RegionKind {
 }
 
 /// The pages a region got.
+///
+/// ```
+/// use zc_core::memory::{PageKind, Region};
+///
+/// match Region::builder(4096).build()?.info().page {
+///     PageKind::Base | PageKind::Transparent => {}
+///     PageKind::Huge2M | PageKind::Huge1G => println!("fewer entries in the TLB"),
+/// }
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageKind {
     /// The system's base page.
@@ -64,6 +81,16 @@ pub enum PageKind {
 }
 
 /// One step that did not work out.
+///
+/// ```
+/// use zc_core::memory::{Backing, Region};
+///
+/// let region = Region::builder(1 << 30).backing(Backing::Huge1G).build()?;
+/// for step in &region.info().fallbacks {
+///     println!("no {}: {}", step.wanted, step.reason);
+/// }
+/// # Ok::<(), zc_core::memory::RegionError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct RegionFallback {
     /// What was tried.
@@ -109,6 +136,12 @@ pub struct RegionInfo {
 }
 
 /// Why there is no region.
+///
+/// ```
+/// use zc_core::memory::{Region, RegionError};
+///
+/// assert!(matches!(Region::builder(0).build(), Err(RegionError::BadLength(0))));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegionError {

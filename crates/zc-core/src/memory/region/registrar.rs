@@ -11,6 +11,15 @@ pub const MAX_REGISTRARS: usize = 4096;
 static SLOTS: Mutex<[u64; MAX_REGISTRARS / 64]> = Mutex::new([0; MAX_REGISTRARS / 64]);
 
 /// Identifies a registrar: a slot and a generation, so that a key of a former one is never found.
+///
+/// ```
+/// use zc_core::memory::{Region, RegistrarSlot};
+///
+/// let slot = RegistrarSlot::allocate()?;
+/// let region = Region::builder(4096).build().unwrap();
+/// assert_eq!(region.key_for(slot.id()), None); // not registered there
+/// # Ok::<(), zc_core::memory::RegisterError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RegistrarId {
     pub(super) slot: u16,
@@ -97,6 +106,19 @@ pub trait Registrar: Send + Sync {
 }
 
 /// Why a region could not be registered.
+///
+/// ```
+/// use zc_core::memory::RegisterError;
+///
+/// fn remedy(error: &RegisterError) -> &'static str {
+///     match error {
+///         RegisterError::Memlock(_) => "raise RLIMIT_MEMLOCK",
+///         RegisterError::TooManyRegistrars => "close connections first",
+///         _ => "send it as foreign memory: it is copied",
+///     }
+/// }
+/// assert_eq!(remedy(&RegisterError::TooManyRegistrars), "close connections first");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
