@@ -48,7 +48,7 @@ pub(crate) const STAGES: &[Stage] = &[
     stage("conformance", "the behaviour suite of every transport", LIMIT_TESTS, conformance),
     stage("doc", "examples in the documentation", LIMIT_TESTS, doc),
     stage("rustdoc", "documentation builds without a warning", LIMIT_BUILD, rustdoc),
-    stage("examples", "examples build, and run for a moment", LIMIT_BUILD, examples),
+    stage("examples", "examples build, and run for a moment", LIMIT_TESTS, examples),
     stage(
         "restricted",
         "echo runs with less: privileges, memlock, io_uring, /dev/shm",
