@@ -42,7 +42,9 @@ pub const MAX_QUEUED_FRAMES: usize = 1024;
 pub const MAX_REPORTS: usize = 1024;
 /// Descriptors that a peer may send ahead of their entries in the ring.
 pub const MAX_PENDING_DESCRIPTORS: usize = 8;
-/// Private blocks per direction for payloads that travel in a slot.
-pub const SMALL_BLOCKS: u32 = 256;
+/// Bytes of a private chunk, of which payloads that came in a slot are blocks ...
+pub const SMALL_CHUNK_BYTES: usize = 8 << 10;
+/// ... and how many there are; what is kept of them does not count against the lease.
+pub const SMALL_CHUNKS: u32 = 16;
 /// How often in a row the bell may ring for nothing before other tasks get their turn.
 pub const MAX_IDLE_RINGS: usize = 8;

@@ -61,10 +61,23 @@ impl<W: WriteWords> Producer<W> {
     /// When no slot is free or the payload has more words than a slot.
     #[inline]
     pub(crate) fn push(&mut self, head: Head, seq: u64, payload: &[u64]) {
-        assert!(self.free() > 0 && payload.len() <= SLOT_WORDS - PAYLOAD);
+        assert!(payload.len() <= SLOT_WORDS - PAYLOAD);
+        self.push_with(head, seq, |words, at| words.store_all(at, payload));
+    }
+
+    /// The same with bytes; what is left of the last word is zero.
+    #[inline]
+    pub(crate) fn push_bytes(&mut self, head: Head, seq: u64, payload: &[u8]) {
+        assert!(payload.len() <= 8 * (SLOT_WORDS - PAYLOAD));
+        self.push_with(head, seq, |words, at| words.store_bytes(at, payload));
+    }
+
+    #[inline]
+    fn push_with(&mut self, head: Head, seq: u64, fill: impl FnOnce(&W, usize)) {
+        assert!(self.free() > 0);
         let at = slot(self.first, self.next, self.slots);
         self.words.store(at + 1, seq);
-        self.words.store_all(at + PAYLOAD, payload);
+        fill(&self.words, at + PAYLOAD);
         self.words.publish(at, head.pack(turn(self.next, self.slots)));
         self.next += 1;
     }
@@ -99,6 +112,12 @@ impl<R: ReadWords> Consumer<R> {
     #[inline]
     pub(crate) fn seq(&self) -> u64 {
         self.words.load(slot(self.first, self.next, self.slots) + 1)
+    }
+
+    /// Where the payload of the slot that was peeked at lies.
+    #[inline]
+    pub(crate) fn payload(&self) -> (&R, usize) {
+        (&self.words, slot(self.first, self.next, self.slots) + PAYLOAD)
     }
 
     /// Copies the first words of the payload of the slot that was peeked at.

@@ -8,14 +8,13 @@ use std::task::{Context, Poll};
 
 use smallvec::SmallVec;
 use zc_core::memory::{
-    AllocError, CopyLedger, CopyPlace, Message, PinnedBuf, PinnedBufMut, RegionError, copy_inline,
-    copy_payload,
+    AllocError, BufPool, CopyLedger, CopyPlace, Message, PinnedBuf, PinnedBufMut, RegionError, copy_payload,
 };
 use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, SendRejected, SendReport,
     SendToken,
 };
-use zc_core::wire::{MAX_RECORD, WireError};
+use zc_core::wire::{MAX_RECORD, WireError, frame_credit_bytes};
 
 use super::Half;
 use super::shared::Shared;
@@ -28,7 +27,6 @@ use crate::limits::{
 use crate::returns::Returned;
 use crate::ring::Producer;
 use crate::sleep::{Ringer, Sleeper};
-use crate::small::SmallBlocks;
 use crate::words::{OwnWords, PeerWords, ReadWords};
 
 /// The memory of the sending half.
@@ -77,11 +75,14 @@ pub(super) struct Tx {
     reader: Ringer<PeerWords>,
     returned: Returned<PeerWords>,
     arena: Arena,
-    small: SmallBlocks,
+    /// For small messages, which travel in their slot wherever they lie.
+    pool: BufPool,
     ledger: Arc<CopyLedger>,
+    /// Payload bytes put into slots, not yet in the ledger.
+    inline_bytes: usize,
     max_message: usize,
     window: u64,
-    /// Payload bytes of data: sent, and up to where the peer allows.
+    /// Credit bytes ([`frame_credit_bytes`]): sent, and up to where the peer allows.
     sent: u64,
     allowed: u64,
     queue: VecDeque<Waiting>,
@@ -114,8 +115,9 @@ impl Tx {
             returned: Returned::new(peer.clone(), returns_at, geometry.returns),
             peer,
             arena,
-            small: SmallBlocks::default(),
+            pool: cx.pool.with_origin("shm tx"),
             ledger: cx.ledger.clone(),
+            inline_bytes: 0,
             max_message,
             window,
             sent: 0,
@@ -235,19 +237,17 @@ impl Tx {
         if self.ring.free() <= CONTROL_SLOTS {
             return false;
         }
-        let ledger = (frame.kind == FrameKind::Data).then_some(&*self.ledger);
-        let len = frame.payload.len();
-        let mut bytes = [0; INLINE_MAX];
-        let mut at = 0;
-        for segment in frame.payload.segments() {
-            fill(&mut bytes[at..at + segment.len()], segment, ledger);
-            at += segment.len();
-        }
-        let mut words = [0; INLINE_MAX / 8];
-        let (chunks, _) = bytes.as_chunks::<8>();
-        words.iter_mut().zip(chunks).for_each(|(word, chunk)| *word = u64::from_ne_bytes(*chunk));
         let (kind, flags) = kind_of(frame);
-        self.ring.push(Head::new(kind, flags, len), frame.seq, &words[..len.div_ceil(8)]);
+        let len = frame.payload.len();
+        let head = Head::new(kind, flags, len);
+        match frame.payload.segments() {
+            [] => self.ring.push(head, frame.seq, &[]),
+            [only] => self.ring.push_bytes(head, frame.seq, only),
+            several => self.ring.push_bytes(head, frame.seq, &join(several)[..len]),
+        }
+        if kind == Kind::Data {
+            self.inline_bytes += len;
+        }
         self.published = true;
         true
     }
@@ -367,7 +367,7 @@ impl Tx {
                     let to = &mut buf.unfilled_mut()[..n];
                     match kind {
                         Kind::Data => copy_payload(to, &segment, &self.ledger, CopyPlace::Foreign),
-                        _ => fill(to, &segment, None),
+                        _ => copy_record(to, &segment),
                     }
                     buf.advance(n);
                 }
@@ -454,6 +454,10 @@ impl Tx {
                 self.shared.peer_bell.ring();
             }
         }
+        // Last, since nobody waits for it.
+        if self.inline_bytes > 0 {
+            self.ledger.inline(std::mem::take(&mut self.inline_bytes));
+        }
     }
 
     /// Sleeps until `ready` says so: what the peer waits for is out, and nothing is missed.
@@ -508,13 +512,21 @@ fn kind_of(frame: &Frame) -> (Kind, u8) {
     }
 }
 
-#[inline]
-#[allow(clippy::disallowed_methods, reason = "records of the session layer, not payload")]
-fn fill(to: &mut [u8], from: &[u8], ledger: Option<&CopyLedger>) {
-    match ledger {
-        Some(ledger) => copy_inline(to, from, ledger),
-        None => to.copy_from_slice(from),
+/// A small message of several segments, in one piece on its way into a slot.
+#[allow(clippy::disallowed_methods, reason = "counted as inline with what goes into the slot")]
+fn join(segments: &[PinnedBuf]) -> [u8; INLINE_MAX] {
+    let mut bytes = [0; INLINE_MAX];
+    let mut at = 0;
+    for segment in segments {
+        bytes[at..at + segment.len()].copy_from_slice(segment);
+        at += segment.len();
     }
+    bytes
+}
+
+#[allow(clippy::disallowed_methods, reason = "records of the session layer, not payload")]
+fn copy_record(to: &mut [u8], from: &[u8]) {
+    to.copy_from_slice(from);
 }
 
 impl LaneTx for Tx {
@@ -525,7 +537,7 @@ impl LaneTx for Tx {
             return Poll::Ready(Err(error.into()));
         }
         if len <= INLINE_MAX
-            && let Some(buf) = self.small.take()
+            && let Ok(buf) = self.pool.try_alloc(len)
         {
             return Poll::Ready(Ok(buf));
         }
@@ -575,10 +587,10 @@ impl LaneTx for Tx {
             return Err(SendRejected { frame, error });
         }
         self.tokens += 1;
-        let data = if frame.kind == FrameKind::Data { frame.payload.len() as u64 } else { 0 };
+        let cost = if frame.kind == FrameKind::Data { frame_credit_bytes(frame.payload.len()) } else { 0 };
         // The usual small message is done with here.
         if !report && frame.payload.len() <= INLINE_MAX && self.queue.is_empty() && self.put_inline(&frame) {
-            self.sent += data;
+            self.sent += cost;
             return Ok(SendToken(self.tokens));
         }
         let token = report.then_some(self.tokens);
@@ -596,7 +608,7 @@ impl LaneTx for Tx {
                 return Err(SendRejected { frame, error });
             }
         }
-        self.sent += data;
+        self.sent += cost;
         Ok(SendToken(self.tokens))
     }
 
