@@ -18,6 +18,10 @@ pub const MAX_FRAME_SLOTS: u64 = zc_core::memory::MAX_SEGMENTS.div_ceil(SLOT_DES
 pub const CONTROL_SLOTS: u64 = 4;
 /// Entries of the ring on which buffers come back, and so the most blocks of one direction.
 pub const MAX_BLOCKS: u32 = 1024;
+/// Blocks of small messages are looked for on the return ring when so many were taken, or none is left ...
+pub const REAP_BATCH: u32 = 8;
+/// ... and those of longer ones each time, so that few of them lie in the cache.
+pub const REAP_BATCH_MAX_BYTES: usize = 8 << 10;
 /// Most arenas of one direction, the first included.
 pub const MAX_SLABS: usize = 64;
 /// Bytes of a block of the first arena: a page and a line, so that blocks don't share cache sets.

@@ -29,6 +29,7 @@ pub enum LendError {
     ReadOnly,
 }
 
+#[inline]
 fn lend(
     block: Option<OwnedBlock>,
     offset: usize,
@@ -104,6 +105,7 @@ impl FrameTable {
         Ok(Self { table, frame_len, writable })
     }
 
+    #[inline]
     fn check(&self, index: u32, offset: usize, len: usize) -> Result<(), LendError> {
         let end = offset.checked_add(len).ok_or(LendError::OutOfBounds)?;
         let inside = (index as usize) < self.table.count() && end <= self.frame_len;
@@ -112,6 +114,7 @@ impl FrameTable {
 
     /// Lends `len` bytes at `offset` of a frame, read-only. Allocates nothing. The whole frame
     /// counts against the lease.
+    #[inline]
     pub fn lend(
         &self,
         index: u32,
@@ -124,6 +127,7 @@ impl FrameTable {
     }
 
     /// Lends a whole frame to be written, with `headroom` bytes kept in front.
+    #[inline]
     pub fn lend_mut(&self, index: u32, headroom: usize) -> Result<PinnedBufMut, LendError> {
         if !self.writable {
             return Err(LendError::ReadOnly);
@@ -187,6 +191,7 @@ impl RangeTable {
 
     /// Lends `len` bytes at `offset` of the region under a free slot. Allocates nothing. Whatever
     /// a peer names here is checked (M6).
+    #[inline]
     pub fn lend(
         &self,
         slot: u32,

@@ -42,11 +42,11 @@ impl Credit {
         Self { taken, told, window: window.into(), leases, own: Mutex::new(own), sender }
     }
 
-    /// Whether a message may begin after so much has come.
+    /// A message may begin while less than this has come.
     #[inline]
-    pub(super) fn covers(&self, received: u64) -> bool {
-        // An honest peer has seen what `told` says, so we have stored it.
-        received < self.told.load(Ordering::Relaxed) + self.window
+    pub(super) fn allowed(&self) -> u64 {
+        // Whatever an honest peer was told, we have stored before.
+        self.told.load(Ordering::Relaxed) + self.window
     }
 
     /// The application took a message. Called by the receiving half only.

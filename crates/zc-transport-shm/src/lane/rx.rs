@@ -8,7 +8,7 @@ use zc_core::memory::{
     PinnedBufMut, Pressure,
 };
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
-use zc_core::wire::{MAX_RECORD, WireError, frame_credit_bytes};
+use zc_core::wire::{MAX_RECORD, MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes};
 
 use super::credit::Credit;
 use super::shared::Shared;
@@ -135,25 +135,62 @@ impl Rx {
     /// Takes frames until there are none, the batch is full or something stands in the way.
     #[inline]
     fn take(&mut self, out: &mut Batch<Frame>) -> Option<Stall> {
-        while !out.is_full()
-            && !self.closed
-            && self.failed.is_none()
+        let mut stall = None;
+        let allowed = self.credit.allowed();
+        // What is kept of chunks is more than the message: no more of them when too much is kept.
+        let cut = self.leases.pressure() == Pressure::None;
+        let mut open = !self.closed && self.failed.is_none();
+        while open
+            && !out.is_full()
             && let Some(head) = self.ring.peek()
         {
-            match self.take_slot(head, out) {
-                Ok(()) => self.ring.advance(),
-                Err(Stop::Stall(stall)) => {
-                    self.count_inline();
-                    return Some(stall);
+            if cut
+                && self.received < allowed
+                && let Some(frame) = self.take_small(head)
+            {
+                out.push(frame);
+            } else {
+                match self.take_slot(head, out) {
+                    Ok(()) => open = !self.closed,
+                    Err(Stop::Stall(found)) => {
+                        stall = Some(found);
+                        break;
+                    }
+                    Err(Stop::Failed(error)) => {
+                        self.fail(error);
+                        break;
+                    }
                 }
-                Err(Stop::Failed(error)) => self.fail(error),
             }
+            self.ring.advance();
         }
         if self.ring.count() - self.reported >= self.batch {
             self.report();
         }
         self.count_inline();
-        None
+        stall
+    }
+
+    /// The usual small message, if this is one and there is memory; the caller has looked at credit.
+    #[inline]
+    fn take_small(&mut self, head: Head) -> Option<Frame> {
+        let len = head.count as usize;
+        let usual = head.kind == Kind::Data as u8 && head.flags & !ACK == 0 && 0 < len && len <= INLINE_MAX;
+        if !usual || self.partial.is_some() {
+            return None;
+        }
+        let payload = self.cut(len)?;
+        self.inline_bytes += len;
+        self.received += MIN_FRAME_CREDIT_BYTES as u64;
+        let ack = head.flags & ACK != 0;
+        Some(Frame { kind: FrameKind::Data, ack, seq: self.ring.seq(), payload: payload.into() })
+    }
+
+    /// The payload in the slot that was peeked at, in a block of a chunk.
+    #[inline]
+    fn cut(&mut self, len: usize) -> Option<PinnedBuf> {
+        let (words, at) = self.ring.payload();
+        self.small.take(len, |to, to_at| words.copy_to(at, to, to_at, len.div_ceil(8)))
     }
 
     #[inline]
@@ -171,7 +208,6 @@ impl Rx {
         self.failed = Some(error);
     }
 
-    #[inline]
     fn take_slot(&mut self, head: Head, out: &mut Batch<Frame>) -> Result<(), Stop> {
         match head.kind {
             k if k == Kind::Data as u8 => self.take_part(head, FrameKind::Data, out),
@@ -205,7 +241,6 @@ impl Rx {
     }
 
     /// Takes one slot of a data or session frame.
-    #[inline]
     fn take_part(&mut self, head: Head, kind: FrameKind, out: &mut Batch<Frame>) -> Result<(), Stop> {
         let seq = self.ring.seq();
         if head.flags & !(ACK | BY_REFERENCE | MORE) != 0 {
@@ -216,7 +251,7 @@ impl Rx {
             if !same || head.flags & BY_REFERENCE == 0 {
                 return Err(lie("shm slot: frame cut short").into());
             }
-        } else if kind == FrameKind::Data && !self.credit.covers(self.received) {
+        } else if kind == FrameKind::Data && self.received >= self.credit.allowed() {
             return Err(lie("message beyond the credit").into());
         }
         if head.flags & BY_REFERENCE != 0 {
@@ -230,7 +265,6 @@ impl Rx {
         Ok(())
     }
 
-    #[inline]
     fn take_inline(&mut self, head: Head, kind: FrameKind) -> Result<Message, Stop> {
         let len = head.count as usize;
         if len > INLINE_MAX {
@@ -239,11 +273,8 @@ impl Rx {
         if len == 0 {
             return Ok(Message::new());
         }
-        let (words, at) = self.ring.payload();
-        let fill = |to: &OwnWords, to_at: usize| words.copy_to(at, to, to_at, len.div_ceil(8));
-        // What is kept of chunks is more than the message: no more of them when too much is kept.
         let small = match self.leases.pressure() {
-            Pressure::None => self.small.take(len, fill),
+            Pressure::None => self.cut(len),
             _ => None,
         };
         let payload = match small {

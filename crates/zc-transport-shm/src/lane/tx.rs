@@ -21,8 +21,8 @@ use super::shared::Shared;
 use crate::arena::{Arena, NewSlab};
 use crate::layout::{ACK, BY_REFERENCE, CONSUMED, Descriptor, Head, Kind, MORE, RX_SLEEP, TAKEN, TX_SLEEP};
 use crate::limits::{
-    CONTROL_SLOTS, INLINE_MAX, MAX_FRAME_SLOTS, MAX_IDLE_RINGS, MAX_QUEUED_FRAMES, MAX_REPORTS,
-    SLOT_DESCRIPTORS,
+    CONTROL_SLOTS, INLINE_MAX, MAX_FRAME_SLOTS, MAX_IDLE_RINGS, MAX_QUEUED_FRAMES, MAX_REPORTS, REAP_BATCH,
+    REAP_BATCH_MAX_BYTES, SLOT_DESCRIPTORS,
 };
 use crate::returns::Returned;
 use crate::ring::Producer;
@@ -75,6 +75,8 @@ pub(super) struct Tx {
     reader: Ringer<PeerWords>,
     returned: Returned<PeerWords>,
     arena: Arena,
+    /// Blocks taken since the return ring was looked at.
+    taken: u32,
     /// For small messages, which travel in their slot wherever they lie.
     pool: BufPool,
     ledger: Arc<CopyLedger>,
@@ -115,6 +117,7 @@ impl Tx {
             returned: Returned::new(peer.clone(), returns_at, geometry.returns),
             peer,
             arena,
+            taken: 0,
             pool: cx.pool.with_origin("shm tx"),
             ledger: cx.ledger.clone(),
             inline_bytes: 0,
@@ -378,7 +381,20 @@ impl Tx {
     }
 
     /// A block of the arena, which grows if it must and can.
+    #[inline]
     fn memory(&mut self, len: usize) -> io::Result<Option<PinnedBufMut>> {
+        self.taken += 1;
+        if self.taken < REAP_BATCH
+            && len <= REAP_BATCH_MAX_BYTES
+            && let Some(buf) = self.arena.take(len)
+        {
+            return Ok(Some(buf));
+        }
+        self.taken = 0;
+        // A lie has ended the lane: whoever asks next is told.
+        if self.reap().is_err() {
+            return Ok(None);
+        }
         loop {
             if let Some(buf) = self.arena.take(len) {
                 return Ok(Some(buf));
@@ -542,7 +558,6 @@ impl LaneTx for Tx {
             return Poll::Ready(Ok(buf));
         }
         let os = |errno| AllocFailure::from(AllocError::Os(RegionError::Os { what: "shared memory", errno }));
-        self.reap()?;
         if let Some(buf) = self.memory(len).map_err(os)? {
             return Poll::Ready(Ok(buf));
         }
