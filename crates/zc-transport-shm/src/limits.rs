@@ -16,6 +16,8 @@ pub const SLOT_DESCRIPTORS: usize = 7;
 pub const MAX_FRAME_SLOTS: u64 = zc_core::memory::MAX_SEGMENTS.div_ceil(SLOT_DESCRIPTORS) as u64;
 /// Slots kept free of data and records, for the entries that manage the arena and the end.
 pub const CONTROL_SLOTS: u64 = 4;
+/// So many slots are published at the latest, also without a flush.
+pub const BATCH_SLOTS: u64 = 16;
 /// Entries of the ring on which buffers come back, and so the most blocks of one direction.
 pub const MAX_BLOCKS: u32 = 1024;
 /// Blocks of small messages are looked for on the return ring when so many were taken, or none is left ...

@@ -338,6 +338,7 @@ impl SharedBlock {
     }
 
     /// The unique owner, if this is the only reference and the block is writable.
+    #[inline]
     pub(super) fn try_unique(self) -> Result<OwnedBlock, Self> {
         if !self.private().writable || !self.block().refs.is_unique() {
             return Err(self);

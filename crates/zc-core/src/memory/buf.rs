@@ -105,6 +105,7 @@ impl PinnedBuf {
     }
 
     /// The unique writable buffer, if this is the only reference to memory of a pool.
+    #[inline]
     pub fn try_into_mut(self) -> Result<PinnedBufMut, Self> {
         let Self { ptr, len, block } = self;
         let Some(block) = block else {

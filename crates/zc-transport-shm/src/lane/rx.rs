@@ -12,9 +12,7 @@ use zc_core::wire::{MAX_RECORD, MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_
 
 use super::credit::Credit;
 use super::shared::Shared;
-use crate::layout::{
-    ACK, BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, MORE, RX_SLEEP,
-};
+use crate::layout::{ACK, BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, MORE, RX_SLEEP};
 use crate::limits::{INLINE_MAX, MAX_IDLE_RINGS, SLOT_DESCRIPTORS};
 use crate::peer::PeerArena;
 use crate::ring::Consumer;

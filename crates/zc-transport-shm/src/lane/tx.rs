@@ -8,13 +8,13 @@ use std::task::{Context, Poll};
 
 use smallvec::SmallVec;
 use zc_core::memory::{
-    AllocError, BufPool, CopyLedger, CopyPlace, Message, PinnedBuf, PinnedBufMut, RegionError, copy_payload,
+    AllocError, CopyLedger, CopyPlace, Message, PinnedBuf, PinnedBufMut, RegionError, copy_payload,
 };
 use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, SendRejected, SendReport,
     SendToken,
 };
-use zc_core::wire::{MAX_RECORD, WireError, frame_credit_bytes};
+use zc_core::wire::{MAX_RECORD, MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes};
 
 use super::Half;
 use super::shared::Shared;
@@ -27,6 +27,7 @@ use crate::limits::{
 use crate::returns::Returned;
 use crate::ring::Producer;
 use crate::sleep::{Ringer, Sleeper};
+use crate::small::SmallBuffers;
 use crate::words::{OwnWords, PeerWords, ReadWords};
 
 /// The memory of the sending half.
@@ -77,8 +78,7 @@ pub(super) struct Tx {
     arena: Arena,
     /// Blocks taken since the return ring was looked at.
     taken: u32,
-    /// For small messages, which travel in their slot wherever they lie.
-    pool: BufPool,
+    small: SmallBuffers,
     ledger: Arc<CopyLedger>,
     /// Payload bytes put into slots, not yet in the ledger.
     inline_bytes: usize,
@@ -91,7 +91,7 @@ pub(super) struct Tx {
     reports: VecDeque<Report>,
     tokens: u64,
     new_slab: Option<NewSlab>,
-    /// Something was published since the last flush.
+    /// Something was put into the ring since the last flush.
     published: bool,
     closing: bool,
     closed: bool,
@@ -118,7 +118,7 @@ impl Tx {
             peer,
             arena,
             taken: 0,
-            pool: cx.pool.with_origin("shm tx"),
+            small: SmallBuffers::new(cx.pool.with_origin("shm tx")),
             ledger: cx.ledger.clone(),
             inline_bytes: 0,
             max_message,
@@ -461,11 +461,12 @@ impl Tx {
         Ok(())
     }
 
-    /// Wakes the peer, if it sleeps: once per batch.
+    /// Shows the peer what is in the ring and wakes it, if it sleeps: once per batch.
     #[inline]
     fn ring_bell(&mut self) {
         if self.published {
             self.published = false;
+            self.ring.publish();
             if self.reader.must_ring() {
                 self.shared.peer_bell.ring();
             }
@@ -501,6 +502,42 @@ impl Tx {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Whether a message of `len` bytes can go into the next slot as it is.
+    #[inline]
+    fn takes_small(&self, len: usize) -> bool {
+        len <= INLINE_MAX.min(self.max_message)
+            && self.queue.is_empty()
+            && self.ring.free() > CONTROL_SLOTS
+            && !self.closing
+            && self.failed.is_none()
+            && self.shared.ended().is_none()
+    }
+
+    fn start_any(&mut self, frame: Frame, report: bool) -> Result<SendToken, SendRejected> {
+        if let Some(error) = self.refusal(&frame) {
+            return Err(SendRejected { frame, error });
+        }
+        self.tokens += 1;
+        let cost = if frame.kind == FrameKind::Data { frame_credit_bytes(frame.payload.len()) } else { 0 };
+        let token = report.then_some(self.tokens);
+        if let Some(token) = token {
+            self.reports.push_back(Report { token, left: 1 });
+        }
+        let put = if self.queue.is_empty() { self.put(frame, token) } else { Err(Refused::NoRoom(frame)) };
+        match put {
+            Ok(()) => self.settle(token),
+            Err(Refused::NoRoom(frame)) => self.queue.push_back(Waiting { frame, token }),
+            Err(Refused::Failed(frame, error)) => {
+                if token.is_some() {
+                    self.reports.pop_back();
+                }
+                return Err(SendRejected { frame, error });
+            }
+        }
+        self.sent += cost;
+        Ok(SendToken(self.tokens))
     }
 
     fn refusal(&mut self, frame: &Frame) -> Option<LaneError> {
@@ -553,7 +590,7 @@ impl LaneTx for Tx {
             return Poll::Ready(Err(error.into()));
         }
         if len <= INLINE_MAX
-            && let Ok(buf) = self.pool.try_alloc(len)
+            && let Some(buf) = self.small.take()
         {
             return Poll::Ready(Ok(buf));
         }
@@ -597,34 +634,17 @@ impl LaneTx for Tx {
         self.park(cx, |tx| Ok(tx.has_room()))
     }
 
+    #[inline]
     fn start_send(&mut self, frame: Frame, report: bool) -> Result<SendToken, SendRejected> {
-        if let Some(error) = self.refusal(&frame) {
-            return Err(SendRejected { frame, error });
-        }
-        self.tokens += 1;
-        let cost = if frame.kind == FrameKind::Data { frame_credit_bytes(frame.payload.len()) } else { 0 };
         // The usual small message is done with here.
-        if !report && frame.payload.len() <= INLINE_MAX && self.queue.is_empty() && self.put_inline(&frame) {
-            self.sent += cost;
+        if frame.kind == FrameKind::Data && !report && self.takes_small(frame.payload.len()) {
+            self.put_inline(&frame);
+            self.small.keep(frame.payload);
+            self.sent += MIN_FRAME_CREDIT_BYTES as u64;
+            self.tokens += 1;
             return Ok(SendToken(self.tokens));
         }
-        let token = report.then_some(self.tokens);
-        if let Some(token) = token {
-            self.reports.push_back(Report { token, left: 1 });
-        }
-        let put = if self.queue.is_empty() { self.put(frame, token) } else { Err(Refused::NoRoom(frame)) };
-        match put {
-            Ok(()) => self.settle(token),
-            Err(Refused::NoRoom(frame)) => self.queue.push_back(Waiting { frame, token }),
-            Err(Refused::Failed(frame, error)) => {
-                if token.is_some() {
-                    self.reports.pop_back();
-                }
-                return Err(SendRejected { frame, error });
-            }
-        }
-        self.sent += cost;
-        Ok(SendToken(self.tokens))
+        self.start_any(frame, report)
     }
 
     #[inline]
@@ -691,6 +711,7 @@ impl LaneTx for Tx {
 
 impl Drop for Tx {
     fn drop(&mut self) {
+        self.ring.publish();
         let held = self.reap().is_ok() && self.shared.ended().is_none() && self.arena.holds_any();
         if held { self.arena.abandon() } else { self.arena.release_all() }
     }
