@@ -15,6 +15,7 @@ use zc_conformance::{Setup, suite};
 suite!(tcp, || stream(Setup::new(Fabric::auto_builder, "zc+tcp://127.0.0.1:0"))
     .without("sent_means_that_the_buffer_is_free", SENT_WAITS));
 suite!(unix, || stream(Setup::new(Fabric::auto_builder, "zc+unix://@{}")));
+suite!(shm, || Setup::new(Fabric::auto_builder, "zc+shm://{}"));
 suite!(mem, || link(Setup::new(Fabric::auto_builder, "zc+mem://{}")));
 suite!(custom, || link(Setup::new(custom_transport::fabric, "zc+own://127.0.0.1:0")));
 suite!(in_queues, || Setup::new(queues::fabric, "zc+queues://127.0.0.1:0"));
