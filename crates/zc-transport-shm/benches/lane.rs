@@ -58,7 +58,7 @@ fn main() {
 }
 
 fn sizes() -> Vec<usize> {
-    std::env::var(ONE_SIZE).map_or(SIZES.to_vec(), |size| vec![size.parse().expect("a size in bytes")])
+    std::env::var(ONE_SIZE).map_or(SIZES.into(), |size| vec![size.parse().expect("a size in bytes")])
 }
 
 fn pin(core: usize) {
