@@ -5,6 +5,7 @@
 //! ```text
 //! cargo bench -p zc-transport-shm --bench lane            nothing else should run
 //! cargo bench -p zc-transport-shm --bench lane costs      processor time only
+//! cargo bench -p zc-transport-shm --bench lane costs NAME where the name contains that
 //! ZC_SHM_BENCH_SIZE=64 cargo bench ...                    one size only, for a profiler
 //! ```
 //!
@@ -278,6 +279,9 @@ const COSTS: u64 = 64 * 4000;
 
 /// Median processor time per call, in batches of 64.
 fn cost(what: &str, mut batch: impl FnMut()) {
+    if std::env::args().skip_while(|arg| arg != "costs").nth(1).is_some_and(|part| !what.contains(&part)) {
+        return;
+    }
     let mut each: Vec<f64> = (0..11)
         .map(|_| {
             let start = cpu_ns();

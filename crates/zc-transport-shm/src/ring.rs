@@ -78,7 +78,7 @@ impl<W: WriteWords> Producer<W> {
         self.push_with(head, seq, |words, at| words.store_bytes(at, payload));
     }
 
-    #[inline]
+    #[inline(always)]
     fn push_with(&mut self, head: Head, seq: u64, fill: impl FnOnce(&W, usize)) {
         assert!(self.free() > 0);
         let at = slot(self.first, self.next, self.slots);

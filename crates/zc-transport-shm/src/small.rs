@@ -41,16 +41,15 @@ struct Chunks {
 impl SmallChunks {
     /// Cuts off a block of `len` bytes, more than none, which `fill` writes as words from a word on. `None`
     /// when all chunks are in use.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&mut self, len: usize, fill: impl FnOnce(&OwnWords, usize)) -> Option<PinnedBuf> {
-        if let State::Some(chunks) = &mut self.0 {
-            return chunks.take(len, fill);
-        }
         if let State::New = self.0 {
             self.0 = Chunks::new().map_or(State::None, State::Some);
-            return self.take(len, fill);
         }
-        None
+        match &mut self.0 {
+            State::Some(chunks) => chunks.take(len, fill),
+            _ => None,
+        }
     }
 }
 
@@ -70,7 +69,7 @@ impl Chunks {
         Some(Self { frames, stack, words, start, whole, used })
     }
 
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, len: usize, fill: impl FnOnce(&OwnWords, usize)) -> Option<PinnedBuf> {
         if self.used + len > SMALL_CHUNK_BYTES {
             self.next_chunk()?;

@@ -138,17 +138,24 @@ impl Rx {
         // What is kept of chunks is more than the message: no more of them when too much is kept.
         let cut = self.leases.pressure() == Pressure::None;
         let mut open = !self.closed && self.failed.is_none();
+        let (mut received, mut inline_bytes) = (self.received, 0);
         while open
             && !out.is_full()
             && let Some(head) = self.ring.peek()
         {
             if cut
-                && self.received < allowed
-                && let Some(frame) = self.take_small(head)
+                && received < allowed
+                && let Some(payload) = self.take_small(head)
             {
-                out.push(frame);
+                received += MIN_FRAME_CREDIT_BYTES as u64;
+                inline_bytes += payload.len();
+                let (ack, seq) = (head.flags & ACK != 0, self.ring.seq());
+                out.push(Frame { kind: FrameKind::Data, ack, seq, payload: payload.into() });
             } else {
-                match self.take_slot(head, out) {
+                self.received = received;
+                let taken = self.take_slot(head, out);
+                received = self.received;
+                match taken {
                     Ok(()) => open = !self.closed,
                     Err(Stop::Stall(found)) => {
                         stall = Some(found);
@@ -162,6 +169,8 @@ impl Rx {
             }
             self.ring.advance();
         }
+        self.received = received;
+        self.inline_bytes += inline_bytes;
         if self.ring.count() - self.reported >= self.batch {
             self.report();
         }
@@ -169,23 +178,20 @@ impl Rx {
         stall
     }
 
-    /// The usual small message, if this is one and there is memory; the caller has looked at credit.
+    /// The payload of the usual small message, if this is one and there is memory; the caller has looked at
+    /// credit.
     #[inline]
-    fn take_small(&mut self, head: Head) -> Option<Frame> {
+    fn take_small(&mut self, head: Head) -> Option<PinnedBuf> {
         let len = head.count as usize;
         let usual = head.kind == Kind::Data as u8 && head.flags & !ACK == 0 && 0 < len && len <= INLINE_MAX;
         if !usual || self.partial.is_some() {
             return None;
         }
-        let payload = self.cut(len)?;
-        self.inline_bytes += len;
-        self.received += MIN_FRAME_CREDIT_BYTES as u64;
-        let ack = head.flags & ACK != 0;
-        Some(Frame { kind: FrameKind::Data, ack, seq: self.ring.seq(), payload: payload.into() })
+        self.cut(len)
     }
 
     /// The payload in the slot that was peeked at, in a block of a chunk.
-    #[inline]
+    #[inline(always)]
     fn cut(&mut self, len: usize) -> Option<PinnedBuf> {
         let (words, at) = self.ring.payload();
         self.small.take(len, |to, to_at| words.copy_to(at, to, to_at, len.div_ceil(8)))

@@ -243,11 +243,16 @@ impl Tx {
         let (kind, flags) = kind_of(frame);
         let len = frame.payload.len();
         let head = Head::new(kind, flags, len);
-        match frame.payload.segments() {
-            [] => self.ring.push(head, frame.seq, &[]),
-            [only] => self.ring.push_bytes(head, frame.seq, only),
-            several => self.ring.push_bytes(head, frame.seq, &join(several)[..len]),
-        }
+        let joined;
+        let bytes = match frame.payload.segments() {
+            [] => &[],
+            [only] => &only[..],
+            several => {
+                joined = join(several);
+                &joined[..len]
+            }
+        };
+        self.ring.push_bytes(head, frame.seq, bytes);
         if kind == Kind::Data {
             self.inline_bytes += len;
         }
