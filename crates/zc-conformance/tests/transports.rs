@@ -15,6 +15,7 @@ use zc_conformance::{Setup, suite};
 
 suite!(tcp, || Setup::new(Fabric::auto_builder, "zc+tcp://127.0.0.1:0"));
 suite!(unix, || Setup::new(Fabric::auto_builder, "zc+unix://@{}"));
+suite!(shm, || Setup::new(Fabric::auto_builder, "zc+shm://{}"));
 suite!(mem, || Setup::new(Fabric::auto_builder, "zc+mem://{}"));
 suite!(custom, || Setup::new(custom_transport::fabric, "zc+own://127.0.0.1:0"));
 suite!(in_queues, || Setup::new(queues::fabric, "zc+queues://127.0.0.1:0"));

@@ -1,9 +1,12 @@
 //! The lane driven directly by two processes that spin, each on a core of its own, next to one cache line
-//! bounced between them.
+//! bounced between them, and
+//! next to the bare memory: a flag and a payload in one place that both write.
 //!
 //! ```text
 //! cargo bench -p zc-transport-shm --bench lane            nothing else should run
 //! cargo bench -p zc-transport-shm --bench lane costs      processor time only
+//! cargo bench -p zc-transport-shm --bench lane costs NAME where the name contains that
+//! ZC_SHM_BENCH_SIZE=64 cargo bench ...                    one size only, for a profiler
 //! ```
 //!
 //! Payload is written and read in full. A round counts when the line bounced at the same speed before and
@@ -35,6 +38,8 @@ use zc_transport_tcp::StreamLinks;
 const CHILD: &str = "ZC_SHM_BENCH_CHILD";
 const ROUNDS: usize = 31;
 const SIZES: [usize; 6] = [64, 1024, 4096, 65536, 1 << 20, 10 << 20];
+/// Only this size.
+const ONE_SIZE: &str = "ZC_SHM_BENCH_SIZE";
 /// Probes of one round may differ by this factor.
 const SAME: f64 = 1.25;
 const LAST: u64 = u64::MAX;
@@ -51,6 +56,10 @@ fn main() {
             rt.block_on(parent());
         }
     }
+}
+
+fn sizes() -> Vec<usize> {
+    std::env::var(ONE_SIZE).map_or(SIZES.into(), |size| vec![size.parse().expect("a size in bytes")])
 }
 
 fn pin(core: usize) {
@@ -75,7 +84,7 @@ fn count(len: usize) -> u64 {
 
 fn mapped(fd: OwnedFd) -> Region {
     let both =
-        PeerMapping { max_bytes: 4096, sealing: Sealing::AnyoneWrites, writable: true, prefault: true };
+        PeerMapping { max_bytes: BARE_BYTES, sealing: Sealing::AnyoneWrites, writable: true, prefault: true };
     both.map(fd).unwrap()
 }
 
@@ -105,20 +114,54 @@ fn bounce(line: &AtomicU64, base: u64, first: bool) -> f64 {
     start.elapsed().as_nanos() as f64 / BOUNCES as f64
 }
 
+/// The line, and behind it a place for the largest payload of each side.
+const BARE_BYTES: usize = 4096 + 2 * (10 << 20);
+
+/// What memory alone allows: a flag and a payload in memory that both write, always in the same place.
+fn bare(region: &Region, base: u64, len: usize, first: bool) -> f64 {
+    let flag = |at: usize| {
+        // SAFETY: aligned, inside of the region, and accessed atomically only.
+        unsafe { &*region.base().add(1024 + 512 * at).cast::<AtomicU64>() }
+    };
+    let place = |at: usize| region.base_mut().as_ptr().wrapping_add(4096 + at * (10 << 20));
+    let (mine, theirs) = if first { (0, 1) } else { (1, 0) };
+    let n = count(len);
+    let start = Instant::now();
+    for i in 1..=n {
+        let write = || {
+            // SAFETY: inside of the region, and ours to write until the flag says so.
+            unsafe { place(mine).write_bytes(i as u8, len) };
+            flag(mine).store(base + i, Ordering::Release);
+        };
+        if first {
+            write();
+        }
+        while flag(theirs).load(Ordering::Acquire) != base + i {
+            std::hint::spin_loop();
+        }
+        // SAFETY: inside of the region, and not written until our flag says so.
+        std::hint::black_box(sum_of(unsafe { std::slice::from_raw_parts(place(theirs), len) }));
+        if !first {
+            write();
+        }
+    }
+    start.elapsed().as_nanos() as f64 / n as f64
+}
+
 struct Spinner {
     end: End,
     batch: Batch<Frame>,
     seq: u64,
 }
 
+fn sum_of(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let sum = words.iter().fold(0u64, |s, w| s.wrapping_add(u64::from_ne_bytes(*w)));
+    rest.iter().fold(sum, |s, b| s.wrapping_add(u64::from(*b)))
+}
+
 fn sum(frame: &Frame) -> u64 {
-    let mut sum = 0u64;
-    for segment in frame.payload.segments() {
-        let (words, rest) = segment.as_chunks::<8>();
-        sum = words.iter().fold(sum, |s, w| s.wrapping_add(u64::from_ne_bytes(*w)));
-        sum = rest.iter().fold(sum, |s, b| s.wrapping_add(u64::from(*b)));
-    }
-    sum
+    frame.payload.segments().iter().fold(0, |sum, segment| sum.wrapping_add(sum_of(segment)))
 }
 
 impl Spinner {
@@ -177,13 +220,12 @@ impl Spinner {
             }
             std::hint::spin_loop();
         }
-        let (mut got, mut bytes) = (0, 0);
+        let mut got = 0;
         for frame in self.batch.drain() {
             got += 1;
-            bytes += frame.payload.len();
+            self.end.lane.rx.release(frame.payload.len());
             std::hint::black_box(sum(&frame));
         }
-        self.end.lane.rx.release(bytes);
         got
     }
 
@@ -237,6 +279,9 @@ const COSTS: u64 = 64 * 4000;
 
 /// Median processor time per call, in batches of 64.
 fn cost(what: &str, mut batch: impl FnMut()) {
+    if std::env::args().skip_while(|arg| arg != "costs").nth(1).is_some_and(|part| !what.contains(&part)) {
+        return;
+    }
     let mut each: Vec<f64> = (0..11)
         .map(|_| {
             let start = cpu_ns();
@@ -295,7 +340,7 @@ async fn costs() {
                 }
             }
             rx.try_recv(&mut batch).unwrap();
-            rx.release(batch.drain().map(|f| f.payload.len()).sum());
+            batch.drain().for_each(|f| rx.release(f.payload.len()));
         });
     }
     cost("the same one by one", || {
@@ -305,7 +350,7 @@ async fn costs() {
             tx.start_send(frame(&mut seq, payload), false).unwrap();
             assert!(tx.poll_flush(&mut cx).is_ready());
             rx.try_recv(&mut batch).unwrap();
-            rx.release(batch.drain().map(|f| f.payload.len()).sum());
+            batch.drain().for_each(|f| rx.release(f.payload.len()));
         }
     });
     cost("4 KiB from alloc, not touched, one by one", || {
@@ -317,7 +362,7 @@ async fn costs() {
             tx.start_send(frame(&mut seq, buf.freeze().into()), false).unwrap();
             assert!(tx.poll_flush(&mut cx).is_ready());
             rx.try_recv(&mut batch).unwrap();
-            rx.release(batch.drain().map(|f| f.payload.len()).sum());
+            batch.drain().for_each(|f| rx.release(f.payload.len()));
         }
     });
 }
@@ -342,8 +387,9 @@ async fn child(name: String) {
     let line = line(&region);
     let mut base = 0;
     for _ in 0..=ROUNDS {
-        for len in SIZES {
+        for len in sizes() {
             bounce(line, base, false);
+            bare(&region, base, len, false);
             s.pong(len).await;
             s.sink(len).await;
             base += 2 * BOUNCES;
@@ -375,17 +421,18 @@ async fn parent() {
         .spawn()
         .unwrap();
     let mut link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
-    let region = Region::builder(4096).backing(Backing::Memfd).sealing(Sealing::AnyoneWrites);
+    let region = Region::builder(BARE_BYTES).backing(Backing::Memfd).sealing(Sealing::AnyoneWrites);
     let region = region.prefault(true).build().unwrap();
     exchange_line(&mut *link, region.fd()).await;
     let end = try_end(link, Role::Server, &setup(), None).await.unwrap();
     let mut s = Spinner { end, batch: Batch::new(), seq: 0 };
     let line = line(&region);
     let mut base = 0;
-    let mut rows: Vec<Vec<[f64; 3]>> = vec![Vec::new(); SIZES.len()];
+    let mut rows: Vec<Vec<[f64; 4]>> = vec![Vec::new(); sizes().len()];
     for round in 0..=ROUNDS {
-        for (at, len) in SIZES.into_iter().enumerate() {
+        for (at, len) in sizes().into_iter().enumerate() {
             let before = bounce(line, base, true);
+            let bare = bare(&region, base, len, true);
             let ping = s.ping(len).await;
             let way = s.stream(len).await;
             base += 2 * BOUNCES;
@@ -394,7 +441,7 @@ async fn parent() {
             let same = before.max(after) / before.min(after) < SAME;
             // The first round warms up.
             if round > 0 && same {
-                rows[at].push([(before + after) / 2.0, ping, way]);
+                rows[at].push([(before + after) / 2.0, ping, way, bare]);
             }
         }
     }
@@ -405,17 +452,18 @@ async fn parent() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
 
-fn print(rows: &mut [Vec<[f64; 3]>]) {
+fn print(rows: &mut [Vec<[f64; 4]>]) {
     println!(
-        "{:>9} {:>7} {:>12} {:>9} {:>12} {:>9} {:>9}",
-        "bytes", "rounds", "round trip", "x line", "one way", "M msg/s", "GB/s"
+        "{:>9} {:>7} {:>8} {:>12} {:>7} {:>7} {:>12} {:>9} {:>9}",
+        "bytes", "rounds", "bare", "round trip", "x bare", "x line", "one way", "M msg/s", "GB/s"
     );
-    for (len, row) in SIZES.into_iter().zip(rows) {
+    for (len, row) in sizes().into_iter().zip(rows) {
         let column = |at: usize| median(&mut row.iter().map(|r| r[at]).collect::<Vec<_>>());
-        let (line, ping, way) = (column(0), column(1), column(2));
+        let (line, ping, way, bare) = (column(0), column(1), column(2), column(3));
         println!(
-            "{len:>9} {:>7} {ping:>9.0} ns {:>9.2} {way:>9.1} ns {:>9.2} {:>9.1}",
+            "{len:>9} {:>7} {bare:>8.0} {ping:>9.0} ns {:>7.2} {:>7.2} {way:>9.1} ns {:>9.2} {:>9.1}",
             row.len(),
+            ping / bare,
             ping / line,
             1e3 / way,
             len as f64 / way

@@ -16,8 +16,14 @@ pub const SLOT_DESCRIPTORS: usize = 7;
 pub const MAX_FRAME_SLOTS: u64 = zc_core::memory::MAX_SEGMENTS.div_ceil(SLOT_DESCRIPTORS) as u64;
 /// Slots kept free of data and records, for the entries that manage the arena and the end.
 pub const CONTROL_SLOTS: u64 = 4;
+/// So many slots are published at the latest, also without a flush.
+pub const BATCH_SLOTS: u64 = 16;
 /// Entries of the ring on which buffers come back, and so the most blocks of one direction.
 pub const MAX_BLOCKS: u32 = 1024;
+/// Blocks of small messages are looked for on the return ring when so many were taken, or none is left ...
+pub const REAP_BATCH: u32 = 8;
+/// ... and those of longer ones each time, so that few of them lie in the cache.
+pub const REAP_BATCH_MAX_BYTES: usize = 8 << 10;
 /// Most arenas of one direction, the first included.
 pub const MAX_SLABS: usize = 64;
 /// Bytes of a block of the first arena: a page and a line, so that blocks don't share cache sets.
@@ -42,7 +48,9 @@ pub const MAX_QUEUED_FRAMES: usize = 1024;
 pub const MAX_REPORTS: usize = 1024;
 /// Descriptors that a peer may send ahead of their entries in the ring.
 pub const MAX_PENDING_DESCRIPTORS: usize = 8;
-/// Private blocks per direction for payloads that travel in a slot.
-pub const SMALL_BLOCKS: u32 = 256;
+/// Bytes of a private chunk, of which payloads that came in a slot are blocks ...
+pub const SMALL_CHUNK_BYTES: usize = 8 << 10;
+/// ... and how many there are; what is kept of them does not count against the lease.
+pub const SMALL_CHUNKS: u32 = 16;
 /// How often in a row the bell may ring for nothing before other tasks get their turn.
 pub const MAX_IDLE_RINGS: usize = 8;

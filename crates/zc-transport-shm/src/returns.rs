@@ -2,16 +2,15 @@
 //!
 //! It has as many entries as the owner has blocks at most, and a block that is out comes back once
 //! before it goes out again: so it can't overflow and needs no count of what was read. A peer that
-//! breaks this overwrites its own entries.
+//! breaks this overwrites its own entries. Eight entries share a cache line, so the owner looks at them in
+//! batches while it has blocks left.
 
 use std::sync::Arc;
-
-use parking_lot::Mutex;
 
 use crate::bell::PeerBell;
 use crate::layout::Return;
 use crate::sleep::Ringer;
-use crate::sync::{Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence};
 use crate::words::{OwnWords, PeerWords, ReadWords, WriteWords};
 
 #[inline]
@@ -21,7 +20,7 @@ fn turn(position: u64, entries: u64) -> u16 {
 
 /// The side that gives back; used from any thread.
 pub(crate) struct Returns {
-    next: Mutex<u64>,
+    next: AtomicU64,
     words: OwnWords,
     first: usize,
     entries: u64,
@@ -37,17 +36,15 @@ impl Returns {
         waiter: Arc<Ringer<PeerWords>>,
         bell: Arc<PeerBell>,
     ) -> Self {
-        Self { next: Mutex::new(0), words, first, entries: entries.into(), waiter, bell }
+        Self { next: AtomicU64::new(0), words, first, entries: entries.into(), waiter, bell }
     }
 
     /// Gives a block back and wakes the owner if it waits.
     pub(crate) fn push(&self, back: Return) {
-        {
-            let mut next = self.next.lock();
-            let at = self.first + (*next & (self.entries - 1)) as usize;
-            self.words.publish(at, back.pack(turn(*next, self.entries)));
-            *next += 1;
-        }
+        // Entries that others fill meanwhile are read in order, after this one.
+        let position = self.next.fetch_add(1, Ordering::Relaxed);
+        let at = self.first + (position & (self.entries - 1)) as usize;
+        self.words.publish(at, back.pack(turn(position, self.entries)));
         if self.waiter.must_ring() {
             self.bell.ring();
         }

@@ -3,8 +3,12 @@
 //! A slot is free once the consumer's count says so, and full once its turn is that of the position:
 //! the number of the lap, from 1. So the consumer of a small message touches the slot and nothing
 //! else, and counts come back in batches.
+//!
+//! The producer publishes in batches too: the first slot of a batch last. A consumer that waits for it
+//! leaves the lines of the others alone, so they don't move between the cores while they are filled.
 
 use crate::layout::{Head, SLOT_WORDS};
+use crate::limits::BATCH_SLOTS;
 use crate::sync::{Ordering, fence};
 use crate::words::{ReadWords, WriteWords};
 
@@ -29,12 +33,14 @@ pub(crate) struct Producer<W> {
     next: u64,
     /// What the consumer is known to be done with.
     consumed: u64,
+    /// The first slot of the batch: word, value, and its position.
+    held: Option<(usize, u64, u64)>,
 }
 
 impl<W: WriteWords> Producer<W> {
     /// Slots from word `first`; their number is a power of two.
     pub(crate) fn new(words: W, first: usize, slots: u32) -> Self {
-        Self { words, first, slots: slots.into(), next: 0, consumed: 0 }
+        Self { words, first, slots: slots.into(), next: 0, consumed: 0, held: None }
     }
 
     /// Slots known to be free.
@@ -55,18 +61,48 @@ impl<W: WriteWords> Producer<W> {
         plausible
     }
 
-    /// Fills the next slot and publishes it.
+    /// Fills the next slot. The consumer sees it after [`Producer::publish`], or after more of them.
     ///
     /// # Panics
     /// When no slot is free or the payload has more words than a slot.
     #[inline]
     pub(crate) fn push(&mut self, head: Head, seq: u64, payload: &[u64]) {
-        assert!(self.free() > 0 && payload.len() <= SLOT_WORDS - PAYLOAD);
+        assert!(payload.len() <= SLOT_WORDS - PAYLOAD);
+        self.push_with(head, seq, |words, at| words.store_all(at, payload));
+    }
+
+    /// The same with bytes; what is left of the last word is zero.
+    #[inline]
+    pub(crate) fn push_bytes(&mut self, head: Head, seq: u64, payload: &[u8]) {
+        assert!(payload.len() <= 8 * (SLOT_WORDS - PAYLOAD));
+        self.push_with(head, seq, |words, at| words.store_bytes(at, payload));
+    }
+
+    #[inline(always)]
+    fn push_with(&mut self, head: Head, seq: u64, fill: impl FnOnce(&W, usize)) {
+        assert!(self.free() > 0);
         let at = slot(self.first, self.next, self.slots);
         self.words.store(at + 1, seq);
-        self.words.store_all(at + PAYLOAD, payload);
-        self.words.publish(at, head.pack(turn(self.next, self.slots)));
+        fill(&self.words, at + PAYLOAD);
+        let word = head.pack(turn(self.next, self.slots));
+        match self.held {
+            None => self.held = Some((at, word, self.next)),
+            Some((.., first)) => {
+                self.words.publish(at, word);
+                if self.next - first >= BATCH_SLOTS {
+                    self.publish();
+                }
+            }
+        }
         self.next += 1;
+    }
+
+    /// Shows the consumer all slots that were filled.
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        if let Some((at, word, _)) = self.held.take() {
+            self.words.publish(at, word);
+        }
     }
 }
 
@@ -99,6 +135,12 @@ impl<R: ReadWords> Consumer<R> {
     #[inline]
     pub(crate) fn seq(&self) -> u64 {
         self.words.load(slot(self.first, self.next, self.slots) + 1)
+    }
+
+    /// Where the payload of the slot that was peeked at lies.
+    #[inline]
+    pub(crate) fn payload(&self) -> (&R, usize) {
+        (&self.words, slot(self.first, self.next, self.slots) + PAYLOAD)
     }
 
     /// Copies the first words of the payload of the slot that was peeked at.
@@ -144,8 +186,13 @@ mod tests {
                     let payload: Vec<u64> = (0..words as u64).map(|i| seed ^ i).collect();
                     let head = Head { kind: 1, flags: seed as u8, count: words as u8 };
                     tx.push(head, seed, &payload);
+                    prop_assert!(!oracle.is_empty() || rx.peek().is_none());
+                    if seed % 3 == 0 {
+                        tx.publish();
+                    }
                     oracle.push_back((head, seed, payload));
                 } else if !push {
+                    tx.publish();
                     match oracle.pop_front() {
                         None => prop_assert_eq!(rx.peek(), None),
                         Some((head, seq, payload)) => {

@@ -8,7 +8,7 @@
 //! was published, or the waker sees the epoch. The waker rings once per epoch, so an epoch is never
 //! used for two sleeps.
 
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, full_fence};
 use crate::words::{ReadWords, WriteWords};
 
 /// The side that sleeps.
@@ -28,7 +28,7 @@ impl<W: WriteWords> Sleeper<W> {
     pub(crate) fn arm(&mut self) {
         self.epoch = (self.epoch | 1) + if self.is_armed() { 2 } else { 0 };
         self.words.store(self.at, self.epoch);
-        fence(Ordering::SeqCst);
+        full_fence();
     }
 
     /// No ring is needed any more.
@@ -63,7 +63,7 @@ impl<R: ReadWords> Ringer<R> {
     /// Whether the peer sleeps or is about to and has not been rung for; call it after publishing.
     #[inline]
     pub(crate) fn must_ring(&self) -> bool {
-        fence(Ordering::SeqCst);
+        full_fence();
         self.is_asleep()
     }
 

@@ -58,6 +58,15 @@ pub(crate) fn copy_from_peer(dst: &mut [u8], region: &Region, offset: usize) {
     }
 }
 
+/// Orders all loads and stores before it, the compiler's too, before all that follow.
+#[cfg(all(not(loom), target_arch = "x86_64"))]
+#[inline]
+pub(crate) fn locked_instruction() {
+    // SAFETY: it changes no memory and no register but the flags; what it stands for is the order that other
+    // memory accesses get, which the protocols of this crate need (M5).
+    unsafe { std::arch::asm!("lock or dword ptr [rsp], 0", options(nostack)) }
+}
+
 #[cfg(all(test, not(loom)))]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -20,6 +20,12 @@ pub(crate) trait ReadWords {
     }
 }
 
+/// Fewer than eight bytes, filled up with zeros.
+#[inline]
+fn last_word(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte)).to_le()
+}
+
 /// Words that only we write.
 pub(crate) trait WriteWords {
     /// Relaxed.
@@ -28,6 +34,15 @@ pub(crate) trait WriteWords {
     #[inline]
     fn store_all(&self, at: usize, values: &[u64]) {
         values.iter().enumerate().for_each(|(i, word)| self.store(at + i, *word));
+    }
+    /// Bytes as words, relaxed, one by one; the last word is filled up with zeros.
+    #[inline]
+    fn store_bytes(&self, at: usize, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        words.iter().enumerate().for_each(|(i, word)| self.store(at + i, u64::from_ne_bytes(*word)));
+        if !rest.is_empty() {
+            self.store(at + words.len(), last_word(rest));
+        }
     }
     /// Release: who sees it sees everything stored before.
     fn publish(&self, at: usize, value: u64);
@@ -67,7 +82,7 @@ impl Words {
 
     #[inline]
     fn range(&self, at: usize, count: usize) -> &[AtomicU64] {
-        assert!(at < self.count && count <= self.count - at, "words outside of the mapping");
+        assert!(at <= self.count && count <= self.count - at, "words outside of the mapping");
         // SAFETY: inside of the mapping, which `_region` keeps, and only ever accessed atomically; on
         // a read-only mapping only relaxed loads are made (M5).
         unsafe { std::slice::from_raw_parts(self.base.add(at).as_ptr(), count) }
@@ -100,8 +115,27 @@ impl WriteWords for OwnWords {
         words.iter().zip(values).for_each(|(word, value)| word.store(*value, Ordering::Relaxed));
     }
     #[inline]
+    fn store_bytes(&self, at: usize, bytes: &[u8]) {
+        let (from, rest) = bytes.as_chunks::<8>();
+        let to = self.0.range(at, bytes.len().div_ceil(8));
+        let pairs = to.iter().zip(from);
+        pairs.for_each(|(word, bytes)| word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed));
+        if let Some(last) = to.get(from.len()) {
+            last.store(last_word(rest), Ordering::Relaxed);
+        }
+    }
+    #[inline]
     fn publish(&self, at: usize, value: u64) {
         self.0.at(at).store(value, Ordering::Release);
+    }
+}
+
+impl PeerWords {
+    /// Copies words into memory of ours.
+    #[inline]
+    pub(crate) fn copy_to(&self, at: usize, to: &OwnWords, to_at: usize, count: usize) {
+        let pairs = to.0.range(to_at, count).iter().zip(self.0.range(at, count));
+        pairs.for_each(|(to, from)| to.store(from.load(Ordering::Relaxed), Ordering::Relaxed));
     }
 }
 

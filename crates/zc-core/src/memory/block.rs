@@ -112,11 +112,13 @@ impl Table {
     }
 
     /// How many blocks the table has.
+    #[inline]
     pub(super) fn count(&self) -> usize {
         self.blocks.len()
     }
 
     /// Takes an idle block into circulation; `None` if it is not idle or does not exist.
+    #[inline]
     pub(super) fn take(self: &Arc<Self>, index: u32, writable: bool) -> Option<OwnedBlock> {
         let block = self.blocks.get(index as usize)?;
         if !block.refs.claim() {
@@ -156,6 +158,7 @@ unsafe impl Send for OwnedBlock {}
 unsafe impl Sync for OwnedBlock {}
 
 impl OwnedBlock {
+    #[inline]
     fn block(&self) -> &Block {
         // SAFETY: a block in circulation holds an Arc of its table, which holds the block (M2).
         unsafe { self.0.as_ref() }
@@ -194,6 +197,7 @@ impl OwnedBlock {
     }
 
     /// All bytes of the block; never uninitialised, possibly stale.
+    #[inline]
     pub(super) fn bytes(&self) -> &[u8] {
         let Private { base, capacity, .. } = self.private();
         // SAFETY: base and capacity describe mapped, initialised memory that the table keeps (M2),
@@ -202,6 +206,7 @@ impl OwnedBlock {
     }
 
     /// All bytes of the block, writable.
+    #[inline]
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         let Private { base, capacity, writable, .. } = self.private();
         assert!(writable, "the block is read-only");
@@ -222,6 +227,7 @@ impl OwnedBlock {
     }
 
     /// Counts the block against a lease while it is out, instead of the one before.
+    #[inline]
     pub(super) fn attach_lease(&mut self, lease: Arc<LeaseBudget>) {
         let capacity = self.capacity();
         lease.add(capacity);
@@ -284,6 +290,7 @@ impl OwnedBlock {
 
 impl Drop for OwnedBlock {
     /// Takes the block out of circulation (does not send it home).
+    #[inline]
     fn drop(&mut self) {
         let private = self.private_mut();
         let (table, lease, capacity) = (private.table.take(), private.lease.take(), private.capacity);
@@ -305,11 +312,13 @@ unsafe impl Send for SharedBlock {}
 unsafe impl Sync for SharedBlock {}
 
 impl SharedBlock {
+    #[inline]
     fn block(&self) -> &Block {
         // SAFETY: a counted reference keeps the block in circulation, which keeps its table (M2).
         unsafe { self.0.as_ref() }
     }
 
+    #[inline]
     fn private(&self) -> &Private {
         // SAFETY: only a unique owner writes it, and none exists while this reference is counted
         // and borrowed (M5).
@@ -317,6 +326,7 @@ impl SharedBlock {
     }
 
     /// The first byte of the block.
+    #[inline]
     pub(super) fn base(&self) -> NonNull<u8> {
         self.private().base
     }
@@ -328,6 +338,7 @@ impl SharedBlock {
     }
 
     /// The unique owner, if this is the only reference and the block is writable.
+    #[inline]
     pub(super) fn try_unique(self) -> Result<OwnedBlock, Self> {
         if !self.private().writable || !self.block().refs.is_unique() {
             return Err(self);

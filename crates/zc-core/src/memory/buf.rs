@@ -49,11 +49,13 @@ impl PinnedBuf {
     }
 
     /// No bytes; allocates nothing.
+    #[inline]
     pub const fn empty() -> Self {
         Self::from_static(&[])
     }
 
     /// Static bytes; allocates nothing.
+    #[inline]
     pub const fn from_static(bytes: &'static [u8]) -> Self {
         Self { ptr: NonNull::from_ref(bytes).cast(), len: bytes.len(), block: None }
     }
@@ -74,6 +76,7 @@ impl PinnedBuf {
     ///
     /// # Panics
     /// If the range lies outside.
+    #[inline]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Self {
         let (start, end) = bounds(range, self.len);
         // SAFETY: `bounds` checked start <= end <= len; the bytes are kept by `self` (M2).
@@ -83,6 +86,7 @@ impl PinnedBuf {
     }
 
     /// An empty slice must not keep a pointer into memory that it does not keep alive.
+    #[inline]
     fn normalised(self) -> Self {
         if self.len == 0 { Self::empty() } else { self }
     }
@@ -101,6 +105,7 @@ impl PinnedBuf {
     }
 
     /// The unique writable buffer, if this is the only reference to memory of a pool.
+    #[inline]
     pub fn try_into_mut(self) -> Result<PinnedBufMut, Self> {
         let Self { ptr, len, block } = self;
         let Some(block) = block else {
@@ -120,6 +125,7 @@ impl PinnedBuf {
 }
 
 /// The start and end of a range in `0..len`, checked.
+#[inline]
 pub(crate) fn bounds(range: impl RangeBounds<usize>, len: usize) -> (usize, usize) {
     let start = match range.start_bound() {
         Bound::Included(&n) => n,
@@ -146,12 +152,14 @@ impl std::ops::Deref for PinnedBuf {
 }
 
 impl AsRef<[u8]> for PinnedBuf {
+    #[inline]
     fn as_ref(&self) -> &[u8] {
         self
     }
 }
 
 impl Default for PinnedBuf {
+    #[inline]
     fn default() -> Self {
         Self::empty()
     }
@@ -176,12 +184,15 @@ impl PartialEq<[u8]> for PinnedBuf {
 }
 
 impl Buf for PinnedBuf {
+    #[inline]
     fn remaining(&self) -> usize {
         self.len
     }
+    #[inline]
     fn chunk(&self) -> &[u8] {
         self
     }
+    #[inline]
     fn advance(&mut self, n: usize) {
         assert!(n <= self.len, "advance past the end");
         // SAFETY: n <= len, and the bytes are kept by `self` (M2).

@@ -47,21 +47,25 @@ impl PinnedBufMut {
     }
 
     /// How many bytes are filled.
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Whether nothing is filled.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// How many bytes fit, headroom excluded.
+    #[inline]
     pub fn capacity(&self) -> usize {
         self.block.capacity() - self.start
     }
 
     /// How many bytes are free in front.
+    #[inline]
     pub fn headroom(&self) -> usize {
         self.start
     }
@@ -72,12 +76,14 @@ impl PinnedBufMut {
     }
 
     /// The bytes that can still be filled; always initialised, possibly stale.
+    #[inline]
     pub fn unfilled_mut(&mut self) -> &mut [u8] {
         let end = self.start + self.len;
         &mut self.block.bytes_mut()[end..]
     }
 
     /// The bytes in front.
+    #[inline]
     pub fn headroom_mut(&mut self) -> &mut [u8] {
         let start = self.start;
         &mut self.block.bytes_mut()[..start]
@@ -87,6 +93,7 @@ impl PinnedBufMut {
     ///
     /// # Panics
     /// If they don't fit.
+    #[inline]
     pub fn advance(&mut self, n: usize) {
         assert!(n <= self.capacity() - self.len, "advance past the capacity");
         self.len += n;
@@ -96,17 +103,20 @@ impl PinnedBufMut {
     ///
     /// # Panics
     /// If `len` exceeds the capacity.
+    #[inline]
     pub fn set_len(&mut self, len: usize) {
         assert!(len <= self.capacity(), "set_len past the capacity");
         self.len = len;
     }
 
     /// Shortens to at most `len`.
+    #[inline]
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
     /// Empties the buffer.
+    #[inline]
     pub fn clear(&mut self) {
         self.len = 0;
     }
@@ -115,6 +125,7 @@ impl PinnedBufMut {
     ///
     /// # Panics
     /// If `len` exceeds the capacity.
+    #[inline]
     pub fn resize(&mut self, len: usize, byte: u8) {
         let old = self.len;
         self.set_len(len);
@@ -147,6 +158,7 @@ impl PinnedBufMut {
     }
 
     /// Counts this block (its whole capacity) against `lease` until the last buffer of it is dropped.
+    #[inline]
     pub fn attach_lease(&mut self, lease: Arc<LeaseBudget>) {
         self.block.attach_lease(lease);
     }
@@ -169,12 +181,14 @@ impl Drop for PinnedBufMut {
 
 impl std::ops::Deref for PinnedBufMut {
     type Target = [u8];
+    #[inline]
     fn deref(&self) -> &[u8] {
         &self.block.bytes()[self.start..self.start + self.len]
     }
 }
 
 impl std::ops::DerefMut for PinnedBufMut {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         let range = self.start..self.start + self.len;
         &mut self.block.bytes_mut()[range]
@@ -199,6 +213,7 @@ unsafe impl bytes::BufMut for PinnedBufMut {
     fn chunk_mut(&mut self) -> &mut bytes::buf::UninitSlice {
         bytes::buf::UninitSlice::new(self.unfilled_mut())
     }
+    #[inline]
     fn put_slice(&mut self, src: &[u8]) {
         PinnedBufMut::put_slice(self, src);
     }

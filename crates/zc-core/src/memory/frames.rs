@@ -61,6 +61,7 @@ pub enum LendError {
     ReadOnly,
 }
 
+#[inline]
 fn lend(
     block: Option<OwnedBlock>,
     offset: usize,
@@ -136,6 +137,7 @@ impl FrameTable {
         Ok(Self { table, frame_len, writable })
     }
 
+    #[inline]
     fn check(&self, index: u32, offset: usize, len: usize) -> Result<(), LendError> {
         let end = offset.checked_add(len).ok_or(LendError::OutOfBounds)?;
         let inside = (index as usize) < self.table.count() && end <= self.frame_len;
@@ -144,6 +146,7 @@ impl FrameTable {
 
     /// Lends `len` bytes at `offset` of a frame, read-only. Allocates nothing. The whole frame
     /// counts against the lease.
+    #[inline]
     pub fn lend(
         &self,
         index: u32,
@@ -156,6 +159,7 @@ impl FrameTable {
     }
 
     /// Lends a whole frame to be written, with `headroom` bytes kept in front.
+    #[inline]
     pub fn lend_mut(&self, index: u32, headroom: usize) -> Result<PinnedBufMut, LendError> {
         if !self.writable {
             return Err(LendError::ReadOnly);
@@ -219,6 +223,7 @@ impl RangeTable {
 
     /// Lends `len` bytes at `offset` of the region under a free slot. Allocates nothing. Whatever
     /// a peer names here is checked (M6).
+    #[inline]
     pub fn lend(
         &self,
         slot: u32,

@@ -65,11 +65,13 @@ impl LeaseBudget {
     }
 
     /// The bytes lent and still alive.
+    #[inline]
     pub fn outstanding_bytes(&self) -> usize {
         self.outstanding_bytes.load(Ordering::SeqCst)
     }
 
     /// How close the lease is to its limits.
+    #[inline]
     pub fn pressure(&self) -> Pressure {
         match self.outstanding_bytes() {
             n if n >= self.hard_bytes => Pressure::Hard,
@@ -94,10 +96,12 @@ impl LeaseBudget {
         self.waker.register_by_ref(cx.waker());
     }
 
+    #[inline]
     pub(super) fn add(&self, bytes: usize) {
         self.outstanding_bytes.fetch_add(bytes, Ordering::SeqCst);
     }
 
+    #[inline]
     pub(super) fn sub(&self, bytes: usize) {
         let before = self.outstanding_bytes.fetch_sub(bytes, Ordering::SeqCst);
         debug_assert!(before >= bytes, "more came back than was lent");

@@ -79,16 +79,19 @@ impl CopyLedger {
     }
 
     /// `bytes` of payload changed hands without a copy.
+    #[inline]
     pub fn moved(&self, bytes: usize) {
         self.moved.fetch_add(bytes as u64, Relaxed);
     }
 
     /// `bytes` of payload were copied at `place`; for copies that [`copy_payload`] cannot do.
+    #[inline]
     pub fn copied(&self, place: CopyPlace, bytes: usize) {
         self.copied[place as usize].fetch_add(bytes as u64, Relaxed);
     }
 
     /// `bytes` of payload travelled inside a descriptor.
+    #[inline]
     pub fn inline(&self, bytes: usize) {
         self.inline.fetch_add(bytes as u64, Relaxed);
     }

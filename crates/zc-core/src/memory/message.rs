@@ -48,11 +48,13 @@ pub struct Message {
 
 impl Message {
     /// No bytes.
+    #[inline]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Appends a segment; an empty one vanishes.
+    #[inline]
     pub fn push(&mut self, segment: impl Into<PinnedBuf>) -> Result<(), TooManySegments> {
         let segment = segment.into();
         if segment.is_empty() {
@@ -70,26 +72,31 @@ impl Message {
     }
 
     /// The segments, none of them empty.
+    #[inline]
     pub fn segments(&self) -> &[PinnedBuf] {
         &self.segments
     }
 
     /// The segments, taken.
+    #[inline]
     pub fn into_segments(self) -> impl ExactSizeIterator<Item = PinnedBuf> {
         self.segments.into_iter()
     }
 
     /// The bytes in all segments.
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Whether there are no bytes.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// All bytes, if they lie in one segment.
+    #[inline]
     pub fn as_contiguous(&self) -> Option<&[u8]> {
         match &self.segments[..] {
             [] => Some(&[]),
@@ -158,6 +165,7 @@ impl std::fmt::Debug for Message {
 }
 
 impl From<PinnedBuf> for Message {
+    #[inline]
     fn from(buf: PinnedBuf) -> Self {
         let len = buf.len();
         let mut segments = SmallVec::new();
@@ -169,24 +177,28 @@ impl From<PinnedBuf> for Message {
 }
 
 impl From<PinnedBufMut> for Message {
+    #[inline]
     fn from(buf: PinnedBufMut) -> Self {
         buf.freeze().into()
     }
 }
 
 impl From<Bytes> for Message {
+    #[inline]
     fn from(bytes: Bytes) -> Self {
         PinnedBuf::from(bytes).into()
     }
 }
 
 impl From<Vec<u8>> for Message {
+    #[inline]
     fn from(bytes: Vec<u8>) -> Self {
         PinnedBuf::from(bytes).into()
     }
 }
 
 impl From<&'static [u8]> for Message {
+    #[inline]
     fn from(bytes: &'static [u8]) -> Self {
         PinnedBuf::from_static(bytes).into()
     }
@@ -205,10 +217,12 @@ impl PartialEq<[u8]> for Message {
 }
 
 impl Buf for Message {
+    #[inline]
     fn remaining(&self) -> usize {
         self.len
     }
 
+    #[inline]
     fn chunk(&self) -> &[u8] {
         self.segments.first().map_or(&[], |s| s)
     }

@@ -50,11 +50,13 @@ impl RefCount {
     }
 
     /// Takes an idle block; false if it was not idle.
+    #[inline]
     pub(crate) fn claim(&self) -> bool {
         self.0.compare_exchange(IDLE, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// Makes a uniquely owned block idle.
+    #[inline]
     pub(crate) fn retire(&self) {
         self.0.store(IDLE, Ordering::Release);
     }

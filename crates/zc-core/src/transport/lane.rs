@@ -125,6 +125,7 @@ impl<T> Batch<T> {
     pub const CAPACITY: usize = 64;
 
     /// An empty batch. It keeps its memory when it is drained, so reuse it.
+    #[inline]
     pub fn new() -> Self {
         Self(SmallVec::new())
     }
@@ -132,23 +133,28 @@ impl<T> Batch<T> {
     ///
     /// # Panics
     /// When the batch is full: ask [`Batch::is_full`] first.
+    #[inline]
     pub fn push(&mut self, item: T) {
         assert!(!self.is_full(), "a batch holds at most {} items", Self::CAPACITY);
         self.0.push(item);
     }
     /// No room left.
+    #[inline]
     pub fn is_full(&self) -> bool {
         self.0.len() >= Self::CAPACITY
     }
     /// Number of items.
+    #[inline]
     pub fn len(&self) -> usize {
         self.0.len()
     }
     /// Nothing in it.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
     /// Takes everything out, in order.
+    #[inline]
     pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
         self.0.drain(..)
     }

@@ -1,4 +1,5 @@
-//! What goes on while the application polls neither half: the link, and the look for unused arenas.
+//! What goes on while the application polls neither half: the link, credit that was withheld, and the look
+//! for unused arenas.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,17 +8,19 @@ use std::time::{Duration, Instant};
 
 use zc_core::transport::{ControlLink, LaneDrive, LaneError};
 
+use super::credit::Credit;
 use super::shared::Shared;
 use crate::limits::TRIM_INTERVAL_MS;
 
 pub(super) struct Drive {
     shared: Arc<Shared>,
+    credit: Arc<Credit>,
     next_trim: Option<Instant>,
 }
 
 impl Drive {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, next_trim: None }
+    pub(super) fn new(shared: Arc<Shared>, credit: Arc<Credit>) -> Self {
+        Self { shared, credit, next_trim: None }
     }
 }
 
@@ -28,6 +31,7 @@ impl LaneDrive for Drive {
         if shared.read_link(cx) {
             shared.wakers.rx.wake();
         }
+        self.credit.drive(cx, shared);
         // The end is told by the halves: what was sent before it is delivered first.
         if shared.ended().is_some() || shared.grown.load(Ordering::Acquire) == 0 {
             self.next_trim = None;

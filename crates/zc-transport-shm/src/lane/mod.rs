@@ -1,5 +1,6 @@
 //! The lane: two rings, two arenas, and bells for who sleeps.
 
+mod credit;
 mod drive;
 mod rx;
 mod shared;
@@ -44,6 +45,8 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     let own = OwnWords::new(&mine.region, mine.geometry.control_bytes());
     let peer = PeerWords::new(&theirs.region, theirs.geometry.control_bytes());
     let sender = Arc::new(Ringer::new(peer.clone(), TX_SLEEP));
+    let credit = credit::Credit::new(cx.limits.recv_window, leases.clone(), own.clone(), sender.clone());
+    let credit = Arc::new(credit);
     let returns = Returns::new(
         own.clone(),
         mine.geometry.returns_at(),
@@ -54,7 +57,14 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     let arena = PeerArena::new(theirs.region, theirs.geometry, theirs.max_arena_bytes, Arc::new(returns))?;
     let rx = rx::Rx::new(
         shared.clone(),
-        rx::Memory { own: own.clone(), peer: peer.clone(), geometry: theirs.geometry, arena, sender },
+        rx::Memory {
+            own: own.clone(),
+            peer: peer.clone(),
+            geometry: theirs.geometry,
+            arena,
+            sender,
+            credit: credit.clone(),
+        },
         cooperative,
         leases.clone(),
         &cx,
@@ -62,6 +72,6 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     let returns_at = theirs.geometry.returns_at();
     let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine }, &cx);
     caps.max_message = tx.max_message();
-    let drive = drive::Drive::new(shared);
+    let drive = drive::Drive::new(shared, credit);
     Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: Some(Box::new(drive)), remote: None, caps, leases })
 }

@@ -4,21 +4,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use zc_core::memory::{
-    AllocError, AllocWaiter, BufPool, CopyLedger, CopyPlace, LeaseBudget, MAX_SEGMENTS, Message,
-    PinnedBufMut, Pressure, copy_inline,
+    AllocError, AllocWaiter, BufPool, CopyLedger, CopyPlace, LeaseBudget, MAX_SEGMENTS, Message, PinnedBuf,
+    PinnedBufMut, Pressure,
 };
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
-use zc_core::wire::{MAX_RECORD, MAX_REMOTE_RECORD_BYTES, WireError};
-
-use super::shared::Shared;
-use crate::layout::{
-    ACK, BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, MORE, RX_SLEEP, TAKEN,
+use zc_core::wire::{
+    MAX_RECORD, MAX_REMOTE_RECORD_BYTES, MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes,
 };
+
+use super::credit::Credit;
+use super::shared::Shared;
+use crate::layout::{ACK, BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, MORE, RX_SLEEP};
 use crate::limits::{INLINE_MAX, MAX_IDLE_RINGS, SLOT_DESCRIPTORS};
 use crate::peer::PeerArena;
 use crate::ring::Consumer;
 use crate::sleep::{Ringer, Sleeper};
-use crate::small::SmallBlocks;
+use crate::small::SmallChunks;
 use crate::words::{OwnWords, PeerWords, WriteWords};
 
 /// The memory of the receiving half.
@@ -30,6 +31,7 @@ pub(super) struct Memory {
     pub(super) arena: PeerArena,
     /// The peer's sending half.
     pub(super) sender: Arc<Ringer<PeerWords>>,
+    pub(super) credit: Arc<Credit>,
 }
 
 /// Why a full slot is not taken now.
@@ -39,8 +41,6 @@ enum Stall {
     Descriptor,
     /// So many bytes could not be had.
     Memory(usize),
-    /// Too much is lent.
-    Lease,
 }
 
 /// Why taking ended.
@@ -71,7 +71,7 @@ pub(super) struct Rx {
     sleeper: Sleeper<OwnWords>,
     sender: Arc<Ringer<PeerWords>>,
     arena: PeerArena,
-    small: SmallBlocks,
+    small: SmallChunks,
     pool: BufPool,
     waiter: AllocWaiter,
     /// Memory that was waited for.
@@ -80,11 +80,11 @@ pub(super) struct Rx {
     leases: Arc<LeaseBudget>,
     cooperative: bool,
     max_message: usize,
-    window: u64,
-    /// Payload bytes of data: received, taken by the application, and up to where the peer was told.
+    /// Credit bytes of the data that came.
     received: u64,
-    taken: u64,
-    told: u64,
+    credit: Arc<Credit>,
+    /// Payload bytes that came in slots, not yet in the ledger.
+    inline_bytes: usize,
     /// Up to where the peer was told of slots that we are done with.
     reported: u64,
     batch: u64,
@@ -105,7 +105,7 @@ impl Rx {
         leases: Arc<LeaseBudget>,
         cx: &OfferContext,
     ) -> Self {
-        let Memory { own, peer, geometry, arena, sender } = memory;
+        let Memory { own, peer, geometry, arena, sender, credit } = memory;
         Self {
             shared,
             ring: Consumer::new(peer, geometry.ring_at(), geometry.slots),
@@ -113,7 +113,7 @@ impl Rx {
             own,
             sender,
             arena,
-            small: SmallBlocks::default(),
+            small: SmallChunks::default(),
             pool: cx.pool.with_origin("shm rx"),
             waiter: AllocWaiter::new(),
             ready: None,
@@ -121,10 +121,9 @@ impl Rx {
             leases,
             cooperative,
             max_message: cx.limits.recv_max_message as usize,
-            window: cx.limits.recv_window.into(),
             received: 0,
-            taken: 0,
-            told: 0,
+            credit,
+            inline_bytes: 0,
             reported: 0,
             batch: u64::from(geometry.slots) / 4,
             partial: None,
@@ -136,21 +135,75 @@ impl Rx {
     /// Takes frames until there are none, the batch is full or something stands in the way.
     #[inline]
     fn take(&mut self, out: &mut Batch<Frame>) -> Option<Stall> {
-        while !out.is_full()
-            && !self.closed
-            && self.failed.is_none()
+        let mut stall = None;
+        let allowed = self.credit.allowed();
+        // What is kept of chunks is more than the message: no more of them when too much is kept.
+        let cut = self.leases.pressure() == Pressure::None;
+        let mut open = !self.closed && self.failed.is_none();
+        let (mut received, mut inline_bytes) = (self.received, 0);
+        while open
+            && !out.is_full()
             && let Some(head) = self.ring.peek()
         {
-            match self.take_slot(head, out) {
-                Ok(()) => self.ring.advance(),
-                Err(Stop::Stall(stall)) => return Some(stall),
-                Err(Stop::Failed(error)) => self.fail(error),
+            if cut
+                && received < allowed
+                && let Some(payload) = self.take_small(head)
+            {
+                received += MIN_FRAME_CREDIT_BYTES as u64;
+                inline_bytes += payload.len();
+                let (ack, seq) = (head.flags & ACK != 0, self.ring.seq());
+                out.push(Frame { kind: FrameKind::Data, ack, seq, payload: payload.into() });
+            } else {
+                self.received = received;
+                let taken = self.take_slot(head, out);
+                received = self.received;
+                match taken {
+                    Ok(()) => open = !self.closed,
+                    Err(Stop::Stall(found)) => {
+                        stall = Some(found);
+                        break;
+                    }
+                    Err(Stop::Failed(error)) => {
+                        self.fail(error);
+                        break;
+                    }
+                }
             }
+            self.ring.advance();
         }
+        self.received = received;
+        self.inline_bytes += inline_bytes;
         if self.ring.count() - self.reported >= self.batch {
             self.report();
         }
-        None
+        self.count_inline();
+        stall
+    }
+
+    /// The payload of the usual small message, if this is one and there is memory; the caller has looked at
+    /// credit.
+    #[inline]
+    fn take_small(&mut self, head: Head) -> Option<PinnedBuf> {
+        let len = head.count as usize;
+        let usual = head.kind == Kind::Data as u8 && head.flags & !ACK == 0 && 0 < len && len <= INLINE_MAX;
+        if !usual || self.partial.is_some() {
+            return None;
+        }
+        self.cut(len)
+    }
+
+    /// The payload in the slot that was peeked at, in a block of a chunk.
+    #[inline(always)]
+    fn cut(&mut self, len: usize) -> Option<PinnedBuf> {
+        let (words, at) = self.ring.payload();
+        self.small.take(len, |to, to_at| words.copy_to(at, to, to_at, len.div_ceil(8)))
+    }
+
+    #[inline]
+    fn count_inline(&mut self) {
+        if self.inline_bytes > 0 {
+            self.ledger.inline(std::mem::take(&mut self.inline_bytes));
+        }
     }
 
     #[cold]
@@ -161,7 +214,6 @@ impl Rx {
         self.failed = Some(error);
     }
 
-    #[inline]
     fn take_slot(&mut self, head: Head, out: &mut Batch<Frame>) -> Result<(), Stop> {
         match head.kind {
             k if k == Kind::Data as u8 => self.take_part(head, FrameKind::Data, out),
@@ -196,7 +248,6 @@ impl Rx {
     }
 
     /// Takes one slot of a data or session frame.
-    #[inline]
     fn take_part(&mut self, head: Head, kind: FrameKind, out: &mut Batch<Frame>) -> Result<(), Stop> {
         let seq = self.ring.seq();
         if head.flags & !(ACK | BY_REFERENCE | MORE) != 0 {
@@ -207,7 +258,7 @@ impl Rx {
             if !same || head.flags & BY_REFERENCE == 0 {
                 return Err(lie("shm slot: frame cut short").into());
             }
-        } else if kind == FrameKind::Data && self.received >= self.taken + self.window {
+        } else if kind == FrameKind::Data && self.received >= self.credit.allowed() {
             return Err(lie("message beyond the credit").into());
         }
         if head.flags & BY_REFERENCE != 0 {
@@ -221,7 +272,6 @@ impl Rx {
         Ok(())
     }
 
-    #[inline]
     fn take_inline(&mut self, head: Head, kind: FrameKind) -> Result<Message, Stop> {
         let len = head.count as usize;
         if len > INLINE_MAX {
@@ -230,26 +280,30 @@ impl Rx {
         if len == 0 {
             return Ok(Message::new());
         }
+        let small = match self.leases.pressure() {
+            Pressure::None => self.cut(len),
+            _ => None,
+        };
+        let payload = match small {
+            Some(payload) => payload,
+            None => self.take_inline_alone(len)?,
+        };
+        if kind == FrameKind::Data {
+            self.inline_bytes += len;
+        }
+        Ok(payload.into())
+    }
+
+    /// A payload that came in a slot, in a block of the pool.
+    #[cold]
+    fn take_inline_alone(&mut self, len: usize) -> Result<PinnedBuf, Stop> {
         let mut words = [0; INLINE_MAX / 8];
         self.ring.read(&mut words[..len.div_ceil(8)]);
-        let mut bytes = [0; INLINE_MAX];
-        let (chunks, _) = bytes.as_chunks_mut::<8>();
-        chunks.iter_mut().zip(words).for_each(|(chunk, word)| *chunk = word.to_ne_bytes());
-        let mut buf = match self.small.take() {
-            Some(buf) => buf,
-            None if kind == FrameKind::Data && self.leases.pressure() == Pressure::Hard => {
-                return Err(Stop::Stall(Stall::Lease));
-            }
-            None => self.memory(len)?,
-        };
-        match kind {
-            FrameKind::Data => {
-                copy_inline(&mut buf.unfilled_mut()[..len], &bytes[..len], &self.ledger);
-                buf.advance(len);
-            }
-            FrameKind::Session | FrameKind::Remote => buf.put_slice(&bytes[..len]),
-        }
-        Ok(buf.freeze().into())
+        let mut buf = self.memory(len)?;
+        let bytes = words.iter().flat_map(|word| word.to_ne_bytes());
+        buf.unfilled_mut()[..len].iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+        buf.advance(len);
+        Ok(buf.freeze())
     }
 
     fn take_references(
@@ -317,13 +371,9 @@ impl Rx {
         kind: FrameKind,
         out: &mut Message,
     ) -> Result<(), Stop> {
-        let pressure = self.leases.pressure();
-        if pressure == Pressure::Hard && kind == FrameKind::Data {
-            return Err(Stop::Stall(Stall::Lease));
-        }
         // A record is small and soon done with, but whoever parses it must have it to himself.
         let lend = self.cooperative && kind == FrameKind::Data;
-        if lend && pressure == Pressure::None {
+        if lend && self.leases.pressure() == Pressure::None {
             return self.lend(descriptors, out);
         }
         let mut buf = match self.memory(len) {
@@ -370,7 +420,7 @@ impl Rx {
     #[inline]
     fn deliver(&mut self, kind: FrameKind, flags: u8, seq: u64, payload: Message, out: &mut Batch<Frame>) {
         if kind == FrameKind::Data {
-            self.received += payload.len() as u64;
+            self.received += frame_credit_bytes(payload.len());
         }
         out.push(Frame { kind, ack: flags & ACK != 0, seq, payload });
     }
@@ -399,7 +449,6 @@ impl Rx {
     /// Waits for what stands in the way. Ready: try again.
     fn poll_stall(&mut self, cx: &mut Context<'_>, stall: Stall) -> Poll<()> {
         match stall {
-            Stall::Lease => self.leases.poll_below_hard(cx),
             Stall::Memory(len) => {
                 if let Ok(buf) = ready!(self.pool.poll_alloc(len, &mut self.waiter, cx)) {
                     self.ready = Some(buf);
@@ -459,16 +508,9 @@ impl LaneRx for Rx {
         Poll::Pending
     }
 
+    #[inline]
     fn release(&mut self, bytes: usize) {
-        self.taken += bytes as u64;
-        let news = self.taken - self.told;
-        if news > 0 && news >= self.window / 4 {
-            self.told = self.taken;
-            self.own.publish(TAKEN, self.told);
-            if self.sender.must_ring() {
-                self.shared.peer_bell.ring();
-            }
-        }
+        self.credit.release(bytes, &self.shared);
     }
 
     #[inline]

@@ -8,27 +8,28 @@ use std::task::{Context, Poll};
 
 use smallvec::SmallVec;
 use zc_core::memory::{
-    AllocError, CopyLedger, CopyPlace, Message, PinnedBuf, PinnedBufMut, RegionError, copy_inline,
-    copy_payload,
+    AllocError, CopyLedger, CopyPlace, Message, PinnedBuf, PinnedBufMut, RegionError, copy_payload,
 };
 use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, SendRejected, SendReport,
     SendToken,
 };
-use zc_core::wire::{MAX_RECORD, MAX_REMOTE_RECORD_BYTES, WireError};
+use zc_core::wire::{
+    MAX_RECORD, MAX_REMOTE_RECORD_BYTES, MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes,
+};
 
 use super::Half;
 use super::shared::Shared;
 use crate::arena::{Arena, NewSlab};
 use crate::layout::{ACK, BY_REFERENCE, CONSUMED, Descriptor, Head, Kind, MORE, RX_SLEEP, TAKEN, TX_SLEEP};
 use crate::limits::{
-    CONTROL_SLOTS, INLINE_MAX, MAX_FRAME_SLOTS, MAX_IDLE_RINGS, MAX_QUEUED_FRAMES, MAX_REPORTS,
-    SLOT_DESCRIPTORS,
+    CONTROL_SLOTS, INLINE_MAX, MAX_FRAME_SLOTS, MAX_IDLE_RINGS, MAX_QUEUED_FRAMES, MAX_REPORTS, REAP_BATCH,
+    REAP_BATCH_MAX_BYTES, SLOT_DESCRIPTORS,
 };
 use crate::returns::Returned;
 use crate::ring::Producer;
 use crate::sleep::{Ringer, Sleeper};
-use crate::small::SmallBlocks;
+use crate::small::SmallBuffers;
 use crate::words::{OwnWords, PeerWords, ReadWords};
 
 /// The memory of the sending half.
@@ -77,18 +78,22 @@ pub(super) struct Tx {
     reader: Ringer<PeerWords>,
     returned: Returned<PeerWords>,
     arena: Arena,
-    small: SmallBlocks,
+    /// Blocks taken since the return ring was looked at.
+    taken: u32,
+    small: SmallBuffers,
     ledger: Arc<CopyLedger>,
+    /// Payload bytes put into slots, not yet in the ledger.
+    inline_bytes: usize,
     max_message: usize,
     window: u64,
-    /// Payload bytes of data: sent, and up to where the peer allows.
+    /// Credit bytes ([`frame_credit_bytes`]): sent, and up to where the peer allows.
     sent: u64,
     allowed: u64,
     queue: VecDeque<Waiting>,
     reports: VecDeque<Report>,
     tokens: u64,
     new_slab: Option<NewSlab>,
-    /// Something was published since the last flush.
+    /// Something was put into the ring since the last flush.
     published: bool,
     closing: bool,
     closed: bool,
@@ -114,8 +119,10 @@ impl Tx {
             returned: Returned::new(peer.clone(), returns_at, geometry.returns),
             peer,
             arena,
-            small: SmallBlocks::default(),
+            taken: 0,
+            small: SmallBuffers::new(cx.pool.with_origin("shm tx")),
             ledger: cx.ledger.clone(),
+            inline_bytes: 0,
             max_message,
             window,
             sent: 0,
@@ -235,19 +242,22 @@ impl Tx {
         if self.ring.free() <= CONTROL_SLOTS {
             return false;
         }
-        let ledger = (frame.kind == FrameKind::Data).then_some(&*self.ledger);
-        let len = frame.payload.len();
-        let mut bytes = [0; INLINE_MAX];
-        let mut at = 0;
-        for segment in frame.payload.segments() {
-            fill(&mut bytes[at..at + segment.len()], segment, ledger);
-            at += segment.len();
-        }
-        let mut words = [0; INLINE_MAX / 8];
-        let (chunks, _) = bytes.as_chunks::<8>();
-        words.iter_mut().zip(chunks).for_each(|(word, chunk)| *word = u64::from_ne_bytes(*chunk));
         let (kind, flags) = kind_of(frame);
-        self.ring.push(Head::new(kind, flags, len), frame.seq, &words[..len.div_ceil(8)]);
+        let len = frame.payload.len();
+        let head = Head::new(kind, flags, len);
+        let joined;
+        let bytes = match frame.payload.segments() {
+            [] => &[],
+            [only] => &only[..],
+            several => {
+                joined = join(several);
+                &joined[..len]
+            }
+        };
+        self.ring.push_bytes(head, frame.seq, bytes);
+        if kind == Kind::Data {
+            self.inline_bytes += len;
+        }
         self.published = true;
         true
     }
@@ -369,7 +379,7 @@ impl Tx {
                         Kind::Data | Kind::Remote => {
                             copy_payload(to, &segment, &self.ledger, CopyPlace::Foreign);
                         }
-                        _ => fill(to, &segment, None),
+                        _ => copy_record(to, &segment),
                     }
                     buf.advance(n);
                 }
@@ -380,7 +390,20 @@ impl Tx {
     }
 
     /// A block of the arena, which grows if it must and can.
+    #[inline]
     fn memory(&mut self, len: usize) -> io::Result<Option<PinnedBufMut>> {
+        self.taken += 1;
+        if self.taken < REAP_BATCH
+            && len <= REAP_BATCH_MAX_BYTES
+            && let Some(buf) = self.arena.take(len)
+        {
+            return Ok(Some(buf));
+        }
+        self.taken = 0;
+        // A lie has ended the lane: whoever asks next is told.
+        if self.reap().is_err() {
+            return Ok(None);
+        }
         loop {
             if let Some(buf) = self.arena.take(len) {
                 return Ok(Some(buf));
@@ -447,14 +470,19 @@ impl Tx {
         Ok(())
     }
 
-    /// Wakes the peer, if it sleeps: once per batch.
+    /// Shows the peer what is in the ring and wakes it, if it sleeps: once per batch.
     #[inline]
     fn ring_bell(&mut self) {
         if self.published {
             self.published = false;
+            self.ring.publish();
             if self.reader.must_ring() {
                 self.shared.peer_bell.ring();
             }
+        }
+        // Last, since nobody waits for it.
+        if self.inline_bytes > 0 {
+            self.ledger.inline(std::mem::take(&mut self.inline_bytes));
         }
     }
 
@@ -483,6 +511,42 @@ impl Tx {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Whether a message of `len` bytes can go into the next slot as it is.
+    #[inline]
+    fn takes_small(&self, len: usize) -> bool {
+        len <= INLINE_MAX.min(self.max_message)
+            && self.queue.is_empty()
+            && self.ring.free() > CONTROL_SLOTS
+            && !self.closing
+            && self.failed.is_none()
+            && self.shared.ended().is_none()
+    }
+
+    fn start_any(&mut self, frame: Frame, report: bool) -> Result<SendToken, SendRejected> {
+        if let Some(error) = self.refusal(&frame) {
+            return Err(SendRejected { frame, error });
+        }
+        self.tokens += 1;
+        let cost = if frame.kind == FrameKind::Data { frame_credit_bytes(frame.payload.len()) } else { 0 };
+        let token = report.then_some(self.tokens);
+        if let Some(token) = token {
+            self.reports.push_back(Report { token, left: 1 });
+        }
+        let put = if self.queue.is_empty() { self.put(frame, token) } else { Err(Refused::NoRoom(frame)) };
+        match put {
+            Ok(()) => self.settle(token),
+            Err(Refused::NoRoom(frame)) => self.queue.push_back(Waiting { frame, token }),
+            Err(Refused::Failed(frame, error)) => {
+                if token.is_some() {
+                    self.reports.pop_back();
+                }
+                return Err(SendRejected { frame, error });
+            }
+        }
+        self.sent += cost;
+        Ok(SendToken(self.tokens))
     }
 
     fn refusal(&mut self, frame: &Frame) -> Option<LaneError> {
@@ -515,13 +579,21 @@ fn kind_of(frame: &Frame) -> (Kind, u8) {
     }
 }
 
-#[inline]
-#[allow(clippy::disallowed_methods, reason = "records of the session layer, not payload")]
-fn fill(to: &mut [u8], from: &[u8], ledger: Option<&CopyLedger>) {
-    match ledger {
-        Some(ledger) => copy_inline(to, from, ledger),
-        None => to.copy_from_slice(from),
+/// A small message of several segments, in one piece on its way into a slot.
+#[allow(clippy::disallowed_methods, reason = "counted as inline with what goes into the slot")]
+fn join(segments: &[PinnedBuf]) -> [u8; INLINE_MAX] {
+    let mut bytes = [0; INLINE_MAX];
+    let mut at = 0;
+    for segment in segments {
+        bytes[at..at + segment.len()].copy_from_slice(segment);
+        at += segment.len();
     }
+    bytes
+}
+
+#[allow(clippy::disallowed_methods, reason = "records of the session layer, not payload")]
+fn copy_record(to: &mut [u8], from: &[u8]) {
+    to.copy_from_slice(from);
 }
 
 impl LaneTx for Tx {
@@ -537,7 +609,6 @@ impl LaneTx for Tx {
             return Poll::Ready(Ok(buf));
         }
         let os = |errno| AllocFailure::from(AllocError::Os(RegionError::Os { what: "shared memory", errno }));
-        self.reap()?;
         if let Some(buf) = self.memory(len).map_err(os)? {
             return Poll::Ready(Ok(buf));
         }
@@ -577,34 +648,17 @@ impl LaneTx for Tx {
         self.park(cx, |tx| Ok(tx.has_room()))
     }
 
+    #[inline]
     fn start_send(&mut self, frame: Frame, report: bool) -> Result<SendToken, SendRejected> {
-        if let Some(error) = self.refusal(&frame) {
-            return Err(SendRejected { frame, error });
-        }
-        self.tokens += 1;
-        let data = if frame.kind == FrameKind::Data { frame.payload.len() as u64 } else { 0 };
         // The usual small message is done with here.
-        if !report && frame.payload.len() <= INLINE_MAX && self.queue.is_empty() && self.put_inline(&frame) {
-            self.sent += data;
+        if frame.kind == FrameKind::Data && !report && self.takes_small(frame.payload.len()) {
+            self.put_inline(&frame);
+            self.small.keep(frame.payload);
+            self.sent += MIN_FRAME_CREDIT_BYTES as u64;
+            self.tokens += 1;
             return Ok(SendToken(self.tokens));
         }
-        let token = report.then_some(self.tokens);
-        if let Some(token) = token {
-            self.reports.push_back(Report { token, left: 1 });
-        }
-        let put = if self.queue.is_empty() { self.put(frame, token) } else { Err(Refused::NoRoom(frame)) };
-        match put {
-            Ok(()) => self.settle(token),
-            Err(Refused::NoRoom(frame)) => self.queue.push_back(Waiting { frame, token }),
-            Err(Refused::Failed(frame, error)) => {
-                if token.is_some() {
-                    self.reports.pop_back();
-                }
-                return Err(SendRejected { frame, error });
-            }
-        }
-        self.sent += data;
-        Ok(SendToken(self.tokens))
+        self.start_any(frame, report)
     }
 
     #[inline]
@@ -671,6 +725,7 @@ impl LaneTx for Tx {
 
 impl Drop for Tx {
     fn drop(&mut self) {
+        self.ring.publish();
         let held = self.reap().is_ok() && self.shared.ended().is_none() && self.arena.holds_any();
         if held { self.arena.abandon() } else { self.arena.release_all() }
     }

@@ -368,6 +368,7 @@ impl Region {
     }
 
     /// The first byte.
+    #[inline]
     pub fn base(&self) -> *const u8 {
         self.0.mapping.base.as_ptr()
     }
@@ -379,6 +380,7 @@ impl Region {
     /// written if the region [is read-only](Self::is_read_only). Making a reference out of it is
     /// sound only for bytes that nobody else may write (M5), in particular none that a pool or a
     /// [`FrameTable`](super::FrameTable) has lent.
+    #[inline]
     pub fn base_mut(&self) -> NonNull<u8> {
         self.0.mapping.base
     }
