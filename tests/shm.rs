@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use zc::{Connection, Fabric};
 
 fn run<F: Future>(future: F) -> F::Output {
@@ -55,5 +56,52 @@ fn by_name_by_path_and_chosen_on_one_host() {
         ping_pong(&format!("zc+shm://{}", dir.join("s").display())).await;
         std::fs::remove_dir_all(&dir).unwrap();
         ping_pong("zc://127.0.0.1:0").await;
+    });
+}
+
+#[test]
+fn what_a_connection_allocates_it_sends_without_a_copy() {
+    run(async {
+        let (mut a, mut b) = pair(&format!("zc+shm://alloc-{}", std::process::id())).await;
+        let (tx, _rx) = a.split();
+        for len in [4096, 1 << 20] {
+            for _ in 0..20 {
+                let mut buf = tx.alloc(len).await.unwrap();
+                buf.put_slice(&body(len));
+                tx.send(buf.freeze()).await.unwrap();
+                assert!(b.recv().await.unwrap().unwrap() == body(len)[..]);
+            }
+        }
+        assert_eq!((a.ledger().copied_bytes(), b.ledger().copied_bytes()), (0, 0));
+    });
+}
+
+#[test]
+fn those_who_wait_for_memory_of_the_lane_get_it_in_turn() {
+    const LEN: usize = 16 << 20;
+    run(async {
+        let (mut a, mut b) = pair(&format!("zc+shm://turns-{}", std::process::id())).await;
+        let (tx, _rx) = a.split();
+        let mut held = Vec::new();
+        while let Some(buf) = tx.alloc(LEN).now_or_never() {
+            held.push(buf.unwrap());
+            assert!(held.len() < 1000, "the arenas have no bound");
+        }
+        let mut gives_up = Box::pin(tx.alloc(LEN));
+        assert!(futures::poll!(&mut gives_up).is_pending());
+        let other = tx.clone();
+        let waits = tokio::spawn(async move { other.alloc(LEN).await.unwrap().capacity() });
+        tokio::task::yield_now().await;
+        drop(gives_up);
+        // Memory comes back from the application, and from the peer.
+        tx.send({
+            let mut buf = held.pop().unwrap();
+            buf.put_slice(b"there and back");
+            buf.freeze()
+        })
+        .await
+        .unwrap();
+        drop(b.recv().await.unwrap().unwrap());
+        assert!(waits.await.unwrap() >= LEN);
     });
 }

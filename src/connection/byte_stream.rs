@@ -8,6 +8,7 @@ use bytes::Buf;
 use zc_core::memory::{AllocWaiter, CopyPlace, Message, PinnedBufMut, copy_payload};
 
 use super::Connection;
+use super::lane_alloc::try_lane_alloc;
 use super::receiver::Receiver;
 use super::sender::push_out;
 use super::wake::deferred;
@@ -100,7 +101,8 @@ impl ByteStream {
             return Poll::Ready(Ok(0));
         }
         ready!(polled.poll_ready(core, cx))?;
-        let mut buf = match core.pool.try_alloc(len) {
+        // A stream may be left alone after any poll, so it never waits in the queue for a lane's memory.
+        let mut buf = match try_lane_alloc(core, len).map_or_else(|| core.pool.try_alloc(len), Ok) {
             Ok(buf) => buf,
             Err(_) => {
                 let waker = deferred(cx.waker());

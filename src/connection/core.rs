@@ -38,6 +38,8 @@ pub(super) struct TxState {
     pub(super) lane: Box<dyn LaneTx>,
     pub(super) seq: TxSeq,
     pub(super) queue: FairQueue,
+    /// Who waits for memory of the lane; see [`LaneAlloc`](super::lane_alloc::LaneAlloc).
+    pub(super) allocs: FairQueue,
     pub(super) tracked: Tracked,
     pub(super) failed: Option<ConnectionError>,
     /// Set by FIN or by the peer's GOAWAY: data is refused, records still go out.
@@ -109,6 +111,8 @@ pub(super) struct Core {
     pub(super) ledger: Arc<CopyLedger>,
     pub(super) remote: Arc<Remote>,
     pub(super) ending: Ending,
+    /// The lane sends memory of its own as it is, and copies that of pools.
+    pub(super) own_memory: bool,
 }
 
 /// What a [`Core`] is made of.
@@ -122,6 +126,7 @@ pub(super) struct Halves {
     pub(super) reactor: Arc<dyn Reactor>,
     pub(super) remote: (OneSided, Option<Box<dyn LaneRemote>>),
     pub(super) ending: Ending,
+    pub(super) own_memory: bool,
 }
 
 impl Core {
@@ -136,6 +141,7 @@ impl Core {
                 lane: halves.tx,
                 seq: TxSeq::new(u32::MAX),
                 queue: FairQueue::default(),
+                allocs: FairQueue::default(),
                 tracked: Tracked::default(),
                 failed: None,
                 finished: None,
@@ -184,6 +190,7 @@ impl Core {
             ledger: halves.ledger,
             remote,
             ending: halves.ending,
+            own_memory: halves.own_memory,
         })
     }
 
@@ -294,9 +301,17 @@ impl Core {
         self.rest(tx);
     }
 
+    /// The same in the queue for memory.
+    pub(super) fn leave_allocs(&self, tx: &mut TxState, place: &mut Option<Place>) {
+        if place.is_some() {
+            let _nothing_is_parked_there = tx.allocs.leave(place);
+            self.rest(tx);
+        }
+    }
+
     /// Says so if nobody waits any more.
     pub(super) fn rest(&self, tx: &TxState) {
-        if tx.queue.is_empty() && tx.tracked.is_empty() && self.remote.is_quiet() {
+        if tx.queue.is_empty() && tx.allocs.is_empty() && tx.tracked.is_empty() && self.remote.is_quiet() {
             self.watch.need_nothing();
         }
     }

@@ -175,6 +175,7 @@ impl Driver {
         core.flush(&mut tx)?;
         tx.collect(&mut Context::from_waker(&core.tx_waker))?;
         tx.queue.wake_first();
+        tx.allocs.wake_first();
         core.rest(&tx);
         Ok(())
     }

@@ -9,6 +9,7 @@ mod error;
 mod handle;
 mod idle;
 mod ingest;
+mod lane_alloc;
 mod permit;
 mod polled;
 mod receiver;
@@ -127,6 +128,7 @@ impl Connection {
             rx: lane.rx,
             leases: lane.leases,
             remote: (caps.one_sided, lane.remote),
+            own_memory: caps.sources.connection && !caps.sources.pool,
             limits: parts.limits,
             pool: parts.pool,
             ledger: parts.ledger,

@@ -17,6 +17,7 @@ use super::Connection;
 use super::core::{Core, TxState};
 use super::error::ConnectionError;
 use super::handle::Handle;
+use super::lane_alloc::LaneAlloc;
 use crate::remote::{Expected, Operation, Remote, RemoteError, RemoteFault};
 
 /// The most bytes that one [`RemoteMemory::read`] returns: as many records as a message has segments.
@@ -163,9 +164,10 @@ impl RemoteMemory {
 
     /// Memory of the lane to read into.
     async fn room(&self, len: usize) -> Result<PinnedBufMut, RemoteError> {
-        let core = self.handle.core();
-        let polled = std::future::poll_fn(|cx| core.lock_tx().lane.poll_alloc(cx, len.max(1)));
-        polled.await.map_err(|error| RemoteError::not_done(RemoteFault::Memory(error.to_string())))
+        let mut alloc = LaneAlloc::new(self.handle.core());
+        std::future::poll_fn(|cx| alloc.poll(cx, len.max(1)))
+            .await
+            .map_err(|error| RemoteError::not_done(RemoteFault::Memory(error.to_string())))
     }
 }
 

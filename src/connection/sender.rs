@@ -12,6 +12,7 @@ use zc_core::wire::SessionRecord;
 use super::core::{Core, TxState};
 use super::error::{ConnectionError, SendError, TrySendError};
 use super::handle::Handle;
+use super::lane_alloc::LaneAlloc;
 use super::permit::Permit;
 use super::polled::Polled;
 use super::send::Send;
@@ -74,6 +75,10 @@ impl Sender {
     /// # Errors
     /// The pool can never give that much, or the lane is gone.
     pub async fn alloc(&self, len: usize) -> Result<PinnedBufMut, AllocFailure> {
+        if self.core().own_memory {
+            let mut alloc = LaneAlloc::new(self.core());
+            return poll_fn(|cx| alloc.poll(cx, len)).await;
+        }
         let pool = &self.core().pool;
         if let Ok(buf) = pool.try_alloc(len) {
             return Ok(buf);

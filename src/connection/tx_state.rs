@@ -20,6 +20,7 @@ impl TxState {
         self.failed.get_or_insert(error);
         self.drop_parked();
         self.queue.wake_all();
+        self.allocs.wake_all();
         self.tracked.wake_all();
         self.remote.end();
     }
