@@ -233,7 +233,15 @@ async fn attack(steps: Vec<Step>, trust: Trust) {
     let _ = good_step(&mut good, &Step::Receive, &mut kept, &mut cx);
 }
 
+/// A case brings up a whole lane, which takes most of a second: far fewer than decoders get.
+fn cases() -> ProptestConfig {
+    let all = ProptestConfig::default();
+    ProptestConfig { cases: (all.cases / 400).max(32), ..all }
+}
+
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
     fn fuzz_hostile_peer_of_our_user(steps in prop::collection::vec(step(), 1..80)) {
         run(attack(steps, Trust::Cooperative));
