@@ -105,3 +105,35 @@ fn those_who_wait_for_memory_of_the_lane_get_it_in_turn() {
         assert!(waits.await.unwrap() >= LEN);
     });
 }
+
+/// A middleware hands everything on: that descriptors are wanted, and the link over which arenas grow.
+#[cfg(feature = "testing")]
+#[test]
+fn a_wrapped_lane_grows_like_a_bare_one() {
+    use std::sync::Arc;
+    use zc::testing::{FaultPlan, FaultTransport, Tracer};
+    use zc::transport::Transport;
+
+    fn shm() -> Arc<dyn Transport> {
+        Arc::new(zc_transport_shm::ShmTransport::default())
+    }
+    let wrappers: [fn() -> Arc<dyn Transport>; 2] =
+        [|| Arc::new(Tracer::new(shm())), || Arc::new(FaultTransport::new(shm(), FaultPlan::new(1)))];
+    for (at, wrapped) in wrappers.into_iter().enumerate() {
+        run(async move {
+            let fabric = Fabric::auto_builder().transport(wrapped()).build().unwrap();
+            let uri = format!("zc+shm://wrapped-{}-{at}", std::process::id());
+            let mut listener = fabric.listen(&uri).await.unwrap();
+            let (a, b) = tokio::join!(fabric.connect(&uri), listener.accept());
+            let (a, mut b) = (a.unwrap(), b.unwrap());
+            assert_eq!(a.report().chosen(), "shm", "{}", a.report());
+            let expect = body(10 << 20);
+            for _ in 0..3 {
+                let mut buf = a.alloc(expect.len()).await.unwrap();
+                buf.put_slice(&expect);
+                a.send(buf.freeze()).await.unwrap();
+                assert!(b.recv().await.unwrap().unwrap() == expect[..]);
+            }
+        });
+    }
+}

@@ -8,6 +8,7 @@
 //! hours pass in milliseconds. With [`Polling::Interrupt`](crate::Polling), one thread and
 //! `zc+mem://`, a run is the same every time.
 
+mod around;
 mod fault;
 mod random;
 #[cfg(test)]

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::around::{Around, transport_around};
 use crate::memory::{MemoryGroup, PinnedBufMut, RegisterError};
 use crate::transport::{
-    AllocFailure, Batch, BoxFuture, Caps, ControlLink, Frame, FrameKind, Lane, LaneError, LaneRx, LaneTx,
-    Offer, OfferContext, Reactor, Received, Role, SendRejected, SendReport, SendToken, Transport,
-    Unavailable, WireupError,
+    AllocFailure, Batch, Frame, FrameKind, Lane, LaneError, LaneRx, LaneTx, OfferContext, Reactor, Received,
+    Role, SendRejected, SendReport, SendToken, Transport, WireupError,
 };
 
 /// Events that a [`Trace`] keeps; later ones are counted only.
@@ -154,50 +154,25 @@ impl Tracer {
     pub fn trace(&self) -> Trace {
         self.trace.clone()
     }
+}
 
-    fn watch(&self, lane: Lane, role: Role, reactor: Arc<dyn Reactor>) -> Lane {
+impl Around for Tracer {
+    fn inner(&self) -> &Arc<dyn Transport> {
+        &self.inner
+    }
+
+    fn wrap(&self, lane: Lane, role: Role, cx: &OfferContext) -> Result<Lane, WireupError> {
         let number = self.lanes.fetch_add(1, Ordering::Relaxed);
-        let pen = Pen { trace: self.trace.clone(), lane: number, role, reactor };
-        Lane {
+        let pen = Pen { trace: self.trace.clone(), lane: number, role, reactor: cx.reactor.clone() };
+        Ok(Lane {
             tx: Box::new(TraceTx { inner: lane.tx, pen: pen.clone() }),
             rx: Box::new(TraceRx { inner: lane.rx, pen }),
             ..lane
-        }
-    }
-}
-
-impl Transport for Tracer {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
-    fn probe(&self) -> Result<Caps, Unavailable> {
-        self.inner.probe()
-    }
-
-    fn in_band(&self) -> bool {
-        self.inner.in_band()
-    }
-
-    fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
-        self.inner.offer(cx)
-    }
-
-    fn join<'a>(
-        &'a self,
-        role: Role,
-        mine: Offer,
-        peer: Offer,
-        link: &'a mut Option<Box<dyn ControlLink>>,
-        cx: OfferContext,
-    ) -> BoxFuture<'a, Result<Lane, WireupError>> {
-        Box::pin(async move {
-            let reactor = cx.reactor.clone();
-            let lane = self.inner.join(role, mine, peer, link, cx).await?;
-            Ok(self.watch(lane, role, reactor))
         })
     }
 }
+
+transport_around!(Tracer);
 
 /// Writes for one end of one lane.
 #[derive(Clone)]

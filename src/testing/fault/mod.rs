@@ -19,10 +19,10 @@ use self::clock::Clock;
 use self::rx::FaultRx;
 use self::switch::LaneState;
 use self::tx::FaultTx;
+use super::around::{Around, transport_around};
 use super::random::Random;
 use crate::transport::{
-    BoxFuture, Caps, ControlLink, Lane, LaneDrive, LaneError, LinkError, Offer, OfferContext, Role,
-    Transport, Unavailable, WireupError,
+    ControlLink, Lane, LaneDrive, LaneError, LinkError, OfferContext, Role, Transport, WireupError,
 };
 
 /// Frames that one direction of a lane holds back at most; at this bound it takes no more from what it wraps.
@@ -71,6 +71,12 @@ impl FaultTransport {
     pub fn switch(&self) -> FaultSwitch {
         self.switch.clone()
     }
+}
+
+impl Around for FaultTransport {
+    fn inner(&self) -> &Arc<dyn Transport> {
+        &self.inner
+    }
 
     fn wrap(&self, lane: Lane, role: Role, cx: &OfferContext) -> Result<Lane, WireupError> {
         let number = self.lanes.fetch_add(1, Ordering::Relaxed);
@@ -92,37 +98,7 @@ impl FaultTransport {
     }
 }
 
-impl Transport for FaultTransport {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
-    fn probe(&self) -> Result<Caps, Unavailable> {
-        self.inner.probe()
-    }
-
-    fn in_band(&self) -> bool {
-        self.inner.in_band()
-    }
-
-    fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
-        self.inner.offer(cx)
-    }
-
-    fn join<'a>(
-        &'a self,
-        role: Role,
-        mine: Offer,
-        peer: Offer,
-        link: &'a mut Option<Box<dyn ControlLink>>,
-        cx: OfferContext,
-    ) -> BoxFuture<'a, Result<Lane, WireupError>> {
-        Box::pin(async move {
-            let lane = self.inner.join(role, mine, peer, link, cx.clone()).await?;
-            self.wrap(lane, role, &cx)
-        })
-    }
-}
+transport_around!(FaultTransport);
 
 /// The background work of a lane ends when the lane fails.
 struct FaultDrive {
@@ -134,5 +110,12 @@ impl LaneDrive for FaultDrive {
     fn poll_drive(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, LaneError> {
         self.state.check().inspect_err(|_| self.inner = None)?;
         self.inner.as_mut().map_or(Ok(None), |inner| inner.poll_drive(cx, now))
+    }
+
+    fn adopt_link(&mut self, link: Box<dyn ControlLink>) -> Option<Box<dyn ControlLink>> {
+        match &mut self.inner {
+            Some(inner) => inner.adopt_link(link),
+            None => Some(link),
+        }
     }
 }

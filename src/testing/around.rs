@@ -1,0 +1,58 @@
+//! A transport around another one: everything is the inner one's, but the lanes are wrapped.
+
+use std::sync::Arc;
+
+use crate::transport::{Lane, OfferContext, Role, Transport, WireupError};
+
+/// What a middleware adds.
+pub(super) trait Around: Send + Sync + 'static {
+    fn inner(&self) -> &Arc<dyn Transport>;
+    fn wrap(&self, lane: Lane, role: Role, cx: &OfferContext) -> Result<Lane, WireupError>;
+}
+
+/// Makes an [`Around`] a [`Transport`]. Every method is named, also those that have a default: what a
+/// middleware does not hand on, the inner transport loses.
+macro_rules! transport_around {
+    ($middleware:ty) => {
+        impl $crate::transport::Transport for $middleware {
+            fn name(&self) -> &'static str {
+                self.inner().name()
+            }
+            fn probe(&self) -> Result<$crate::transport::Caps, $crate::transport::Unavailable> {
+                self.inner().probe()
+            }
+            fn in_band(&self) -> bool {
+                self.inner().in_band()
+            }
+            fn wants_descriptors(&self) -> bool {
+                self.inner().wants_descriptors()
+            }
+            fn params(&self) -> &'static [&'static str] {
+                self.inner().params()
+            }
+            fn offer(
+                &self,
+                cx: &$crate::transport::OfferContext,
+            ) -> Result<$crate::transport::Offer, $crate::transport::Unavailable> {
+                self.inner().offer(cx)
+            }
+            fn join<'a>(
+                &'a self,
+                role: $crate::transport::Role,
+                mine: $crate::transport::Offer,
+                peer: $crate::transport::Offer,
+                link: &'a mut Option<Box<dyn $crate::transport::ControlLink>>,
+                cx: $crate::transport::OfferContext,
+            ) -> $crate::transport::BoxFuture<
+                'a,
+                Result<$crate::transport::Lane, $crate::transport::WireupError>,
+            > {
+                Box::pin(async move {
+                    let lane = self.inner().join(role, mine, peer, link, cx.clone()).await?;
+                    self.wrap(lane, role, &cx)
+                })
+            }
+        }
+    };
+}
+pub(super) use transport_around;
