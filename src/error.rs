@@ -60,7 +60,16 @@ pub enum Error {
         /// The stage.
         stage: Stage,
     },
-    /// The listener was closed, and nothing is left to accept.
+    /// Code of the application panicked in a handshake of a listener: an authentication method, a transport,
+    /// an observer.
+    #[error("{stage}: panicked: {message}")]
+    Panicked {
+        /// The stage.
+        stage: Stage,
+        /// What the panic said.
+        message: String,
+    },
+    /// The listener was closed, or its runtime has ended, and nothing is left to accept.
     #[error("the listener is closed")]
     ListenerClosed,
     /// No transport could carry the connection.
@@ -104,7 +113,8 @@ impl Error {
             Self::Link { stage, .. }
             | Self::Wire { stage, .. }
             | Self::Timeout { stage }
-            | Self::Evicted { stage } => Some(*stage),
+            | Self::Evicted { stage }
+            | Self::Panicked { stage, .. } => Some(*stage),
             Self::Auth(_) => Some(Stage::Authenticate),
             Self::NoTransport(report) => Some(report.stage()),
             Self::Join(_) | Self::Connection(_) => Some(Stage::Commit),

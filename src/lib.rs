@@ -77,6 +77,7 @@ mod mem;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod options;
+mod pause;
 mod policy;
 mod reactor;
 mod remote;
@@ -93,9 +94,7 @@ pub use connection::{
 };
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
-pub use fabric::{
-    ACCEPT_RETRY, Fabric, FabricBuilder, Group, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE,
-};
+pub use fabric::{Fabric, FabricBuilder, Group, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]
 pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};
@@ -105,6 +104,7 @@ pub use options::{
     ConnectionOptions, DEFAULT_DRAIN, DEFAULT_KEEPALIVE_INTERVAL, DEFAULT_KEEPALIVE_TIMEOUT, DEFAULT_SPIN,
     DEFAULT_STAGE, DEFAULT_TOTAL, Deadlines, Polling,
 };
+pub use pause::ACCEPT_RETRY;
 pub use policy::{DEFAULT_ORDER, ENV_TRANSPORTS, Fallback, Policy, PolicyError};
 #[cfg(feature = "tokio")]
 pub use reactor::TokioReactor;

@@ -260,6 +260,34 @@ async fn half_done_proofs_do_not_hold_up_good_ones() {
     assert_eq!(server.unwrap().report().chosen(), "passed");
 }
 
+#[tokio::test]
+async fn a_burst_of_good_clients_does_not_throw_out_its_own_proofs() {
+    const BURST: usize = 200;
+    // No shorter time ends a proof on a busy machine.
+    let patient = || {
+        let mut deadlines = zc::Deadlines::default();
+        (deadlines.offers, deadlines.join, deadlines.total) = (GUARD, GUARD, GUARD);
+        passing().deadlines(deadlines)
+    };
+    let (mut listener, address) = tcp_listener(patient()).await;
+    let client = patient().build().unwrap();
+    let uri = format!("zc://{address}");
+    let connecting = futures::future::join_all((0..BURST).map(|_| client.connect(&uri)));
+    let accepting = async {
+        let mut accepted = Vec::new();
+        while accepted.len() < BURST {
+            accepted.push(listener.accept().await.unwrap());
+        }
+        accepted
+    };
+    let (clients, servers) = guarded(async { tokio::join!(connecting, accepting) }).await;
+    for client in clients {
+        let client = client.unwrap();
+        assert_eq!(client.report().chosen(), "passed", "{}", client.report());
+    }
+    assert!(servers.iter().all(|server| server.report().chosen() == "passed"));
+}
+
 /// Lets a client with "passed" connect to a server by hand that says `place`; the client's report.
 async fn told(place: SameHost) -> SelectionReport {
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

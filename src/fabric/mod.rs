@@ -13,7 +13,7 @@ use zc_core::wire::Stage;
 
 pub use self::builder::FabricBuilder;
 pub use self::group::Group;
-pub use self::listener::{ACCEPT_RETRY, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
+pub use self::listener::{Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
 
 use crate::connection::Connection;
 use crate::error::Error;

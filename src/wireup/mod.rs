@@ -39,7 +39,7 @@ use self::same_host::Claim;
 use crate::auth::Authenticator;
 use crate::connection::{Connection, Parts};
 use crate::error::Error;
-use crate::event::{FellBack, HandshakeFailed, Observer};
+use crate::event::{FellBack, HandshakeFailed, Observer, quietly};
 use crate::identity::PeerIdentity;
 use crate::options::{ConnectionOptions, Deadlines};
 use crate::policy::{Fallback, Policy};
@@ -191,7 +191,7 @@ pub(crate) async fn run(
 pub(crate) fn failed(shared: &Shared, role: Role, peer: LinkAddr, error: &Error, failures: u64) {
     let stage = error.stage().unwrap_or(Stage::Connect);
     let event = HandshakeFailed { role, peer, stage, reason: error.to_string(), failures };
-    shared.observer.handshake_failed(&event);
+    quietly(|| shared.observer.handshake_failed(&event));
 }
 
 /// One wire-up under way.
