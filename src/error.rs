@@ -29,6 +29,9 @@ pub enum Error {
     /// The policy can't be read.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// A transport can't be called that: no URI and no `ZC_TRANSPORTS` could name it.
+    #[error("{0:?} is no name of a transport: 1 to 32 letters, digits, '-', '_' and '.'")]
+    TransportName(String),
     /// The control link could not be opened, or broke.
     #[error("{stage}: {source}")]
     Link {

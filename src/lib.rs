@@ -28,7 +28,7 @@
 //! # Which transport
 //! Cargo features decide what is compiled in: `tcp` (default; TCP, Unix sockets, links inside one process) and `shm`
 //! (shared memory between processes of one host). [`Fabric::auto`] uses all of it, [`Fabric::builder`] only
-//! what is named. A `zc://` address lets the [`Policy`] choose, `zc+tcp://` and the like name one
+//! the transports that are named, and the control link itself when none comes up. A `zc://` address lets the [`Policy`] choose, `zc+tcp://` and the like name one
 //! ([`Uri`]); `ZC_TRANSPORTS=tcp` or `^shm` in the environment has the last word. The
 //! [`SelectionReport`] holds each candidate with the typed reason why it was not taken, and a
 //! remedy; nothing falls back in silence ([`Fallback`]).
@@ -84,6 +84,7 @@ mod remote;
 mod report;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod time;
 mod uri;
 mod wireup;
 

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
-use zc::transport::{LinkAddr, LinkProvider, Trust, Unavailable};
+use zc::transport::{
+    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, LinkProvider, Reactor, Trust, Unavailable,
+};
 use zc::wire::{
     ClientHandshake, CloseCode, ControlDecoder, ControlMessage, Hello, HelloRole, OfferEntry, SameHost,
     ServerHandshake, VersionRange,
@@ -330,7 +332,7 @@ async fn what_a_server_says_about_its_place_is_typed_and_never_believed() {
         Unavailable::DifferentHost,
         "refused, unknown tags"
     );
-    assert_eq!(passed(told(place("", 0)).await), Unavailable::PeerLacks, "it takes no proofs");
+    assert_eq!(passed(told(place("", 0)).await), Unavailable::HostNotProved, "it takes no proofs");
 
     // A socket that is none of ours is not even connected to.
     let name = format!("victim-{}", std::process::id());
@@ -353,6 +355,52 @@ async fn what_a_server_says_about_its_place_is_typed_and_never_believed() {
     let why = passed(told(place(&name, 0)).await);
     assert_eq!(why.code(), "same_host_impostor");
     squatting.await.unwrap();
+}
+
+/// Opens no abstract Unix socket.
+struct NoAbstract;
+
+impl LinkProvider for NoAbstract {
+    fn accepts(&self, addr: &LinkAddr) -> bool {
+        StreamLinks.accepts(addr)
+    }
+    fn connect<'a>(
+        &'a self,
+        addr: &'a LinkAddr,
+        reactor: &'a Arc<dyn Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn ControlLink>, LinkError>> {
+        StreamLinks.connect(addr, reactor)
+    }
+    fn bind<'a>(
+        &'a self,
+        addr: &'a LinkAddr,
+        reactor: &'a Arc<dyn Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn LinkListener>, LinkError>> {
+        match addr {
+            LinkAddr::UnixAbstract(_) => {
+                let source = rustix::io::Errno::ADDRINUSE.into();
+                Box::pin(std::future::ready(Err(LinkError::Io { operation: "bind", source })))
+            }
+            _ => StreamLinks.bind(addr, reactor),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_listener_without_a_proof_socket_says_why() {
+    let server = Fabric::builder()
+        .links(Arc::new(NoAbstract))
+        .transport(Arc::new(Passed { torn: false, trust: Trust::Cooperative }))
+        .transport(Arc::new(zc_transport_tcp::TcpTransport));
+    let (client, server) = pair_on(TCP, passing(), server).await;
+    assert_eq!((client.report().chosen(), server.report().chosen()), ("tcp", "tcp"));
+    let why = |report| match outcome(report, "passed") {
+        Outcome::Unavailable(why) => why,
+        other => panic!("{other:?}"),
+    };
+    let errno = rustix::io::Errno::ADDRINUSE.raw_os_error();
+    assert_eq!(why(server.report()), Unavailable::Os { errno, operation: "bind" });
+    assert_eq!(why(client.report()), Unavailable::HostNotProved, "the transport is there, the proof is not");
 }
 
 #[derive(Default)]

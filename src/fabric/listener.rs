@@ -13,7 +13,9 @@ use futures::future::{AbortHandle, Abortable, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use zc_core::transport::{BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, Role, TaskHandle};
+use zc_core::transport::{
+    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, Role, TaskHandle, Unavailable,
+};
 use zc_core::wire::Stage;
 
 use super::crowd::{Crowd, Source};
@@ -82,7 +84,7 @@ impl Listener {
         links: Box<dyn LinkListener>,
         uri: Uri,
         request: Request,
-        prover: Option<Prover>,
+        prover: Result<Prover, Unavailable>,
     ) -> Result<Self, Error> {
         let local = links.local();
         let no_runtime = |error: std::io::Error| Error::NoRuntime(error.to_string());
@@ -103,7 +105,7 @@ impl Listener {
             gate: gate.clone(),
             local: local.clone(),
             request: Arc::new(request),
-            prover: prover.map(Arc::new),
+            prover: Arc::new(prover),
             handshakes: FuturesUnordered::new(),
             live: HashMap::new(),
             crowd: Crowd::default(),
@@ -254,7 +256,7 @@ struct Acceptor {
     gate: Arc<Gate>,
     local: LinkAddr,
     request: Arc<Request>,
-    prover: Option<Arc<Prover>>,
+    prover: Arc<Result<Prover, Unavailable>>,
     handshakes: FuturesUnordered<Handshake>,
     /// Those that were not evicted.
     live: HashMap<u64, Live>,
@@ -315,8 +317,8 @@ impl Acceptor {
         let (request, prover, reached) = (self.request.clone(), self.prover.clone(), progress.clone());
         let at = peer.clone();
         let handshake = async move {
-            let side =
-                Side { role: Role::Server, request: &request, prover: prover.as_deref(), progress: &reached };
+            let prover = prover.as_ref().as_ref().map_err(Unavailable::clone);
+            let side = Side { role: Role::Server, request: &request, prover, progress: &reached };
             // What runs in it is the application's in part: a method, a transport, an observer.
             let run = AssertUnwindSafe(wireup::run(&shared, side, link, || gate.count_failure()));
             run.catch_unwind().await.unwrap_or_else(|panic| {

@@ -18,13 +18,13 @@ use crate::connection::ConnectionError;
 use crate::error::{Error, join_reason, lane_reason};
 use crate::policy::Fallback;
 use crate::report::Outcome;
+use crate::time::later;
 
 /// The peer's word on a lane is awaited this many times a join's own deadline: it may have begun later.
 const SETTLE_FACTOR: u32 = 2;
 
 /// A lane of the plan that is being tried.
 struct Try<'m> {
-    index: u8,
     mine: &'m Mine,
     peer: Offer,
     /// The peer's word, once it came.
@@ -64,19 +64,21 @@ impl Attempt<'_> {
     }
 
     fn planned<'m>(&self, index: u8, mine: &'m [Mine], theirs: &[OfferEntry]) -> Result<Try<'m>, Error> {
-        let entry = self.machine.plan().get(usize::from(index));
-        let found = entry.and_then(|entry| {
-            let us = mine.iter().find(|mine| mine.transport.name() == entry.transport)?;
-            let them = theirs.iter().find(|offer| offer.transport == entry.transport)?;
+        let found = self.machine.planned(index).and_then(|name| {
+            let us = mine.iter().find(|mine| mine.transport.name() == name)?;
+            let them = theirs.iter().find(|offer| offer.transport == name)?;
             Some((us, Offer { version: them.version, bytes: them.bytes.clone() }))
         });
         match found {
-            Some((mine, peer)) => Ok(Try { index, mine, peer, theirs: None }),
+            Some((mine, peer)) => Ok(Try { mine, peer, theirs: None }),
             None => Err(self.bad("a plan entry that was not offered")),
         }
     }
 
-    fn denied(&self, name: &str) -> bool {
+    /// Whether fallback to this entry is denied. What we rank above it is not needed but refused, for the peer
+    /// ranked it otherwise; its turn may still come.
+    fn denied(&mut self, name: &str) -> bool {
+        self.report.outranked(name);
         self.shared.policy.fallback_rule() == Fallback::Deny
             && self.report.lost_above(name, &self.shared.policy)
     }
@@ -87,7 +89,7 @@ impl Attempt<'_> {
             let said = self.machine.lane_up();
             return self.wire(said).map(|()| None);
         }
-        let end = self.shared.reactor.now() + self.limit(self.shared.deadlines.join);
+        let end = later(self.shared.reactor.now(), self.limit(self.shared.deadlines.join));
         let tried = match self.join(lane, end).await? {
             Ok(joined) => self.ping(lane, joined, end).await?,
             Err(why) => Err(why),
@@ -107,12 +109,12 @@ impl Attempt<'_> {
     /// Runs the transport's own part. `Err` inside is the lane's failure, `Err` outside the link's.
     async fn join(&mut self, lane: &mut Try<'_>, end: Instant) -> Result<Result<Trial, Unavailable>, Error> {
         let ways = self.ways.take().ok_or_else(|| self.link_gone())?;
-        let joining = Joining::new(ways, lane.index, self.cx.descriptors);
+        let joining = Joining::new(ways, self.machine.clone(), self.cx.descriptors);
         let result = self.join_while_wanted(lane, &joining, self.until(end)).await;
         let joined = joining.finish().ok_or_else(|| self.link_gone())?;
         let spoken = self.take_back(joined).await?;
         if let Some(message) = &spoken {
-            self.hear(lane, message).await?;
+            self.heard(lane, message).await?;
         }
         Ok(match result {
             Ok(Ok(made)) => {
@@ -242,6 +244,11 @@ impl Attempt<'_> {
     async fn hear(&mut self, lane: &mut Try<'_>, message: &ControlMessage) -> Result<(), Error> {
         let handled = self.machine.handle(message);
         self.wire(handled)?;
+        self.heard(lane, message).await
+    }
+
+    /// The same for one that the machine has followed.
+    async fn heard(&mut self, lane: &mut Try<'_>, message: &ControlMessage) -> Result<(), Error> {
         match message {
             ControlMessage::LaneUp { .. } => lane.theirs = Some(true),
             ControlMessage::LaneDown { reason, .. } => {
@@ -274,7 +281,7 @@ impl Attempt<'_> {
 
     /// Tells the peer our word on the lane, and waits for its own.
     async fn settle(&mut self, lane: &mut Try<'_>, trial: &mut Option<Trial>) -> Result<(), Error> {
-        let limit = self.limit(self.shared.deadlines.join * SETTLE_FACTOR);
+        let limit = self.limit(self.shared.deadlines.join.saturating_mul(SETTLE_FACTOR));
         let reactor = &*self.shared.reactor;
         deadline(reactor, Stage::Join, limit, async {
             self.flush().await?;
@@ -304,7 +311,7 @@ impl Attempt<'_> {
     /// Commits to a lane; false if it broke since, and both sides go to the next.
     async fn commit(&mut self, trial: &mut Option<Trial>, name: &str) -> Result<bool, Error> {
         self.reached(Stage::Commit);
-        let limit = self.limit(self.shared.deadlines.join * SETTLE_FACTOR);
+        let limit = self.limit(self.shared.deadlines.join.saturating_mul(SETTLE_FACTOR));
         let reactor = &*self.shared.reactor;
         deadline(reactor, Stage::Commit, limit, async {
             match self.role {
@@ -367,6 +374,7 @@ impl Attempt<'_> {
         let shared = self.shared;
         let name = self.stream_name();
         let Some(stream) = &shared.stream else { return Err(self.no_transport()) };
+        self.report.outranked(name);
         let lane = self.join_in_band(&**stream, Offer::default(), Offer::default()).await?;
         self.report.set(name, Stage::Commit, Outcome::Chosen);
         Ok(lane)
@@ -395,7 +403,7 @@ impl Attempt<'_> {
         if self.machine.state() != HandshakeState::Exhausted {
             return self.no_transport();
         }
-        let limit = self.limit(self.shared.deadlines.join * SETTLE_FACTOR);
+        let limit = self.limit(self.shared.deadlines.join.saturating_mul(SETTLE_FACTOR));
         let reactor = &*self.shared.reactor;
         match deadline(reactor, Stage::Join, limit, self.next()).await {
             Err(Error::Wire { source: WireError::Rejected { reason, .. }, .. }) => {

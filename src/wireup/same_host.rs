@@ -140,10 +140,7 @@ pub(super) fn accepted(shared: &Shared, cred: Option<PeerCred>) -> Result<PeerCr
 
 /// The client's side.
 pub(super) async fn prove(shared: &Shared, server: &SameHost) -> Result<Proved, Unavailable> {
-    if server.socket_name.is_empty() {
-        return Err(Unavailable::PeerLacks);
-    }
-    // A peer must not make us talk to whatever socket it likes.
+    // No name: it has no use for a proof, or could not bind its socket. And a peer must not make us talk to whatever socket it likes.
     if !server.socket_name.starts_with(NAME_PREFIX) {
         return Err(Unavailable::HostNotProved);
     }
@@ -221,13 +218,17 @@ pub(crate) struct Prover {
 }
 
 impl Prover {
-    /// Binds a socket with a random name.
-    pub(crate) async fn start(shared: &Arc<Shared>) -> Result<Self, Error> {
-        let name = format!("{NAME_PREFIX}{:032x}", u128::from_le_bytes(random()?));
+    /// Binds a socket with a random name. Without it a listener goes on, and its reports say why.
+    pub(crate) async fn start(shared: &Arc<Shared>) -> Result<Self, Unavailable> {
+        let other = |error: Error| Unavailable::Other { code: "no_proof_socket", remedy: error.to_string() };
+        let name = format!("{NAME_PREFIX}{:032x}", u128::from_le_bytes(random().map_err(other)?));
         let addr = LinkAddr::UnixAbstract(name.clone());
-        let bound = shared.provider(&addr)?.bind(&addr, &shared.reactor).await;
-        let links = bound.map_err(|source| Error::Link { stage: Stage::Connect, source })?;
-        let no_runtime = |error: io::Error| Error::NoRuntime(error.to_string());
+        let bound = shared.provider(&addr).map_err(other)?.bind(&addr, &shared.reactor).await;
+        let links = bound.map_err(|error| match error {
+            LinkError::Io { operation, source } => Unavailable::os(operation, &source),
+            source => other(Error::Link { stage: Stage::Connect, source }),
+        })?;
+        let no_runtime = |error: io::Error| Unavailable::os("run the proof socket", &error);
         let table = Table::default();
         let mut acceptor = Acceptor {
             shared: shared.clone(),

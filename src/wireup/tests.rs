@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use zc_core::memory::PinnedBufMut;
 use zc_core::transport::{
     AllocFailure, Batch, BoxFuture, Caps, Frame, LaneError, LaneRx, LaneTx, Offer, Received, SendRejected,
-    SendReport, SendToken, WireupError,
+    SendReport, SendToken, Transport, UriParams, WireupError,
 };
 use zc_core::wire::{
     CONTROL_LANE, ClientHandshake, FrameFlags, FrameHeader, HelloRole, OfferEntry, ServerHandshake,
@@ -21,8 +21,11 @@ use zc_core::wire::{
 use zc_transport_tcp::TcpTransport;
 
 use super::*;
+use crate::event::Observer;
 use crate::fabric::{Fabric, FabricBuilder};
 use crate::mem::{PipeLink, duplex};
+use crate::options::Deadlines;
+use crate::policy::Policy;
 use crate::report::Outcome;
 
 /// What a [`Fake`] does when it joins.
@@ -230,6 +233,8 @@ fn with(transports: impl IntoIterator<Item = Arc<dyn Transport>>) -> FabricBuild
     transports.into_iter().fold(Fabric::builder(), FabricBuilder::transport)
 }
 
+const NO_PROOFS: Result<&Prover, Unavailable> = Err(Unavailable::HostNotProved);
+
 type Ends = (Result<Connection, Error>, Result<Connection, Error>);
 
 async fn connect_as(client: FabricBuilder, server: FabricBuilder, named: Option<&str>) -> Ends {
@@ -239,8 +244,8 @@ async fn connect_as(client: FabricBuilder, server: FabricBuilder, named: Option<
     let none = Request::default();
     let progress = [Progress::default(), Progress::default()];
     let [for_client, for_server] = &progress;
-    let near_side = Side { role: Role::Client, request: &request, prover: None, progress: for_client };
-    let far_side = Side { role: Role::Server, request: &none, prover: None, progress: for_server };
+    let near_side = Side { role: Role::Client, request: &request, prover: NO_PROOFS, progress: for_client };
+    let far_side = Side { role: Role::Server, request: &none, prover: NO_PROOFS, progress: for_server };
     futures::future::join(
         run(client.shared(), near_side, Box::new(near), || 1),
         run(server.shared(), far_side, Box::new(far), || 1),
@@ -333,7 +338,7 @@ async fn a_peer_that_gives_up_is_heard_while_a_transport_does_not_read() {
     ] {
         let reports = both_chose(connect(side(near), side(far)).await, "mem").await;
         for text in reports {
-            assert!(text.contains("no_device") || text.contains("too many messages"), "{text}");
+            assert!(text.contains("no_device") || text.contains("join messages is too long"), "{text}");
         }
     }
     assert_eq!(start.elapsed(), Duration::ZERO, "no deadline had to pass");
@@ -444,6 +449,158 @@ async fn fallback_is_told_or_denied() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_ranks_otherwise_is_why_something_better_was_not_taken() {
+    let seen = Arc::new(Seen::default());
+    let side = |first: &str, rule, shm| {
+        let policy = Policy::default().prefer([first]).fallback(rule);
+        with([stream(), fake("shm", shm), fake("rdma", Join::Works)]).policy(policy).observer(seen.clone())
+    };
+    let told =
+        || std::mem::take(&mut *seen.0.lock()).iter().filter(|event| event.contains("fell back")).count();
+    let outranked = Outcome::Unavailable(Unavailable::OutrankedByPeer);
+    let works = Join::Works;
+    // The server decides, by its own ranking; the client says what that costs it.
+    for (first, chosen) in [("shm", "shm"), ("mem", "mem")] {
+        let ends = connect(side("rdma", Fallback::Warn, works), side(first, Fallback::Warn, works)).await;
+        let (client, server) = (ends.0.as_ref().unwrap().report(), ends.1.as_ref().unwrap().report());
+        assert_eq!(outcome(client, "rdma"), outranked);
+        assert_eq!(outcome(server, "rdma"), Outcome::NotNeeded);
+        both_chose(ends, chosen).await;
+        assert_eq!(told(), 1, "the client alone");
+        let (client, server) =
+            connect(side("rdma", Fallback::Deny, works), side(first, Fallback::Warn, works)).await;
+        let report = refused(client);
+        assert_eq!(outcome(&report, "rdma"), outranked);
+        assert!(report.to_string().contains("outranked_by_peer; remedy: rank"), "{report}");
+        assert!(server.is_err());
+        told();
+    }
+    // What was outranked has its turn when what the peer prefers fails; that is the server's loss.
+    let ends = connect(side("rdma", Fallback::Warn, works), side("shm", Fallback::Warn, Join::Fails)).await;
+    both_chose(ends, "rdma").await;
+    assert_eq!(told(), 1, "the server alone");
+    // Nor is anything lost where both rank alike.
+    let ends = connect(side("rdma", Fallback::Deny, works), side("rdma", Fallback::Deny, works)).await;
+    both_chose(ends, "rdma").await;
+    assert_eq!(told(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_for_by_name_and_not_there_is_in_the_report() {
+    let seen = Arc::new(Seen::default());
+    let side =
+        |policy: Policy| with([stream(), fake("shm", Join::Works)]).policy(policy).observer(seen.clone());
+    let named = || Policy::default().prefer(["gone", "shm"]);
+    let (client, server) = connect(side(named()), side(Policy::default())).await;
+    let report = client.as_ref().unwrap().report().to_string();
+    assert!(report.lines().next().unwrap().contains("not_registered"), "best first: {report}");
+    both_chose((client, server), "shm").await;
+    assert!(seen.0.lock().iter().any(|event| event.contains("fell back")), "it was asked for by name");
+    let (client, _) = connect(side(named().fallback(Fallback::Deny)), side(Policy::default())).await;
+    assert!(refused(client).to_string().contains("register or compile in the transport `gone`"));
+    // The other name of the control link's stream is made for other links.
+    let (client, server) = connect(side(Policy::default().prefer(["tcp"])), side(Policy::default())).await;
+    assert!(!client.as_ref().unwrap().report().to_string().contains("tcp"));
+    both_chose((client, server), "shm").await;
+}
+
+#[tokio::test]
+async fn a_transport_that_nothing_could_name_is_refused() {
+    for name in ["", "two words", "a,b", "^a", "a-name-of-more-than-thirty-two-bytes"] {
+        let error = with([fake(name, Join::Works)]).build().err().unwrap();
+        assert!(matches!(&error, Error::TransportName(bad) if bad == name), "{error}");
+    }
+    let own = "my-own_v1.2";
+    assert_eq!(format!("zc+{own}://h:1").parse::<crate::Uri>().unwrap().transport(), Some(own));
+    with([fake(own, Join::Works)]).policy(Policy::default().with_override(own).unwrap()).build().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_deadline_is_too_long() {
+    let max = Duration::MAX;
+    let deadlines =
+        || Deadlines { connect: max, hello: max, authenticate: max, offers: max, join: max, total: max };
+    let side = |join| with([stream(), fake("shm", join), fake("rdma", Join::Dead)]).deadlines(deadlines());
+    both_chose(connect(side(Join::Works), side(Join::Works)).await, "shm").await;
+    both_chose(connect(side(Join::Fails), side(Join::Works)).await, "mem").await;
+    let only = |join| with([fake("shm", join)]).deadlines(deadlines());
+    both_chose(connect(only(Join::Works), only(Join::Fails)).await, "mem").await;
+    let (client, server) = connect_as(only(Join::Works), only(Join::Fails), Some("shm")).await;
+    assert!(outcome(&refused(client), "shm") != Outcome::Chosen && server.is_err());
+    // Those of a fabric, of a listener and of a client.
+    let fabric = || Fabric::auto_builder().deadlines(deadlines()).build().unwrap();
+    for uri in ["zc+mem://patient", "zc+tcp://127.0.0.1:0"] {
+        let mut listener = fabric().listen(uri).await.unwrap();
+        let (client, uri) = (fabric(), listener.local_uri().to_string());
+        let (client, server) = tokio::join!(client.connect(&uri), listener.accept());
+        drop((client.unwrap(), server.unwrap()));
+    }
+}
+
+/// A link at an abstract name, whose other end is a process of this user.
+#[derive(Debug)]
+struct At {
+    link: PipeLink,
+    uid: u32,
+}
+
+impl ControlLink for At {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<stdio::Result<usize>> {
+        self.link.poll_read(cx, buf)
+    }
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<stdio::Result<usize>> {
+        self.link.poll_write(cx, buf)
+    }
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<stdio::Result<()>> {
+        self.link.poll_shutdown(cx)
+    }
+    fn peer(&self) -> LinkAddr {
+        LinkAddr::UnixAbstract("squatted".into())
+    }
+    fn peer_cred(&self) -> Option<zc_core::transport::PeerCred> {
+        Some(zc_core::transport::PeerCred { pid: 1, uid: self.uid, gid: 0 })
+    }
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
+        self
+    }
+}
+
+/// It must never be called.
+struct Secretive;
+
+impl crate::auth::Authenticator for Secretive {
+    fn method(&self) -> &str {
+        "secretive"
+    }
+    fn client(&self, _: &PeerIdentity) -> Box<dyn crate::auth::AuthClient> {
+        unreachable!("a squatter was spoken to")
+    }
+    fn server(&self, _: &PeerIdentity) -> Box<dyn crate::auth::AuthServer> {
+        unreachable!("a client only")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_squats_on_a_name_hears_nothing() {
+    const STRANGER: u32 = 4_000_001;
+    let client = with([Arc::new(TcpTransport) as _]).authenticator(Arc::new(Secretive)).build().unwrap();
+    let (near, mut far) = duplex("squatted");
+    // It would answer, if it were asked.
+    let mut theirs = Vec::new();
+    let hello =
+        Hello { auth_method: "secretive".into(), ..hello_of(HelloRole::Server, VersionRange::SUPPORTED) };
+    hello.encode(&mut theirs).unwrap();
+    io::write_all(&mut far, &theirs).await.unwrap();
+    let (request, progress) = (Request::default(), Progress::default());
+    let side = Side { role: Role::Client, request: &request, prover: NO_PROOFS, progress: &progress };
+    let link = Box::new(At { link: near, uid: STRANGER });
+    let report = refused(run(client.shared(), side, link, || 1).await);
+    assert_eq!(outcome(&report, "tcp"), Outcome::Unavailable(Unavailable::PeerUid { uid: STRANGER }));
+    assert_eq!(report.stage(), Stage::Connect);
+    assert_eq!(poll_fn(|cx| far.poll_read(cx, &mut [0])).await.unwrap(), 0, "it sent something");
+}
+
+#[tokio::test(start_paused = true)]
 async fn encryption_can_not_be_had() {
     let policy = Policy::default().require_encrypted();
     let (client, server) = connect(with([stream()]).policy(policy), with([stream()])).await;
@@ -460,7 +617,7 @@ async fn hostile_to(server: FabricBuilder, bytes: &[u8], hang_up: bool) -> Error
         poll_fn(|cx| near.poll_shutdown(cx)).await.unwrap();
     }
     let (request, progress) = (Request::default(), Progress::default());
-    let side = Side { role: Role::Server, request: &request, prover: None, progress: &progress };
+    let side = Side { role: Role::Server, request: &request, prover: NO_PROOFS, progress: &progress };
     let result = run(server.shared(), side, Box::new(far), || 1).await;
     drop(near);
     result.err().unwrap()
@@ -578,6 +735,34 @@ async fn messages_in_the_wrong_order_are_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_side_may_say_about_a_lane_is_counted_over_all_of_it() {
+    let server = with([stream(), fake("shm", Join::Hangs)]).build().unwrap();
+    let (mut near, far) = duplex("talkative");
+    let joins = |count| {
+        let mut bytes = Vec::new();
+        for _ in 0..count {
+            ControlMessage::Join { index: 0, bytes: vec![0] }.encode(&mut bytes).unwrap();
+        }
+        bytes
+    };
+    let talking = async {
+        io::write_all(&mut near, &encoded(&[offers(&["shm", "mem"])])).await.unwrap();
+        io::write_all(&mut near, &joins(200)).await.unwrap();
+        // Once the server's end has given the lane up.
+        tokio::time::sleep(crate::options::DEFAULT_STAGE + Duration::from_secs(1)).await;
+        io::write_all(&mut near, &joins(57)).await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let (request, progress) = (Request::default(), Progress::default());
+    let side = Side { role: Role::Server, request: &request, prover: NO_PROOFS, progress: &progress };
+    let serving = run(server.shared(), side, Box::new(far), || 1);
+    let ended = futures::future::select(Box::pin(talking), Box::pin(serving)).await;
+    let futures::future::Either::Right((ended, _)) = ended else { panic!("it talks for ever") };
+    let error = ended.err().unwrap();
+    assert!(error.to_string().contains("join messages is too long: 257, at most 256"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn descriptors_announced_on_a_link_that_has_none_cost_the_lane_only() {
     // The byte behind an empty JOIN is read and dropped, so the link keeps its place.
     let mut bytes = encoded(&[offers(&["shm", "mem"]), ControlMessage::Join { index: 0, bytes: vec![] }]);
@@ -646,7 +831,7 @@ async fn other_client(versions: VersionRange) -> (Error, Result<Option<u8>, Wire
     poll_fn(|cx| near.poll_shutdown(cx)).await.unwrap();
     let server = with([stream()]).build().unwrap();
     let (request, progress) = (Request::default(), Progress::default());
-    let side = Side { role: Role::Server, request: &request, prover: None, progress: &progress };
+    let side = Side { role: Role::Server, request: &request, prover: NO_PROOFS, progress: &progress };
     let ours = run(server.shared(), side, Box::new(far), || 1).await.err().unwrap();
     let mut answer = vec![0; 4096];
     let count = poll_fn(|cx| near.poll_read(cx, &mut answer)).await.unwrap();
@@ -681,7 +866,7 @@ async fn other_server(versions: VersionRange) -> (Error, Result<Option<u8>, Wire
     };
     let client = with([stream()]).build().unwrap();
     let (request, progress) = (Request::default(), Progress::default());
-    let side = Side { role: Role::Client, request: &request, prover: None, progress: &progress };
+    let side = Side { role: Role::Client, request: &request, prover: NO_PROOFS, progress: &progress };
     let ours = run(client.shared(), side, Box::new(near), || 1);
     let (ours, theirs) = futures::future::join(ours, by_hand).await;
     (ours.err().unwrap(), theirs)

@@ -37,16 +37,10 @@ pub(crate) fn run(as_json: bool) -> Result<()> {
 }
 
 /// Those of this build, then those that the policy knows and this build lacks.
-fn transports() -> Result<Vec<(String, std::result::Result<Caps, Unavailable>)>> {
-    let probes = zc::Fabric::auto()?.probe();
-    let mut all: Vec<_> = probes.into_iter().map(|(name, probe)| (name.to_owned(), probe)).collect();
-    for name in zc::DEFAULT_ORDER {
-        if !all.iter().any(|(known, _)| known == name) {
-            let remedy = format!("register or compile in the transport `{name}`");
-            all.push((name.to_owned(), Err(Unavailable::Other { code: "not_registered", remedy })));
-        }
-    }
-    Ok(all)
+fn transports() -> Result<Vec<(&'static str, std::result::Result<Caps, Unavailable>)>> {
+    let fabric = zc::Fabric::auto()?;
+    let lacking = zc::DEFAULT_ORDER.into_iter().filter_map(|name| Some((name, Err(fabric.missing(name)?))));
+    Ok(fabric.probe().into_iter().chain(lacking).collect())
 }
 
 fn to_json(name: &str, probe: &std::result::Result<Caps, Unavailable>) -> Value {

@@ -123,6 +123,7 @@ struct Machine {
     plan: Vec<PlanEntry>,
     mine: Option<bool>,
     theirs: Option<bool>,
+    joins_sent: u16,
     joins_received: u16,
 }
 
@@ -141,6 +142,7 @@ impl Machine {
             plan: Vec::new(),
             mine: None,
             theirs: None,
+            joins_sent: 0,
             joins_received: 0,
         })
     }
@@ -283,11 +285,7 @@ impl Machine {
     }
 
     fn on_join(&mut self) -> Result<(), WireError> {
-        self.joins_received += 1;
-        if self.joins_received > MAX_JOIN_MESSAGES {
-            let (len, max) = (self.joins_received.into(), MAX_JOIN_MESSAGES.into());
-            return Err(WireError::TooLong { field: "join messages", len, max });
-        }
+        self.joins_received = one_more_join(self.joins_received)?;
         Ok(())
     }
 
@@ -315,7 +313,8 @@ impl Machine {
 
     /// Goes to plan entry `index`, or past the end of the plan.
     fn enter(&mut self, index: u8) {
-        (self.mine, self.theirs, self.joins_received) = (None, None, 0);
+        (self.mine, self.theirs) = (None, None);
+        (self.joins_sent, self.joins_received) = (0, 0);
         self.state = if usize::from(index) < self.plan.len() {
             HandshakeState::Join { index }
         } else if self.control_lane() {
@@ -348,7 +347,10 @@ impl Machine {
 
     fn send_join(&mut self, bytes: Vec<u8>) -> Result<(), WireError> {
         let index = self.joining("send JOIN")?;
-        self.put(&ControlMessage::Join { index, bytes })
+        let sent = one_more_join(self.joins_sent)?;
+        self.put(&ControlMessage::Join { index, bytes })?;
+        self.joins_sent = sent;
+        Ok(())
     }
 
     fn lane_up(&mut self) -> Result<(), WireError> {
@@ -394,6 +396,15 @@ impl Machine {
     fn unexpected(&self, message: &ControlMessage) -> WireError {
         WireError::UnexpectedMessage { message: message.name(), stage: self.state.stage() }
     }
+}
+
+/// Counts a JOIN of one side about one lane.
+fn one_more_join(so_far: u16) -> Result<u16, WireError> {
+    let (len, max) = (u64::from(so_far) + 1, MAX_JOIN_MESSAGES.into());
+    if len > max {
+        return Err(WireError::TooLong { field: "join messages", len, max });
+    }
+    Ok(so_far + 1)
 }
 
 /// The names in an OFFERS; each may stand there once.
