@@ -515,21 +515,26 @@ async fn a_transport_that_nothing_could_name_is_refused() {
     with([fake(own, Join::Works)]).policy(Policy::default().with_override(own).unwrap()).build().unwrap();
 }
 
+fn longest() -> Deadlines {
+    let max = Duration::MAX;
+    Deadlines { connect: max, hello: max, authenticate: max, offers: max, join: max, total: max }
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_deadline_is_too_long() {
-    let max = Duration::MAX;
-    let deadlines =
-        || Deadlines { connect: max, hello: max, authenticate: max, offers: max, join: max, total: max };
-    let side = |join| with([stream(), fake("shm", join), fake("rdma", Join::Dead)]).deadlines(deadlines());
+    let side = |join| with([stream(), fake("shm", join), fake("rdma", Join::Dead)]).deadlines(longest());
     both_chose(connect(side(Join::Works), side(Join::Works)).await, "shm").await;
     both_chose(connect(side(Join::Fails), side(Join::Works)).await, "mem").await;
-    let only = |join| with([fake("shm", join)]).deadlines(deadlines());
+    let only = |join| with([fake("shm", join)]).deadlines(longest());
     both_chose(connect(only(Join::Works), only(Join::Fails)).await, "mem").await;
     let (client, server) = connect_as(only(Join::Works), only(Join::Fails), Some("shm")).await;
     assert!(outcome(&refused(client), "shm") != Outcome::Chosen && server.is_err());
-    // Those of a fabric, of a listener and of a client.
-    let fabric = || Fabric::auto_builder().deadlines(deadlines()).build().unwrap();
-    for uri in ["zc+mem://patient", "zc+tcp://127.0.0.1:0"] {
+}
+
+#[tokio::test]
+async fn no_deadline_of_a_fabric_is_too_long() {
+    let fabric = || Fabric::auto_builder().deadlines(longest()).build().unwrap();
+    for uri in ["zc+mem://patient", "zc://127.0.0.1:0"] {
         let mut listener = fabric().listen(uri).await.unwrap();
         let (client, uri) = (fabric(), listener.local_uri().to_string());
         let (client, server) = tokio::join!(client.connect(&uri), listener.accept());

@@ -6,6 +6,7 @@ use zc_core::wire::VersionRange;
 
 use crate::Result;
 use crate::machine::Machine;
+use crate::say::say;
 
 pub(crate) fn run(as_json: bool) -> Result<()> {
     let machine = Machine::look();
@@ -14,24 +15,27 @@ pub(crate) fn run(as_json: bool) -> Result<()> {
     if as_json {
         let transports: Vec<_> = transports.iter().map(|(name, probe)| to_json(name, probe)).collect();
         let wire = json!({ "min": wire.min(), "max": wire.max() });
-        println!("{}", json!({ "machine": machine, "wire_versions": wire, "transports": transports }));
+        say!("{}", json!({ "machine": machine, "wire_versions": wire, "transports": transports }))?;
         return Ok(());
     }
-    println!("{machine}\nwire versions {wire}\n");
+    say!("{machine}\nwire versions {wire}\n")?;
     for (name, probe) in &transports {
         match probe {
-            Ok(caps) => println!("{name:<8} available{}", text(caps)),
-            Err(why) => println!("{name:<8} unavailable: {why}"),
+            Ok(caps) => say!("{name:<8} available{}", text(caps))?,
+            Err(why) => say!("{name:<8} unavailable: {why}")?,
         }
     }
-    println!(
+    say!(
         "\nsent as it is, without a copy by us:\n{:<8} {:>16} {:>16} {:>16}",
-        "", "conn.alloc", "a pool of zc", "other memory"
-    );
+        "",
+        "conn.alloc",
+        "a pool of zc",
+        "other memory"
+    )?;
     for (name, caps) in transports.iter().filter_map(|(name, probe)| Some((name, probe.as_ref().ok()?))) {
         let SourceMatrix { connection, pool, foreign } = caps.sources;
         let word = |yes| if yes { "yes" } else { "copied" };
-        println!("{name:<8} {:>16} {:>16} {:>16}", word(connection), word(pool), word(foreign));
+        say!("{name:<8} {:>16} {:>16} {:>16}", word(connection), word(pool), word(foreign))?;
     }
     Ok(())
 }
