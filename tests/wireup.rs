@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers")]
 
 use std::future::poll_fn;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -621,4 +621,67 @@ async fn a_listener_without_descriptors_recovers() {
     let output = guarded(spawn_blocking(move || child)).await.unwrap().unwrap();
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stdout).contains("recovered"));
+}
+
+/// The process of the next test: it has fewer descriptors than there are silent links.
+#[tokio::test]
+async fn crowded_process() {
+    if std::env::var_os("ZC_TEST_CROWDED").is_none() {
+        return;
+    }
+    let limit = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let seen = Arc::new(Seen::default());
+    // Not their deadline ends the silent ones.
+    let mut deadlines = zc::Deadlines::default();
+    (deadlines.hello, deadlines.total) = (GUARD, GUARD);
+    let fabric = Fabric::auto_builder().observer(seen.clone()).deadlines(deadlines).build().unwrap();
+    let mut listener = fabric.listen("zc+tcp://127.0.0.1:0").await.unwrap();
+    println!("\nuri={}", listener.local_uri());
+    let mut connection = guarded(listener.accept()).await.unwrap();
+    let message = connection.recv().await.unwrap().unwrap();
+    connection.send(message).await.unwrap();
+    connection.drain(GUARD).await.unwrap();
+    assert!(!seen.accept_failed.lock().unwrap().is_empty(), "it had descriptors enough");
+    let failed = seen.failed.lock().unwrap();
+    assert!(!failed.is_empty(), "nobody was evicted");
+    assert!(
+        failed.iter().all(|(stage, why)| *stage == Stage::Hello && why.contains("evicted")),
+        "{failed:?}"
+    );
+    println!("\nserved");
+}
+
+#[tokio::test]
+async fn silent_links_give_up_their_descriptors_when_there_are_none_left() {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crowded_process", "--nocapture"])
+        .env("ZC_TEST_CROWDED", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let uri = lines.find_map(|line| line.strip_prefix("uri=").map(str::to_owned)).expect("no listener");
+    let address = uri.strip_prefix("zc+tcp://").unwrap().to_owned();
+    // More than it has descriptors for, also after each of them was taken once.
+    let silent: Vec<_> = (0..150).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let mut deadlines = zc::Deadlines::default();
+    (deadlines.hello, deadlines.total) = (GUARD, GUARD);
+    let fabric = Fabric::auto_builder().deadlines(deadlines).build().unwrap();
+    let connected = tokio::time::timeout(GUARD, async {
+        let mut client = fabric.connect(&uri).await.unwrap();
+        client.send(&b"good"[..]).await.unwrap();
+        assert_eq!(client.recv().await.unwrap().unwrap(), b"good"[..]);
+        assert!(client.recv().await.unwrap().is_none());
+    })
+    .await;
+    if connected.is_err() {
+        let _ = child.kill();
+    }
+    drop(silent);
+    let said: Vec<String> = spawn_blocking(move || lines.collect()).await.unwrap();
+    assert!(child.wait().unwrap().success(), "{said:?}");
+    assert!(said.iter().any(|line| line == "served"), "{said:?}");
+    connected.expect("it hangs");
 }
