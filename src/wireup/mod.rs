@@ -2,8 +2,10 @@
 //! stage, and decides by policy. The order of things is the business of [`zc_core::wire`].
 
 mod authenticate;
+mod commit;
 mod hello;
 mod io;
+mod join;
 mod join_link;
 mod lanes;
 mod machine;
