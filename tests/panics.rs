@@ -57,7 +57,7 @@ impl Authenticator for Says {
 
 impl AuthClient for Says {
     fn step<'a>(&'a mut self, _: Option<&'a [u8]>) -> BoxFuture<'a, Result<Vec<u8>, AuthError>> {
-        Box::pin(async { Ok(self.0.to_vec()) })
+        Box::pin(async { Ok(self.0.into()) })
     }
     fn accepted(&mut self) -> Result<Option<String>, AuthError> {
         Ok(None)
@@ -101,7 +101,7 @@ async fn one_good_comes_in(listener: &mut Listener) {
     let good = client(b"good");
     let both = async { tokio::join!(good.connect(&uri), listener.accept()) };
     let (connected, accepted) = tokio::time::timeout(GUARD, both).await.expect("the listener is dead");
-    (connected.unwrap(), accepted.unwrap());
+    drop((connected.unwrap(), accepted.unwrap()));
 }
 
 #[tokio::test(start_paused = true)]

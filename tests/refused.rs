@@ -130,7 +130,7 @@ fn said(stage: Stage, fault: Fault, seed: usize) -> (Vec<u8>, bool) {
     let half = next.len() / 2;
     bytes.extend(match fault {
         Fault::Stalls => Vec::new(),
-        Fault::StallsHalfway | Fault::Truncates => next[..half].to_vec(),
+        Fault::StallsHalfway | Fault::Truncates => next[..half].into(),
         Fault::Oversizes => {
             // Both headers end with the length.
             let header = if stage == Stage::Hello { 12 } else { 8 };

@@ -86,13 +86,12 @@ async fn what_was_asked_for_and_is_not_compiled_in_names_its_feature() {
     let (client, _server) = try_connect(&fabric, "zc").await.unwrap();
     let report = client.report();
     let found = |name| report.candidates().iter().find(|one| one.transport == name).unwrap().outcome.clone();
-    match fabric.missing("shm") {
-        None => assert!(cfg!(feature = "shm")),
-        Some(why) => {
-            assert_eq!(why, Unavailable::NotCompiled { feature: "shm" });
-            assert_eq!(why.remedy(), "build with the Cargo feature `shm`");
-            assert_eq!(found("shm"), Outcome::Unavailable(why));
-        }
+    let missing = fabric.missing("shm");
+    assert_eq!(missing.is_none(), cfg!(feature = "shm"));
+    if let Some(why) = missing {
+        assert_eq!(why, Unavailable::NotCompiled { feature: "shm" });
+        assert_eq!(why.remedy(), "build with the Cargo feature `shm`");
+        assert_eq!(found("shm"), Outcome::Unavailable(why));
     }
     // No feature of this build has it.
     let rdma = fabric.missing("rdma").unwrap();
