@@ -5,14 +5,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::SinkExt;
 use zc::transport::LaneLimits;
-use zc::{CloseCode, Connection, Fabric, Message, Receiver, Sender};
+use zc::{CloseCode, Completion, Connection, Fabric, Message, Receiver, Sender};
 
 /// What an application might do in a destructor.
 struct Owner {
@@ -38,6 +40,11 @@ impl Drop for Owner {
     }
 }
 
+/// Whatever a task owns goes with the last waker of it, on some runtimes.
+impl Wake for Owner {
+    fn wake(self: Arc<Self>) {}
+}
+
 struct Near {
     conn: Arc<Connection>,
     dropped: Arc<AtomicUsize>,
@@ -50,15 +57,18 @@ impl Near {
         Self { conn: Arc::new(conn), dropped: Arc::default(), receiver }
     }
 
-    fn owned(&mut self, len: usize) -> Message {
-        let owner = Owner {
+    fn owner(&mut self, len: usize) -> Owner {
+        Owner {
             bytes: vec![7; len],
             conn: self.conn.clone(),
             sender: self.conn.sender(),
             dropped: self.dropped.clone(),
             _receiver: self.receiver.take(),
-        };
-        Message::from(Bytes::from_owner(owner))
+        }
+    }
+
+    fn owned(&mut self, len: usize) -> Message {
+        Message::from(Bytes::from_owner(self.owner(len)))
     }
 
     async fn all_dropped(&self, count: usize) {
@@ -135,5 +145,30 @@ fn messages_that_wait_when_the_connection_ends() {
         }
         far.close(CloseCode::NORMAL, "enough").await;
         near.all_dropped(COUNT).await;
+    });
+}
+
+#[test]
+fn wakers_that_are_replaced_or_left_behind() {
+    guarded(|| async {
+        let (mut near, _far) = pair("zc+mem://drops-wakers".into()).await;
+        let (conn, mut receiver) = (near.conn.clone(), near.receiver.take().unwrap());
+        let sender = conn.sender();
+        let mut twice = |future: &mut dyn FnMut(&mut Context<'_>) -> bool| {
+            for noop in [false, true, false] {
+                let waker = if noop { Waker::noop().clone() } else { Arc::new(near.owner(1)).into() };
+                assert!(future(&mut Context::from_waker(&waker)));
+            }
+        };
+        {
+            let mut acknowledged = pin!(sender.send_with(&b"one"[..], Completion::Delivered));
+            twice(&mut |cx| acknowledged.as_mut().poll(cx).is_pending());
+            while sender.try_send(vec![0; 1000]).is_ok() {}
+            let mut sent = pin!(sender.send(vec![0; 1000]));
+            twice(&mut |cx| sent.as_mut().poll(cx).is_pending());
+            let mut received = pin!(receiver.recv());
+            twice(&mut |cx| received.as_mut().poll(cx).is_pending());
+        }
+        near.all_dropped(2 * 3).await;
     });
 }
