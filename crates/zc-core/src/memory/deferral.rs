@@ -9,9 +9,9 @@ use std::sync::Arc;
 /// Places for what is kept that a thread does not give back.
 const KEPT_PLACES: usize = 64;
 
-/// Something is kept.
+// Something is kept.
 const KEPT: u32 = 1 << 31;
-/// What was kept is being dropped, by a frame further out on this thread.
+// What was kept is being dropped, by a frame further out on this thread.
 const DROPPING: u32 = 1 << 30;
 
 thread_local! {
