@@ -18,6 +18,7 @@ use crate::connection::ConnectionError;
 use crate::error::{Error, join_reason, lane_reason};
 use crate::policy::Fallback;
 use crate::report::Outcome;
+use crate::time::later;
 
 /// The peer's word on a lane is awaited this many times a join's own deadline: it may have begun later.
 const SETTLE_FACTOR: u32 = 2;
@@ -87,7 +88,7 @@ impl Attempt<'_> {
             let said = self.machine.lane_up();
             return self.wire(said).map(|()| None);
         }
-        let end = self.shared.reactor.now() + self.limit(self.shared.deadlines.join);
+        let end = later(self.shared.reactor.now(), self.limit(self.shared.deadlines.join));
         let tried = match self.join(lane, end).await? {
             Ok(joined) => self.ping(lane, joined, end).await?,
             Err(why) => Err(why),
@@ -274,7 +275,7 @@ impl Attempt<'_> {
 
     /// Tells the peer our word on the lane, and waits for its own.
     async fn settle(&mut self, lane: &mut Try<'_>, trial: &mut Option<Trial>) -> Result<(), Error> {
-        let limit = self.limit(self.shared.deadlines.join * SETTLE_FACTOR);
+        let limit = self.limit(self.shared.deadlines.join.saturating_mul(SETTLE_FACTOR));
         let reactor = &*self.shared.reactor;
         deadline(reactor, Stage::Join, limit, async {
             self.flush().await?;
@@ -304,7 +305,7 @@ impl Attempt<'_> {
     /// Commits to a lane; false if it broke since, and both sides go to the next.
     async fn commit(&mut self, trial: &mut Option<Trial>, name: &str) -> Result<bool, Error> {
         self.reached(Stage::Commit);
-        let limit = self.limit(self.shared.deadlines.join * SETTLE_FACTOR);
+        let limit = self.limit(self.shared.deadlines.join.saturating_mul(SETTLE_FACTOR));
         let reactor = &*self.shared.reactor;
         deadline(reactor, Stage::Commit, limit, async {
             match self.role {
@@ -395,7 +396,7 @@ impl Attempt<'_> {
         if self.machine.state() != HandshakeState::Exhausted {
             return self.no_transport();
         }
-        let limit = self.limit(self.shared.deadlines.join * SETTLE_FACTOR);
+        let limit = self.limit(self.shared.deadlines.join.saturating_mul(SETTLE_FACTOR));
         let reactor = &*self.shared.reactor;
         match deadline(reactor, Stage::Join, limit, self.next()).await {
             Err(Error::Wire { source: WireError::Rejected { reason, .. }, .. }) => {

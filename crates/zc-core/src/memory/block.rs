@@ -14,7 +14,7 @@
 
 use super::frames::Reclaim;
 use super::pool::{Chunk, cache};
-use super::{LeaseBudget, Region, refcount::RefCount, region_of};
+use super::{LeaseBudget, Region, deferral, refcount::RefCount, region_of};
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 use std::cell::UnsafeCell;
@@ -283,7 +283,10 @@ impl OwnedBlock {
                 drop(self);
                 owner.reclaim(index);
             }
-            Home::Foreign(_) => drop(self),
+            Home::Foreign(_) => {
+                drop(self);
+                deferral::let_go(table);
+            }
         }
     }
 }

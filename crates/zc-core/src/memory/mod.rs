@@ -12,12 +12,14 @@
 //! frames    FrameTable, RangeTable: memory that a transport lends itself
 //! group     MemoryGroup: memory that goes to many connections
 //! export    ExportMemory: memory that peers read and write (atomic words, no references)
+//! deferral  owners of foreign bytes are dropped where no lock is held
 //! buf, buf_mut, message, file, lease, ledger
 //! ```
 
 mod block;
 mod buf;
 mod buf_mut;
+mod deferral;
 mod export;
 mod file;
 mod frames;
@@ -32,6 +34,7 @@ mod sync;
 
 pub use buf::PinnedBuf;
 pub use buf_mut::PinnedBufMut;
+pub use deferral::Deferral;
 pub use export::{EXPORT_WORD_BYTES, ExportError, ExportMemory};
 pub use file::ReadFileError;
 pub use frames::{FrameTable, LendError, RangeTable, Reclaim};

@@ -229,6 +229,9 @@ impl Default for LaneLimits {
 ///
 /// A poll function that returns `Pending` has kept the waker of the last call.
 ///
+/// A lane lets go of messages under its own locks. Whoever calls it with a lock held, or sends bytes whose owner
+/// might call it, opens a [`Deferral`](crate::memory::Deferral) first; the facade does.
+///
 /// ```
 /// use std::task::{Context, Poll, ready};
 /// use zc_core::transport::{Frame, LaneError, LaneTx};
