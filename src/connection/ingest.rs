@@ -77,6 +77,25 @@ impl Core {
 
     fn ingest(&self, rx: &mut RxState) -> Result<(), ConnectionError> {
         let mut asked = Asked::default();
+        let before = rx.arrived.bytes;
+        let sorted = self.sort(rx, &mut asked);
+        // Once per batch: it costs as much as a message of its own.
+        self.ledger.moved((rx.arrived.bytes - before) as usize);
+        sorted?;
+        let seq = &mut rx.arrived.seq;
+        let ack = if asked.fin { seq.flush_ack() } else { seq.take_ack() };
+        if let Some((_, code, reason)) = &asked.close {
+            rx.ended = true;
+            if *code != CloseCode::NORMAL {
+                let error = ConnectionError::ClosedByPeer { code: *code, reason: reason.clone() };
+                rx.failed.get_or_insert(error);
+            }
+        }
+        if asked.is_nothing() && ack.is_none() { Ok(()) } else { self.answer(asked, ack) }
+    }
+
+    /// Messages go to the inbox; of records it is noted what they ask for.
+    fn sort(&self, rx: &mut RxState, asked: &mut Asked) -> Result<(), ConnectionError> {
         let RxState { lane, batch, arrived, .. } = rx;
         (arrived.heard, arrived.eager) = (true, self.remote.is_granted());
         for frame in batch.drain() {
@@ -108,15 +127,7 @@ impl Core {
                 },
             }
         }
-        let ack = if asked.fin { arrived.seq.flush_ack() } else { arrived.seq.take_ack() };
-        if let Some((_, code, reason)) = &asked.close {
-            rx.ended = true;
-            if *code != CloseCode::NORMAL {
-                let error = ConnectionError::ClosedByPeer { code: *code, reason: reason.clone() };
-                rx.failed.get_or_insert(error);
-            }
-        }
-        if asked.is_nothing() && ack.is_none() { Ok(()) } else { self.answer(asked, ack) }
+        Ok(())
     }
 
     /// Queues a message, unless none is taken any more.
@@ -144,7 +155,6 @@ impl Core {
         }
         arrived.eager |= frame.ack;
         arrived.bytes += len as u64;
-        self.ledger.moved(len);
         arrived.inbox.push_back(frame.payload);
         Ok(())
     }

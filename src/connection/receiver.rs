@@ -125,6 +125,7 @@ fn goes_on(polling: Polling, since: &mut Option<Instant>) -> bool {
 }
 
 /// What a receiver that asks now gets, unless it has to wait.
+#[inline]
 fn next(core: &Core, rx: &mut RxState) -> Option<Result<Option<Message>, ConnectionError>> {
     let next = match take(rx) {
         Some(message) => Ok(Some(message)),
@@ -138,6 +139,7 @@ fn next(core: &Core, rx: &mut RxState) -> Option<Result<Option<Message>, Connect
 }
 
 /// The first message of the inbox; its credit may go back to the peer.
+#[inline]
 fn take(rx: &mut RxState) -> Option<Message> {
     let message = rx.arrived.inbox.pop_front()?;
     rx.lane.release(message.len());
