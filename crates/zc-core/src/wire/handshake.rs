@@ -2,7 +2,6 @@
 //!
 //! The caller moves bytes and decides; a machine only enforces the order and writes the messages.
 
-use std::collections::VecDeque;
 use std::fmt;
 
 use super::close::CloseCode;
@@ -116,7 +115,7 @@ struct Machine {
     ours: Hello,
     peer: Option<(Hello, u8)>,
     state: HandshakeState,
-    out: VecDeque<u8>,
+    out: Vec<u8>,
     auth_received: u8,
     my_offers: Option<Vec<String>>,
     peer_offers: Option<Vec<String>>,
@@ -134,7 +133,7 @@ impl Machine {
             ours,
             peer: None,
             state: HandshakeState::Hello,
-            out: VecDeque::new(),
+            out: Vec::new(),
             auth_received: 0,
             my_offers: None,
             peer_offers: None,
@@ -150,17 +149,11 @@ impl Machine {
     }
 
     fn put_hello(&mut self) -> Result<(), WireError> {
-        let mut bytes = Vec::new();
-        self.ours.encode(&mut bytes)?;
-        self.out.extend(bytes);
-        Ok(())
+        self.ours.encode(&mut self.out)
     }
 
     fn put(&mut self, message: &ControlMessage) -> Result<(), WireError> {
-        let mut bytes = Vec::new();
-        message.encode(&mut bytes)?;
-        self.out.extend(bytes);
-        Ok(())
+        message.encode(&mut self.out)
     }
 
     fn fail<T>(&mut self, result: Result<T, WireError>) -> Result<T, WireError> {
@@ -426,7 +419,7 @@ macro_rules! both_sides {
 
         /// The bytes to send, which are then the caller's.
         pub fn take_output(&mut self) -> Vec<u8> {
-            std::mem::take(&mut self.0.out).into()
+            std::mem::take(&mut self.0.out)
         }
 
         /// Where the handshake stands.
@@ -598,9 +591,8 @@ impl ServerHandshake {
         m.check_plan(&plan)?;
         let mut bytes = Vec::new();
         ControlMessage::Offers(offers).encode(&mut bytes)?;
-        let message = ControlMessage::Plan(plan.clone());
-        message.encode(&mut bytes)?;
-        m.out.extend(bytes);
+        ControlMessage::Plan(plan.clone()).encode(&mut bytes)?;
+        m.out.append(&mut bytes);
         m.start_plan(&plan)
     }
 
