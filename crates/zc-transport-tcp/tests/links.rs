@@ -12,7 +12,7 @@ use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
 fn reactor() -> Arc<dyn Reactor> {
-    Arc::new(TokioReactor)
+    Arc::new(TokioReactor::new())
 }
 
 #[test]
