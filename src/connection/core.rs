@@ -230,7 +230,7 @@ impl Core {
     pub(super) fn fail(&self, error: ConnectionError) {
         let mut rx = self.lock_rx();
         rx.failed.get_or_insert_with(|| error.clone());
-        rx.ended = true;
+        rx.end_reading();
         self.lock_tx().fail(error);
         self.watch.wake_receiver();
         self.watch.wake_driver();

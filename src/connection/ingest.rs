@@ -68,7 +68,7 @@ impl Core {
             // After our CLOSE the peer may hang up as it likes.
             let error = if tx.close_sent { ConnectionError::ClosedHere } else { error };
             rx.failed.get_or_insert_with(|| error.clone());
-            rx.ended = true;
+            rx.end_reading();
             tx.fail(error);
             self.watch.wake_driver();
         }
@@ -85,7 +85,7 @@ impl Core {
         let seq = &mut rx.arrived.seq;
         let ack = if asked.fin { seq.flush_ack() } else { seq.take_ack() };
         if let Some((_, code, reason)) = &asked.close {
-            rx.ended = true;
+            rx.end_reading();
             if *code != CloseCode::NORMAL {
                 let error = ConnectionError::ClosedByPeer { code: *code, reason: reason.clone() };
                 rx.failed.get_or_insert(error);
@@ -234,6 +234,14 @@ impl Arrived {
 }
 
 impl RxState {
+    /// Nothing more is read: what the lane keeps for it goes back now, however long handles are kept.
+    pub(super) fn end_reading(&mut self) {
+        if !self.ended {
+            self.ended = true;
+            self.lane.stop();
+        }
+    }
+
     /// How receiving ends, once the inbox is empty; `None` while more may come.
     pub(super) fn end(&self) -> Option<Result<(), ConnectionError>> {
         if self.arrived.fin || (self.arrived.refused.is_some() && self.failed.is_none()) {

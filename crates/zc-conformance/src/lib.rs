@@ -21,10 +21,12 @@
 
 pub mod behaviours;
 mod data;
+mod lanes;
 mod peer;
 mod run;
 mod setup;
 
+pub use self::lanes::exchange;
 pub use self::peer::{ENV_ROLE, peer_process};
 pub use self::run::{GUARD, Skipped, Verdict, run};
 pub use self::setup::{Bench, Setup};

@@ -44,8 +44,8 @@ pub use ledger::{CopyLedger, CopyPlace, KernelCopied, LedgerSnapshot, copy_inlin
 pub use message::{MAX_SEGMENTS, Message, TooManySegments};
 pub use pool::{
     AllocError, AllocWaiter, BufPool, BufPoolBuilder, CLASS_COUNT, DEFAULT_POOL_DIVISOR,
-    DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES, LARGE_CACHE_BYTES, MAX_CLASS_BYTES, MAX_ORIGINS,
-    MAX_OVERTAKEN, MIN_CLASS_BYTES, PoolStats, SPARED_DIVISOR, Usage,
+    DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES, LARGE_CACHE_BYTES, MAX_CLASS_BYTES, MAX_MISSED,
+    MAX_ORIGINS, MAX_OVERTAKEN, MIN_CLASS_BYTES, PoolStats, SPARED_DIVISOR, Usage,
 };
 pub use region::{
     Backing, MAX_REGISTRARS, MemlockBudget, MemlockExceeded, MemlockGrant, PageKind, PeerMapping, Region,

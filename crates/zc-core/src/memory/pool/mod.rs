@@ -24,7 +24,7 @@ pub use classes::{CLASS_COUNT, MAX_CLASS_BYTES, MIN_CLASS_BYTES};
 pub use limits::{DEFAULT_POOL_DIVISOR, DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES};
 pub(super) use shared::Chunk;
 pub use stats::{MAX_ORIGINS, PoolStats, Usage};
-pub use waiters::{AllocWaiter, MAX_OVERTAKEN};
+pub use waiters::{AllocWaiter, MAX_MISSED, MAX_OVERTAKEN};
 
 use super::{PinnedBufMut, Region, RegionError};
 use shared::Shared;
@@ -189,6 +189,12 @@ impl BufPool {
             return Err(AllocError::Exhausted { need, in_use, max });
         }
         self.try_alloc(len)
+    }
+
+    /// As [`try_alloc`](Self::try_alloc), for what is of use but can be done without: while others wait for
+    /// memory, as [`try_alloc_sparing`](Self::try_alloc_sparing).
+    pub fn try_alloc_spare(&self, len: usize) -> Result<PinnedBufMut, AllocError> {
+        if self.shared().waiters().any() { self.try_alloc_sparing(len) } else { self.try_alloc(len) }
     }
 
     /// As [`poll_alloc`](Self::poll_alloc), with the restriction of [`try_alloc_sparing`](Self::try_alloc_sparing).

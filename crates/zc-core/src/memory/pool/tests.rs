@@ -536,6 +536,33 @@ fn who_needs_much_is_not_overtaken_for_ever() {
     assert!(tasks[0].got.is_some());
 }
 
+/// A place that nobody looks after holds the others up for a while only, and keeps its turn if it comes back soon.
+#[test]
+fn who_is_woken_and_does_not_look_loses_its_turn() {
+    let p = pool(1 << 20);
+    let mut held: Vec<_> = std::iter::from_fn(|| p.try_alloc(16 << 10).ok()).collect();
+    let (mut absent, mut waiter) = (AllocWaiter::new(), AllocWaiter::new());
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(p.poll_alloc(1, &mut absent, cx).is_pending());
+    let mut second = Waits::new(&p, 16 << 10);
+    second.poll();
+    for _ in 0..MAX_MISSED {
+        drop(held.pop());
+        assert!(!second.is_due(), "it is not the first one's fault yet");
+        assert!(p.poll_alloc(1, &mut waiter, cx).is_pending(), "and all keep their order");
+    }
+    drop(waiter);
+    drop(held.pop());
+    assert!(second.is_due(), "the first one does not look");
+    second.poll();
+    assert!(second.got.is_some());
+    // Others that come pass as well, until it is back.
+    let mut third = Waits::new(&p, 16 << 10);
+    third.poll();
+    assert!(third.got.is_some());
+    assert!(p.poll_alloc(1, &mut absent, cx).is_ready());
+}
+
 /// A free block that is a little too large serves, where its neighbours keep it from being cut anew.
 #[test]
 fn an_exhausted_pool_lends_larger_blocks() {
