@@ -10,7 +10,7 @@ pub const MAX_REGISTRARS: usize = 4096;
 /// Which slots are taken, one bit each.
 static SLOTS: Mutex<[u64; MAX_REGISTRARS / 64]> = Mutex::new([0; MAX_REGISTRARS / 64]);
 
-/// Identifies a registrar: a slot and a generation, so that a key of a former one is never found.
+/// Identifies a registrar: a slot and a generation, so that no key is taken for that of a later one.
 ///
 /// ```
 /// use zc_core::memory::{Region, RegistrarSlot};
