@@ -16,7 +16,6 @@ use super::frames::Reclaim;
 use super::pool::{Chunk, cache};
 use super::{LeaseBudget, Region, refcount::RefCount, region_of};
 use bytes::Bytes;
-use smallvec::{SmallVec, smallvec};
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
@@ -61,10 +60,39 @@ unsafe impl Send for Block {}
 // SAFETY: as for Send (M5).
 unsafe impl Sync for Block {}
 
+/// A block that shares no cache line with its neighbour, which may be in use by another thread.
+#[repr(align(64))]
+struct Apart(Block);
+
+/// The blocks of a table.
+enum Blocks {
+    /// One, which needs no allocation beside that of the table.
+    One(Block),
+    Many(Box<[Apart]>),
+}
+
+impl Blocks {
+    #[inline]
+    fn len(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(blocks) => blocks.len(),
+        }
+    }
+
+    #[inline]
+    fn at(&self, index: usize) -> Option<&Block> {
+        match self {
+            Self::One(block) => (index == 0).then_some(block),
+            Self::Many(blocks) => blocks.get(index).map(|block| &block.0),
+        }
+    }
+}
+
 /// One piece of memory and its blocks.
 pub(super) struct Table {
     region: OnceLock<Option<Region>>,
-    blocks: SmallVec<[Block; 1]>,
+    blocks: Blocks,
     /// Dropped last: it may give the memory back.
     home: Home,
 }
@@ -89,16 +117,16 @@ impl Table {
                 // SAFETY: within the region by the assertion above; the region lives as long as the
                 // table does (M2).
                 let base = unsafe { base.add(offset + i as usize * block_len) };
-                Block::new(base, block_len, i)
+                Apart(Block::new(base, block_len, i))
             })
             .collect();
-        Arc::new(Self { region: OnceLock::from(Some(region)), blocks, home })
+        Arc::new(Self { region: OnceLock::from(Some(region)), blocks: Blocks::Many(blocks), home })
     }
 
     /// One read-only block over foreign memory; with its table it is one allocation.
     pub(super) fn foreign(bytes: Bytes) -> Option<OwnedBlock> {
         let (base, len) = (NonNull::from_ref(&bytes[..]).cast(), bytes.len());
-        let blocks = smallvec![Block::new(base, len, 0)];
+        let blocks = Blocks::One(Block::new(base, len, 0));
         let table = Arc::new(Self { region: OnceLock::new(), blocks, home: Home::Foreign(bytes) });
         // `Bytes` is immutable, does not move its content, and lives as long as the table.
         table.take(0, false)
@@ -113,7 +141,7 @@ impl Table {
     /// Takes an idle block into circulation; `None` if it is not idle or does not exist.
     #[inline]
     pub(super) fn take(self: &Arc<Self>, index: u32, writable: bool) -> Option<OwnedBlock> {
-        let block = self.blocks.get(index as usize)?;
+        let block = self.blocks.at(index as usize)?;
         if !block.refs.claim() {
             return None;
         }

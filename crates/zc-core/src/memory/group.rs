@@ -22,8 +22,8 @@ pub struct GroupId(pub u64);
 /// A pool whose regions every member can use: what is allocated once goes to many connections
 /// without a copy. Cloning gives another handle to the same group.
 ///
-/// A member is a [`Registrar`]: a ring, a protection domain, a connection to a shared-memory peer.
-/// Each region is registered with each member once, when memory of it is first sent there. A
+/// A member is a [`Registrar`]: a ring, a protection domain, or a connection whose peer maps the group. A
+/// transport that sends any memory as it is needs no membership. Each region is registered with each member once, when memory of it is first sent there. A
 /// transport learns from [`Region::group`](super::Region::group) which group memory belongs to.
 ///
 /// **Isolation.** Members share whole regions, not messages. A peer that can map or read the group's

@@ -9,14 +9,11 @@ pub(super) use {loom::future::AtomicWaker, loom::sync::atomic, model::Mutex};
 #[cfg(loom)]
 pub(super) use loom::cell::UnsafeCell;
 #[cfg(not(loom))]
+#[derive(Default)]
 pub(super) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
 
 #[cfg(not(loom))]
 impl<T> UnsafeCell<T> {
-    pub(super) fn new(content: T) -> Self {
-        Self(std::cell::UnsafeCell::new(content))
-    }
-
     /// Runs `f` on the content; what it may do with the pointer is the caller's to know.
     pub(super) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
         f(self.0.get())

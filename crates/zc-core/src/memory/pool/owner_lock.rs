@@ -7,6 +7,7 @@ use crate::memory::sync::atomic::{AtomicBool, Ordering};
 use crate::memory::sync::{UnsafeCell, relax};
 
 /// Guards `T`.
+#[derive(Default)]
 pub(super) struct OwnerLock<T> {
     taken: AtomicBool,
     content: UnsafeCell<T>,
@@ -15,12 +16,6 @@ pub(super) struct OwnerLock<T> {
 // SAFETY: the content is only reached while `taken` is this thread's, which orders all uses, so
 // sharing the lock is sending the content back and forth (M5).
 unsafe impl<T: Send> Sync for OwnerLock<T> {}
-
-impl<T> OwnerLock<T> {
-    pub(super) fn new(content: T) -> Self {
-        Self { taken: AtomicBool::new(false), content: UnsafeCell::new(content) }
-    }
-}
 
 /// Leaves the lock, also when the closure panics.
 struct Leave<'a>(&'a AtomicBool);
@@ -67,7 +62,7 @@ mod loom_tests {
     #[test]
     fn loom_one_at_a_time_and_nothing_is_lost() {
         loom::model(|| {
-            let lock = Arc::new(OwnerLock::new(0));
+            let lock = Arc::new(OwnerLock::<u32>::default());
             let owner = lock.clone();
             let t = thread::spawn(move || {
                 (0..2).filter(|_| owner.try_with(|n| *n += 1).is_some()).count() as u32
@@ -85,7 +80,7 @@ mod tests {
 
     #[test]
     fn opens_again_after_a_panic_and_is_not_entered_twice() {
-        let lock = OwnerLock::new(0);
+        let lock = OwnerLock::<u32>::default();
         let fall = || lock.with(|_| panic!("in the closure"));
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(fall)).is_err());
         assert_eq!(lock.with(|_| lock.try_with(|_| ())), None);

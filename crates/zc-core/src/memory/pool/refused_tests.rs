@@ -73,7 +73,12 @@ fn what_is_free_elsewhere_is_found_in_spite_of_a_refusal() {
         let pool = BufPool::builder().max_bytes(1 << 30).build();
         let (give, given) = mpsc::channel::<PinnedBufMut>();
         let (done, dropped) = mpsc::channel();
-        std::thread::spawn(move || given.into_iter().for_each(|buf| done.send(drop(buf)).unwrap()));
+        std::thread::spawn(move || {
+            for buf in given {
+                drop(buf);
+                done.send(()).unwrap();
+            }
+        });
         let drop_elsewhere = |buf| {
             give.send(buf).unwrap();
             dropped.recv().unwrap();

@@ -109,7 +109,8 @@ impl Shared {
         if self.closed.load(Ordering::SeqCst) {
             return None;
         }
-        let cache = Arc::new(Cache::new(CacheInner::new()));
+        let cache = Arc::new(Cache::default());
+        cache.with(|inner| *inner = CacheInner::new());
         common.caches.push(cache.clone());
         Some(cache)
     }

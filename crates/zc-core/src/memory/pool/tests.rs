@@ -557,3 +557,14 @@ fn an_exhausted_pool_lends_larger_blocks() {
     assert_eq!(p.stats().in_use_bytes, 0);
     assert!(p.try_alloc(1 << 20).is_ok());
 }
+
+/// What transports that lend memory of a pool say in their `Caps`.
+#[test]
+fn blocks_of_all_lengths_are_aligned() {
+    let alignment = crate::transport::Caps::stream().alignment;
+    let p = pool(256 << 20);
+    for len in (MIN_CLASS_BYTES..).step_by(640).take_while(|len| *len < 100_000).chain([1 << 20, 5 << 20]) {
+        let bufs = [len, len, len].map(|len| p.try_alloc(len).unwrap());
+        assert!(bufs.iter().all(|buf| buf.as_ptr().addr().is_multiple_of(alignment)), "{len}");
+    }
+}

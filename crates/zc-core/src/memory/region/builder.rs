@@ -119,7 +119,8 @@ impl RegionBuilder {
         self
     }
 
-    /// Faults all pages in now, so that nothing can fail later for want of memory.
+    /// Faults all pages in now, so that nothing can fail later for want of memory. Reserved huge pages always
+    /// are: the lack of one would end the process.
     pub fn prefault(mut self, prefault: bool) -> Self {
         self.prefault = prefault;
         self
