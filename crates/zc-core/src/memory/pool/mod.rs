@@ -52,7 +52,8 @@ const LARGE_STEP_BYTES: usize = 1 << 20;
 /// ```
 #[derive(Debug, thiserror::Error)]
 pub enum AllocError {
-    /// The bound is reached; waiting helps.
+    /// The bound is reached, or the system grants no more, while some is in use: waiting helps. Where another
+    /// thread is giving memory back at this moment, [`BufPool::alloc`] sees it, `try_alloc` may not.
     #[error("pool exhausted: {need} bytes needed, {in_use} of {max} in use")]
     Exhausted {
         /// The bytes needed, headroom included.
@@ -70,7 +71,7 @@ pub enum AllocError {
         /// The bound.
         max: usize,
     },
-    /// The system refused a region.
+    /// The system refused a region, and nothing is in use that could come back.
     #[error(transparent)]
     Os(#[from] RegionError),
 }
@@ -273,5 +274,8 @@ impl BufPool {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "a test")]
+mod refused_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;

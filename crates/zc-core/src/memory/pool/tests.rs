@@ -192,12 +192,19 @@ fn regions_are_few() {
 }
 
 #[test]
-fn a_region_counts_until_it_is_unmapped() {
+fn a_region_that_somebody_holds_counts_and_is_used_again() {
     let p = pool(1 << 20);
     let region = p.try_alloc(1 << 20).unwrap().region().unwrap().clone();
     p.trim();
-    assert!(p.try_alloc(1).is_err(), "somebody holds the memory");
+    assert_eq!(p.stats().reserved_bytes, 1 << 20);
+    assert!(p.regions().iter().any(|r| r.id() == region.id()));
+    let held: Vec<_> = std::iter::from_fn(|| p.try_alloc(4096).ok()).collect();
+    assert_eq!(held.len(), 256, "all of it is cut again");
+    assert!(held.iter().all(|buf| buf.region().unwrap().id() == region.id()));
+    drop(held);
+    p.trim();
     drop(region);
+    assert_eq!(p.stats().reserved_bytes, 0);
     p.try_alloc(1).unwrap();
 }
 
@@ -576,4 +583,15 @@ fn an_exhausted_pool_lends_larger_blocks() {
     drop((lent, held));
     assert_eq!(p.stats().in_use_bytes, 0);
     assert!(p.try_alloc(1 << 20).is_ok());
+}
+
+/// What transports that lend memory of a pool say in their `Caps`.
+#[test]
+fn blocks_of_all_lengths_are_aligned() {
+    let alignment = crate::transport::Caps::stream().alignment;
+    let p = pool(256 << 20);
+    for len in (MIN_CLASS_BYTES..).step_by(640).take_while(|len| *len < 100_000).chain([1 << 20, 5 << 20]) {
+        let bufs = [len, len, len].map(|len| p.try_alloc(len).unwrap());
+        assert!(bufs.iter().all(|buf| buf.as_ptr().addr().is_multiple_of(alignment)), "{len}");
+    }
 }
