@@ -110,8 +110,8 @@ pub use policy::{DEFAULT_ORDER, ENV_TRANSPORTS, Fallback, Policy, PolicyError};
 #[cfg(feature = "tokio")]
 pub use reactor::TokioReactor;
 pub use remote::{
-    Export, GrantError, MAX_GRANTS, MAX_NOTIFICATIONS, MAX_NOTIFICATIONS_PER_KEY, Notification, RemoteError,
-    RemoteFault,
+    Export, GrantError, MAX_GRANTS, MAX_NOTIFICATIONS, MAX_NOTIFICATIONS_PER_CONNECTION, Notification,
+    RemoteError, RemoteFault,
 };
 pub use report::{Candidate, Outcome, SelectionReport};
 pub use uri::{MAX_URI, Uri, UriError};

@@ -15,7 +15,8 @@ use zc::transport::OneSided;
 use zc::wire::{MAX_REMOTE_CHUNK, MAX_REMOTE_RECORDS};
 use zc::{
     Access, Connection, ConnectionError, Delivery, Export, Fabric, GrantError, MAX_GRANTS,
-    MAX_NOTIFICATIONS_PER_KEY, MAX_REMOTE_READ, Message, RemoteError, RemoteFault, RemoteKey, RemoteMemory,
+    MAX_NOTIFICATIONS_PER_CONNECTION, MAX_REMOTE_READ, Message, RemoteError, RemoteFault, RemoteKey,
+    RemoteMemory,
 };
 
 #[path = "remote/native.rs"]
@@ -263,18 +264,26 @@ async fn grants_are_bounded_and_end_with_the_connection() {
 }
 
 #[tokio::test]
-async fn notifications_are_bounded_per_key() {
+async fn notifications_are_bounded_per_connection() {
     let (export, key, remote, _client, server) = exported(64, Access::ALL).await;
-    let other = export.grant(&server, Access::WRITE, ..).unwrap();
-    for value in 0..MAX_NOTIFICATIONS_PER_KEY as u64 {
+    let second = export.grant(&server, Access::WRITE, ..).unwrap();
+    // Another connection.
+    let (others, theirs) = pair(&Fabric::auto().unwrap()).await.unwrap();
+    let (other, others) = (export.grant(&theirs, Access::WRITE, ..).unwrap(), others.remote());
+    for value in 0..MAX_NOTIFICATIONS_PER_CONNECTION as u64 {
         remote.write_with_notify(&key, 0, vec![1], value).await.unwrap();
     }
     let busy = |fault: &RemoteFault| matches!(fault, RemoteFault::Busy);
     refused(remote.write_with_notify(&key, 0, vec![2], 0).await, busy);
+    refused(remote.write_with_notify(&second, 0, vec![2], 0).await, busy);
+    // Nor does a fresh key help.
+    export.revoke(&second).unwrap();
+    let third = export.grant(&server, Access::WRITE, ..).unwrap();
+    refused(remote.write_with_notify(&third, 0, vec![2], 0).await, busy);
     assert_eq!(content(&export)[0], 1, "nothing was written");
     remote.write(&key, 1, vec![3]).await.unwrap();
-    remote.write_with_notify(&other, 0, vec![4], 99).await.unwrap();
-    for value in 0..MAX_NOTIFICATIONS_PER_KEY as u64 {
+    others.write_with_notify(&other, 0, vec![4], 99).await.unwrap();
+    for value in 0..MAX_NOTIFICATIONS_PER_CONNECTION as u64 {
         assert_eq!(export.notified().await.value, value, "in order");
     }
     let told = export.notified().await;

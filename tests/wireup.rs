@@ -685,3 +685,22 @@ async fn silent_links_give_up_their_descriptors_when_there_are_none_left() {
     assert!(said.iter().any(|line| line == "served"), "{said:?}");
     connected.expect("it hangs");
 }
+
+#[tokio::test]
+async fn deadlines_without_a_bound_are_no_panic() {
+    let mut deadlines = zc::Deadlines::default();
+    deadlines.connect = Duration::MAX;
+    deadlines.hello = Duration::MAX;
+    deadlines.authenticate = Duration::MAX;
+    deadlines.offers = Duration::MAX;
+    deadlines.join = Duration::MAX;
+    deadlines.total = Duration::MAX;
+    for uri in [format!("zc+mem://unbounded-{}", std::process::id()), "zc://127.0.0.1:0".into()] {
+        let fabric = Fabric::auto_builder().deadlines(deadlines.clone()).build().unwrap();
+        let mut listener = fabric.listen(&uri).await.unwrap();
+        let uri = listener.local_uri().to_string();
+        let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
+        client.unwrap().send(&b"hello"[..]).await.unwrap();
+        assert_eq!(server.unwrap().recv().await.unwrap().unwrap(), b"hello"[..]);
+    }
+}

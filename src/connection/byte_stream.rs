@@ -8,6 +8,7 @@ use bytes::Buf;
 use zc_core::memory::{AllocWaiter, CopyPlace, Message, PinnedBufMut, copy_payload};
 
 use super::Connection;
+use super::core::READS_PER_TURN;
 use super::lane_alloc::try_lane_alloc;
 use super::receiver::Receiver;
 use super::sender::push_out;
@@ -64,13 +65,18 @@ impl ByteStream {
     }
 
     fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        while !self.current.has_remaining() {
+        for _ in 0..READS_PER_TURN {
+            if self.current.has_remaining() {
+                return Poll::Ready(Ok(self.current.chunk()));
+            }
             match ready!(self.receiver.poll_recv(cx))? {
                 Some(message) => self.current = message,
                 None => return Poll::Ready(Ok(&[])),
             }
         }
-        Poll::Ready(Ok(self.current.chunk()))
+        // Other tasks have their turn, even if the peer floods this one with empty messages.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn consume_read(&mut self, len: usize) {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use zc_core::transport::{ControlLink, LaneDrive, LaneError, Timer};
-use zc_core::wire::{CloseCode, Keepalive, KeepaliveAction, SessionRecord};
+use zc_core::wire::{CloseCode, Keepalive, KeepaliveAction, MAX_KEEPALIVE, MIN_KEEPALIVE, SessionRecord};
 
 use super::core::{Core, READS_PER_TURN};
 use super::end::Obituary;
@@ -18,6 +18,7 @@ use super::ingest::Look;
 use super::sender::finish;
 use super::wake::{LOOK_INTERVAL, Section};
 use crate::options::ConnectionOptions;
+use crate::time::later;
 
 /// Room for messages that an idle connection keeps.
 const IDLE_INBOX: usize = 64;
@@ -230,7 +231,8 @@ impl Driver {
                     return Ok(Some(next));
                 }
                 KeepaliveAction::Dead => {
-                    let silence = self.options.keepalive_interval + self.options.keepalive_timeout;
+                    let times = [self.options.keepalive_interval, self.options.keepalive_timeout];
+                    let silence = times.map(|time| time.clamp(MIN_KEEPALIVE, MAX_KEEPALIVE)).iter().sum();
                     return Err(ConnectionError::Dead { silence });
                 }
                 KeepaliveAction::SendPing(nonce) => {
@@ -275,7 +277,7 @@ impl Driver {
         let (last_seq, peer_ended) = (rx.arrived.seq.last(), rx.ended);
         drop(rx);
         let mut tx = core.lock_tx();
-        let deadline = *self.closing.get_or_insert_with(|| now + self.options.drain);
+        let deadline = *self.closing.get_or_insert_with(|| later(now, self.options.drain));
         if !failed && tx.queue.parked() > 0 && now < deadline {
             *next = sooner(*next, Some(deadline));
             return Poll::Pending;

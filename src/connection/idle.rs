@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::time::later;
+
 /// Looks are this part of the idle time apart, so the end comes at most that much late.
 const LOOKS: u32 = 4;
 
@@ -16,7 +18,7 @@ pub(super) struct Idle {
 
 impl Idle {
     pub(super) fn new(after: Duration, now: Instant) -> Self {
-        Self { after, seen: (0, 0), since: now, next: now + after }
+        Self { after, seen: (0, 0), since: now, next: later(now, after) }
     }
 
     pub(super) fn after(&self) -> Duration {
@@ -40,7 +42,7 @@ impl Idle {
             self.since = now;
         }
         let over = now.saturating_duration_since(self.since) >= self.after;
-        self.next = now + (self.after / LOOKS).max(Duration::from_millis(1));
+        self.next = later(now, (self.after / LOOKS).max(Duration::from_millis(1)));
         over
     }
 }

@@ -217,6 +217,7 @@ pub(super) fn finish(core: &Core, tx: &mut TxState) -> Result<(), ConnectionErro
 }
 
 /// Gives the message to the lane; its number, and its token if a completion was asked for.
+#[inline]
 pub(super) fn hand_over(
     core: &Core,
     tx: &mut TxState,
@@ -247,6 +248,7 @@ pub(super) fn hand_over(
 }
 
 /// Rings the doorbell after a message was handed over.
+#[inline]
 pub(super) fn push_out(core: &Core, mut tx: Locked<'_, TxState>) -> Result<(), SendError> {
     core.flush(&mut tx).map(drop).map_err(|error| {
         let delivery = tx.delivery(tx.seq.last_sent());

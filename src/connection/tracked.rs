@@ -8,7 +8,7 @@ use std::task::Waker;
 
 use zc_core::transport::{SendReport, SendToken};
 
-use super::wake::wake;
+use super::wake::{discard, renew, wake};
 
 /// Names a waiting future: its slot, and an id that no other ever has in that slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +79,9 @@ impl Tracked {
             self.delivered.remove(at);
         }
         if let Some(slot) = self.slots.get_mut(ticket.slot as usize)
-            && slot.take().is_some()
+            && let Some(entry) = slot.take()
         {
+            discard(entry.waker);
             self.free.push(ticket.slot);
         }
     }
@@ -88,7 +89,7 @@ impl Tracked {
     /// Waits on with this waker.
     pub(super) fn refresh(&mut self, ticket: Ticket, waker: &Waker) {
         if let Some(Some(entry)) = self.slots.get_mut(ticket.slot as usize) {
-            entry.waker.clone_from(waker);
+            renew(&mut entry.waker, waker);
         }
     }
 

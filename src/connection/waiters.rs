@@ -9,7 +9,7 @@ use std::task::Waker;
 
 use zc_core::memory::Message;
 
-use super::wake::wake;
+use super::wake::{discard, renew, wake};
 
 /// Messages that wait in the queue after which sinks are not ready; see [`FairQueue::park`].
 pub(super) const MAX_PARKED: usize = 1024;
@@ -18,7 +18,7 @@ pub(super) const MAX_PARKED_BYTES: usize = 16 << 20;
 
 /// A place in the queue. Places are handed out in increasing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place(u64);
+pub(crate) struct Place(u64);
 
 #[derive(Debug)]
 enum Waiting {
@@ -41,7 +41,7 @@ impl Waiting {
 
 /// The queue.
 #[derive(Debug, Default)]
-pub(super) struct FairQueue {
+pub(crate) struct FairQueue {
     waiting: VecDeque<(Place, Waiting)>,
     next: u64,
     flushes: usize,
@@ -53,7 +53,7 @@ pub(super) struct FairQueue {
 
 impl FairQueue {
     /// True when `place` (or a newcomer, if `None`) may go now.
-    pub(super) fn may_go(&self, place: Option<Place>) -> bool {
+    pub(crate) fn may_go(&self, place: Option<Place>) -> bool {
         match (self.waiting.front(), place) {
             (None, _) => true,
             (Some((first, _)), Some(place)) => *first == place,
@@ -65,7 +65,7 @@ impl FairQueue {
         self.waiting.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
@@ -86,7 +86,7 @@ impl FairQueue {
     }
 
     /// Waits for its turn, or waits on with another waker. True for a newcomer.
-    pub(super) fn wait(&mut self, place: &mut Option<Place>, waker: &Waker) -> bool {
+    pub(crate) fn wait(&mut self, place: &mut Option<Place>, waker: &Waker) -> bool {
         let stays = place.is_some_and(|place| self.wait_on(place, waker));
         if !stays {
             *place = Some(self.push(Waiting::Task(waker.clone())));
@@ -104,8 +104,8 @@ impl FairQueue {
     pub(super) fn wait_on(&mut self, place: Place, waker: &Waker) -> bool {
         let Some(at) = self.find(place) else { return false };
         match &mut self.waiting[at].1 {
-            Waiting::Task(old) | Waiting::Flush(old) => old.clone_from(waker),
-            Waiting::Parked(_, old) => *old = Some(waker.clone()),
+            Waiting::Task(old) | Waiting::Flush(old) | Waiting::Parked(_, Some(old)) => renew(old, waker),
+            Waiting::Parked(_, none) => *none = Some(waker.clone()),
         }
         true
     }
@@ -191,16 +191,21 @@ impl FairQueue {
     /// Gives up a place; whoever is first now, if that changed, is woken. True if it is a parked
     /// message, which is the driver's.
     #[must_use]
-    pub(super) fn leave(&mut self, place: &mut Option<Place>) -> bool {
+    pub(crate) fn leave(&mut self, place: &mut Option<Place>) -> bool {
         let Some(at) = place.take().and_then(|place| self.find(place)) else { return false };
-        if let Some((_, Waiting::Flush(_))) = self.waiting.remove(at) {
-            self.flushes -= 1;
+        match self.waiting.remove(at) {
+            Some((_, Waiting::Task(waker))) => discard(waker),
+            Some((_, Waiting::Flush(waker))) => {
+                self.flushes -= 1;
+                discard(waker);
+            }
+            _ => {}
         }
         at == 0 && self.wake_first()
     }
 
     /// Wakes the first one. True if it is a parked message, which is the driver's.
-    pub(super) fn wake_first(&self) -> bool {
+    pub(crate) fn wake_first(&self) -> bool {
         match self.waiting.front() {
             Some((_, Waiting::Task(waker) | Waiting::Flush(waker))) => wake(waker.clone()),
             Some((_, Waiting::Parked(..))) => return true,
@@ -210,7 +215,7 @@ impl FairQueue {
     }
 
     /// Wakes everyone; the places stay valid.
-    pub(super) fn wake_all(&mut self) {
+    pub(crate) fn wake_all(&mut self) {
         self.waiting.iter().filter_map(|(_, waiting)| waiting.waker()).for_each(|waker| wake(waker.clone()));
         self.crowded_out.drain(..).for_each(wake);
     }

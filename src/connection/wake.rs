@@ -1,9 +1,10 @@
-//! Wakers are called after every lock is released, and the right one is called.
+//! Wakers are called and dropped after every lock is released, and the right one is called.
 //!
 //! Two things live here. A [`Section`] surrounds each use of a lane: wake-ups that fall due inside are
 //! kept and called when the thread has left its outermost section, so that an executor that polls
 //! inside `wake` finds no lock held. It covers what a lane calls by itself, too, because the wakers
-//! that a lane gets are [`RxWake`] and [`TxWake`].
+//! that a lane gets are [`RxWake`] and [`TxWake`]. Nor does it run destructors of the application: those of
+//! owners of foreign bytes ([`Deferral`]) and of wakers ([`discard`]) have their turn at the same moment.
 //!
 //! The [`Watch`] says who looks at the lane for incoming frames:
 //!
@@ -25,11 +26,12 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::{Wake, Waker};
+use std::thread::LocalKey;
 use std::time::Duration;
 
-use futures::task::AtomicWaker;
-use parking_lot::MutexGuard;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
+use zc_core::memory::Deferral;
 
 /// How long incoming frames wait at most while the application neither receives nor waits for them.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(10);
@@ -38,29 +40,33 @@ pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 type Due = SmallVec<[Waker; 8]>;
 
 thread_local! {
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
     /// Whether anything is in `DUE`, which costs more to look at.
     static ANY_DUE: Cell<bool> = const { Cell::new(false) };
     static DUE: RefCell<Due> = RefCell::default();
+    /// Wakers that nobody needs any more.
+    static STALE: RefCell<Due> = RefCell::default();
 }
 
-/// While it lives, this thread calls no waker of a connection.
-pub(super) struct Section(std::marker::PhantomData<*const ()>);
+/// While it lives, this thread calls no waker of a connection and runs no destructor of the application.
+pub(super) struct Section {
+    // Dropped in this order: memory is back before those who were told of it look.
+    _deferral: Deferral,
+    _due: WakeDue,
+}
 
 impl Section {
+    #[inline]
     pub(super) fn enter() -> Self {
-        DEPTH.with(|depth| depth.set(depth.get() + 1));
-        Self(std::marker::PhantomData)
+        Self { _deferral: Deferral::begin(), _due: WakeDue }
     }
 }
 
-impl Drop for Section {
+struct WakeDue;
+
+impl Drop for WakeDue {
+    #[inline]
     fn drop(&mut self) {
-        let left = DEPTH.with(|depth| {
-            depth.set(depth.get() - 1);
-            depth.get() == 0
-        });
-        if left && ANY_DUE.get() {
+        if ANY_DUE.get() && !Deferral::is_open() {
             wake_due();
         }
     }
@@ -70,22 +76,68 @@ impl Drop for Section {
 #[cold]
 fn wake_due() {
     ANY_DUE.set(false);
+    let stale = STALE.try_with(RefCell::take);
     if let Ok(due) = DUE.try_with(RefCell::take) {
         due.into_iter().for_each(Waker::wake);
     }
+    drop(stale);
 }
 
 /// Calls the waker, as soon as this thread is in no section.
-pub(super) fn wake(waker: Waker) {
-    if DEPTH.with(Cell::get) == 0 {
+pub(crate) fn wake(waker: Waker) {
+    if !Deferral::is_open() {
         return waker.wake();
     }
+    if let Some(waker) = keep(&DUE, waker) {
+        waker.wake();
+    }
+}
+
+/// Drops the waker, as soon as this thread is in no section: it may be the last that holds a task, and with that
+/// whatever the task owns.
+pub(super) fn discard(waker: Waker) {
+    if Deferral::is_open() {
+        drop(keep(&STALE, waker));
+    }
+}
+
+/// It comes back from a thread that is being taken down.
+fn keep(list: &'static LocalKey<RefCell<Due>>, waker: Waker) -> Option<Waker> {
     ANY_DUE.set(true);
     let mut waker = Some(waker);
-    let kept = DUE.try_with(|due| due.borrow_mut().extend(waker.take()));
-    // A thread that is being taken down keeps nothing.
-    if let (Err(_), Some(waker)) = (kept, waker) {
-        waker.wake();
+    let _ = list.try_with(|list| list.borrow_mut().extend(waker.take()));
+    waker
+}
+
+/// From now on the other waker is the one to call.
+pub(crate) fn renew(old: &mut Waker, waker: &Waker) {
+    if !old.will_wake(waker) {
+        discard(std::mem::replace(old, waker.clone()));
+    }
+}
+
+/// Runs `f` with wakers called after it, not inside.
+pub(crate) fn quietly<R>(f: impl FnOnce() -> R) -> R {
+    let _section = Section::enter();
+    f()
+}
+
+/// A place for one waker. Unlike `AtomicWaker` it never calls any by itself.
+#[derive(Default)]
+pub(super) struct Slot(Mutex<Option<Waker>>);
+
+impl Slot {
+    pub(super) fn register(&self, waker: &Waker) {
+        let mut slot = self.0.lock();
+        if slot.as_ref().is_none_or(|old| !old.will_wake(waker)) {
+            let old = slot.replace(waker.clone());
+            drop(slot);
+            old.into_iter().for_each(discard);
+        }
+    }
+
+    pub(super) fn take(&self) -> Option<Waker> {
+        self.0.lock().take()
     }
 }
 
@@ -139,8 +191,8 @@ pub(super) struct Watch {
     look: AtomicBool,
     /// The driver looks within [`LOOK_INTERVAL`], or has been woken to see to it.
     watched: AtomicBool,
-    receiver: AtomicWaker,
-    pub(super) driver: AtomicWaker,
+    receiver: Slot,
+    pub(super) driver: Slot,
 }
 
 impl Watch {
@@ -163,7 +215,7 @@ impl Watch {
 
     /// The receiver does not wait any more.
     pub(super) fn unregister(&self) {
-        self.receiver.take();
+        self.receiver.take().into_iter().for_each(discard);
     }
 
     /// The lane is about to be polled with our waker. Set in front, so that a waker called meanwhile counts.

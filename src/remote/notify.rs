@@ -9,12 +9,12 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 use zc_core::transport::{NotifySink, RemoteKey};
 
-use crate::connection::wake_later;
+use crate::connection::{quietly, renew, wake_later};
 
-/// Notifications of one key that wait to be taken; more fail at the peer with
+/// Notifications of one export and connection that wait to be taken, whatever its keys; more fail at the peer with
 /// [`RemoteFault::Busy`](crate::RemoteFault::Busy), so that one peer can't fill the queue for others.
-pub const MAX_NOTIFICATIONS_PER_KEY: usize = 256;
-/// Notifications of one export that wait to be taken, all keys together.
+pub const MAX_NOTIFICATIONS_PER_CONNECTION: usize = 256;
+/// Notifications of one export that wait to be taken, all connections together.
 pub const MAX_NOTIFICATIONS: usize = 4096;
 
 /// A peer wrote and said so ([`RemoteMemory::write_with_notify`](crate::RemoteMemory::write_with_notify)). What
@@ -46,7 +46,7 @@ pub struct Notification {
 
 #[derive(Default)]
 struct Queue {
-    /// With the count of the key that each belongs to.
+    /// With the count of the connection that each belongs to.
     arrived: VecDeque<(Notification, Arc<AtomicUsize>)>,
     /// Places promised to writes under way.
     reserved: usize,
@@ -61,26 +61,26 @@ pub(super) struct Notifications(Mutex<Queue>);
 /// A place in the queue; given back if it is not used.
 pub(super) struct Reserved<'a> {
     queue: &'a Notifications,
-    of_key: &'a Arc<AtomicUsize>,
+    of_connection: &'a Arc<AtomicUsize>,
 }
 
 impl Notifications {
-    /// A place for one of a key that `of_key` counts, if there is one.
-    pub(super) fn reserve<'a>(&'a self, of_key: &'a Arc<AtomicUsize>) -> Option<Reserved<'a>> {
+    /// A place for one of a connection that `of_connection` counts, if there is one.
+    pub(super) fn reserve<'a>(&'a self, of_connection: &'a Arc<AtomicUsize>) -> Option<Reserved<'a>> {
         let mut queue = self.0.lock();
         let room = queue.arrived.len() + queue.reserved < MAX_NOTIFICATIONS
-            && of_key.load(Relaxed) < MAX_NOTIFICATIONS_PER_KEY;
+            && of_connection.load(Relaxed) < MAX_NOTIFICATIONS_PER_CONNECTION;
         if !room {
             return None;
         }
         queue.reserved += 1;
-        of_key.fetch_add(1, Relaxed);
-        Some(Reserved { queue: self, of_key })
+        of_connection.fetch_add(1, Relaxed);
+        Some(Reserved { queue: self, of_connection })
     }
 
     pub(super) fn take(&self) -> Option<Notification> {
-        let (notification, of_key) = self.0.lock().arrived.pop_front()?;
-        of_key.fetch_sub(1, Relaxed);
+        let (notification, of_connection) = self.0.lock().arrived.pop_front()?;
+        of_connection.fetch_sub(1, Relaxed);
         Some(notification)
     }
 
@@ -94,9 +94,9 @@ impl Reserved<'_> {
     pub(super) fn notify(self, key: RemoteKey, value: u64) {
         let waiting = {
             let mut queue = self.queue.0.lock();
-            queue.arrived.push_back((Notification { key, value }, self.of_key.clone()));
+            queue.arrived.push_back((Notification { key, value }, self.of_connection.clone()));
             // Counted again, for the one that is dropped now.
-            self.of_key.fetch_add(1, Relaxed);
+            self.of_connection.fetch_add(1, Relaxed);
             std::mem::take(&mut queue.waiting)
         };
         // All of them: the one that is first may be about to go away.
@@ -107,7 +107,7 @@ impl Reserved<'_> {
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         self.queue.0.lock().reserved -= 1;
-        self.of_key.fetch_sub(1, Relaxed);
+        self.of_connection.fetch_sub(1, Relaxed);
     }
 }
 
@@ -121,25 +121,32 @@ impl Wait<'_> {
         if let Some(notification) = self.queue.take() {
             return Poll::Ready(notification);
         }
+        quietly(|| self.register(cx.waker()));
+        // One that came in between has woken nobody.
+        self.queue.take().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn register(&mut self, waker: &Waker) {
         let mut queue = self.queue.0.lock();
         let number = *self.number.get_or_insert_with(|| {
             queue.next += 1;
             queue.next
         });
         match queue.waiting.iter_mut().find(|(n, _)| *n == number) {
-            Some((_, waker)) => waker.clone_from(cx.waker()),
-            None => queue.waiting.push((number, cx.waker().clone())),
+            Some((_, old)) => renew(old, waker),
+            None => queue.waiting.push((number, waker.clone())),
         }
-        drop(queue);
-        // One that came in between has woken nobody.
-        self.queue.take().map_or(Poll::Pending, Poll::Ready)
     }
 }
 
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            self.queue.0.lock().waiting.retain(|(n, _)| *n != number);
+            let mut queue = self.queue.0.lock();
+            let at = queue.waiting.iter().position(|(n, _)| *n == number);
+            let left = at.map(|at| queue.waiting.remove(at));
+            drop(queue);
+            drop(left);
         }
     }
 }
@@ -148,13 +155,13 @@ impl Drop for Wait<'_> {
 pub(super) struct KeySink {
     pub(super) export: std::sync::Weak<super::export::Shared>,
     pub(super) key: std::sync::OnceLock<RemoteKey>,
-    pub(super) of_key: Arc<AtomicUsize>,
+    pub(super) of_connection: Arc<AtomicUsize>,
 }
 
 impl NotifySink for KeySink {
     fn notify(&self, value: u64) -> bool {
         let (Some(export), Some(key)) = (self.export.upgrade(), self.key.get()) else { return false };
-        let Some(place) = export.notifications.reserve(&self.of_key) else { return false };
+        let Some(place) = export.notifications.reserve(&self.of_connection) else { return false };
         place.notify(*key, value);
         true
     }

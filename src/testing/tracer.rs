@@ -292,4 +292,8 @@ impl LaneRx for TraceRx {
         }
         found.transpose()
     }
+
+    fn stop(&mut self) {
+        self.inner.stop();
+    }
 }

@@ -95,7 +95,7 @@ fn setups() -> [Setup; 2] {
 }
 
 async fn child(name: String) {
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut link = StreamLinks.connect(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
     let mut got = poll_fn(|cx| link.poll_recv_descriptors(cx, 2)).await.unwrap();
     let theirs = got.pop().unwrap();
@@ -132,7 +132,7 @@ fn per_trip(start: Instant) -> f64 {
 
 async fn parent(core: usize) {
     let name = format!("zc-shm-asleep-{}-{core}", std::process::id());
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
     pin(core);
     let child = Command::new(std::env::current_exe().unwrap()).env(CHILD, &name).stdin(Stdio::null()).spawn();

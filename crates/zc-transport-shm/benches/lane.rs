@@ -378,7 +378,7 @@ async fn exchange_line(link: &mut dyn ControlLink, mine: Option<BorrowedFd<'_>>)
 }
 
 async fn child(name: String) {
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut link = StreamLinks.connect(&LinkAddr::UnixAbstract(name), &reactor).await.unwrap();
     let fd = exchange_line(&mut *link, None).await.unwrap();
     let region = mapped(fd);
@@ -413,7 +413,7 @@ async fn parent() {
         return;
     }
     let name = format!("zc-shm-bench-{}", std::process::id());
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .env(CHILD, &name)

@@ -323,7 +323,7 @@ fn bells_of_the_wrong_kind_are_refused() {
 fn a_bell_never_blocks_its_owner() {
     run(async {
         for kind in [crate::bell::BellKind::Eventfd, crate::bell::BellKind::Socket] {
-            let (bell, theirs) = crate::bell::Bell::new(kind, &crate::common::TokioReactor).unwrap();
+            let (bell, theirs) = crate::bell::Bell::new(kind, &crate::common::TokioReactor::new()).unwrap();
             let copy = rustix::io::fcntl_dupfd_cloexec(&theirs, 0).unwrap();
             let peer = PeerBell::new(theirs, kind).unwrap();
             peer.ring();

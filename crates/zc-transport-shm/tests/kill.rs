@@ -80,7 +80,7 @@ fn child() {
     let Ok(name) = std::env::var(CHILD) else { return };
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     rt.block_on(async {
-        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
         let link = StreamLinks.connect(&LinkAddr::UnixAbstract(name), &reactor).await.unwrap();
         let mut end = try_end(link, Role::Client, &Setup::default(), None).await.unwrap();
         talk(&mut end, |_, _| ()).await;
@@ -121,7 +121,7 @@ fn killed_peers_leave_whole_messages_and_nothing_else() {
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     rt.block_on(async {
         let name = format!("zc-shm-kill-{}", std::process::id());
-        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
         let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
         let before = descriptors();
         let mut delivered = 0;

@@ -8,44 +8,10 @@ use std::task::{Context, Poll, Waker};
 
 use common::*;
 use proptest::prelude::*;
+use zc_conformance::exchange;
 use zc_core::memory::{CopyPlace, Message, PinnedBuf};
 use zc_core::transport::*;
 use zc_transport_shm::{INLINE_MAX, REAP_BATCH};
-
-/// Sends all messages from `a` to `b`, which gives credit back; both are driven.
-async fn exchange(a: &mut End, b: &mut End, messages: Vec<Message>, expect: &[Vec<u8>]) {
-    let mut queue = messages.into_iter().enumerate().peekable();
-    let (mut got, mut batch, mut none) = (0, Batch::new(), Batch::new());
-    std::future::poll_fn(|cx| {
-        loop {
-            assert!(a.lane.rx.poll_recv(cx, &mut none).is_pending());
-            let Some((_, m)) = queue.peek() else { break };
-            match a.lane.tx.poll_ready(cx, m.len()) {
-                Poll::Pending => break,
-                Poll::Ready(r) => r.unwrap(),
-            }
-            let (i, m) = queue.next().unwrap();
-            a.lane.tx.start_send(data(i as u64 + 1, m), false).unwrap();
-        }
-        let flushed = a.lane.tx.poll_flush(cx).map(Result::unwrap).is_ready();
-        while got < expect.len() {
-            match b.lane.rx.poll_recv(cx, &mut batch) {
-                Poll::Ready(r) => assert_eq!(r.unwrap(), Received::Some),
-                Poll::Pending => break,
-            }
-            for f in batch.drain() {
-                assert_eq!(f.seq, got as u64 + 1);
-                assert!(f.payload == expect[got][..], "message {got}");
-                b.lane.rx.release(f.payload.len());
-                got += 1;
-            }
-        }
-        a.drive(cx);
-        b.drive(cx);
-        if flushed && queue.peek().is_none() && got == expect.len() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-}
 
 fn untrusted() -> Setup {
     Setup { trust: Trust::Untrusted, ..Setup::default() }
@@ -79,7 +45,7 @@ fn sizes_in_order() {
             let expect: Vec<_> = SIZES.iter().enumerate().map(|(i, n)| body(*n, i)).collect();
             for _ in 0..3 {
                 let messages = expect.iter().cloned().map(Message::from).collect();
-                exchange(&mut a, &mut b, messages, &expect).await;
+                exchange(&mut a.lane, &mut b.lane, &TokioReactor::new(), messages, &expect).await;
             }
             assert_eq!(b.lane.leases.outstanding_bytes(), 0);
         });
@@ -363,6 +329,33 @@ fn waiting_for_memory_ends_when_the_reader_gives_some_back() {
     });
 }
 
+/// A reader that found memory while spinning, or reads no more, is not in front of others that wait for some.
+#[test]
+fn who_was_served_or_reads_no_more_has_no_place_in_the_queue_for_memory() {
+    for stops in [false, true] {
+        run(async {
+            let reader = Setup { pool_bytes: 4096, ..untrusted() };
+            let (mut a, mut b) = pair_of(&Setup::default(), &reader).await;
+            let all = b.pool.try_alloc(4096).unwrap();
+            a.send(data(1, body(1000, 1))).await.unwrap();
+            let (mut cx, mut out) = (Context::from_waker(Waker::noop()), Batch::new());
+            assert!(b.lane.rx.poll_recv(&mut cx, &mut out).is_pending());
+            let pool = b.pool.clone();
+            let mut second = Box::pin(pool.alloc(100));
+            assert!(second.as_mut().poll(&mut cx).is_pending());
+            if stops {
+                b.lane.rx.stop();
+                drop(all);
+            } else {
+                drop(all);
+                assert!(matches!(b.lane.rx.try_recv(&mut out), Ok(Some(Received::Some))));
+                drop(out.drain().collect::<Vec<_>>());
+            }
+            assert!(second.as_mut().poll(&mut cx).is_ready(), "nobody is in front of it");
+        });
+    }
+}
+
 #[test]
 fn buffers_dropped_by_the_application_wake_whoever_waits_for_memory() {
     run(async {
@@ -597,7 +590,7 @@ proptest! {
                     }
                 }
                 expect.push(all);
-                exchange(&mut a, &mut b, vec![Message::new(), m], &[vec![], expect[at].clone()]).await;
+                exchange(&mut a.lane, &mut b.lane, &TokioReactor::new(), vec![Message::new(), m], &[vec![], expect[at].clone()]).await;
             }
         });
     }

@@ -16,6 +16,7 @@ use zc_core::transport::{ControlLink, Interest, LinkAddr, PeerCred, Readiness};
 
 use crate::io::{ByteIo, retry, shutdown};
 use crate::limits::MAX_DESCRIPTORS;
+use crate::sys;
 
 /// The most descriptors that the kernel passes at once (`SCM_MAX_FD`).
 const SCM_MAX_FD: usize = 253;
@@ -81,12 +82,7 @@ impl ControlLink for StreamLink {
         if self.tcp {
             return None;
         }
-        let cred = rustix::net::sockopt::socket_peercred(self.io.fd()).ok()?;
-        Some(PeerCred {
-            pid: cred.pid.as_raw_nonzero().get(),
-            uid: cred.uid.as_raw(),
-            gid: cred.gid.as_raw(),
-        })
+        sys::peer_cred(self.io.fd())
     }
 
     fn passes_descriptors(&self) -> bool {

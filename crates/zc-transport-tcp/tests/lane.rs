@@ -8,45 +8,9 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use proptest::prelude::*;
+use zc_conformance::exchange;
 use zc_core::memory::Message;
 use zc_core::transport::*;
-
-/// Sends all messages from `a` to `b`, which gives credit back; both are driven.
-async fn exchange(a: &mut End, b: &mut End, messages: Vec<Message>, expect: &[Vec<u8>]) {
-    let mut queue = messages.into_iter().enumerate().peekable();
-    let (mut got, mut idle, mut none) = (0, Batch::new(), Batch::new());
-    std::future::poll_fn(|cx| {
-        loop {
-            assert!(a.lane.rx.poll_recv(cx, &mut none).is_pending());
-            let Some((_, m)) = queue.peek() else { break };
-            match a.lane.tx.poll_ready(cx, m.len()) {
-                Poll::Pending => break,
-                Poll::Ready(r) => r.unwrap(),
-            }
-            let (i, m) = queue.next().unwrap();
-            a.lane.tx.start_send(frame(i as u64 + 1, m), false).unwrap();
-        }
-        let flushed = a.lane.tx.poll_flush(cx).map(Result::unwrap).is_ready();
-        while got < expect.len() {
-            match b.lane.rx.poll_recv(cx, &mut idle) {
-                Poll::Ready(r) => assert_eq!(r.unwrap(), Received::Some),
-                Poll::Pending => break,
-            }
-            for f in idle.drain() {
-                assert_eq!(f.seq, got as u64 + 1);
-                assert!(f.payload == expect[got][..], "message {got}");
-                b.lane.rx.release(f.payload.len());
-                got += 1;
-            }
-        }
-        let again = [a.lane.drive.as_mut(), b.lane.drive.as_mut()];
-        for drive in again.into_iter().flatten() {
-            drive.poll_drive(cx, Instant::now()).unwrap();
-        }
-        if flushed && queue.peek().is_none() && got == expect.len() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-}
 
 async fn settle(a: &mut End, b: &End) {
     for _ in 0..1000 {
@@ -69,7 +33,7 @@ fn sizes_in_order() {
             let (mut a, mut b) = pair(addr, LaneLimits::default()).await;
             let expect: Vec<_> = sizes.iter().enumerate().map(|(i, n)| body(*n, i)).collect();
             let messages = expect.iter().cloned().map(Message::from).collect();
-            exchange(&mut a, &mut b, messages, &expect).await;
+            exchange(&mut a.lane, &mut b.lane, &TokioReactor::new(), messages, &expect).await;
             settle(&mut a, &b).await;
             assert_eq!(b.lane.leases.outstanding_bytes(), 0);
         });
@@ -82,7 +46,7 @@ fn large_stream_is_not_copied_by_us() {
         let (mut a, mut b) = pair(tcp(), LaneLimits::default()).await;
         let expect: Vec<_> = (0..10).map(|i| body(1 << 20, i)).collect();
         let messages = expect.iter().cloned().map(Message::from).collect();
-        exchange(&mut a, &mut b, messages, &expect).await;
+        exchange(&mut a.lane, &mut b.lane, &TokioReactor::new(), messages, &expect).await;
         let warm_up = b.ledger.snapshot().copied_bytes();
         assert!(warm_up <= 65536, "{:?}", b.ledger.snapshot());
         assert_eq!(a.ledger.snapshot().copied_bytes(), 0);
@@ -209,7 +173,7 @@ proptest! {
                 expect.push(all);
                 messages.push(m);
             }
-            exchange(&mut a, &mut b, messages, &expect).await;
+            exchange(&mut a.lane, &mut b.lane, &TokioReactor::new(), messages, &expect).await;
             settle(&mut a, &b).await;
         });
     }

@@ -96,9 +96,9 @@ async fn refusing_pair(refused: usize) -> (End, End) {
     socket2::SockRef::from(&socket).set_send_buffer_size(3 * ZERO_COPY_MIN).unwrap();
     let peer = listener.accept().await.unwrap().0.into_std().unwrap();
     let writes = AtomicUsize::new(0);
-    let io = Refusing { io: TokioReactor.register(socket.into()).unwrap(), writes, refused };
+    let io = Refusing { io: TokioReactor::new().register(socket.into()).unwrap(), writes, refused };
     let a = StreamLink::new(Box::new(io), tcp());
-    let b = StreamLink::new(TokioReactor.register(peer.into()).unwrap(), tcp());
+    let b = StreamLink::new(TokioReactor::new().register(peer.into()).unwrap(), tcp());
     (end(Box::new(a), LaneLimits::default()).await, end(Box::new(b), LaneLimits::default()).await)
 }
 
@@ -144,7 +144,7 @@ async fn deaf_peer() -> (std::net::TcpStream, End) {
     let socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     socket.set_nonblocking(true).unwrap();
     let peer = listener.accept().unwrap().0;
-    let link = StreamLink::new(TokioReactor.register(socket.into()).unwrap(), tcp());
+    let link = StreamLink::new(TokioReactor::new().register(socket.into()).unwrap(), tcp());
     (peer, end(Box::new(link), LaneLimits::default()).await)
 }
 

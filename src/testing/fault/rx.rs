@@ -168,4 +168,12 @@ impl LaneRx for FaultRx {
             Poll::Ready(found) => found.map(Some),
         }
     }
+
+    fn stop(&mut self) {
+        if let Some(inner) = &mut self.inner {
+            inner.stop();
+        }
+        self.held.clear();
+        self.end.get_or_insert(Err(LaneError::Closed));
+    }
 }

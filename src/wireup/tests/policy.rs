@@ -138,17 +138,6 @@ async fn no_deadline_is_too_long() {
     assert!(outcome(&refused(client), "shm") != Outcome::Chosen && server.is_err());
 }
 
-#[tokio::test]
-async fn no_deadline_of_a_fabric_is_too_long() {
-    let fabric = || Fabric::auto_builder().deadlines(longest()).build().unwrap();
-    for uri in ["zc+mem://patient", "zc://127.0.0.1:0"] {
-        let mut listener = fabric().listen(uri).await.unwrap();
-        let (client, uri) = (fabric(), listener.local_uri().to_string());
-        let (client, server) = tokio::join!(client.connect(&uri), listener.accept());
-        drop((client.unwrap(), server.unwrap()));
-    }
-}
-
 /// A link at an abstract name, whose other end is a process of this user.
 #[derive(Debug)]
 struct At {

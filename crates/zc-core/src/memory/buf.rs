@@ -104,7 +104,8 @@ impl PinnedBuf {
         head
     }
 
-    /// The unique writable buffer, if this is the only reference to memory of a pool.
+    /// The unique writable buffer, if this is the only reference to memory that was lent to be written: a
+    /// pool's, or a frame's of [`FrameTable::lend_mut`](super::FrameTable::lend_mut).
     #[inline]
     pub fn try_into_mut(self) -> Result<PinnedBufMut, Self> {
         let Self { ptr, len, block } = self;

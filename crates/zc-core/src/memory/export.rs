@@ -106,7 +106,7 @@ impl ExportMemory {
     /// [`ExportError::OutOfBounds`].
     pub fn read(&self, offset: u64, out: &mut [u8], ledger: &CopyLedger) -> Result<(), ExportError> {
         let at = self.check(offset, out.len())?;
-        let (head, words, tail) = split(at, out.len());
+        let (head, words) = split(at, out.len());
         let (head_bytes, rest) = out.split_at_mut(head);
         let (word_bytes, tail_bytes) = rest.split_at_mut(words * EXPORT_WORD_BYTES);
         self.read_part(at, head_bytes);
@@ -116,8 +116,7 @@ impl ExportMemory {
             *bytes = self.word(first + i).load(Relaxed).to_ne_bytes();
         }
         self.read_part(at + out_len(head, words), tail_bytes);
-        debug_assert_eq!(tail_bytes.len(), tail);
-        ledger.copied(CopyPlace::Remote, head + words * EXPORT_WORD_BYTES + tail);
+        ledger.copied(CopyPlace::Remote, out.len());
         Ok(())
     }
 
@@ -127,7 +126,7 @@ impl ExportMemory {
     /// [`ExportError::OutOfBounds`]; then nothing is written.
     pub fn write(&self, offset: u64, bytes: &[u8], ledger: &CopyLedger) -> Result<(), ExportError> {
         let at = self.check(offset, bytes.len())?;
-        let (head, words, _) = split(at, bytes.len());
+        let (head, words) = split(at, bytes.len());
         let (head_bytes, rest) = bytes.split_at(head);
         let (word_bytes, tail_bytes) = rest.split_at(words * EXPORT_WORD_BYTES);
         self.write_part(at, head_bytes);
@@ -228,12 +227,10 @@ impl ExportMemory {
     }
 }
 
-/// How many bytes lie in front of the first whole word, how many whole words follow, and how many bytes
-/// come after those.
-fn split(at: usize, len: usize) -> (usize, usize, usize) {
+/// How many bytes lie in front of the first whole word, and how many whole words follow.
+fn split(at: usize, len: usize) -> (usize, usize) {
     let head = (at.next_multiple_of(EXPORT_WORD_BYTES) - at).min(len);
-    let words = (len - head) / EXPORT_WORD_BYTES;
-    (head, words, len - out_len(head, words))
+    (head, (len - head) / EXPORT_WORD_BYTES)
 }
 
 fn out_len(head: usize, words: usize) -> usize {

@@ -22,15 +22,16 @@ pub struct GroupId(pub u64);
 /// A pool whose regions every member can use: what is allocated once goes to many connections
 /// without a copy. Cloning gives another handle to the same group.
 ///
-/// A member is a [`Registrar`]: a ring, a protection domain, a connection to a shared-memory peer.
-/// Each region is registered with each member once, when memory of it is first sent there. A
+/// A member is a [`Registrar`]: a ring, a protection domain, or a connection whose peer maps the group. A
+/// transport that sends any memory as it is needs no membership. Each region is registered with each member once, when memory of it is first sent there. A
 /// transport learns from [`Region::group`](super::Region::group) which group memory belongs to.
 ///
 /// **Isolation.** Members share whole regions, not messages. A peer that can map or read the group's
 /// memory (a process on this host, a remote with a key) can read *all* of it: messages meant for
 /// other members, and what freed buffers left behind. Put only peers into one group that may see
 /// each other's messages; everyone else uses the memory of its own connection. For the same
-/// reason nobody joins by itself: a region is registered only through a [`Membership`].
+/// reason nobody joins by itself: a region is registered only through a [`Membership`]
+/// ([`Region::register_with`](super::Region::register_with) refuses it).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -169,7 +170,8 @@ impl Membership {
     /// without a lock when it was.
     pub fn place_of(&self, buf: &PinnedBuf) -> Result<Place, RegisterError> {
         let (region, offset) = buf.place().ok_or(RegisterError::NotInGroup)?;
-        if region.group() != Some(self.group.id()) {
+        let is_gone = self.registrar.strong_count() == 0;
+        if is_gone || region.group() != Some(self.group.id()) {
             return Err(RegisterError::NotInGroup);
         }
         let key = match region.key_for(self.id) {
@@ -186,7 +188,7 @@ impl Membership {
 
     fn register(&self, region: &Region) -> Result<u64, RegisterError> {
         let registrar = self.registrar.upgrade().ok_or(RegisterError::NotInGroup)?;
-        region.register_with(&registrar)
+        region.register_member(&registrar)
     }
 }
 
@@ -276,6 +278,23 @@ mod tests {
         for foreign in [buf.freeze(), PinnedBuf::from(vec![1]), PinnedBuf::from_static(b"s")] {
             assert!(matches!(membership.place_of(&foreign), Err(RegisterError::NotInGroup)));
         }
+    }
+
+    #[test]
+    fn who_is_no_member_gets_no_key() {
+        let group = MemoryGroup::new(BufPool::builder().max_bytes(1 << 20).backing(Backing::Memfd));
+        let mut buf = group.pool().try_alloc(10).unwrap();
+        buf.put_slice(b"x");
+        let buf = buf.freeze();
+        let region = buf.region().unwrap();
+        let (stranger, dynamic) = member();
+        assert!(matches!(region.register_with(&dynamic), Err(RegisterError::NotInGroup)));
+        assert!(stranger.known.lock().is_empty());
+        // One that is gone, though its key has not been overwritten yet.
+        let membership = group.join(&dynamic).unwrap();
+        membership.place_of(&buf).unwrap();
+        drop((stranger, dynamic));
+        assert!(matches!(membership.place_of(&buf), Err(RegisterError::NotInGroup)));
     }
 
     #[test]

@@ -115,9 +115,10 @@ pub struct Caps {
     pub max_message: u32,
     /// Most segments of one message that are sent as they are.
     pub max_segments: usize,
-    /// Bytes that a buffer should leave free in front of the payload.
+    /// Bytes in front of the payload that the transport writes its own header into, if a buffer leaves them free. 0:
+    /// headers travel apart, and headroom is wasted.
     pub headroom: usize,
-    /// Alignment of memory from `poll_alloc`, bytes.
+    /// Alignment of memory from `poll_alloc`, bytes, unless the pool was made with a headroom, which shifts it.
     pub alignment: usize,
     /// Messages up to this many bytes travel inline with their descriptor.
     pub inline_size: usize,

@@ -8,9 +8,7 @@ use zc_core::memory::{
     PinnedBufMut, Pressure,
 };
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
-use zc_core::wire::{
-    MAX_RECORD, MAX_REMOTE_RECORD_BYTES, MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes,
-};
+use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes};
 
 use super::credit::Credit;
 use super::shared::Shared;
@@ -208,9 +206,15 @@ impl Rx {
 
     #[cold]
     fn fail(&mut self, error: LaneError) {
+        self.shared.end(error.clone());
+        self.end(error);
+    }
+
+    /// Nothing more is read: no memory is kept, and no place of those who wait for it.
+    fn end(&mut self, error: LaneError) {
         self.partial = None;
         self.ready = None;
-        self.shared.end(error.clone());
+        self.waiter = AllocWaiter::new();
         self.failed = Some(error);
     }
 
@@ -352,12 +356,7 @@ impl Rx {
             *at = Descriptor::unpack(*pair);
             len += at.len as usize;
         }
-        let max = match kind {
-            FrameKind::Data => self.max_message,
-            FrameKind::Session => MAX_RECORD,
-            FrameKind::Remote => MAX_REMOTE_RECORD_BYTES,
-        };
-        if bytes + len > max {
+        if bytes + len > kind.max_bytes(self.max_message) {
             return Err(lie("shm frame length"));
         }
         Ok((descriptors, len))
@@ -409,7 +408,13 @@ impl Rx {
     fn memory(&mut self, len: usize) -> Result<PinnedBufMut, Stop> {
         let ready = self.ready.take().filter(|buf| buf.capacity() >= len);
         let mut buf = match ready.map_or_else(|| self.pool.try_alloc(len), Ok) {
-            Ok(buf) => buf,
+            Ok(buf) => {
+                if self.waiter.is_queued() {
+                    // Served otherwise: a place that nobody looks after holds up all others.
+                    self.waiter = AllocWaiter::new();
+                }
+                buf
+            }
             Err(AllocError::Exhausted { .. }) => return Err(Stop::Stall(Stall::Memory(len))),
             Err(error) => return Err(LaneError::Memory(error.to_string()).into()),
         };
@@ -536,5 +541,11 @@ impl LaneRx for Rx {
             self.shared.peer_bell.ring();
         }
         Ok(None)
+    }
+
+    fn stop(&mut self) {
+        if self.failed.is_none() {
+            self.end(LaneError::Closed);
+        }
     }
 }

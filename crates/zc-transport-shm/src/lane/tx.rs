@@ -14,9 +14,7 @@ use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, SendRejected, SendReport,
     SendToken,
 };
-use zc_core::wire::{
-    MAX_RECORD, MAX_REMOTE_RECORD_BYTES, MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes,
-};
+use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes};
 
 use super::Half;
 use super::shared::Shared;
@@ -554,11 +552,7 @@ impl Tx {
             return Some(error);
         }
         let len = frame.payload.len();
-        let max = match frame.kind {
-            FrameKind::Data => self.max_message,
-            FrameKind::Session => MAX_RECORD,
-            FrameKind::Remote => MAX_REMOTE_RECORD_BYTES,
-        };
+        let max = frame.kind.max_bytes(self.max_message);
         if self.closing {
             Some(LaneError::Closed)
         } else if len > max {

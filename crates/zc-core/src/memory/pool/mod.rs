@@ -24,7 +24,7 @@ pub use classes::{CLASS_COUNT, MAX_CLASS_BYTES, MIN_CLASS_BYTES};
 pub use limits::{DEFAULT_POOL_DIVISOR, DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES};
 pub(super) use shared::Chunk;
 pub use stats::{MAX_ORIGINS, PoolStats, Usage};
-pub use waiters::{AllocWaiter, MAX_OVERTAKEN};
+pub use waiters::{AllocWaiter, MAX_MISSED, MAX_OVERTAKEN};
 
 use super::{PinnedBufMut, Region, RegionError};
 use shared::Shared;
@@ -52,7 +52,8 @@ const LARGE_STEP_BYTES: usize = 1 << 20;
 /// ```
 #[derive(Debug, thiserror::Error)]
 pub enum AllocError {
-    /// The bound is reached; waiting helps.
+    /// The bound is reached, or the system grants no more, while some is in use: waiting helps. Where another
+    /// thread is giving memory back at this moment, [`BufPool::alloc`] sees it, `try_alloc` may not.
     #[error("pool exhausted: {need} bytes needed, {in_use} of {max} in use")]
     Exhausted {
         /// The bytes needed, headroom included.
@@ -70,7 +71,7 @@ pub enum AllocError {
         /// The bound.
         max: usize,
     },
-    /// The system refused a region.
+    /// The system refused a region, and nothing is in use that could come back.
     #[error(transparent)]
     Os(#[from] RegionError),
 }
@@ -191,6 +192,12 @@ impl BufPool {
         self.try_alloc(len)
     }
 
+    /// As [`try_alloc`](Self::try_alloc), for what is of use but can be done without: while others wait for
+    /// memory, as [`try_alloc_sparing`](Self::try_alloc_sparing).
+    pub fn try_alloc_spare(&self, len: usize) -> Result<PinnedBufMut, AllocError> {
+        if self.shared().waiters().any() { self.try_alloc_sparing(len) } else { self.try_alloc(len) }
+    }
+
     /// As [`poll_alloc`](Self::poll_alloc), with the restriction of [`try_alloc_sparing`](Self::try_alloc_sparing).
     /// All that are not restricted so overtake it, however often.
     pub fn poll_alloc_sparing(
@@ -267,5 +274,8 @@ impl BufPool {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "a test")]
+mod refused_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;

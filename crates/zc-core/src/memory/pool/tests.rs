@@ -192,12 +192,19 @@ fn regions_are_few() {
 }
 
 #[test]
-fn a_region_counts_until_it_is_unmapped() {
+fn a_region_that_somebody_holds_counts_and_is_used_again() {
     let p = pool(1 << 20);
     let region = p.try_alloc(1 << 20).unwrap().region().unwrap().clone();
     p.trim();
-    assert!(p.try_alloc(1).is_err(), "somebody holds the memory");
+    assert_eq!(p.stats().reserved_bytes, 1 << 20);
+    assert!(p.regions().iter().any(|r| r.id() == region.id()));
+    let held: Vec<_> = std::iter::from_fn(|| p.try_alloc(4096).ok()).collect();
+    assert_eq!(held.len(), 256, "all of it is cut again");
+    assert!(held.iter().all(|buf| buf.region().unwrap().id() == region.id()));
+    drop(held);
+    p.trim();
     drop(region);
+    assert_eq!(p.stats().reserved_bytes, 0);
     p.try_alloc(1).unwrap();
 }
 
@@ -536,6 +543,33 @@ fn who_needs_much_is_not_overtaken_for_ever() {
     assert!(tasks[0].got.is_some());
 }
 
+/// A place that nobody looks after holds the others up for a while only, and keeps its turn if it comes back soon.
+#[test]
+fn who_is_woken_and_does_not_look_loses_its_turn() {
+    let p = pool(1 << 20);
+    let mut held: Vec<_> = std::iter::from_fn(|| p.try_alloc(16 << 10).ok()).collect();
+    let (mut absent, mut waiter) = (AllocWaiter::new(), AllocWaiter::new());
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(p.poll_alloc(1, &mut absent, cx).is_pending());
+    let mut second = Waits::new(&p, 16 << 10);
+    second.poll();
+    for _ in 0..MAX_MISSED {
+        drop(held.pop());
+        assert!(!second.is_due(), "it is not the first one's fault yet");
+        assert!(p.poll_alloc(1, &mut waiter, cx).is_pending(), "and all keep their order");
+    }
+    drop(waiter);
+    drop(held.pop());
+    assert!(second.is_due(), "the first one does not look");
+    second.poll();
+    assert!(second.got.is_some());
+    // Others that come pass as well, until it is back.
+    let mut third = Waits::new(&p, 16 << 10);
+    third.poll();
+    assert!(third.got.is_some());
+    assert!(p.poll_alloc(1, &mut absent, cx).is_ready());
+}
+
 /// A free block that is a little too large serves, where its neighbours keep it from being cut anew.
 #[test]
 fn an_exhausted_pool_lends_larger_blocks() {
@@ -549,4 +583,15 @@ fn an_exhausted_pool_lends_larger_blocks() {
     drop((lent, held));
     assert_eq!(p.stats().in_use_bytes, 0);
     assert!(p.try_alloc(1 << 20).is_ok());
+}
+
+/// What transports that lend memory of a pool say in their `Caps`.
+#[test]
+fn blocks_of_all_lengths_are_aligned() {
+    let alignment = crate::transport::Caps::stream().alignment;
+    let p = pool(256 << 20);
+    for len in (MIN_CLASS_BYTES..).step_by(640).take_while(|len| *len < 100_000).chain([1 << 20, 5 << 20]) {
+        let bufs = [len, len, len].map(|len| p.try_alloc(len).unwrap());
+        assert!(bufs.iter().all(|buf| buf.as_ptr().addr().is_multiple_of(alignment)), "{len}");
+    }
 }

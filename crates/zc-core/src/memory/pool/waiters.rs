@@ -4,6 +4,7 @@
 //! memory that only comes back when that one goes on. So whoever needs less than everybody in front of it
 //! gets what those have looked at in vain, but overtakes nobody more than [`MAX_OVERTAKEN`] times, so that
 //! the large ones get their turn, too. (Those that leave a share of the pool to all others let them pass always.)
+//! And whoever is woken and does not look loses its turn, or it would hold up all others for good.
 //!
 //! ```text
 //! memory comes back -> wakes the first -> finds too little -> wakes the next that needs less -> ...
@@ -28,6 +29,8 @@ pub(super) fn rank(need: usize, spares: bool) -> usize {
 
 /// How often one that waits is overtaken by such as need less, before all behind it wait.
 pub const MAX_OVERTAKEN: u32 = 64;
+/// How often memory comes back while one that was woken does not look, before all behind it pass until it does.
+pub const MAX_MISSED: u32 = 16;
 
 /// The queue of a pool. Bounded by the number of live [`AllocWaiter`]s (M9).
 #[derive(Default)]
@@ -48,23 +51,53 @@ struct Waiting {
     /// None: woken since it last looked.
     waker: Option<Waker>,
     overtaken: u32,
+    /// How often memory came back since it was woken.
+    missed: u32,
 }
 
 impl Waiting {
-    /// Whether one of `rank` may pass: this one has looked in vain and needs more.
+    /// Whether one of `rank` may pass: this one has looked in vain and needs more, or does not look.
     fn lets_pass(&self, rank: usize) -> bool {
         let gives_way = self.rank & PATIENT != 0 && rank & PATIENT == 0;
-        self.waker.is_some() && self.rank > rank && (gives_way || self.overtaken < MAX_OVERTAKEN)
+        let in_vain = self.waker.is_some() && self.rank > rank;
+        in_vain && (gives_way || self.overtaken < MAX_OVERTAKEN) || self.is_absent()
+    }
+
+    /// Whether it was woken and does not look.
+    fn is_absent(&self) -> bool {
+        self.missed >= MAX_MISSED
+    }
+
+    fn wake(&mut self) -> Option<Waker> {
+        self.missed = 0;
+        self.waker.take()
     }
 }
 
 impl Queue {
+    /// The first one, when memory came back; not one that does not look.
+    fn first(&mut self) -> Option<Waker> {
+        for waiting in self.waiting.values_mut() {
+            if waiting.waker.is_some() {
+                return waiting.wake();
+            }
+            waiting.missed = waiting.missed.saturating_add(1);
+            if !waiting.is_absent() {
+                return None;
+            }
+        }
+        None
+    }
+
     /// The next one that may pass all in front of it.
     fn next_after(&mut self, ticket: u64) -> Option<Waker> {
         let (mut least, mut most) = (usize::MAX, usize::MAX);
         for (id, waiting) in &mut self.waiting {
+            if waiting.is_absent() {
+                continue;
+            }
             if *id > ticket && waiting.rank < least.min(most) {
-                return waiting.waker.take();
+                return waiting.wake();
             }
             if !waiting.lets_pass(0) {
                 return None;
@@ -84,7 +117,7 @@ impl Waiters {
         if !self.any() {
             return;
         }
-        let first = self.queue.lock().waiting.first_entry().and_then(|mut e| e.get_mut().waker.take());
+        let first = self.queue.lock().first();
         if let Some(waker) = first {
             waker.wake();
         }
@@ -108,7 +141,7 @@ impl Waiters {
             }
         };
         let overtaken = queue.waiting.get(&id).map_or(0, |waiting| waiting.overtaken);
-        let old = queue.waiting.insert(id, Waiting { rank, waker: Some(waker), overtaken });
+        let old = queue.waiting.insert(id, Waiting { rank, waker: Some(waker), overtaken, missed: 0 });
         self.count.store(queue.waiting.len(), Ordering::SeqCst);
         let may_look = queue.waiting.range(..id).all(|(_, waiting)| waiting.lets_pass(rank));
         // It was woken, and meanwhile others go first: the wake-up may be of use to one behind it.
@@ -147,7 +180,8 @@ impl Waiters {
 /// A place in the queue of those who wait for a pool; dropping it leaves the queue.
 ///
 /// For callers of [`BufPool::poll_alloc`](super::BufPool::poll_alloc) that are not a future
-/// themselves. Whoever is woken must poll again, or drop its place: until then those behind it wait.
+/// themselves. Whoever is woken must poll again, or drop its place: until then those behind it wait, at most
+/// until memory has come back [`MAX_MISSED`] times more.
 ///
 /// ```
 /// use std::task::{Context, Waker};

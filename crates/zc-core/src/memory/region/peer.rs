@@ -31,7 +31,7 @@ pub struct PeerMapping {
     /// The seals to insist on.
     pub sealing: Sealing,
     /// Whether to map it writable, for memory that is shared both ways through atomic and volatile
-    /// accesses. Needs [`Sealing::AnyoneWrites`].
+    /// accesses, as exported memory is made to be. Needs [`Sealing::AnyoneWrites`].
     pub writable: bool,
     /// Whether to fault all pages in now.
     pub prefault: bool,
