@@ -29,6 +29,9 @@ pub enum Error {
     /// The policy can't be read.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// A transport can't be called that: no URI and no `ZC_TRANSPORTS` could name it.
+    #[error("{0:?} is no name of a transport: 1 to 32 letters, digits, '-', '_' and '.'")]
+    TransportName(String),
     /// The control link could not be opened, or broke.
     #[error("{stage}: {source}")]
     Link {
@@ -60,7 +63,16 @@ pub enum Error {
         /// The stage.
         stage: Stage,
     },
-    /// The listener was closed, and nothing is left to accept.
+    /// Code of the application panicked in a handshake of a listener: an authentication method, a transport,
+    /// an observer.
+    #[error("{stage}: panicked: {message}")]
+    Panicked {
+        /// The stage.
+        stage: Stage,
+        /// What the panic said.
+        message: String,
+    },
+    /// The listener was closed, or its runtime has ended, and nothing is left to accept.
     #[error("the listener is closed")]
     ListenerClosed,
     /// No transport could carry the connection.
@@ -104,7 +116,8 @@ impl Error {
             Self::Link { stage, .. }
             | Self::Wire { stage, .. }
             | Self::Timeout { stage }
-            | Self::Evicted { stage } => Some(*stage),
+            | Self::Evicted { stage }
+            | Self::Panicked { stage, .. } => Some(*stage),
             Self::Auth(_) => Some(Stage::Authenticate),
             Self::NoTransport(report) => Some(report.stage()),
             Self::Join(_) | Self::Connection(_) => Some(Stage::Commit),

@@ -28,7 +28,7 @@
 //! # Which transport
 //! Cargo features decide what is compiled in: `tcp` (default; TCP, Unix sockets, links inside one process) and `shm`
 //! (shared memory between processes of one host). [`Fabric::auto`] uses all of it, [`Fabric::builder`] only
-//! what is named. A `zc://` address lets the [`Policy`] choose, `zc+tcp://` and the like name one
+//! the transports that are named, and the control link itself when none comes up. A `zc://` address lets the [`Policy`] choose, `zc+tcp://` and the like name one
 //! ([`Uri`]); `ZC_TRANSPORTS=tcp` or `^shm` in the environment has the last word. The
 //! [`SelectionReport`] holds each candidate with the typed reason why it was not taken, and a
 //! remedy; nothing falls back in silence ([`Fallback`]).
@@ -77,6 +77,7 @@ mod mem;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod options;
+mod pause;
 mod policy;
 mod reactor;
 mod remote;
@@ -94,9 +95,7 @@ pub use connection::{
 };
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
-pub use fabric::{
-    ACCEPT_RETRY, Fabric, FabricBuilder, Group, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE,
-};
+pub use fabric::{Fabric, FabricBuilder, Group, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]
 pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};
@@ -106,6 +105,7 @@ pub use options::{
     ConnectionOptions, DEFAULT_DRAIN, DEFAULT_KEEPALIVE_INTERVAL, DEFAULT_KEEPALIVE_TIMEOUT, DEFAULT_SPIN,
     DEFAULT_STAGE, DEFAULT_TOTAL, Deadlines, Polling,
 };
+pub use pause::ACCEPT_RETRY;
 pub use policy::{DEFAULT_ORDER, ENV_TRANSPORTS, Fallback, Policy, PolicyError};
 #[cfg(feature = "tokio")]
 pub use reactor::TokioReactor;

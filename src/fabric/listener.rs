@@ -3,17 +3,18 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use futures::future::{AbortHandle, Abortable};
+use futures::future::{AbortHandle, Abortable, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use zc_core::transport::{
-    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, Role, TaskHandle, Timer,
+    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, Role, TaskHandle, Unavailable,
 };
 use zc_core::wire::Stage;
 
@@ -21,7 +22,8 @@ use super::crowd::{Crowd, Source};
 
 use crate::connection::Connection;
 use crate::error::Error;
-use crate::event::AcceptFailed;
+use crate::event::{AcceptFailed, quietly};
+use crate::pause::Pause;
 use crate::uri::Uri;
 use crate::wireup::{self, Progress, Prover, Request, Shared, Side};
 
@@ -33,8 +35,6 @@ pub const MIN_HANDSHAKE: Duration = Duration::from_millis(200);
 /// Connections that wait for [`Listener::accept`]. Further ones wait as finished handshakes, of which
 /// there are at most [`MAX_HANDSHAKES`]; from half of that on no link is accepted.
 pub const MAX_READY: usize = 64;
-/// Pause after a link could not be accepted, for instance for want of a descriptor.
-pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Links accepted in one turn before handshakes get theirs.
 const ACCEPTS_PER_TURN: usize = 32;
 
@@ -84,7 +84,7 @@ impl Listener {
         links: Box<dyn LinkListener>,
         uri: Uri,
         request: Request,
-        prover: Option<Prover>,
+        prover: Result<Prover, Unavailable>,
     ) -> Result<Self, Error> {
         let local = links.local();
         let no_runtime = |error: std::io::Error| Error::NoRuntime(error.to_string());
@@ -100,18 +100,17 @@ impl Listener {
             failures: AtomicU64::new(0),
         });
         let mut acceptor = Acceptor {
-            retry: shared.reactor.timer().map_err(no_runtime)?,
+            pause: Pause::new(&*shared.reactor).map_err(no_runtime)?,
             shared: shared.clone(),
             gate: gate.clone(),
             local: local.clone(),
             request: Arc::new(request),
-            prover: prover.map(Arc::new),
+            prover: Arc::new(prover),
             handshakes: FuturesUnordered::new(),
             live: HashMap::new(),
             crowd: Crowd::default(),
             next: 0,
             finished: VecDeque::new(),
-            paused: false,
         };
         let task = shared.reactor.spawn(Box::pin(async move { poll_fn(|cx| acceptor.poll(cx)).await }));
         Ok(Self { uri: uri.with_addr(local), gate, _task: task.map_err(no_runtime)? })
@@ -174,6 +173,11 @@ impl Drop for Listener {
 }
 
 impl Gate {
+    /// How many there are with this one.
+    fn count_failure(&self) -> u64 {
+        self.failures.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// The address is free again when this returns, or once the task has returned the links that it has.
     fn close(&self) {
         let mut state = self.state.lock();
@@ -199,6 +203,19 @@ impl Gate {
         }
         drop(state);
         drop(links);
+    }
+
+    /// Nothing comes any more, whatever the reason: `accept` says so after what is there.
+    fn end(&self, finished: &mut VecDeque<Connection>) {
+        self.close();
+        let mut state = self.state.lock();
+        state.ready.append(finished);
+        state.done = true;
+        let accept = state.accept.take();
+        drop(state);
+        if let Some(accept) = accept {
+            accept.wake();
+        }
     }
 
     /// Hands over as much as there is room for.
@@ -239,15 +256,14 @@ struct Acceptor {
     gate: Arc<Gate>,
     local: LinkAddr,
     request: Arc<Request>,
-    prover: Option<Arc<Prover>>,
+    prover: Arc<Result<Prover, Unavailable>>,
     handshakes: FuturesUnordered<Handshake>,
     /// Those that were not evicted.
     live: HashMap<u64, Live>,
     crowd: Crowd,
     next: u64,
     finished: VecDeque<Connection>,
-    retry: Box<dyn Timer>,
-    paused: bool,
+    pause: Pause,
 }
 
 impl Acceptor {
@@ -266,9 +282,7 @@ impl Acceptor {
     /// Accepts what waits; false once the listener is closed.
     fn poll_links(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(mut links) = self.gate.take_links() else { return false };
-        let waiting = self.paused && self.retry.poll_expired(cx).is_pending();
-        if !waiting {
-            self.paused = false;
+        if !self.pause.lasts(cx) {
             self.accept_some(&mut *links, cx);
         }
         self.gate.return_links(links);
@@ -301,15 +315,22 @@ impl Acceptor {
         let (peer, source) = (link.peer(), Source::of(&*link));
         let (shared, gate) = (self.shared.clone(), self.gate.clone());
         let (request, prover, reached) = (self.request.clone(), self.prover.clone(), progress.clone());
+        let at = peer.clone();
         let handshake = async move {
-            let side =
-                Side { role: Role::Server, request: &request, prover: prover.as_deref(), progress: &reached };
-            let count = || gate.failures.fetch_add(1, Ordering::Relaxed) + 1;
-            wireup::run(&shared, side, link, count).await.ok()
+            let prover = prover.as_ref().as_ref().map_err(Unavailable::clone);
+            let side = Side { role: Role::Server, request: &request, prover, progress: &reached };
+            // What runs in it is the application's in part: a method, a transport, an observer.
+            let run = AssertUnwindSafe(wireup::run(&shared, side, link, || gate.count_failure()));
+            run.catch_unwind().await.unwrap_or_else(|panic| {
+                let error = Error::Panicked { stage: reached.stage(), message: panic_message(&*panic) };
+                let failures = gate.count_failure();
+                wireup::failed(&shared, Role::Server, at, &error, failures);
+                Err(error)
+            })
         };
         let (abort, registration) = AbortHandle::new_pair();
         let handshake = Abortable::new(handshake, registration);
-        self.handshakes.push(Box::pin(async move { (id, handshake.await.ok().flatten()) }));
+        self.handshakes.push(Box::pin(async move { (id, handshake.await.ok().and_then(Result::ok)) }));
         let since = self.shared.reactor.now();
         self.live.insert(id, Live { progress, abort, peer, source, since });
         self.crowd.insert(source, id);
@@ -326,7 +347,7 @@ impl Acceptor {
         match due.filter(|due| *due > self.shared.reactor.now()) {
             None => Ok(Some(victim)),
             Some(due) => {
-                self.wake_at(cx, due);
+                self.pause.wake_at(cx, due);
                 Err(Full)
             }
         }
@@ -341,7 +362,7 @@ impl Acceptor {
     fn evict(&mut self, victim: u64) {
         let Some(live) = self.forget(victim) else { return };
         let error = Error::Evicted { stage: live.progress.stage() };
-        let failures = self.gate.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let failures = self.gate.count_failure();
         wireup::failed(&self.shared, Role::Server, live.peer, &error, failures);
         live.abort.abort();
     }
@@ -353,9 +374,8 @@ impl Acceptor {
     }
 
     fn pause(&mut self, cx: &mut Context<'_>, error: &LinkError) {
-        self.shared
-            .observer
-            .accept_failed(&AcceptFailed { local: self.local.clone(), reason: error.to_string() });
+        let event = AcceptFailed { local: self.local.clone(), reason: error.to_string() };
+        quietly(|| self.shared.observer.accept_failed(&event));
         let now = self.shared.reactor.now();
         if is_shortage(error) {
             // Links that came to nothing must not keep the descriptors that good ones need.
@@ -366,17 +386,7 @@ impl Acceptor {
                 self.evict(victim);
             }
         }
-        self.paused = self.wake_at(cx, now + ACCEPT_RETRY);
-    }
-
-    /// False if it is time already, and the task is woken at once.
-    fn wake_at(&mut self, cx: &mut Context<'_>, at: Instant) -> bool {
-        self.retry.reset(at);
-        let later = self.retry.poll_expired(cx).is_pending();
-        if !later {
-            cx.waker().wake_by_ref();
-        }
-        later
+        self.pause.begin(cx, now);
     }
 
     fn poll_handshakes(&mut self, cx: &mut Context<'_>) {
@@ -385,6 +395,18 @@ impl Acceptor {
             self.finished.extend(outcome);
         }
     }
+}
+
+/// Also when the runtime ends, or code of the application panics where nothing catches it.
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.gate.end(&mut self.finished);
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".into())
 }
 
 /// The process or the system has no descriptor left.

@@ -13,7 +13,7 @@ use zc_core::wire::Stage;
 
 pub use self::builder::FabricBuilder;
 pub use self::group::Group;
-pub use self::listener::{ACCEPT_RETRY, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
+pub use self::listener::{Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
 
 use crate::connection::Connection;
 use crate::error::Error;
@@ -58,7 +58,9 @@ impl Fabric {
         FabricBuilder::compiled_in()
     }
 
-    /// An empty builder: only what is named is used.
+    /// An empty builder: only the transports and links that are named are used. With the feature `tcp` a control
+    /// link may still carry the data itself when none of them comes up, unless the policy refuses it as `tcp`
+    /// (`mem` inside the process).
     pub fn builder() -> FabricBuilder {
         FabricBuilder::default()
     }
@@ -66,6 +68,19 @@ impl Fabric {
     /// Every transport, and what it can do on this machine or why it can't.
     pub fn probe(&self) -> Vec<(&'static str, Result<Caps, Unavailable>)> {
         self.shared.transports.iter().map(|transport| (transport.name(), transport.probe())).collect()
+    }
+
+    /// Why it has no transport of this name; `None` if it has.
+    ///
+    /// ```
+    /// let fabric = zc::Fabric::auto()?;
+    /// if let Some(why) = fabric.missing("shm") {
+    ///     println!("no shared memory: {}", why.remedy());
+    /// }
+    /// # Ok::<(), zc::Error>(())
+    /// ```
+    pub fn missing(&self, transport: &str) -> Option<Unavailable> {
+        self.shared.missing(transport)
     }
 
     #[cfg(test)]
@@ -104,8 +119,8 @@ impl Fabric {
                 return Err(error);
             }
         };
-        let progress = Progress::default();
-        let side = Side { role: Role::Client, request: &request, prover: None, progress: &progress };
+        let (progress, no_prover) = (Progress::default(), Err(Unavailable::HostNotProved));
+        let side = Side { role: Role::Client, request: &request, prover: no_prover, progress: &progress };
         wireup::run(shared, side, link, || 1).await
     }
 
@@ -126,13 +141,13 @@ impl Fabric {
         };
         // It may have to look up a name.
         let links = deadline(&*shared.reactor, Stage::Connect, shared.deadlines.connect, binding).await?;
-        let prover = match shared.wants_proof(uri.addr(), &request) {
-            true => Prover::start(shared).await,
-            false => return Listener::start(shared.clone(), links, uri, request, None),
-        };
         // Without it the transports that need it are refused, with the reason in each report.
-        let prover =
-            prover.inspect_err(|error| tracing::warn!(%error, "no socket for same-host proofs")).ok();
+        let prover = match shared.wants_proof(uri.addr(), &request) {
+            true => Prover::start(shared)
+                .await
+                .inspect_err(|error| tracing::warn!(%error, "no socket for same-host proofs")),
+            false => Err(Unavailable::HostNotProved),
+        };
         Listener::start(shared.clone(), links, uri, request, prover)
     }
 }

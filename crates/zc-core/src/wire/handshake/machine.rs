@@ -18,6 +18,7 @@ pub(super) struct Machine {
     pub(super) plan: Vec<PlanEntry>,
     mine: Option<bool>,
     theirs: Option<bool>,
+    joins_sent: u16,
     joins_received: u16,
 }
 
@@ -36,6 +37,7 @@ impl Machine {
             plan: Vec::new(),
             mine: None,
             theirs: None,
+            joins_sent: 0,
             joins_received: 0,
         })
     }
@@ -172,11 +174,7 @@ impl Machine {
     }
 
     fn on_join(&mut self) -> Result<(), WireError> {
-        self.joins_received += 1;
-        if self.joins_received > MAX_JOIN_MESSAGES {
-            let (len, max) = (self.joins_received.into(), MAX_JOIN_MESSAGES.into());
-            return Err(WireError::TooLong { field: "join messages", len, max });
-        }
+        self.joins_received = one_more_join(self.joins_received)?;
         Ok(())
     }
 
@@ -204,7 +202,8 @@ impl Machine {
 
     /// Goes to plan entry `index`, or past the end of the plan.
     fn enter(&mut self, index: u8) {
-        (self.mine, self.theirs, self.joins_received) = (None, None, 0);
+        (self.mine, self.theirs) = (None, None);
+        (self.joins_sent, self.joins_received) = (0, 0);
         self.state = if usize::from(index) < self.plan.len() {
             HandshakeState::Join { index }
         } else if self.control_lane() {
@@ -237,7 +236,10 @@ impl Machine {
 
     pub(super) fn send_join(&mut self, bytes: Vec<u8>) -> Result<(), WireError> {
         let index = self.joining("send JOIN")?;
-        self.put(&ControlMessage::Join { index, bytes })
+        let sent = one_more_join(self.joins_sent)?;
+        self.put(&ControlMessage::Join { index, bytes })?;
+        self.joins_sent = sent;
+        Ok(())
     }
 
     pub(super) fn lane_up(&mut self) -> Result<(), WireError> {
@@ -283,6 +285,15 @@ impl Machine {
     fn unexpected(&self, message: &ControlMessage) -> WireError {
         WireError::UnexpectedMessage { message: message.name(), stage: self.state.stage() }
     }
+}
+
+/// Counts a JOIN of one side about one lane.
+fn one_more_join(so_far: u16) -> Result<u16, WireError> {
+    let (len, max) = (u64::from(so_far) + 1, MAX_JOIN_MESSAGES.into());
+    if len > max {
+        return Err(WireError::TooLong { field: "join messages", len, max });
+    }
+    Ok(so_far + 1)
 }
 
 /// The names in an OFFERS; each may stand there once.
