@@ -97,7 +97,7 @@ fn a_peer_that_is_killed_reads_nothing_any_more() {
 /// has none: both were reaped, and what they had mapped and opened went with them.
 #[test]
 fn both_sides_are_killed_at_once() {
-    let shm = || std::fs::read_dir("/dev/shm").map_or(0, |all| all.flatten().filter(|f| is_ours(f)).count());
+    let shm = || std::fs::read_dir("/dev/shm").map_or(0, |all| all.flatten().filter(is_ours).count());
     let before = shm();
     for at in 0..20 {
         let name = format!("zc-shm-both-{}-{at}", std::process::id());
