@@ -395,6 +395,31 @@ fn a_bell_that_ends_is_the_end_of_the_lane() {
     });
 }
 
+/// Mapping takes long: one turn maps one arena.
+#[test]
+fn arenas_are_mapped_one_a_turn() {
+    use crate::layout::Kind;
+    run(async {
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        send_arenas(&mut evil, 3).await;
+        for slab in 1..=3 {
+            let grow = Grow { slab, block_len: 4096, blocks: 1 };
+            evil.slot(Head::new(Kind::Grow, 0, 16), 0, &grow.pack());
+        }
+        evil.slot(Head::new(Kind::Data, 0, 8), 1, &[7]);
+        let mut batch = Batch::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut turns = 0;
+        while good.lane.rx.try_recv(&mut batch).unwrap().is_none() {
+            tokio::task::yield_now().await;
+            good.drive(&mut cx);
+            turns += 1;
+        }
+        assert!(turns >= 3, "{turns}");
+        assert_eq!(batch.drain().count(), 1);
+    });
+}
+
 /// One that is lent is not given back by a copy.
 #[test]
 fn a_block_is_not_copied_out_while_it_is_lent() {

@@ -82,6 +82,8 @@ impl Link {
             match self.read_one(cx) {
                 Poll::Ready(Ok(News::None)) => {}
                 Poll::Ready(Ok(found)) => news = found,
+                // The first reason stays.
+                Poll::Ready(Err(_)) if matches!(news, News::End(_)) => return news,
                 Poll::Ready(Err(last)) => return last,
                 Poll::Pending => return news,
             }
@@ -125,9 +127,8 @@ impl Link {
     /// Tells the peer that our lane is at its end; messages of it may still be read here.
     pub(crate) fn tell_end(&self) {
         let mut state = self.state.lock();
-        if !std::mem::replace(&mut state.told, true)
-            && let Some(io) = &mut state.io
-        {
+        let State { io: Some(io), told, .. } = &mut *state else { return };
+        if !std::mem::replace(told, true) {
             // There is room: the peer reads all that may be under way (MAX_PENDING_DESCRIPTORS). One that does not
             // hears of the end by the connection's own link.
             let _ = io.poll_send_descriptors(&mut Context::from_waker(Waker::noop()), &[]);
