@@ -318,6 +318,148 @@ fn bells_of_the_wrong_kind_are_refused() {
     assert!(PeerBell::new(bell, BellKind::Eventfd).is_some());
 }
 
+/// Only of a Unix socket do we know what a call does at worst.
+#[test]
+fn bells_that_are_other_sockets_are_refused() {
+    use crate::bell::BellKind;
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    assert!(PeerBell::new(tcp.into(), BellKind::Socket).is_none());
+    let (datagrams, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    assert!(PeerBell::new(datagrams.into(), BellKind::Socket).is_none());
+    let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert!(PeerBell::new(stream.into(), BellKind::Socket).is_some());
+}
+
+async fn send_arenas(evil: &mut Evil, count: usize) {
+    let region = sys::create(4096).unwrap();
+    for _ in 0..count {
+        std::future::poll_fn(|cx| evil.link.poll_send_descriptors(cx, &[region.fd().unwrap()]))
+            .await
+            .unwrap();
+    }
+}
+
+/// A peer that dies with as many descriptors under way as it may have is noticed all the same.
+#[test]
+fn the_end_of_a_peer_with_descriptors_under_way() {
+    run(async {
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        send_arenas(&mut evil, crate::MAX_PENDING_DESCRIPTORS).await;
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(good.lane.rx.poll_recv(&mut cx, &mut Batch::new()).is_pending());
+        drop(evil.link);
+        let error = good.recv().await.unwrap_err();
+        assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
+    });
+}
+
+/// More of them is a lie; and a lie is not the end of those who read: what they may read stays ours to keep.
+#[test]
+fn a_lie_releases_nothing_and_the_end_does() {
+    run(async {
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        let mut buf = good.alloc(4000).await;
+        buf.put_slice(&body(4000, 1));
+        let keep = buf.freeze();
+        good.send(data(1, keep.clone())).await.unwrap();
+        send_arenas(&mut evil, crate::MAX_PENDING_DESCRIPTORS + 1).await;
+        let error = good.recv().await.unwrap_err();
+        assert!(matches!(error, LaneError::Protocol(_)), "{error}");
+        assert!(good.send(data(2, body(9, 0))).await.is_err());
+        let mut keep = keep.try_into_mut().expect_err("writable while the peer reads it");
+        drop(evil.link);
+        while let Err(shared) = keep.try_into_mut() {
+            keep = shared;
+            let mut cx = Context::from_waker(Waker::noop());
+            good.drive(&mut cx);
+            assert!(good.lane.tx.poll_flush(&mut cx).is_ready());
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+/// So it is when a stranger's bell ends.
+#[test]
+fn a_bell_that_ends_is_the_end_of_the_lane() {
+    run(async {
+        let (mut good, mut evil) = join(Trust::Untrusted).await;
+        let mut buf = good.alloc(4000).await;
+        buf.put_slice(&body(4000, 1));
+        let keep = buf.freeze();
+        good.send(data(1, keep.clone())).await.unwrap();
+        evil._theirs.clear();
+        let error = good.recv().await.unwrap_err();
+        assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
+        assert!(good.send(data(2, body(9, 0))).await.is_err());
+        assert!(keep.try_into_mut().is_err(), "writable while the peer reads it");
+    });
+}
+
+/// Mapping takes long: one turn maps one arena.
+#[test]
+fn arenas_are_mapped_one_a_turn() {
+    use crate::layout::Kind;
+    run(async {
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        send_arenas(&mut evil, 3).await;
+        for slab in 1..=3 {
+            let grow = Grow { slab, block_len: 4096, blocks: 1 };
+            evil.slot(Head::new(Kind::Grow, 0, 16), 0, &grow.pack());
+        }
+        evil.slot(Head::new(Kind::Data, 0, 8), 1, &[7]);
+        let mut batch = Batch::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut turns = 0;
+        while good.lane.rx.try_recv(&mut batch).unwrap().is_none() {
+            tokio::task::yield_now().await;
+            good.drive(&mut cx);
+            turns += 1;
+        }
+        assert!(turns >= 3, "{turns}");
+        assert_eq!(batch.drain().count(), 1);
+    });
+}
+
+/// One that is lent is not given back by a copy.
+#[test]
+fn a_block_is_not_copied_out_while_it_is_lent() {
+    run(async {
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        let block = evil.geometry.first_block();
+        let at = Descriptor { slab: 0, generation: 0, block, offset: 0, len: 500 };
+        let head = |kind| Head::new(kind, crate::layout::BY_REFERENCE, 1);
+        evil.slot(head(crate::layout::Kind::Data), 1, &at.pack());
+        evil.slot(head(crate::layout::Kind::Session), 0, &at.pack());
+        let lent = good.recv().await.unwrap();
+        assert_eq!(lent.len(), 1);
+        let error = good.recv().await.unwrap_err();
+        assert!(matches!(error, LaneError::Protocol(_)), "{error}");
+    });
+}
+
+/// Records take memory of nobody who might not have any.
+#[test]
+fn records_come_through_an_exhausted_pool() {
+    run(async {
+        let setup = Setup { pool_bytes: 1 << 20, trust: Trust::Untrusted, ..Setup::default() };
+        let (mut a, mut b) = crate::common::pair(&setup).await;
+        // Nothing is left: neither in the pool nor below the lease.
+        let mut all = Vec::new();
+        for len in [64 << 10, 4096, 1024, 256, 64] {
+            while let Ok(buf) = b.pool.try_alloc(len) {
+                all.push(buf);
+            }
+        }
+        for len in [40, 400, 1000] {
+            let record = Frame { kind: FrameKind::Session, ack: false, seq: 0, payload: body(len, 1).into() };
+            a.lane.tx.start_send(record, false).unwrap();
+            assert!(a.lane.tx.poll_flush(&mut Context::from_waker(Waker::noop())).is_ready());
+            assert!(b.recv().await.unwrap()[0].payload == body(len, 1)[..]);
+        }
+        drop(all);
+    });
+}
+
 /// A peer that clears `O_NONBLOCK` on our bell can't make us block.
 #[test]
 fn a_bell_never_blocks_its_owner() {

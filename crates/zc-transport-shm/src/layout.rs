@@ -2,8 +2,10 @@
 
 use zc_core::wire::WireError;
 
+use crate::lie::lie;
 use crate::limits::{
-    FIRST_BLOCK_BYTES, FIRST_BLOCKS, MAX_BLOCKS, MAX_HALF_BYTES, MAX_RING_SLOTS, MIN_RING_SLOTS, SLOT_BYTES,
+    FIRST_BLOCK_BYTES, FIRST_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_HALF_BYTES, MAX_RING_SLOTS, MIN_RING_SLOTS,
+    SLOT_BYTES,
 };
 use crate::words::{OwnWords, PeerWords, ReadWords, WriteWords};
 
@@ -38,10 +40,6 @@ pub(crate) struct Geometry {
     pub(crate) blocks: u32,
 }
 
-fn bad(field: &'static str) -> WireError {
-    WireError::BadValue { field }
-}
-
 impl Geometry {
     pub(crate) fn new(slots: u32) -> Self {
         let slots = slots.clamp(MIN_RING_SLOTS, MAX_RING_SLOTS).next_power_of_two();
@@ -52,17 +50,18 @@ impl Geometry {
     pub(crate) fn check(&self) -> Result<(), WireError> {
         let slots = self.slots.is_power_of_two() && (MIN_RING_SLOTS..=MAX_RING_SLOTS).contains(&self.slots);
         if !slots {
-            return Err(bad("shm ring slots"));
+            return Err(lie("shm ring slots"));
         }
         if self.returns != MAX_BLOCKS {
-            return Err(bad("shm return ring"));
+            return Err(lie("shm return ring"));
         }
         let len = self.block_len as usize;
         if len == 0 || len > MAX_HALF_BYTES || !len.is_multiple_of(64) {
-            return Err(bad("shm block length"));
+            return Err(lie("shm block length"));
         }
-        if self.blocks == 0 || self.blocks > MAX_BLOCKS || self.bytes() > MAX_HALF_BYTES {
-            return Err(bad("shm blocks"));
+        let blocks = self.blocks > 0 && self.blocks <= MAX_BLOCKS;
+        if !blocks || self.frames() > MAX_FRAMES || self.bytes() > MAX_HALF_BYTES {
+            return Err(lie("shm blocks"));
         }
         Ok(())
     }
@@ -110,7 +109,7 @@ impl Geometry {
     /// Checks the header of the peer's memory against what it offered.
     pub(crate) fn verify(&self, words: &PeerWords) -> Result<(), WireError> {
         let same = self.words().into_iter().enumerate().all(|(at, word)| words.load(at) == word);
-        if same { Ok(()) } else { Err(bad("shm header")) }
+        if same { Ok(()) } else { Err(lie("shm header")) }
     }
 }
 
@@ -256,12 +255,22 @@ mod tests {
         assert!(g.first_block() as usize * g.block_len as usize >= g.control_bytes());
     }
 
+    /// Every block has a number that an entry of the return ring can hold.
+    #[test]
+    fn blocks_that_cannot_be_named_are_refused() {
+        let longest = Geometry::new(u32::MAX >> 1);
+        longest.check().unwrap();
+        assert_eq!((longest.slots, longest.frames()), (MAX_RING_SLOTS, 2035));
+        assert!(Geometry { block_len: 64, ..longest }.check().is_err());
+        assert!(u16::try_from(MAX_FRAMES.max(MAX_BLOCKS)).is_ok());
+    }
+
     proptest! {
         #[test]
         fn fuzz_sizes_are_checked_before_use(slots: u32, returns: u32, block_len: u32, blocks in 0u32..2000) {
             let g = Geometry { slots, returns, block_len, blocks };
             if g.check().is_ok() {
-                prop_assert!(g.bytes() <= MAX_HALF_BYTES);
+                prop_assert!(g.bytes() <= MAX_HALF_BYTES && g.frames() <= MAX_FRAMES);
             }
         }
 

@@ -46,8 +46,16 @@ pub const TRIM_INTERVAL_MS: u64 = 1000;
 pub const MAX_QUEUED_FRAMES: usize = 1024;
 /// Sends whose report has not been collected.
 pub const MAX_REPORTS: usize = 1024;
-/// Descriptors that a peer may send ahead of their entries in the ring.
+/// Descriptors that a peer may send ahead of their entries in the ring; one more is an error.
 pub const MAX_PENDING_DESCRIPTORS: usize = 8;
+/// What is read of the link in one turn, at most.
+pub const MAX_LINK_READS: usize = 64;
+/// Lanes that are gone, but of whose buffers the application keeps clones while the peer reads them: the links of so many are
+/// watched for the end of the peer, a descriptor each. What goes beyond stays until the application drops its clones.
+pub const MAX_ABANDONED_LINKS: usize = 256;
+/// Most blocks of the memory that one side makes with a connection, counting those that overlap its control words; our own of
+/// the longest ring has 2035.
+pub const MAX_FRAMES: u32 = 4096;
 /// Bytes of a private chunk, of which payloads that came in a slot are blocks ...
 pub const SMALL_CHUNK_BYTES: usize = 8 << 10;
 /// ... and how many there are; what is kept of them does not count against the lease.

@@ -1,9 +1,11 @@
-//! Models of the ring, of the handshake before sleeping and of the free list.
+//! Models of the rings, of the handshake before sleeping and of the free list.
 
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
-use crate::layout::{Head, SLOT_WORDS};
+use crate::free_list::Stack;
+use crate::layout::{Head, Return, SLOT_WORDS};
+use crate::returns::{Returned, Returning};
 use crate::ring::{Consumer, Producer};
 use crate::sleep::{Ringer, Sleeper};
 use crate::testing::Cells;
@@ -82,5 +84,88 @@ fn loom_sleep_loses_no_wake_up() {
             sleeper.disarm();
         }
         waker.join().unwrap();
+    });
+}
+
+/// Two threads give back at once: the owner gets every block once, whole, and what they read of it before.
+#[test]
+fn loom_returns_come_back_once_and_whole() {
+    loom::model(|| {
+        let cells = Cells::new(4 + 2);
+        let ring = Arc::new(Returning::new(cells.clone(), 0, 4));
+        let mut owner = Returned::new(cells.clone(), 0, 4);
+        let give = |block: u16| {
+            let (ring, cells) = (ring.clone(), cells.clone());
+            thread::spawn(move || {
+                // Stands for the last read of the block.
+                cells.store(4 + block as usize, 1);
+                ring.push(Return { slab: 1, generation: 7 + block, block });
+            })
+        };
+        let threads = [give(0), give(1)];
+        let mut got = Vec::new();
+        while got.len() < 2 {
+            match owner.next() {
+                Some(back) => {
+                    assert_eq!((back.slab, back.generation), (1, 7 + back.block));
+                    assert_eq!(cells.load(4 + back.block as usize), 1, "still read");
+                    got.push(back.block);
+                }
+                None => thread::yield_now(),
+            }
+        }
+        got.sort_unstable();
+        assert_eq!((got, owner.next()), (vec![0, 1], None));
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+}
+
+/// Blocks that two threads free are all found, each once, also by one that takes meanwhile and takes again.
+#[test]
+fn loom_free_list_loses_and_doubles_nothing() {
+    use zc_core::memory::Reclaim;
+    loom::model(|| {
+        let mut stack = Stack::new(0, 3, std::sync::Arc::default());
+        let all: Vec<_> = std::iter::from_fn(|| stack.pop()).collect();
+        assert_eq!(all, [0, 1, 2]);
+        let free = |blocks: &'static [u32]| {
+            let home = stack.home();
+            thread::spawn(move || blocks.iter().for_each(|block| home.reclaim(*block)))
+        };
+        let threads = [free(&[0, 1]), free(&[2])];
+        let mut got: Vec<_> = stack.pop().into_iter().collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        got.extend(std::iter::from_fn(|| stack.pop()));
+        got.sort_unstable();
+        assert_eq!(got, [0, 1, 2]);
+    });
+}
+
+/// Who waits for a block hears of one that comes back, or sees it when it looks again.
+#[test]
+fn loom_free_list_loses_no_wake_up() {
+    use zc_core::memory::Reclaim;
+    struct Rung(std::sync::atomic::AtomicBool);
+    impl std::task::Wake for Rung {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    loom::model(|| {
+        let rung = std::sync::Arc::new(Rung(false.into()));
+        let waker: std::sync::Arc<futures::task::AtomicWaker> = std::sync::Arc::default();
+        waker.register(&rung.clone().into());
+        let mut stack = Stack::new(0, 1, waker);
+        assert_eq!(stack.pop(), Some(0));
+        let home = stack.home();
+        let other = thread::spawn(move || home.reclaim(0));
+        stack.wait();
+        let seen = stack.pop().is_some();
+        other.join().unwrap();
+        assert!(seen || rung.0.load(std::sync::atomic::Ordering::SeqCst), "asleep for ever");
     });
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use zc_core::memory::{FrameTable, LeaseBudget, LendError, PinnedBuf, Reclaim, Region};
 use zc_core::transport::LaneError;
-use zc_core::wire::WireError;
 
 use crate::layout::{Descriptor, Geometry, Grow, Return};
-use crate::limits::{MAX_BLOCKS, MAX_SLABS};
+use crate::lie::lie;
+use crate::limits::{MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
 use crate::returns::Returns;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::{self, PeerMemory};
@@ -23,29 +23,39 @@ struct Home {
 impl Reclaim for Home {
     fn reclaim(&self, index: u32) {
         let generation = self.generations[index as usize].load(Ordering::Relaxed) as u16;
-        self.returns.push(Return { slab: self.slab, generation, block: index as u16 });
+        self.returns.push(give_back(self.slab, generation, index));
     }
+}
+
+/// A block's number fits: it was below [`MAX_FRAMES`] or [`MAX_BLOCKS`] before it was used.
+fn give_back(slab: u8, generation: u16, block: u32) -> Return {
+    const { assert!((if MAX_FRAMES > MAX_BLOCKS { MAX_FRAMES } else { MAX_BLOCKS }) <= u16::MAX as u32) };
+    Return { slab, generation, block: block as u16 }
 }
 
 struct Slab {
     region: Region,
-    frames: FrameTable,
-    home: Arc<Home>,
+    /// Only of a peer in our trust domain.
+    lent: Option<Lent>,
     block_len: u32,
     first: u32,
     count: u32,
 }
 
+/// Who has which block of an arena that is lent from.
+struct Lent {
+    frames: FrameTable,
+    home: Arc<Home>,
+}
+
 /// The arenas of the peer.
 pub(crate) struct PeerArena {
+    /// The peer is in our trust domain: its messages may be lent where they are.
+    cooperative: bool,
     slabs: Vec<Option<Slab>>,
     returns: Arc<Returns>,
     bytes: u64,
     max_bytes: u64,
-}
-
-fn lie(field: &'static str) -> LaneError {
-    WireError::BadValue { field }.into()
 }
 
 impl PeerArena {
@@ -54,9 +64,10 @@ impl PeerArena {
         region: Region,
         geometry: Geometry,
         max_bytes: u64,
+        cooperative: bool,
         returns: Arc<Returns>,
     ) -> Result<Self, LaneError> {
-        let mut arena = Self { slabs: Vec::new(), returns, bytes: 0, max_bytes };
+        let mut arena = Self { cooperative, slabs: Vec::new(), returns, bytes: 0, max_bytes };
         arena.add(0, region, geometry.block_len, geometry.first_block(), geometry.frames())?;
         Ok(arena)
     }
@@ -69,36 +80,46 @@ impl PeerArena {
         first: u32,
         count: u32,
     ) -> Result<(), LaneError> {
-        let home = Arc::new(Home {
-            slab: at,
-            generations: (0..count).map(|_| AtomicU32::new(0)).collect(),
-            returns: self.returns.clone(),
-        });
-        // SAFETY: this is the region's only table, and its frames are lent only to a process in the
-        // peer's trust domain, which does not write what it sent until it has it back (M5).
-        let frames = unsafe { FrameTable::new(region.clone(), block_len as usize, count, home.clone()) };
-        let frames = frames.map_err(|_| lie("shm arena"))?;
+        let lent = match self.cooperative {
+            true => Some(self.lend_from(at, &region, block_len, count)?),
+            false => None,
+        };
         self.bytes += region.len() as u64;
         let at = at as usize;
         self.slabs.resize_with(self.slabs.len().max(at + 1), || None);
-        self.slabs[at] = Some(Slab { region, frames, home, block_len, first, count });
+        self.slabs[at] = Some(Slab { region, lent, block_len, first, count });
         Ok(())
+    }
+
+    fn lend_from(&self, slab: u8, region: &Region, block_len: u32, count: u32) -> Result<Lent, LaneError> {
+        assert!(self.cooperative);
+        let generations = (0..count).map(|_| AtomicU32::new(0)).collect();
+        let home = Arc::new(Home { slab, generations, returns: self.returns.clone() });
+        // SAFETY: this is the region's only table, and the peer is in our trust domain, by the assertion: it
+        // does not write what it sent until it has it back (M5).
+        let frames = unsafe { FrameTable::new(region.clone(), block_len as usize, count, home.clone()) };
+        Ok(Lent { frames: frames.map_err(|_| lie("shm arena"))?, home })
+    }
+
+    /// Whether messages may be lent where they are.
+    pub(crate) fn lends(&self) -> bool {
+        self.cooperative
     }
 
     /// Whether a further arena is allowed; ask before its descriptor is looked at.
     pub(crate) fn check(&self, grow: Grow) -> Result<(), LaneError> {
         let at = grow.slab as usize;
         if at == 0 || at >= MAX_SLABS || self.slabs.get(at).is_some_and(Option::is_some) {
-            return Err(lie("shm arena: index"));
+            return Err(lie("shm arena: index").into());
         }
         let blocks: u64 = self.slabs.iter().flatten().map(|s| u64::from(s.count - s.first)).sum();
         if grow.blocks == 0 || blocks + u64::from(grow.blocks) > u64::from(MAX_BLOCKS) {
-            return Err(lie("shm arena: blocks"));
+            return Err(lie("shm arena: blocks").into());
         }
         let aligned = grow.block_len > 0 && grow.block_len.is_multiple_of(64);
         let spare = self.max_bytes.saturating_sub(self.bytes);
         if !aligned || grow.bytes() > spare {
-            return Err(lie("shm arena: length"));
+            return Err(lie("shm arena: length").into());
         }
         Ok(())
     }
@@ -108,7 +129,7 @@ impl PeerArena {
         self.check(grow)?;
         let bytes = usize::try_from(grow.bytes()).map_err(|_| lie("shm arena: length"))?;
         let region = sys::map_peer(fd, bytes).map_err(|e| match e {
-            PeerMemory::Bad(field) => lie(field),
+            PeerMemory::Bad(field) => lie(field).into(),
             PeerMemory::Os(error) => LaneError::os("map the peer's memory", &error),
         })?;
         self.add(grow.slab, region, grow.block_len, 0, grow.blocks)
@@ -117,7 +138,7 @@ impl PeerArena {
     /// Forgets an arena; what is lent of it keeps its mapping.
     pub(crate) fn retire(&mut self, at: u8) -> Result<(), LaneError> {
         let gone = self.slabs.get_mut(at as usize).filter(|_| at > 0).and_then(Option::take);
-        let gone = gone.ok_or(lie("shm arena: retired twice"))?;
+        let gone = gone.ok_or_else(|| lie("shm arena: retired twice"))?;
         self.bytes -= gone.region.len() as u64;
         Ok(())
     }
@@ -125,36 +146,48 @@ impl PeerArena {
     /// The arena that a descriptor names, once all of it is checked (M6).
     fn slab(&self, at: &Descriptor) -> Result<&Slab, LaneError> {
         let slab = self.slabs.get(at.slab as usize).and_then(Option::as_ref);
-        let slab = slab.ok_or(lie("shm descriptor: arena"))?;
+        let slab = slab.ok_or_else(|| lie("shm descriptor: arena"))?;
         if at.block < slab.first || at.block >= slab.count {
-            return Err(lie("shm descriptor: block"));
+            return Err(lie("shm descriptor: block").into());
         }
-        let end = at.offset.checked_add(at.len).ok_or(lie("shm descriptor: length"))?;
+        let end = at.offset.checked_add(at.len).ok_or_else(|| lie("shm descriptor: length"))?;
         if at.len == 0 || end > slab.block_len {
-            return Err(lie("shm descriptor: length"));
+            return Err(lie("shm descriptor: length").into());
         }
         Ok(slab)
     }
 
     /// Lends what a descriptor names; it goes back when the last reference is gone.
     pub(crate) fn lend(&self, at: &Descriptor, lease: &Arc<LeaseBudget>) -> Result<PinnedBuf, LaneError> {
-        let slab = self.slab(at)?;
-        let lent = slab.frames.lend(at.block, at.offset as usize, at.len as usize, Some(lease));
-        let lent = lent.map_err(|e| match e {
-            LendError::Busy => lie("shm descriptor: block sent twice"),
-            _ => lie("shm descriptor: length"),
-        })?;
-        // Nobody else has the block, so its last reference can't be dropped before this store.
-        slab.home.generations[at.block as usize].store(at.generation.into(), Ordering::Relaxed);
-        Ok(lent)
+        let lent = self.slab(at)?.lent.as_ref();
+        let lent = lent.ok_or_else(|| LaneError::Other("nothing of this peer is lent".into()))?;
+        lent.lend(at, Some(lease))
     }
 
     /// Copies what a descriptor names and gives the block back at once.
     pub(crate) fn copy_out(&self, at: &Descriptor, dst: &mut [u8]) -> Result<(), LaneError> {
         let slab = self.slab(at)?;
+        // One that is lent already is not given back by this.
+        let lent = slab.lent.as_ref().map(|lent| lent.lend(at, None)).transpose()?;
         let start = at.block as usize * slab.block_len as usize + at.offset as usize;
         sys::copy_from_peer(dst, &slab.region, start);
-        self.returns.push(Return { slab: at.slab, generation: at.generation, block: at.block as u16 });
+        match lent {
+            Some(lent) => drop(lent),
+            None => self.returns.push(give_back(at.slab, at.generation, at.block)),
+        }
         Ok(())
+    }
+}
+
+impl Lent {
+    fn lend(&self, at: &Descriptor, lease: Option<&Arc<LeaseBudget>>) -> Result<PinnedBuf, LaneError> {
+        let lent = self.frames.lend(at.block, at.offset as usize, at.len as usize, lease);
+        let lent = lent.map_err(|e| match e {
+            LendError::Busy => lie("shm descriptor: block sent twice"),
+            _ => lie("shm descriptor: length"),
+        })?;
+        // Nobody else has the block, so its last reference can't be dropped before this store.
+        self.home.generations[at.block as usize].store(at.generation.into(), Ordering::Relaxed);
+        Ok(lent)
     }
 }

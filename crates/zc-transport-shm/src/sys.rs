@@ -3,7 +3,11 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::fs::SealFlags;
 use zc_core::memory::{Backing, PeerMapping, Region, RegionError, Sealing};
+
+/// What `st_blocks` counts, whatever the file system's own blocks are, bytes.
+const STAT_BLOCK_BYTES: u64 = 512;
 
 /// Makes memory of ours that a peer can map read-only: whole pages, all there, sealed for good.
 pub(crate) fn create(bytes: usize) -> io::Result<Region> {
@@ -24,9 +28,23 @@ pub(crate) enum PeerMemory {
     Os(io::Error),
 }
 
-/// Maps a peer's memory read-only, if it is sealed as it has to be and has exactly `bytes`. What the
+/// Whether all pages are there: faulting others in would make them, and charge them to us. Only what is sealed
+/// stays so.
+fn is_whole(fd: &OwnedFd, bytes: usize) -> Result<bool, PeerMemory> {
+    let sealed = SealFlags::SHRINK | SealFlags::FUTURE_WRITE;
+    if !rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(sealed)) {
+        return Err(PeerMemory::Bad("shm memory that is not sealed"));
+    }
+    let stat = rustix::fs::fstat(fd).map_err(|errno| PeerMemory::Os(errno.into()))?;
+    Ok(u64::try_from(stat.st_blocks).is_ok_and(|n| n.saturating_mul(STAT_BLOCK_BYTES) >= bytes as u64))
+}
+
+/// Maps a peer's memory read-only, if it is sealed as it has to be, has exactly `bytes` and all of them. What the
 /// peer writes into it is only read atomically, copied out, or lent when it is in our trust domain (M5).
 pub(crate) fn map_peer(fd: OwnedFd, bytes: usize) -> Result<Region, PeerMemory> {
+    if !is_whole(&fd, bytes)? {
+        return Err(PeerMemory::Bad("shm memory with holes, or of another size"));
+    }
     let region = PeerMapping::new(bytes).map(fd).map_err(|error| match error {
         RegionError::Os { what: "F_GET_SEALS", .. } => PeerMemory::Bad("shm memory without seals"),
         RegionError::Os { errno, .. } => PeerMemory::Os(errno),
@@ -71,7 +89,7 @@ pub(crate) fn locked_instruction() {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use rustix::fs::{MemfdFlags, SealFlags};
+    use rustix::fs::MemfdFlags;
 
     #[test]
     fn what_is_sealed_stays() {
@@ -88,6 +106,26 @@ mod tests {
         let mut out = [1; 19];
         copy_from_peer(&mut out, &theirs, 8192 - 19);
         assert_eq!(out, [0; 19]);
+    }
+
+    /// Pages that are not there would be made by us, for whatever length the peer says.
+    #[test]
+    fn memory_with_holes_is_refused() {
+        let sparse = |bytes: u64, there: u64| {
+            let fd = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
+            rustix::fs::ftruncate(&fd, bytes).unwrap();
+            rustix::fs::fallocate(&fd, rustix::fs::FallocateFlags::KEEP_SIZE, 0, there).unwrap();
+            let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+            rustix::fs::fcntl_add_seals(&fd, seals).unwrap();
+            fd
+        };
+        let blocks = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_blocks;
+        let fd = sparse(64 << 20, 4096);
+        let copy = fd.try_clone().unwrap();
+        assert!(matches!(map_peer(fd, 64 << 20), Err(PeerMemory::Bad(_))));
+        assert_eq!(blocks(&copy), 8, "pages were made");
+        assert!(map_peer(sparse(64 << 10, 64 << 10), 64 << 10).is_ok());
+        assert!(map_peer(sparse(64 << 10, 60 << 10), 64 << 10).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown,
@@ -151,7 +152,12 @@ fn recv_descriptors(fd: BorrowedFd<'_>, max: usize, out: &mut Vec<OwnedFd>) -> i
     if got.bytes == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    if out.len() > max || got.flags.contains(ReturnFlags::CTRUNC) {
+    if out.len() <= max && got.flags.contains(ReturnFlags::CTRUNC) {
+        // There was room for as many as can travel: we could not open them all.
+        out.clear();
+        return Err(Errno::MFILE.into());
+    }
+    if out.len() > max {
         out.clear();
         return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than allowed"));
     }

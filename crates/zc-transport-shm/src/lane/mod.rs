@@ -2,9 +2,12 @@
 
 mod credit;
 mod drive;
+mod link;
 mod rx;
 mod shared;
 mod tx;
+
+pub(crate) use link::{Link, Readers};
 
 use std::sync::Arc;
 
@@ -14,7 +17,7 @@ use zc_core::transport::{Caps, Lane, LaneError, OfferContext};
 use crate::bell::{Bell, PeerBell};
 use crate::layout::{Geometry, TX_SLEEP};
 use crate::peer::PeerArena;
-use crate::returns::Returns;
+use crate::returns::{Returning, Returns};
 use crate::sleep::Ringer;
 use crate::words::{OwnWords, PeerWords};
 
@@ -39,22 +42,24 @@ pub(crate) struct Joined {
 /// A lane over what was exchanged.
 pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<Lane, LaneError> {
     let Joined { mine, theirs, bell, peer_bell, cooperative } = joined;
+    crate::abandoned::sweep();
     let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
     let peer_bell = Arc::new(peer_bell);
-    let shared = shared::Shared::new(bell, peer_bell.clone());
+    let reader = Arc::new(Readers(Arc::default()));
+    let shared = shared::Shared::new(bell, peer_bell.clone(), reader.clone());
     let own = OwnWords::new(&mine.region, mine.geometry.control_bytes());
     let peer = PeerWords::new(&theirs.region, theirs.geometry.control_bytes());
     let sender = Arc::new(Ringer::new(peer.clone(), TX_SLEEP));
     let credit = credit::Credit::new(cx.limits.recv_window, leases.clone(), own.clone(), sender.clone());
     let credit = Arc::new(credit);
-    let returns = Returns::new(
-        own.clone(),
-        mine.geometry.returns_at(),
-        theirs.geometry.returns,
-        sender.clone(),
-        peer_bell,
-    );
-    let arena = PeerArena::new(theirs.region, theirs.geometry, theirs.max_arena_bytes, Arc::new(returns))?;
+    let returns = Arc::new(Returns {
+        ring: Returning::new(own.clone(), mine.geometry.returns_at(), theirs.geometry.returns),
+        waiter: sender.clone(),
+        bell: peer_bell,
+        _reader: reader,
+    });
+    let Half { region, geometry, max_arena_bytes } = theirs;
+    let arena = PeerArena::new(region, geometry, max_arena_bytes, cooperative, returns)?;
     let rx = rx::Rx::new(
         shared.clone(),
         rx::Memory {
@@ -65,7 +70,6 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
             sender,
             credit: credit.clone(),
         },
-        cooperative,
         leases.clone(),
         &cx,
     );

@@ -1,6 +1,5 @@
 //! What the parts of a lane share: the bells, the link, and how it ended.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -8,12 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use futures::task::{ArcWake, AtomicWaker};
-use parking_lot::Mutex;
 use zc_core::transport::{ControlLink, LaneError};
-use zc_core::wire::WireError;
 
+use super::link::{Link, News, Readers};
 use crate::bell::{Bell, PeerBell};
-use crate::limits::MAX_PENDING_DESCRIPTORS;
 
 /// Who waits.
 pub(super) struct Wakers {
@@ -32,14 +29,6 @@ impl ArcWake for Halves {
     }
 }
 
-/// The link on which further arenas are announced, and whose end is the peer's.
-#[derive(Default)]
-struct Link {
-    io: Option<Box<dyn ControlLink>>,
-    /// Descriptors that came before their entry in the ring was read.
-    fds: VecDeque<OwnedFd>,
-}
-
 pub(super) struct Shared {
     pub(super) wakers: Arc<Wakers>,
     pub(super) peer_bell: Arc<PeerBell>,
@@ -49,12 +38,14 @@ pub(super) struct Shared {
     pub(super) grown: AtomicUsize,
     bell: Bell,
     halves: Waker,
-    link: Mutex<Link>,
+    /// The link on which further arenas are announced, and whose end is the peer's.
+    link: Arc<Link>,
+    _reader: Arc<Readers>,
     ended: OnceLock<LaneError>,
 }
 
 impl Shared {
-    pub(super) fn new(bell: Bell, peer_bell: Arc<PeerBell>) -> Arc<Self> {
+    pub(super) fn new(bell: Bell, peer_bell: Arc<PeerBell>, reader: Arc<Readers>) -> Arc<Self> {
         let wakers = Arc::new(Wakers {
             rx: AtomicWaker::new(),
             tx: Arc::new(AtomicWaker::new()),
@@ -67,7 +58,8 @@ impl Shared {
             trim: AtomicBool::new(false),
             grown: AtomicUsize::new(0),
             bell,
-            link: Mutex::default(),
+            link: reader.0.clone(),
+            _reader: reader,
             ended: OnceLock::new(),
         })
     }
@@ -78,9 +70,20 @@ impl Shared {
         self.ended.get()
     }
 
+    /// Whether nothing that the peer was lent is read any more: only then may it be written again (M2).
+    pub(super) fn readers_gone(&self) -> bool {
+        self.link.readers_gone()
+    }
+
+    /// What the peer's last reader is known by, for buffers that outlive the lane.
+    pub(super) fn link(&self) -> Arc<Link> {
+        self.link.clone()
+    }
+
     /// The first reason stays.
     pub(super) fn end(&self, why: LaneError) {
         let _ = self.ended.set(why);
+        self.link.tell_end();
         self.wakers.rx.wake();
         self.wakers.tx.wake();
     }
@@ -99,63 +102,40 @@ impl Shared {
     }
 
     pub(super) fn adopt(&self, link: Box<dyn ControlLink>) {
-        self.link.lock().io = Some(link);
+        self.link.adopt(link);
         self.wakers.drive.wake();
         self.wakers.tx.wake();
     }
 
     pub(super) fn has_link(&self) -> bool {
-        self.link.lock().io.is_some()
+        self.link.is_there()
     }
 
     /// Sends a descriptor; pending wakes the sending half.
     pub(super) fn poll_send_fd(&self, fd: BorrowedFd<'_>) -> Poll<io::Result<()>> {
-        match &mut self.link.lock().io {
-            Some(link) => link.poll_send_descriptors(&mut Context::from_waker(&self.halves), &[fd]),
-            None => Poll::Pending,
-        }
+        self.link.poll_send(&mut Context::from_waker(&self.halves), fd)
     }
 
     /// The descriptor that came first, if one did.
     pub(super) fn take_fd(&self) -> Option<OwnedFd> {
-        let fd = self.link.lock().fds.pop_front();
-        if fd.is_some() {
-            // There is room for more: they are read by the driver.
-            self.wakers.drive.wake();
-        }
-        fd
+        self.link.take_fd()
     }
 
     /// Reads what came on the link; true when there is something new.
     pub(super) fn read_link(&self, cx: &mut Context<'_>) -> bool {
-        let mut news = false;
-        let end = {
-            let mut link = self.link.lock();
-            let Link { io, fds } = &mut *link;
-            let Some(io) = io else { return false };
-            loop {
-                // A peer that sends more than it may is not read: its entries must come first.
-                if fds.len() >= MAX_PENDING_DESCRIPTORS {
-                    return news;
-                }
-                match io.poll_recv_descriptors(cx, 1) {
-                    Poll::Pending => return news,
-                    Poll::Ready(Ok(got)) if got.len() == 1 => {
-                        fds.extend(got);
-                        news = true;
-                    }
-                    Poll::Ready(Ok(_)) => break LaneError::from(WireError::BadValue { field: "shm link" }),
-                    Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                        break LaneError::PeerGone("its control link ended");
-                    }
-                    Poll::Ready(Err(e)) => break LaneError::os("read the control link", &e),
-                }
-            }
-        };
-        // Nothing more is expected: the link goes, and with it the peer's watch on us.
-        let gone = self.link.lock().io.take();
-        drop(gone);
-        self.end(end);
+        match self.link.read(cx) {
+            News::None => return false,
+            News::Descriptors => {}
+            News::End(why) => self.end(why),
+        }
         true
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.link.tell_end();
+        self.link.leave();
+        crate::abandoned::sweep();
     }
 }

@@ -1,28 +1,30 @@
 //! The sending half.
 
+mod memory;
+mod put;
+mod reports;
+
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use smallvec::SmallVec;
-use zc_core::memory::{
-    AllocError, CopyLedger, CopyPlace, Message, PinnedBuf, PinnedBufMut, RegionError, copy_payload,
-};
+use zc_core::memory::{AllocError, CopyLedger, PinnedBufMut, RegionError};
 use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, SendRejected, SendReport,
     SendToken,
 };
-use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes};
+use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, frame_credit_bytes};
 
+use self::put::Refused;
+use self::reports::Reports;
 use super::Half;
 use super::shared::Shared;
 use crate::arena::{Arena, NewSlab};
-use crate::layout::{ACK, BY_REFERENCE, CONSUMED, Descriptor, Head, Kind, MORE, RX_SLEEP, TAKEN, TX_SLEEP};
+use crate::layout::{CONSUMED, Kind, RX_SLEEP, TAKEN, TX_SLEEP};
+use crate::lie::lie;
 use crate::limits::{
-    CONTROL_SLOTS, INLINE_MAX, MAX_FRAME_SLOTS, MAX_IDLE_RINGS, MAX_QUEUED_FRAMES, MAX_REPORTS, REAP_BATCH,
-    REAP_BATCH_MAX_BYTES, SLOT_DESCRIPTORS,
+    CONTROL_SLOTS, INLINE_MAX, MAX_FRAME_SLOTS, MAX_IDLE_RINGS, MAX_QUEUED_FRAMES, MAX_REPORTS,
 };
 use crate::returns::Returned;
 use crate::ring::Producer;
@@ -43,27 +45,6 @@ pub(super) struct Memory {
 struct Waiting {
     frame: Frame,
     token: Option<u64>,
-}
-
-/// A send whose end was asked for.
-struct Report {
-    token: u64,
-    /// Blocks that the peer still holds, or the one that the queue does.
-    left: u32,
-}
-
-/// Where a part of a frame comes from.
-enum Piece {
-    /// A segment that lies in the arena.
-    Own(Descriptor),
-    /// So many segments, to be copied.
-    Copy(PinnedBufMut, usize),
-}
-
-/// Why a frame was not put into the ring.
-enum Refused {
-    NoRoom(Frame),
-    Failed(Frame, LaneError),
 }
 
 /// The sending half.
@@ -88,18 +69,16 @@ pub(super) struct Tx {
     sent: u64,
     allowed: u64,
     queue: VecDeque<Waiting>,
-    reports: VecDeque<Report>,
+    reports: Reports,
     tokens: u64,
     new_slab: Option<NewSlab>,
+    /// Where in the ring arenas are announced that the peer has not read of, as far as we know.
+    announced: VecDeque<u64>,
     /// Something was put into the ring since the last flush.
     published: bool,
     closing: bool,
     closed: bool,
     failed: Option<LaneError>,
-}
-
-fn lie(field: &'static str) -> LaneError {
-    WireError::BadValue { field }.into()
 }
 
 impl Tx {
@@ -126,9 +105,10 @@ impl Tx {
             sent: 0,
             allowed: window,
             queue: VecDeque::new(),
-            reports: VecDeque::new(),
+            reports: Reports::default(),
             tokens: 0,
             new_slab: None,
+            announced: VecDeque::new(),
             published: false,
             closing: false,
             closed: false,
@@ -153,10 +133,20 @@ impl Tx {
         let ended = self.shared.ended().cloned().unwrap_or(LaneError::Closed);
         let error = self.failed.get_or_insert(ended).clone();
         self.queue.clear();
-        if self.shared.ended().is_some() {
-            self.arena.release_all();
-        }
+        self.let_go();
         error
+    }
+
+    /// After the end: takes what comes back. The end of the lane is not that of the peer's readers, so what
+    /// they may read stays held until they are gone (M2).
+    fn let_go(&mut self) {
+        if self.shared.readers_gone() {
+            return self.arena.release_all();
+        }
+        while let Some(back) = self.returned.next() {
+            let Ok(token) = self.arena.take_back(back) else { break };
+            self.reports.settle(token);
+        }
     }
 
     /// The peer lied: the lane is at its end.
@@ -179,10 +169,10 @@ impl Tx {
     fn refresh(&mut self) -> Result<(), LaneError> {
         let (consumed, taken) = (self.peer.load(CONSUMED), self.peer.load(TAKEN));
         if !self.ring.update(consumed) {
-            return Err(self.caught(lie("shm consumed count")));
+            return Err(self.caught(lie("shm consumed count").into()));
         }
         if taken > self.sent || taken + self.window < self.allowed {
-            return Err(self.caught(lie("shm credit")));
+            return Err(self.caught(lie("shm credit").into()));
         }
         self.allowed = taken + self.window;
         Ok(())
@@ -192,17 +182,11 @@ impl Tx {
     fn reap(&mut self) -> Result<(), LaneError> {
         while let Some(back) = self.returned.next() {
             match self.arena.take_back(back) {
-                Ok(token) => self.settle(token),
+                Ok(token) => self.reports.settle(token),
                 Err(error) => return Err(self.caught(error.into())),
             }
         }
         Ok(())
-    }
-
-    fn settle(&mut self, token: Option<u64>) {
-        if let Some(report) = self.report_of(token) {
-            report.left -= 1;
-        }
     }
 
     /// Everything that may have become possible.
@@ -211,7 +195,7 @@ impl Tx {
         self.reap()?;
         while let Some(Waiting { frame, token }) = self.queue.pop_front() {
             match self.put(frame, token) {
-                Ok(()) => self.settle(token),
+                Ok(()) => self.reports.settle(token),
                 Err(Refused::NoRoom(frame)) => {
                     self.queue.push_front(Waiting { frame, token });
                     break;
@@ -222,249 +206,6 @@ impl Tx {
                 }
             }
         }
-        Ok(())
-    }
-
-    /// Puts a frame into the ring. A report, if asked for, exists already.
-    #[inline]
-    fn put(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
-        if frame.payload.len() > INLINE_MAX {
-            return self.put_by_reference(frame, token);
-        }
-        if self.put_inline(&frame) { Ok(()) } else { Err(Refused::NoRoom(frame)) }
-    }
-
-    /// Copies a small frame into its slot; false when there is none.
-    #[inline]
-    fn put_inline(&mut self, frame: &Frame) -> bool {
-        if self.ring.free() <= CONTROL_SLOTS {
-            return false;
-        }
-        let (kind, flags) = kind_of(frame);
-        let len = frame.payload.len();
-        let head = Head::new(kind, flags, len);
-        let joined;
-        let bytes = match frame.payload.segments() {
-            [] => &[],
-            [only] => &only[..],
-            several => {
-                joined = join(several);
-                &joined[..len]
-            }
-        };
-        self.ring.push_bytes(head, frame.seq, bytes);
-        if kind == Kind::Data {
-            self.inline_bytes += len;
-        }
-        self.published = true;
-        true
-    }
-
-    fn put_by_reference(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
-        if let [only] = frame.payload.segments()
-            && self.ring.free() > CONTROL_SLOTS
-            && let Some(at) = self.arena.locate(only)
-        {
-            self.put_whole(frame, at, token);
-            return Ok(());
-        }
-        self.put_pieces(frame, token)
-    }
-
-    /// The usual large message: one buffer from our own `poll_alloc`.
-    fn put_whole(&mut self, frame: Frame, at: Descriptor, token: Option<u64>) {
-        let (kind, flags) = kind_of(&frame);
-        if let Some(report) = self.report_of(token) {
-            report.left += 1;
-        }
-        self.ring.push(Head::new(kind, flags | BY_REFERENCE, 1), frame.seq, &at.pack());
-        if let Some(buf) = frame.payload.into_segments().next() {
-            self.arena.hold(at, buf, token);
-        }
-        self.published = true;
-    }
-
-    fn report_of(&mut self, token: Option<u64>) -> Option<&mut Report> {
-        let token = token?;
-        self.reports.iter_mut().find(|r| r.token == token)
-    }
-
-    fn put_pieces(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
-        let pieces = match self.plan(&frame.payload) {
-            Ok(Some(pieces)) => pieces,
-            Ok(None) => return Err(Refused::NoRoom(frame)),
-            Err(error) => return Err(Refused::Failed(frame, error)),
-        };
-        if self.ring.free() < pieces.len().div_ceil(SLOT_DESCRIPTORS) as u64 + CONTROL_SLOTS {
-            return Err(Refused::NoRoom(frame));
-        }
-        let (kind, flags) = kind_of(&frame);
-        if let Some(report) = self.report_of(token) {
-            report.left += pieces.len() as u32;
-        }
-        let (seq, mut left) = (frame.seq, pieces.len());
-        let mut segments = frame.payload.into_segments();
-        let mut words = SmallVec::<[u64; 2 * SLOT_DESCRIPTORS]>::new();
-        for piece in pieces {
-            let Some((at, buf)) = self.resolve(piece, &mut segments, kind) else { continue };
-            words.extend(at.pack());
-            self.arena.hold(at, buf, token);
-            left -= 1;
-            if words.len() == 2 * SLOT_DESCRIPTORS || left == 0 {
-                let more = if left > 0 { MORE } else { 0 };
-                self.ring.push(Head::new(kind, flags | BY_REFERENCE | more, words.len() / 2), seq, &words);
-                words.clear();
-            }
-        }
-        self.published = true;
-        Ok(())
-    }
-
-    /// Where the parts of a message will lie; `None` while there is no memory for what must be copied.
-    fn plan(&mut self, payload: &Message) -> Result<Option<SmallVec<[Piece; 2]>>, LaneError> {
-        let mut pieces = SmallVec::<[Piece; 2]>::new();
-        let mut run = (0, 0);
-        for segment in payload.segments() {
-            let taken = |at: &Descriptor, p: &Piece| matches!(p, Piece::Own(d) if (d.slab, d.block) == (at.slab, at.block));
-            let found = self.arena.locate(segment).filter(|at| !pieces.iter().any(|p| taken(at, p)));
-            match found {
-                Some(at) => {
-                    if !self.plan_copy(&mut pieces, &mut run)? {
-                        return Ok(None);
-                    }
-                    pieces.push(Piece::Own(at));
-                }
-                None => run = (run.0 + 1, run.1 + segment.len()),
-            }
-        }
-        Ok(self.plan_copy(&mut pieces, &mut run)?.then_some(pieces))
-    }
-
-    /// Memory for a run of segments that must be copied.
-    fn plan_copy(
-        &mut self,
-        pieces: &mut SmallVec<[Piece; 2]>,
-        run: &mut (usize, usize),
-    ) -> Result<bool, LaneError> {
-        let (segments, bytes) = std::mem::take(run);
-        if segments == 0 {
-            return Ok(true);
-        }
-        match self.memory(bytes) {
-            Ok(Some(buf)) => {
-                pieces.push(Piece::Copy(buf, segments));
-                Ok(true)
-            }
-            Ok(None) => Ok(false),
-            Err(error) => Err(LaneError::os("make shared memory", &error)),
-        }
-    }
-
-    /// The buffer of a piece, filled.
-    fn resolve(
-        &self,
-        piece: Piece,
-        segments: &mut impl Iterator<Item = PinnedBuf>,
-        kind: Kind,
-    ) -> Option<(Descriptor, PinnedBuf)> {
-        match piece {
-            Piece::Own(at) => Some((at, segments.next()?)),
-            Piece::Copy(mut buf, count) => {
-                for segment in segments.take(count) {
-                    let n = segment.len();
-                    let to = &mut buf.unfilled_mut()[..n];
-                    match kind {
-                        Kind::Data | Kind::Remote => {
-                            copy_payload(to, &segment, &self.ledger, CopyPlace::Foreign);
-                        }
-                        _ => copy_record(to, &segment),
-                    }
-                    buf.advance(n);
-                }
-                let buf = buf.freeze();
-                Some((self.arena.locate(&buf)?, buf))
-            }
-        }
-    }
-
-    /// A block of the arena, which grows if it must and can.
-    #[inline]
-    fn memory(&mut self, len: usize) -> io::Result<Option<PinnedBufMut>> {
-        self.taken += 1;
-        if self.taken < REAP_BATCH
-            && len <= REAP_BATCH_MAX_BYTES
-            && let Some(buf) = self.arena.take(len)
-        {
-            return Ok(Some(buf));
-        }
-        self.taken = 0;
-        // A lie has ended the lane: whoever asks next is told.
-        if self.reap().is_err() {
-            return Ok(None);
-        }
-        loop {
-            if let Some(buf) = self.arena.take(len) {
-                return Ok(Some(buf));
-            }
-            if !self.grow(len)? {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// Makes and announces a further arena; false while that is not possible.
-    fn grow(&mut self, len: usize) -> io::Result<bool> {
-        if self.new_slab.is_none() {
-            if !self.shared.has_link() {
-                return Ok(false);
-            }
-            self.new_slab = self.arena.prepare(len)?;
-            while self.new_slab.is_none() && self.ring.free() > 1 {
-                let Some(at) = self.arena.retire(false) else { break };
-                self.announce(Kind::Retire, &[at.into()]);
-                self.new_slab = self.arena.prepare(len)?;
-            }
-        }
-        let Some(new) = &self.new_slab else { return Ok(false) };
-        if self.ring.free() == 0 {
-            return Ok(false);
-        }
-        let fd = new.region.fd().ok_or(io::ErrorKind::InvalidData)?;
-        match self.shared.poll_send_fd(fd) {
-            Poll::Pending => return Ok(false),
-            Poll::Ready(done) => done?,
-        }
-        if let Some(new) = self.new_slab.take() {
-            self.announce(Kind::Grow, &new.entry.pack());
-            self.arena.install(new);
-        }
-        self.count_arenas();
-        Ok(true)
-    }
-
-    fn announce(&mut self, kind: Kind, payload: &[u64]) {
-        self.ring.push(Head::new(kind, 0, payload.len() * 8), 0, payload);
-        self.published = true;
-    }
-
-    fn count_arenas(&self) {
-        let grown = self.arena.grown();
-        if self.shared.grown.swap(grown, Ordering::AcqRel) == 0 && grown > 0 {
-            self.shared.wakers.drive.wake();
-        }
-    }
-
-    /// Gives back arenas that were not used since the last look.
-    #[cold]
-    fn trim(&mut self) -> Result<(), LaneError> {
-        self.shared.trim.store(false, Ordering::Release);
-        self.reap()?;
-        while self.ring.free() > 1 {
-            let Some(at) = self.arena.retire(true) else { break };
-            self.announce(Kind::Retire, &[at.into()]);
-        }
-        self.arena.age();
-        self.count_arenas();
         Ok(())
     }
 
@@ -529,17 +270,13 @@ impl Tx {
         self.tokens += 1;
         let cost = if frame.kind == FrameKind::Data { frame_credit_bytes(frame.payload.len()) } else { 0 };
         let token = report.then_some(self.tokens);
-        if let Some(token) = token {
-            self.reports.push_back(Report { token, left: 1 });
-        }
+        self.reports.open(token);
         let put = if self.queue.is_empty() { self.put(frame, token) } else { Err(Refused::NoRoom(frame)) };
         match put {
-            Ok(()) => self.settle(token),
+            Ok(()) => self.reports.settle(token),
             Err(Refused::NoRoom(frame)) => self.queue.push_back(Waiting { frame, token }),
             Err(Refused::Failed(frame, error)) => {
-                if token.is_some() {
-                    self.reports.pop_back();
-                }
+                self.reports.withdraw(token);
                 return Err(SendRejected { frame, error });
             }
         }
@@ -563,31 +300,6 @@ impl Tx {
             None
         }
     }
-}
-
-fn kind_of(frame: &Frame) -> (Kind, u8) {
-    match frame.kind {
-        FrameKind::Data => (Kind::Data, if frame.ack { ACK } else { 0 }),
-        FrameKind::Session => (Kind::Session, 0),
-        FrameKind::Remote => (Kind::Remote, 0),
-    }
-}
-
-/// A small message of several segments, in one piece on its way into a slot.
-#[allow(clippy::disallowed_methods, reason = "counted as inline with what goes into the slot")]
-fn join(segments: &[PinnedBuf]) -> [u8; INLINE_MAX] {
-    let mut bytes = [0; INLINE_MAX];
-    let mut at = 0;
-    for segment in segments {
-        bytes[at..at + segment.len()].copy_from_slice(segment);
-        at += segment.len();
-    }
-    bytes
-}
-
-#[allow(clippy::disallowed_methods, reason = "records of the session layer, not payload")]
-fn copy_record(to: &mut [u8], from: &[u8]) {
-    to.copy_from_slice(from);
 }
 
 impl LaneTx for Tx {
@@ -679,18 +391,15 @@ impl LaneTx for Tx {
         let alive = self.check().and_then(|()| self.reap());
         let failed = alive.is_err();
         while !out.is_full()
-            && let Some(report) = self.reports.front()
-            && (failed || report.left == 0)
+            && let Some(done) = self.reports.pop(failed)
         {
-            let how = if report.left == 0 { SendReport::Sent } else { SendReport::Failed };
-            out.push((SendToken(report.token), how));
-            self.reports.pop_front();
+            out.push(done);
         }
         if !out.is_empty() {
             return Poll::Ready(Ok(()));
         }
         alive?;
-        match self.park(cx, |tx| Ok(tx.reports.front().is_some_and(|r| r.left == 0))) {
+        match self.park(cx, |tx| Ok(tx.reports.is_done())) {
             // One came while it was going to sleep, or the lane ended: both are told at once.
             Poll::Ready(_) => self.poll_completions(cx, out),
             Poll::Pending => Poll::Pending,
@@ -720,7 +429,7 @@ impl LaneTx for Tx {
 impl Drop for Tx {
     fn drop(&mut self) {
         self.ring.publish();
-        let held = self.reap().is_ok() && self.shared.ended().is_none() && self.arena.holds_any();
-        if held { self.arena.abandon() } else { self.arena.release_all() }
+        self.let_go();
+        self.arena.abandon(self.shared.link());
     }
 }

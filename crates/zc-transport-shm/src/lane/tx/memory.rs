@@ -1,0 +1,137 @@
+//! Memory of the sending half: blocks, and arenas that come and go.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+use rustix::io::Errno;
+use zc_core::memory::PinnedBufMut;
+use zc_core::transport::LaneError;
+
+use super::Tx;
+use crate::layout::{Head, Kind};
+use crate::limits::{MAX_PENDING_DESCRIPTORS, REAP_BATCH, REAP_BATCH_MAX_BYTES};
+
+impl Tx {
+    /// A block of the arena, which grows if it must and can.
+    #[inline]
+    pub(super) fn memory(&mut self, len: usize) -> io::Result<Option<PinnedBufMut>> {
+        self.taken += 1;
+        if self.taken < REAP_BATCH
+            && len <= REAP_BATCH_MAX_BYTES
+            && let Some(buf) = self.arena.take(len)
+        {
+            return Ok(Some(buf));
+        }
+        self.taken = 0;
+        // A lie has ended the lane: whoever asks next is told.
+        if self.reap().is_err() {
+            return Ok(None);
+        }
+        loop {
+            if let Some(buf) = self.arena.take(len) {
+                return Ok(Some(buf));
+            }
+            match self.grow(len) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                // What the peer gives back will do as well.
+                Err(error) if is_shortage(&error) && self.arena.holds_any() => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Makes and announces a further arena; false while that is not possible.
+    fn grow(&mut self, len: usize) -> io::Result<bool> {
+        if !self.shared.has_link() || !self.may_announce() {
+            return Ok(false);
+        }
+        let before = self.arena.grown();
+        let made = self.make(len);
+        if self.arena.grown() != before {
+            self.count_arenas();
+        }
+        if !made? { Ok(false) } else { self.hand_over() }
+    }
+
+    /// Whether the peer takes another descriptor: it has read the entries of earlier ones.
+    fn may_announce(&mut self) -> bool {
+        let read = self.ring.consumed();
+        while self.announced.front().is_some_and(|at| *at < read) {
+            self.announced.pop_front();
+        }
+        self.announced.len() < MAX_PENDING_DESCRIPTORS && self.ring.free() > 0
+    }
+
+    /// Makes a further arena; idle ones make room for it. False when there is none.
+    fn make(&mut self, len: usize) -> io::Result<bool> {
+        if self.new_slab.is_none() {
+            self.new_slab = self.arena.prepare(len)?;
+        }
+        while self.new_slab.is_none() && self.ring.free() > 1 {
+            let Some(at) = self.arena.retire(false) else { break };
+            self.announce(Kind::Retire, &[at.into()]);
+            self.new_slab = self.arena.prepare(len)?;
+        }
+        Ok(self.new_slab.is_some())
+    }
+
+    /// Sends the new arena's descriptor and then its entry.
+    fn hand_over(&mut self) -> io::Result<bool> {
+        let Some(new) = self.new_slab.take() else { return Ok(false) };
+        let fd = new.region.fd().ok_or(io::ErrorKind::InvalidData)?;
+        let sent = self.shared.poll_send_fd(fd);
+        if let Poll::Ready(Ok(())) = sent {
+            self.announced.push_back(self.ring.count());
+            self.announce(Kind::Grow, &new.entry.pack());
+            self.arena.install(new);
+            self.count_arenas();
+            return Ok(true);
+        }
+        self.new_slab = Some(new);
+        match sent {
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.shared.end(LaneError::PeerGone("its control link ended"));
+                Ok(false)
+            }
+            Poll::Ready(Err(error)) => Err(error),
+            _ => Ok(false),
+        }
+    }
+
+    pub(super) fn announce(&mut self, kind: Kind, payload: &[u64]) {
+        self.ring.push(Head::new(kind, 0, payload.len() * 8), 0, payload);
+        self.published = true;
+    }
+
+    fn count_arenas(&self) {
+        let grown = self.arena.grown();
+        if self.shared.grown.swap(grown, Ordering::AcqRel) == 0 && grown > 0 {
+            self.shared.wakers.drive.wake();
+        }
+    }
+
+    /// Gives back arenas that were not used since the last look.
+    #[cold]
+    pub(super) fn trim(&mut self) -> Result<(), LaneError> {
+        self.shared.trim.store(false, Ordering::Release);
+        self.reap()?;
+        while self.ring.free() > 1 {
+            let Some(at) = self.arena.retire(true) else { break };
+            self.announce(Kind::Retire, &[at.into()]);
+        }
+        self.arena.age();
+        self.count_arenas();
+        Ok(())
+    }
+}
+
+/// Whether there may be enough later.
+fn is_shortage(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| {
+        use Errno as E;
+        [E::MFILE, E::NFILE, E::NOMEM, E::NOBUFS, E::NOSPC, E::AGAIN, E::TOOMANYREFS].contains(&errno)
+    })
+}
