@@ -141,7 +141,7 @@ fn spawn(name: &str, part: &str) -> Killed {
 
 async fn end_and_child(part: &str) -> (End, Killed) {
     let name = format!("zc-shm-ending-{}-{part}", std::process::id());
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
     let child = spawn(&name, part);
     let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
@@ -154,7 +154,7 @@ fn child() {
     let (Ok(name), Ok(part)) = (std::env::var(CHILD), std::env::var(PART)) else { return };
     let addr = LinkAddr::UnixAbstract(name);
     run(async {
-        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
         let link = if part == "listen" {
             let mut listener = StreamLinks.bind(&addr, &reactor).await.unwrap();
             std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap()
