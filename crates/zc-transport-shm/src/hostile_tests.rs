@@ -35,7 +35,7 @@ async fn join(trust: Trust) -> (End, Evil) {
     let geometry = Geometry::new(RING_SLOTS);
     let offer =
         crate::offer::ShmOffer { geometry, max_arena_bytes: 64 << 20, uid: own_uid(), pid: 1, wary: false };
-    let offer = Offer { version: 1, bytes: offer.encode() };
+    let offer = Offer { version: crate::offer::VERSION, bytes: offer.encode() };
     let region = sys::create(geometry.bytes()).unwrap();
     let words = OwnWords::new(&region, geometry.bytes());
     geometry.write(&words);

@@ -5,7 +5,7 @@ use zc_core::wire::WireError;
 use crate::lie::lie;
 use crate::limits::{
     FIRST_BLOCK_BYTES, FIRST_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_HALF_BYTES, MAX_RING_SLOTS, MIN_RING_SLOTS,
-    SLOT_BYTES,
+    REMOTE_SLOTS, SLOT_BYTES,
 };
 use crate::words::{OwnWords, PeerWords, ReadWords, WriteWords};
 
@@ -24,6 +24,17 @@ pub(crate) const TAKEN: usize = CONSUMED + 1;
 pub(crate) const RX_SLEEP: usize = 256 / 8;
 /// Word: our sending half's sleep epoch.
 pub(crate) const TX_SLEEP: usize = 384 / 8;
+/// Word: our one-sided half's sleep epoch.
+pub(crate) const REMOTE_SLEEP: usize = 512 / 8;
+/// Word: records of the peer's one-sided half that we are done with.
+pub(crate) const REMOTE_CONSUMED: usize = REMOTE_SLEEP + 1;
+/// Word: notifications of the peer that no longer wait here.
+pub(crate) const NOTIFIED: usize = REMOTE_SLEEP + 2;
+/// Word: how often our one-sided half had something for the peer's.
+pub(crate) const REMOTE_CALLS: usize = REMOTE_SLEEP + 3;
+/// First word of the ring of our one-sided half's records.
+pub(crate) const REMOTE_RING: usize = 1024 / 8;
+const _: () = assert!(8 * REMOTE_RING + REMOTE_SLOTS as usize * SLOT_BYTES <= HEAD_BYTES);
 /// Words of a slot.
 pub(crate) const SLOT_WORDS: usize = SLOT_BYTES / 8;
 

@@ -19,6 +19,7 @@ mod limits;
 mod offer;
 mod options;
 mod peer;
+mod remote;
 mod returns;
 mod ring;
 mod sleep;

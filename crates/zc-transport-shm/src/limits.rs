@@ -62,3 +62,18 @@ pub const SMALL_CHUNK_BYTES: usize = 8 << 10;
 pub const SMALL_CHUNKS: u32 = 16;
 /// How often in a row the bell may ring for nothing before other tasks get their turn.
 pub const MAX_IDLE_RINGS: usize = 8;
+/// Slots of the ring on which the one-sided halves of a lane talk, a power of two.
+pub const REMOTE_SLOTS: u32 = 16;
+/// One-sided operations that wait, for the peer to say what a key stands for or for their completion to be collected.
+pub const MAX_REMOTE_OPERATIONS: usize = 64;
+/// Keys of one connection that are valid at a time, each way.
+pub const MAX_REMOTE_KEYS: usize = 1024;
+/// Exports of one connection that the peer can have mapped at a time; one that is granted both for reading only and for
+/// writing counts twice.
+pub const MAX_REMOTE_WINDOWS: usize = 256;
+/// Bytes of all of them: addresses, since pages are made when they are touched.
+pub const MAX_REMOTE_BYTES: u64 = 64 << 30;
+/// Notifications of one connection on their way to the exports of their keys; one more is `Busy`.
+pub const NOTIFY_WINDOW: u64 = 256;
+/// How soon a notification is tried again for which its export has no room, milliseconds.
+pub const NOTIFY_RETRY_MS: u64 = 10;

@@ -1,10 +1,10 @@
 //! Sealed memory of ours, a peer's memory, and reading what a peer may write meanwhile.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::SealFlags;
-use zc_core::memory::{Backing, PeerMapping, Region, RegionError, Sealing};
+use rustix::fs::{Mode, OFlags, SealFlags};
+use zc_core::memory::{Backing, ExportMemory, PeerMapping, Region, RegionError, Sealing};
 
 /// What `st_blocks` counts, whatever the file system's own blocks are, bytes.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -52,6 +52,45 @@ pub(crate) fn map_peer(fd: OwnedFd, bytes: usize) -> Result<Region, PeerMemory> 
         _ => PeerMemory::Bad("shm memory of another size"),
     })?;
     if region.len() == bytes { Ok(region) } else { Err(PeerMemory::Bad("shm memory of another size")) }
+}
+
+/// Whether it is memory that others may write: an export, and no arena. What else there is to know is looked at
+/// when it is mapped.
+pub(crate) fn is_export(fd: &OwnedFd) -> bool {
+    let seals = rustix::fs::fcntl_get_seals(fd);
+    seals.is_ok_and(|s| s.contains(SealFlags::SHRINK) && !s.contains(SealFlags::FUTURE_WRITE))
+}
+
+/// A descriptor of the same memory through which it can't be written. Whoever gets it and is of our user can have it
+/// opened anew, also for writing: it is for peers of our own trust domain (M5).
+pub(crate) fn reopen_read_only(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Maps a peer's export of exactly `bytes`. Its pages need not be there: only of a memfd of ordinary pages, where
+/// the want of them is no SIGBUS.
+pub(crate) fn map_export(fd: OwnedFd, bytes: usize, writable: bool) -> Result<ExportMemory, PeerMemory> {
+    let kind = rustix::fs::fstatfs(&fd).map_err(|errno| PeerMemory::Os(errno.into()))?.f_type;
+    if kind != libc::TMPFS_MAGIC {
+        return Err(PeerMemory::Bad("shm export: pages"));
+    }
+    let sealing = Sealing::AnyoneWrites;
+    let mapping = PeerMapping { max_bytes: bytes, sealing, writable, prefault: false };
+    let region = mapping.map(fd).map_err(|error| match error {
+        RegionError::Os { what: "F_GET_SEALS", .. } | RegionError::NotSealed { .. } => {
+            PeerMemory::Bad("shm export: seals")
+        }
+        RegionError::Os { errno, .. } if errno.kind() == io::ErrorKind::PermissionDenied => {
+            PeerMemory::Bad("shm export: access")
+        }
+        RegionError::Os { errno, .. } => PeerMemory::Os(errno),
+        _ => PeerMemory::Bad("shm export: size"),
+    })?;
+    match ExportMemory::of_peer(region) {
+        Ok(memory) if memory.len() == bytes as u64 => Ok(memory),
+        _ => Err(PeerMemory::Bad("shm export: size")),
+    }
 }
 
 /// Copies out of memory that the peer may write meanwhile: whatever comes is a private copy (M5).

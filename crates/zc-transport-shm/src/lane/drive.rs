@@ -10,7 +10,7 @@ use zc_core::transport::{ControlLink, LaneDrive, LaneError};
 
 use super::credit::Credit;
 use super::shared::Shared;
-use crate::limits::TRIM_INTERVAL_MS;
+use crate::limits::{NOTIFY_RETRY_MS, TRIM_INTERVAL_MS};
 
 pub(super) struct Drive {
     shared: Arc<Shared>,
@@ -33,18 +33,16 @@ impl LaneDrive for Drive {
         }
         self.credit.drive(cx, shared);
         // The end is told by the halves: what was sent before it is delivered first.
-        if shared.ended().is_some() || shared.grown.load(Ordering::Acquire) == 0 {
+        if shared.ended().is_some() {
             self.next_trim = None;
             return Ok(None);
         }
-        let interval = Duration::from_millis(TRIM_INTERVAL_MS);
-        let due = *self.next_trim.get_or_insert(now + interval);
-        if now >= due {
-            self.next_trim = Some(now + interval);
-            shared.trim.store(true, Ordering::Release);
-            shared.wakers.tx.wake();
-        }
-        Ok(self.next_trim)
+        // Whoever drives us looks after the one-sided half as well.
+        let retry = shared.wakers.remote.is_stuck().then(|| now + Duration::from_millis(NOTIFY_RETRY_MS));
+        Ok(match (self.trim(now), retry) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        })
     }
 
     fn adopt_link(&mut self, link: Box<dyn ControlLink>) -> Option<Box<dyn ControlLink>> {
@@ -53,5 +51,24 @@ impl LaneDrive for Drive {
         }
         self.shared.adopt(link);
         None
+    }
+}
+
+impl Drive {
+    /// Has unused arenas looked for, and says when next.
+    fn trim(&mut self, now: Instant) -> Option<Instant> {
+        let shared = &self.shared;
+        if shared.grown.load(Ordering::Acquire) == 0 {
+            self.next_trim = None;
+            return None;
+        }
+        let interval = Duration::from_millis(TRIM_INTERVAL_MS);
+        let due = *self.next_trim.get_or_insert(now + interval);
+        if now >= due {
+            self.next_trim = Some(now + interval);
+            shared.trim.store(true, Ordering::Release);
+            shared.wakers.tx.wake();
+        }
+        self.next_trim
     }
 }

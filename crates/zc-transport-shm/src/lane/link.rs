@@ -16,6 +16,7 @@ use zc_core::transport::{ControlLink, LaneError};
 
 use crate::lie::lie;
 use crate::limits::{MAX_LINK_READS, MAX_PENDING_DESCRIPTORS};
+use crate::sys;
 
 /// What came on the link.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ struct State {
     io: Option<Box<dyn ControlLink>>,
     /// Descriptors that came before their entry in the ring was read.
     fds: VecDeque<OwnedFd>,
+    /// An export that came before its record was read.
+    export: Option<OwnedFd>,
     /// The peer's lane is at its end, or it lied: nothing but the end of its stream matters.
     over: bool,
     /// The peer was told that our lane is at its end.
@@ -75,6 +78,11 @@ impl Link {
         self.state.lock().fds.pop_front()
     }
 
+    /// The export that came, if one did.
+    pub(crate) fn take_export(&self) -> Option<OwnedFd> {
+        self.state.lock().export.take()
+    }
+
     /// Reads what came; a bounded part of it, and then wakes `cx` for the rest.
     pub(crate) fn read(&self, cx: &mut Context<'_>) -> News {
         let mut news = News::None;
@@ -95,7 +103,7 @@ impl Link {
     /// `Err` is the last thing that is said for now.
     fn read_one(&self, cx: &mut Context<'_>) -> Poll<Result<News, News>> {
         let mut state = self.state.lock();
-        let State { io: Some(io), fds, over, .. } = &mut *state else { return Poll::Pending };
+        let State { io: Some(io), fds, export, over, .. } = &mut *state else { return Poll::Pending };
         if self.readers_gone() {
             return Poll::Pending;
         }
@@ -113,12 +121,10 @@ impl Link {
             Err(error) => LaneError::os("read the control link", &error),
             Ok(_) if *over => return Poll::Ready(Ok(News::None)),
             Ok(got) if got.is_empty() => LaneError::PeerGone("its lane ended"),
-            // An honest peer waits until we have read the entries in the ring.
-            Ok(_) if fds.len() >= MAX_PENDING_DESCRIPTORS => lie("shm link: descriptors").into(),
-            Ok(got) => {
-                fds.extend(got);
-                return Poll::Ready(Ok(News::Descriptors));
-            }
+            Ok(got) => match got.into_iter().try_for_each(|fd| keep(fd, fds, export)) {
+                Ok(()) => return Poll::Ready(Ok(News::Descriptors)),
+                Err(error) => error,
+            },
         };
         *over = true;
         Poll::Ready(Ok(News::End(end)))
@@ -146,6 +152,20 @@ impl Link {
             let _ = self.read(&mut Context::from_waker(Waker::noop()));
         }
     }
+}
+
+/// Keeps a descriptor for who will ask for it: an arena's, or an export's.
+fn keep(fd: OwnedFd, arenas: &mut VecDeque<OwnedFd>, export: &mut Option<OwnedFd>) -> Result<(), LaneError> {
+    if sys::is_export(&fd) {
+        // An honest peer sends one when it is asked, and is asked again when that is there.
+        return export.replace(fd).map_or(Ok(()), |_| Err(lie("shm link: exports").into()));
+    }
+    // An honest peer waits until we have read the entries in the ring.
+    if arenas.len() >= MAX_PENDING_DESCRIPTORS {
+        return Err(lie("shm link: descriptors").into());
+    }
+    arenas.push_back(fd);
+    Ok(())
 }
 
 /// An end with bytes that were not read is a reset.

@@ -8,15 +8,17 @@ mod shared;
 mod tx;
 
 pub(crate) use link::{Link, Readers};
+pub(crate) use shared::{Shared, Wakers};
 
 use std::sync::Arc;
 
 use zc_core::memory::{LeaseBudget, Region};
-use zc_core::transport::{Caps, Lane, LaneError, OfferContext};
+use zc_core::transport::{Caps, Lane, LaneError, LaneRemote, OfferContext};
 
 use crate::bell::{Bell, PeerBell};
 use crate::layout::{Geometry, TX_SLEEP};
 use crate::peer::PeerArena;
+use crate::remote::{Calls, Remote};
 use crate::returns::{Returning, Returns};
 use crate::sleep::Ringer;
 use crate::words::{OwnWords, PeerWords};
@@ -37,18 +39,22 @@ pub(crate) struct Joined {
     pub(crate) peer_bell: PeerBell,
     /// Messages are lent where they are.
     pub(crate) cooperative: bool,
+    /// One-sided operations are done in the peer's memory itself.
+    pub(crate) native: bool,
 }
 
 /// A lane over what was exchanged.
 pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<Lane, LaneError> {
-    let Joined { mine, theirs, bell, peer_bell, cooperative } = joined;
+    let Joined { mine, theirs, bell, peer_bell, cooperative, native } = joined;
     crate::abandoned::sweep();
     let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
     let peer_bell = Arc::new(peer_bell);
     let reader = Arc::new(Readers(Arc::default()));
-    let shared = shared::Shared::new(bell, peer_bell.clone(), reader.clone());
     let own = OwnWords::new(&mine.region, mine.geometry.control_bytes());
     let peer = PeerWords::new(&theirs.region, theirs.geometry.control_bytes());
+    let calls = Calls::new(peer.clone());
+    let shared = Shared::new(bell, peer_bell.clone(), reader.clone(), calls);
+    let remote = native.then(|| Remote::new(shared.clone(), own.clone(), peer.clone(), cx.ledger.clone()));
     let sender = Arc::new(Ringer::new(peer.clone(), TX_SLEEP));
     let credit = credit::Credit::new(cx.limits.recv_window, leases.clone(), own.clone(), sender.clone());
     let credit = Arc::new(credit);
@@ -77,5 +83,6 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine }, &cx);
     caps.max_message = tx.max_message();
     let drive = drive::Drive::new(shared, credit);
-    Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: Some(Box::new(drive)), remote: None, caps, leases })
+    let remote = remote.map(|remote| Box::new(remote) as Box<dyn LaneRemote>);
+    Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: Some(Box::new(drive)), remote, caps, leases })
 }

@@ -314,8 +314,9 @@ impl LaneRx for Rx {
             if self.shared.poll_rung().is_pending() {
                 return Poll::Pending;
             }
-            // It may have rung for the other half.
+            // It may have rung for another half.
             self.shared.wakers.tx.wake();
+            self.shared.wakers.remote.wake();
         }
         cx.waker().wake_by_ref();
         Poll::Pending

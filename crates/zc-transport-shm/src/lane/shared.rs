@@ -11,27 +11,37 @@ use zc_core::transport::{ControlLink, LaneError};
 
 use super::link::{Link, News, Readers};
 use crate::bell::{Bell, PeerBell};
+use crate::remote::Calls;
 
 /// Who waits.
-pub(super) struct Wakers {
+pub(crate) struct Wakers {
     pub(super) rx: AtomicWaker,
     pub(super) tx: Arc<AtomicWaker>,
-    pub(super) drive: AtomicWaker,
+    pub(crate) drive: AtomicWaker,
+    pub(crate) remote: Calls,
 }
 
-/// The waker that the bell and the link know: it wakes both halves, either or both.
+impl Wakers {
+    /// The bell rang, or there is room on the link: for whichever half it was.
+    pub(crate) fn wake_all(&self) {
+        self.rx.wake();
+        self.tx.wake();
+        self.remote.wake();
+    }
+}
+
+/// The waker that the bell and the link know.
 struct Halves(Arc<Wakers>);
 
 impl ArcWake for Halves {
     fn wake_by_ref(this: &Arc<Self>) {
-        this.0.rx.wake();
-        this.0.tx.wake();
+        this.0.wake_all();
     }
 }
 
-pub(super) struct Shared {
-    pub(super) wakers: Arc<Wakers>,
-    pub(super) peer_bell: Arc<PeerBell>,
+pub(crate) struct Shared {
+    pub(crate) wakers: Arc<Wakers>,
+    pub(crate) peer_bell: Arc<PeerBell>,
     /// Unused arenas are to be looked for.
     pub(super) trim: AtomicBool,
     /// Arenas of ours beyond the first.
@@ -45,11 +55,17 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(bell: Bell, peer_bell: Arc<PeerBell>, reader: Arc<Readers>) -> Arc<Self> {
+    pub(super) fn new(
+        bell: Bell,
+        peer_bell: Arc<PeerBell>,
+        reader: Arc<Readers>,
+        remote: Calls,
+    ) -> Arc<Self> {
         let wakers = Arc::new(Wakers {
             rx: AtomicWaker::new(),
             tx: Arc::new(AtomicWaker::new()),
             drive: AtomicWaker::new(),
+            remote,
         });
         Arc::new(Self {
             halves: futures::task::waker(Arc::new(Halves(wakers.clone()))),
@@ -66,7 +82,7 @@ impl Shared {
 
     /// Why the lane is at its end, if it is.
     #[inline]
-    pub(super) fn ended(&self) -> Option<&LaneError> {
+    pub(crate) fn ended(&self) -> Option<&LaneError> {
         self.ended.get()
     }
 
@@ -81,16 +97,15 @@ impl Shared {
     }
 
     /// The first reason stays.
-    pub(super) fn end(&self, why: LaneError) {
+    pub(crate) fn end(&self, why: LaneError) {
         let _ = self.ended.set(why);
         self.link.tell_end();
-        self.wakers.rx.wake();
-        self.wakers.tx.wake();
+        self.wakers.wake_all();
     }
 
     /// Ready when our bell rang, which then is silent. The caller has registered its waker before; it
-    /// must wake the other half, for which the bell may have rung.
-    pub(super) fn poll_rung(&self) -> Poll<()> {
+    /// must wake the others, for which the bell may have rung.
+    pub(crate) fn poll_rung(&self) -> Poll<()> {
         match self.bell.poll_rung(&mut Context::from_waker(&self.halves)) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => Poll::Ready(()),
@@ -105,14 +120,15 @@ impl Shared {
         self.link.adopt(link);
         self.wakers.drive.wake();
         self.wakers.tx.wake();
+        self.wakers.remote.wake();
     }
 
     pub(super) fn has_link(&self) -> bool {
         self.link.is_there()
     }
 
-    /// Sends a descriptor; pending wakes the sending half.
-    pub(super) fn poll_send_fd(&self, fd: BorrowedFd<'_>) -> Poll<io::Result<()>> {
+    /// Sends a descriptor; pending wakes all halves.
+    pub(crate) fn poll_send_fd(&self, fd: BorrowedFd<'_>) -> Poll<io::Result<()>> {
         self.link.poll_send(&mut Context::from_waker(&self.halves), fd)
     }
 
@@ -121,11 +137,16 @@ impl Shared {
         self.link.take_fd()
     }
 
+    /// The export that came, if one did.
+    pub(crate) fn take_export(&self) -> Option<OwnedFd> {
+        self.link.take_export()
+    }
+
     /// Reads what came on the link; true when there is something new.
     pub(super) fn read_link(&self, cx: &mut Context<'_>) -> bool {
         match self.link.read(cx) {
             News::None => return false,
-            News::Descriptors => {}
+            News::Descriptors => self.wakers.remote.wake(),
             News::End(why) => self.end(why),
         }
         true

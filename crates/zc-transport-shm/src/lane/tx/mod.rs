@@ -247,6 +247,7 @@ impl Tx {
                 return Poll::Pending;
             }
             self.shared.wakers.rx.wake();
+            self.shared.wakers.remote.wake();
         }
         cx.waker().wake_by_ref();
         Poll::Pending
