@@ -6,31 +6,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
 
 use proptest::prelude::*;
-use zc_core::memory::Region;
+use zc_core::memory::{Backing, ExportMemory, Region, Sealing};
 use zc_core::transport::*;
 
 use crate::bell::PeerBell;
 use crate::common::{End, Setup, body, data, links, run, try_end};
 use crate::layout::{
-    CONSUMED, Descriptor, Geometry, Grow, Head, RX_SLEEP, Return, SLOT_WORDS, TAKEN, TX_SLEEP,
+    CONSUMED, Descriptor, Geometry, Grow, Head, NOTIFIED, REMOTE_CONSUMED, REMOTE_RING, RX_SLEEP, Return,
+    SLOT_WORDS, TAKEN, TX_SLEEP,
 };
-use crate::limits::RING_SLOTS;
+use crate::limits::{REMOTE_SLOTS, RING_SLOTS};
 use crate::sys;
 use crate::transport::own_uid;
 use crate::words::{OwnWords, WriteWords};
 
 /// The evil side: writable memory of its own, and the link.
-struct Evil {
-    words: OwnWords,
+pub(crate) struct Evil {
+    pub(crate) words: OwnWords,
     geometry: Geometry,
     region: Region,
-    link: Box<dyn ControlLink>,
+    pub(crate) link: Box<dyn ControlLink>,
     slot: u64,
     returned: u64,
-    _theirs: Vec<OwnedFd>,
+    said: u64,
+    pub(crate) theirs: Vec<OwnedFd>,
 }
 
-async fn join(trust: Trust) -> (End, Evil) {
+pub(crate) async fn join(trust: Trust) -> (End, Evil) {
     let (mut evil, good) = links().await;
     let geometry = Geometry::new(RING_SLOTS);
     let offer =
@@ -48,7 +50,7 @@ async fn join(trust: Trust) -> (End, Evil) {
     std::future::poll_fn(|cx| evil.poll_send_descriptors(cx, &fds)).await.unwrap();
     let end = try_end(good, Role::Server, &setup, Some(offer)).await.unwrap();
     let theirs = std::future::poll_fn(|cx| evil.poll_recv_descriptors(cx, 2)).await.unwrap();
-    let evil = Evil { words, geometry, region, link: evil, slot: 0, returned: 0, _theirs: theirs };
+    let evil = Evil { words, geometry, region, link: evil, slot: 0, returned: 0, said: 0, theirs };
     (end, evil)
 }
 
@@ -70,6 +72,12 @@ enum Step {
     Receive,
     Release(usize),
     DropAll,
+    /// The next record of the one-sided half, with the right turn.
+    Say(Head, [u64; 6]),
+    Export(usize, bool),
+    /// A one-sided operation of ours, with one of a few keys.
+    Operate(u64, u64, u8),
+    Grant,
 }
 
 fn descriptor() -> impl Strategy<Value = [u64; 2]> {
@@ -85,6 +93,18 @@ fn payload() -> impl Strategy<Value = Vec<u64>> {
     let grow = (0u8..70, lens, prop_oneof![1u32..20, any::<u32>()])
         .prop_map(|(slab, block_len, blocks)| Grow { slab, block_len, blocks }.pack().to_vec());
     prop_oneof![4 => descriptors, 2 => grow, 1 => prop::collection::vec(any::<u64>(), 0..=14)]
+}
+
+fn record() -> impl Strategy<Value = (Head, [u64; 6])> {
+    let likely = (1u64..3, Just(8192u64), 0u64..3, 0u64..9000, 0u64..9, 0u64..2);
+    let likely = likely.prop_map(|(window, bytes, page, len, access, fresh)| {
+        let words = [window, bytes, page * 8, len, access, fresh];
+        (Head { kind: 2, flags: 0, count: 48 }, words)
+    });
+    let kinds = prop_oneof![Just((1, 16)), Just((3, 8)), Just((4, 16)), Just((5, 24)), any::<(u8, u8)>()];
+    let words = prop_oneof![Just([0; 6]), prop::array::uniform6(0u64..3), any::<[u64; 6]>()];
+    let other = (kinds, words).prop_map(|((kind, count), words)| (Head { kind, flags: 0, count }, words));
+    prop_oneof![2 => likely, 1 => other]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -105,6 +125,10 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Receive),
         1 => (0usize..10_000).prop_map(Step::Release),
         1 => Just(Step::DropAll),
+        8 => record().prop_map(|(head, words)| Step::Say(head, words)),
+        2 => (0usize..3, any::<bool>()).prop_map(|(pages, sealed)| Step::Export(pages, sealed)),
+        4 => (0u64..3, prop_oneof![0u64..9000, any::<u64>()], 0u8..6).prop_map(|(k, at, op)| Step::Operate(k, at, op)),
+        1 => Just(Step::Grant),
     ]
 }
 
@@ -123,6 +147,15 @@ impl Evil {
         let at = self.geometry.returns_at() + (self.returned % entries) as usize;
         self.words.publish(at, back.pack((self.returned / entries) as u16 + 1));
         self.returned += 1;
+    }
+
+    /// What the one-sided half says.
+    pub(crate) fn say(&mut self, head: Head, words: &[u64]) {
+        let slots = u64::from(REMOTE_SLOTS);
+        let at = REMOTE_RING + (self.said % slots) as usize * SLOT_WORDS;
+        words.iter().enumerate().for_each(|(i, word)| self.words.store(at + 2 + i, *word));
+        self.words.publish(at, head.pack((self.said / slots) as u32 + 1));
+        self.said += 1;
     }
 
     fn arena(&mut self, bytes: u64, sealed: bool, cx: &mut Context<'_>) {
@@ -185,10 +218,49 @@ fn good_step(
                 read(&mut batch, kept);
             }
         }
+        Step::Operate(key, at, op) => operate(good, *key, *at, *op, cx)?,
+        Step::Grant => grant(good)?,
         Step::Release(bytes) => good.lane.rx.release(*bytes),
         Step::DropAll => kept.clear(),
         _ => {}
     }
+    Ok(())
+}
+
+/// A one-sided operation, and what became of earlier ones.
+fn operate(good: &mut End, key: u64, at: u64, op: u8, cx: &mut Context<'_>) -> Result<(), LaneError> {
+    let Some(remote) = &mut good.lane.remote else { return Ok(()) };
+    let key = RemoteKey::from_bytes(&[[0; 8], key.to_ne_bytes()].concat()).unwrap();
+    let op = match op {
+        0 | 1 => RemoteOp::Read { into: good.pool.try_alloc(5000).unwrap(), len: 5000 * usize::from(op) },
+        2 | 3 => RemoteOp::Write { message: body(300, 1).into(), notify: (op == 3).then_some(at) },
+        4 => RemoteOp::CompareSwap { expected: 0, new: 1 },
+        _ => RemoteOp::FetchAdd { add: 1 },
+    };
+    if let std::task::Poll::Ready(ready) = remote.poll_ready(cx) {
+        ready?;
+        remote.start(&key, at, op)?;
+    }
+    if let std::task::Poll::Ready(done) = remote.poll_completions(cx, &mut Batch::new()) {
+        done?;
+    }
+    Ok(())
+}
+
+/// Lets the peer use memory that is gone at once.
+fn grant(good: &mut End) -> Result<(), LaneError> {
+    struct Full;
+    impl NotifySink for Full {
+        fn notify(&self, _: u64) -> bool {
+            false
+        }
+    }
+    let Some(remote) = &mut good.lane.remote else { return Ok(()) };
+    let memory = Region::builder(4096).backing(Backing::Memfd).sealing(Sealing::AnyoneWrites);
+    let memory = ExportMemory::new(memory, 4096).unwrap();
+    let key =
+        remote.grant(RemoteGrant { memory, range: 0..4096, access: Access::ALL, notify: Arc::new(Full) })?;
+    assert_eq!(remote.revoke(&key), Revoked::Done, "nobody asked about it");
     Ok(())
 }
 
@@ -206,6 +278,8 @@ async fn attack(steps: Vec<Step>, trust: Trust) {
             Step::Counts(a, b) => {
                 evil.words.store(CONSUMED, *a);
                 evil.words.store(TAKEN, *b);
+                evil.words.store(REMOTE_CONSUMED, *a % 20);
+                evil.words.store(NOTIFIED, *b % 3);
             }
             Step::Sleep(epoch) => {
                 evil.words.store(RX_SLEEP, *epoch);
@@ -216,6 +290,13 @@ async fn attack(steps: Vec<Step>, trust: Trust) {
             }
             Step::Arena(bytes, sealed) => {
                 evil.arena(*bytes, *sealed, &mut cx);
+                tokio::task::yield_now().await;
+            }
+            Step::Say(head, words) => evil.say(*head, words),
+            Step::Export(pages, sealed) => {
+                let sealing = if *sealed { Sealing::AnyoneWrites } else { Sealing::OwnerWrites };
+                let memory = Region::builder(pages * 4096 + 1).backing(Backing::Memfd).sealing(sealing);
+                let _ = evil.link.poll_send_descriptors(&mut cx, &[memory.build().unwrap().fd().unwrap()]);
                 tokio::task::yield_now().await;
             }
             Step::Close => {
@@ -387,7 +468,7 @@ fn a_bell_that_ends_is_the_end_of_the_lane() {
         buf.put_slice(&body(4000, 1));
         let keep = buf.freeze();
         good.send(data(1, keep.clone())).await.unwrap();
-        evil._theirs.clear();
+        evil.theirs.clear();
         let error = good.recv().await.unwrap_err();
         assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
         assert!(good.send(data(2, body(9, 0))).await.is_err());

@@ -12,11 +12,12 @@ mod calls;
 mod channel;
 mod owner;
 mod record;
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
+mod tests;
 mod user;
 
 pub(crate) use calls::Calls;
-#[cfg(test)]
-pub(crate) use record::{Granted, Record};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
