@@ -113,8 +113,10 @@ fn revoked_memory_is_replaced_and_the_peer_knows_at_once() {
         let fabric = Fabric::auto().unwrap();
         let (client, server) = pair(&fabric, &name("revoke")).await;
         let export = fabric.export(100_000).unwrap();
-        let (key, other) =
-            (export.grant(&server, Access::ALL, ..).unwrap(), export.grant(&server, Access::READ, 8..).unwrap());
+        let (key, other) = (
+            export.grant(&server, Access::ALL, ..).unwrap(),
+            export.grant(&server, Access::READ, 8..).unwrap(),
+        );
         let memory = client.remote();
         memory.write(&key, 0, body(100_000)).await.unwrap();
         memory.read(&other, 0, 8).await.unwrap();
@@ -168,7 +170,10 @@ fn who_trusts_nobody_grants_by_records() {
     run(async {
         let fabric = Fabric::auto_builder().policy(Policy::default().trust_nobody()).build().unwrap();
         let (client, server) = pair(&fabric, &name("records")).await;
-        assert_eq!((client.caps().one_sided, server.caps().one_sided), (OneSided::Emulated, OneSided::Emulated));
+        assert_eq!(
+            (client.caps().one_sided, server.caps().one_sided),
+            (OneSided::Emulated, OneSided::Emulated)
+        );
         let export = fabric.export(4096).unwrap();
         let key = export.grant(&server, Access::ALL, ..).unwrap();
         client.remote().write(&key, 0, body(4096)).await.unwrap();
