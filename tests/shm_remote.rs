@@ -39,7 +39,7 @@ fn body(len: usize) -> Vec<u8> {
 }
 
 fn sum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |sum, byte| sum * 31 + u64::from(*byte))
+    bytes.iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
 }
 
 struct Killed(Child);
