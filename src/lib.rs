@@ -94,7 +94,8 @@ pub use connection::{
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
 pub use fabric::{
-    ACCEPT_RETRY, Fabric, FabricBuilder, Group, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE,
+    ACCEPT_RETRY, Fabric, FabricBuilder, Group, Incoming, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE,
+    MixedListener, PLAIN, PlainStream,
 };
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]

@@ -18,6 +18,7 @@ use zc_core::transport::{
 use zc_core::wire::Stage;
 
 use super::crowd::{Crowd, Source};
+use super::plain::PlainStream;
 
 use crate::connection::Connection;
 use crate::error::Error;
@@ -60,6 +61,61 @@ pub struct Listener {
     _task: Box<dyn TaskHandle>,
 }
 
+/// What a [`MixedListener`] accepts.
+///
+/// ```
+/// fn about(incoming: &zc::Incoming) -> String {
+///     match incoming {
+///         zc::Incoming::Connection(connection) => format!("zc over {}", connection.report().chosen()),
+///         zc::Incoming::Plain(stream) => format!("something else from {}", stream.peer().addr),
+///     }
+/// }
+/// # let _ = about;
+/// ```
+pub enum Incoming {
+    /// A peer that speaks zc.
+    Connection(Connection),
+    /// One whose first bytes are no HELLO.
+    Plain(PlainStream),
+}
+
+/// A listener that serves zc and whatever else its user speaks at one address: the first four bytes tell
+/// them apart. Made by [`Listener::mixed`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fabric = zc::Fabric::auto()?;
+/// let mut listener = fabric.listen("zc+mem://mixed").await?.mixed();
+/// let (client, server) = tokio::try_join!(fabric.connect("zc+mem://mixed"), listener.accept())?;
+/// assert!(matches!(server, zc::Incoming::Connection(_)));
+/// # drop(client);
+/// # Ok(()) }
+/// ```
+pub struct MixedListener(Listener);
+
+impl MixedListener {
+    /// The next connection that is up, or link that carries something else.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::ListenerClosed`]; see [`Listener::accept`].
+    pub async fn accept(&mut self) -> Result<Incoming, Error> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    /// Like [`MixedListener::accept`], for code that polls.
+    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming, Error>> {
+        self.0.poll_incoming(cx)
+    }
+
+    /// The listener itself: where it listens, its counters, and its end.
+    pub fn listener(&mut self) -> &mut Listener {
+        &mut self.0
+    }
+}
+
 /// What the listener and its task share.
 struct Gate {
     state: Mutex<GateState>,
@@ -69,7 +125,9 @@ struct Gate {
 struct GateState {
     /// Away while the task polls it.
     links: Option<Box<dyn LinkListener>>,
-    ready: VecDeque<Connection>,
+    ready: VecDeque<Incoming>,
+    /// Links that carry no zc are handed out, too.
+    mixed: bool,
     /// No link is accepted any more.
     closed: bool,
     /// Nothing comes any more.
@@ -92,6 +150,7 @@ impl Listener {
             state: Mutex::new(GateState {
                 links: Some(links),
                 ready: VecDeque::new(),
+                mixed: false,
                 closed: false,
                 done: false,
                 accept: None,
@@ -141,8 +200,25 @@ impl Listener {
 
     /// Like [`Listener::accept`], for code that polls.
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Connection, Error>> {
+        loop {
+            match std::task::ready!(self.poll_incoming(cx))? {
+                Incoming::Connection(connection) => return Poll::Ready(Ok(connection)),
+                // The listener of a `MixedListener` is asked for zc only.
+                Incoming::Plain(stream) => drop(stream),
+            }
+        }
+    }
+
+    /// Has links that carry no zc handed out, too. Such a peer has proved nothing, whatever the fabric's
+    /// [`Authenticator`](crate::Authenticator) asks of others: that is for the protocol that it speaks.
+    pub fn mixed(self) -> MixedListener {
+        self.gate.state.lock().mixed = true;
+        MixedListener(self)
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming, Error>> {
         let mut state = self.gate.state.lock();
-        let Some(connection) = state.ready.pop_front() else {
+        let Some(incoming) = state.ready.pop_front() else {
             if state.done {
                 return Poll::Ready(Err(Error::ListenerClosed));
             }
@@ -155,7 +231,7 @@ impl Listener {
         if let Some(task) = task {
             task.wake();
         }
-        Poll::Ready(Ok(connection))
+        Poll::Ready(Ok(incoming))
     }
 
     /// Stops listening. Handshakes under way end in their own time, and what comes of them can still
@@ -202,13 +278,13 @@ impl Gate {
     }
 
     /// Hands over as much as there is room for.
-    fn hand_over(&self, finished: &mut VecDeque<Connection>, done: bool) {
+    fn hand_over(&self, finished: &mut VecDeque<Incoming>, done: bool) {
         let mut state = self.state.lock();
         let before = state.ready.len();
         while state.ready.len() < MAX_READY
-            && let Some(connection) = finished.pop_front()
+            && let Some(incoming) = finished.pop_front()
         {
-            state.ready.push_back(connection);
+            state.ready.push_back(incoming);
         }
         state.done = done && finished.is_empty();
         let accept = if state.ready.len() > before || state.done { state.accept.take() } else { None };
@@ -232,7 +308,7 @@ struct Live {
 struct Full;
 
 /// Ends with the handshake's number; its outcome is `None` when it failed.
-type Handshake = BoxFuture<'static, (u64, Option<Connection>)>;
+type Handshake = BoxFuture<'static, (u64, Option<Incoming>)>;
 
 struct Acceptor {
     shared: Arc<Shared>,
@@ -245,7 +321,7 @@ struct Acceptor {
     live: HashMap<u64, Live>,
     crowd: Crowd,
     next: u64,
-    finished: VecDeque<Connection>,
+    finished: VecDeque<Incoming>,
     retry: Box<dyn Timer>,
     paused: bool,
 }
@@ -302,10 +378,19 @@ impl Acceptor {
         let (shared, gate) = (self.shared.clone(), self.gate.clone());
         let (request, prover, reached) = (self.request.clone(), self.prover.clone(), progress.clone());
         let handshake = async move {
-            let side =
-                Side { role: Role::Server, request: &request, prover: prover.as_deref(), progress: &reached };
+            let (mixed, plain) = (gate.state.lock().mixed, Mutex::new(None));
+            let side = Side {
+                role: Role::Server,
+                request: &request,
+                prover: prover.as_deref(),
+                progress: &reached,
+                plain: mixed.then_some(&plain),
+            };
             let count = || gate.failures.fetch_add(1, Ordering::Relaxed) + 1;
-            wireup::run(&shared, side, link, count).await.ok()
+            match wireup::run(&shared, side, link, count).await {
+                Ok(connection) => Some(Incoming::Connection(connection)),
+                Err(_) => plain.into_inner().map(Incoming::Plain),
+            }
         };
         let (abort, registration) = AbortHandle::new_pair();
         let handshake = Abortable::new(handshake, registration);

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use zc_core::memory::{BufPool, CopyLedger};
 use zc_core::transport::{
     ControlLink, Lane, LaneLimits, LinkAddr, LinkError, LinkProvider, OfferContext, Reactor, Role, Transport,
@@ -40,6 +41,7 @@ use crate::auth::Authenticator;
 use crate::connection::{Connection, Parts};
 use crate::error::Error;
 use crate::event::{FellBack, HandshakeFailed, Observer};
+use crate::fabric::{PLAIN, PlainStream};
 use crate::identity::PeerIdentity;
 use crate::options::{ConnectionOptions, Deadlines};
 use crate::policy::{Fallback, Policy};
@@ -107,6 +109,11 @@ impl Shared {
         matches!(addr, LinkAddr::Tcp(_)) && self.transports.iter().any(wanted)
     }
 
+    /// Whether policy leaves room for a link that carries no zc.
+    pub(crate) fn allows_plain(&self) -> bool {
+        self.policy.fallback_rule() != Fallback::Deny && self.policy.refuses(PLAIN).is_none()
+    }
+
     /// Whether the control link may carry the data when no lane comes up.
     fn control_lane(&self, addr: &LinkAddr, request: &Request) -> bool {
         let name = stream_name(addr);
@@ -157,6 +164,8 @@ pub(crate) struct Side<'a> {
     /// Where clients of this listener prove that they are on this host.
     pub(crate) prover: Option<&'a Prover>,
     pub(crate) progress: &'a Progress,
+    /// Where a link goes whose first bytes are no HELLO; without it that is a failure.
+    pub(crate) plain: Option<&'a Mutex<Option<PlainStream>>>,
 }
 
 /// Brings a connection up on an open link, and tells the observer how it went. `failures` counts one
@@ -167,7 +176,7 @@ pub(crate) async fn run(
     link: Box<dyn ControlLink>,
     failures: impl FnOnce() -> u64,
 ) -> Result<Connection, Error> {
-    let (role, peer) = (side.role, link.peer());
+    let (role, peer, plain) = (side.role, link.peer(), side.plain);
     let mut attempt = match Attempt::new(shared, side, link) {
         Ok(attempt) => attempt,
         Err(error) => {
@@ -179,6 +188,10 @@ pub(crate) async fn run(
         Ok(lane) => attempt.start(lane),
         Err(error) => Err(error),
     };
+    if let (Err(Error::Wire { source: WireError::BadMagic { .. }, .. }), Some(plain)) = (&result, plain) {
+        *plain.lock() = attempt.into_plain();
+        return result;
+    }
     // Whoever sees the link close can rely on the count.
     if let Err(error) = &result {
         failed(shared, role, peer, error, failures());
@@ -217,7 +230,7 @@ struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     fn new(shared: &'a Shared, side: Side<'a>, link: Box<dyn ControlLink>) -> Result<Self, Error> {
-        let Side { role, request, prover, progress } = side;
+        let Side { role, request, prover, progress, plain: _ } = side;
         let addr = link.peer();
         // Even without a use for it here: the peer learns from the tags that there is nothing to miss.
         let same_host = match &addr {
@@ -306,6 +319,14 @@ impl<'a> Attempt<'a> {
             shared.observer.fell_back(&FellBack { peer, report });
         }
         Ok(connection)
+    }
+
+    /// The link, with what was read of it, for whoever speaks its protocol.
+    fn into_plain(self) -> Option<PlainStream> {
+        let Ways { mut io, .. } = self.ways?;
+        let seen = io.take_filled();
+        let transports = self.shared.transports.iter().map(|transport| &**transport);
+        Some(PlainStream::new(io.into_link(), seen, transports))
     }
 
     /// A stage's time, cut to what is left of the whole.

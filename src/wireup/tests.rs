@@ -239,8 +239,10 @@ async fn connect_as(client: FabricBuilder, server: FabricBuilder, named: Option<
     let none = Request::default();
     let progress = [Progress::default(), Progress::default()];
     let [for_client, for_server] = &progress;
-    let near_side = Side { role: Role::Client, request: &request, prover: None, progress: for_client };
-    let far_side = Side { role: Role::Server, request: &none, prover: None, progress: for_server };
+    let near_side =
+        Side { role: Role::Client, request: &request, prover: None, progress: for_client, plain: None };
+    let far_side =
+        Side { role: Role::Server, request: &none, prover: None, progress: for_server, plain: None };
     futures::future::join(
         run(client.shared(), near_side, Box::new(near), || 1),
         run(server.shared(), far_side, Box::new(far), || 1),
@@ -460,7 +462,7 @@ async fn hostile_to(server: FabricBuilder, bytes: &[u8], hang_up: bool) -> Error
         poll_fn(|cx| near.poll_shutdown(cx)).await.unwrap();
     }
     let (request, progress) = (Request::default(), Progress::default());
-    let side = Side { role: Role::Server, request: &request, prover: None, progress: &progress };
+    let side = Side { role: Role::Server, request: &request, prover: None, progress: &progress, plain: None };
     let result = run(server.shared(), side, Box::new(far), || 1).await;
     drop(near);
     result.err().unwrap()
@@ -646,7 +648,7 @@ async fn other_client(versions: VersionRange) -> (Error, Result<Option<u8>, Wire
     poll_fn(|cx| near.poll_shutdown(cx)).await.unwrap();
     let server = with([stream()]).build().unwrap();
     let (request, progress) = (Request::default(), Progress::default());
-    let side = Side { role: Role::Server, request: &request, prover: None, progress: &progress };
+    let side = Side { role: Role::Server, request: &request, prover: None, progress: &progress, plain: None };
     let ours = run(server.shared(), side, Box::new(far), || 1).await.err().unwrap();
     let mut answer = vec![0; 4096];
     let count = poll_fn(|cx| near.poll_read(cx, &mut answer)).await.unwrap();
@@ -681,7 +683,7 @@ async fn other_server(versions: VersionRange) -> (Error, Result<Option<u8>, Wire
     };
     let client = with([stream()]).build().unwrap();
     let (request, progress) = (Request::default(), Progress::default());
-    let side = Side { role: Role::Client, request: &request, prover: None, progress: &progress };
+    let side = Side { role: Role::Client, request: &request, prover: None, progress: &progress, plain: None };
     let ours = run(client.shared(), side, Box::new(near), || 1);
     let (ours, theirs) = futures::future::join(ours, by_hand).await;
     (ours.err().unwrap(), theirs)

@@ -42,9 +42,13 @@ mod link;
 mod proto;
 mod send_body;
 mod server;
+#[cfg(feature = "hyper")]
+mod stream;
 
 pub use body::Body;
 pub use channel::{Channel, ChannelBuilder, ResponseFuture};
 pub use error::{BoxError, Error, ErrorKind, Executed};
 pub use proto::{Code, Limits, Violation};
 pub use server::{PeerInfo, Server};
+#[cfg(feature = "hyper")]
+pub use stream::{Connecting, ZcConnector, ZcIncoming, ZcStream};

@@ -50,6 +50,13 @@ pub struct PeerInfo {
     pub report: Arc<zc::SelectionReport>,
 }
 
+impl PeerInfo {
+    pub(crate) fn of(connection: &zc::Connection) -> Self {
+        let (peer, report) = (connection.peer().clone(), connection.report().clone());
+        Self { peer: Arc::new(peer), report: Arc::new(report) }
+    }
+}
+
 /// Serves any `Service<http::Request<Body>>`: an axum `Router`, tonic's `Routes`.
 ///
 /// The service is cloned for each call. A call is run where it was received as long as the service is
@@ -211,10 +218,7 @@ impl Server {
         B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
     {
         let (sender, receiver) = connection.split();
-        let info = self.peer_info.then(|| PeerInfo {
-            peer: Arc::new(connection.peer().clone()),
-            report: Arc::new(connection.report().clone()),
-        });
+        let info = self.peer_info.then(|| PeerInfo::of(&connection));
         let link = Link::new(Role::Server, self.limits.clone(), connection);
         let handler = Dispatch {
             service,
