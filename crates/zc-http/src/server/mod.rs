@@ -1,6 +1,9 @@
 //! Serves a tower service on connections.
 
+mod accept;
 mod call;
+#[cfg(feature = "hyper")]
+mod http;
 mod inline;
 
 use std::future::Future;
@@ -9,19 +12,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ::http::{Request, Response, request};
 use bytes::Bytes;
-use http::{Request, Response, request};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower_service::Service;
 
+use self::accept::{Arrived, Source};
 use self::call::{CallTask, Permit};
 use self::inline::Inline;
 use crate::body::Body;
 use crate::driver::{Driver, Handler};
 use crate::error::{BoxError, ErrorKind};
 use crate::link::Link;
+#[cfg(feature = "hyper")]
+use crate::proto::is_settings;
 use crate::proto::{Code, Key, Limits, Role};
+#[cfg(feature = "hyper")]
+use crate::stream::ZcStream;
 
 /// Connections served at a time, unless set.
 const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
@@ -86,6 +94,8 @@ pub struct Server {
     concurrency: Option<usize>,
     shutdown: Duration,
     peer_info: bool,
+    #[cfg(feature = "hyper")]
+    plain_http: bool,
 }
 
 impl Default for Server {
@@ -96,6 +106,8 @@ impl Default for Server {
             concurrency: None,
             shutdown: DEFAULT_SHUTDOWN,
             peer_info: false,
+            #[cfg(feature = "hyper")]
+            plain_http: false,
         }
     }
 }
@@ -137,6 +149,15 @@ impl Server {
         self
     }
 
+    /// Whether the same port serves HTTP/1 and HTTP/2, too: to clients that know nothing of zc, and over zc connections
+    /// that are used as byte streams ([`ZcConnector`](crate::ZcConnector)). First bytes tell them apart. Default: no. A plain
+    /// client is not asked to authenticate itself by zc: that is for the service then.
+    #[cfg(feature = "hyper")]
+    pub fn plain_http(mut self, plain_http: bool) -> Self {
+        self.plain_http = plain_http;
+        self
+    }
+
     /// Serves what `listener` accepts, until the future is dropped: that ends all calls.
     pub async fn serve<S, B>(self, listener: zc::Listener, service: S)
     where
@@ -152,7 +173,7 @@ impl Server {
     /// finished, within the time for shutting down.
     pub async fn serve_with_shutdown<S, B>(
         self,
-        mut listener: zc::Listener,
+        listener: zc::Listener,
         service: S,
         signal: impl Future<Output = ()>,
     ) where
@@ -161,6 +182,7 @@ impl Server {
         S::Error: Into<BoxError>,
         B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
     {
+        let mut source = self.source(listener);
         let (stop, stopping) = watch::channel(());
         let running = Arc::new(AtomicUsize::new(0));
         let mut connections = JoinSet::new();
@@ -171,11 +193,10 @@ impl Server {
                 biased;
                 () = &mut signal => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = listener.accept(), if !full => match accepted {
-                    Ok(connection) => {
-                        let serving =
-                            self.drive(connection, service.clone(), stopping.clone(), running.clone());
-                        connections.spawn(serving);
+                accepted = source.accept(), if !full => match accepted {
+                    Ok(arrived) => {
+                        let (service, running) = (service.clone(), running.clone());
+                        connections.spawn(self.clone().attend(arrived, service, stopping.clone(), running));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "accepting failed");
@@ -184,7 +205,7 @@ impl Server {
                 }
             }
         }
-        drop(listener);
+        drop(source);
         drop(stop);
         let all = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(self.shutdown, all).await.is_err() {
@@ -201,12 +222,75 @@ impl Server {
         B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
     {
         let (_stop, stopping) = watch::channel(());
-        self.drive(connection, service, stopping, Arc::default()).await
+        self.clone().attend(Arrived::Zc(connection), service, stopping, Arc::default()).await
+    }
+
+    fn source(&self, listener: zc::Listener) -> Source {
+        #[cfg(feature = "hyper")]
+        if self.plain_http {
+            return Source::Mixed(listener.mixed());
+        }
+        Source::Zc(listener)
+    }
+
+    /// Serves what came in, whatever it speaks.
+    async fn attend<S, B>(
+        self,
+        arrived: Arrived,
+        service: S,
+        stopping: watch::Receiver<()>,
+        running: Arc<AtomicUsize>,
+    ) -> ErrorKind
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+    {
+        #[cfg(not(feature = "hyper"))]
+        let (Arrived::Zc(connection), first) = (arrived, None);
+        #[cfg(feature = "hyper")]
+        let (connection, first) = match arrived {
+            Arrived::Plain(stream) => {
+                return self.serve_stream(stream.into(), service, stopping, running).await;
+            }
+            Arrived::Zc(connection) if !self.plain_http => (connection, None),
+            Arrived::Zc(mut connection) => match first_message(&mut connection, stopping.clone()).await {
+                Err(ended) => return ended,
+                Ok(first) if is_settings(&first) => (connection, Some(first)),
+                Ok(first) => match ZcStream::after(Some(first), connection) {
+                    Ok(stream) => return self.serve_stream(stream, service, stopping, running).await,
+                    Err(error) => return ErrorKind::Connection(error),
+                },
+            },
+        };
+        self.drive(connection, first, service, stopping, running).await
+    }
+
+    #[cfg(feature = "hyper")]
+    async fn serve_stream<S, B>(
+        self,
+        stream: ZcStream,
+        service: S,
+        stopping: watch::Receiver<()>,
+        running: Arc<AtomicUsize>,
+    ) -> ErrorKind
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+    {
+        let info = self.peer_info.then(|| stream.info().clone());
+        let concurrency = self.concurrency.unwrap_or(usize::MAX);
+        let calls = http::Calls { service, running, concurrency, info };
+        http::serve(stream, &self.limits, calls, stopping).await
     }
 
     fn drive<S, B>(
         &self,
         mut connection: zc::Connection,
+        first: Option<zc::Message>,
         service: S,
         mut stopping: watch::Receiver<()>,
         running: Arc<AtomicUsize>,
@@ -229,7 +313,7 @@ impl Server {
             info,
             body: PhantomData,
         };
-        let mut driver = Driver::new(link.clone(), Role::Server, sender, receiver, handler);
+        let mut driver = Driver::new(link.clone(), Role::Server, sender, receiver, handler).after(first);
         async move {
             tokio::select! {
                 biased;
@@ -239,6 +323,23 @@ impl Server {
             }
             driver.await
         }
+    }
+}
+
+/// The first message tells what the peer speaks; the reason if none comes.
+#[cfg(feature = "hyper")]
+async fn first_message(
+    connection: &mut zc::Connection,
+    mut stopping: watch::Receiver<()>,
+) -> Result<zc::Message, ErrorKind> {
+    tokio::select! {
+        biased;
+        _ = stopping.changed() => Err(ErrorKind::Closed),
+        first = connection.recv() => match first {
+            Ok(Some(first)) => Ok(first),
+            Ok(None) => Err(ErrorKind::Closed),
+            Err(error) => Err(ErrorKind::Connection(error)),
+        },
     }
 }
 
