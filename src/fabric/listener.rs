@@ -80,19 +80,20 @@ pub enum Incoming {
 }
 
 /// A listener that serves zc and whatever else its user speaks at one address: the first four bytes tell
-/// them apart. Made by [`Listener::mixed`].
+/// them apart. A peer that speaks no zc has proved nothing, whatever the fabric's [`Authenticator`](crate::Authenticator)
+/// asks of others: that is for the protocol that it speaks. Made by [`Fabric::listen_mixed`](crate::Fabric::listen_mixed).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let fabric = zc::Fabric::auto()?;
-/// let mut listener = fabric.listen("zc+mem://mixed").await?.mixed();
+/// let mut listener = fabric.listen_mixed("zc+mem://mixed").await?;
 /// let (client, server) = tokio::try_join!(fabric.connect("zc+mem://mixed"), listener.accept())?;
 /// assert!(matches!(server, zc::Incoming::Connection(_)));
 /// # drop(client);
 /// # Ok(()) }
 /// ```
-pub struct MixedListener(Listener);
+pub struct MixedListener(pub(super) Listener);
 
 impl MixedListener {
     /// The next connection that is up, or link that carries something else.
@@ -110,9 +111,19 @@ impl MixedListener {
         self.0.poll_incoming(cx)
     }
 
-    /// The listener itself: where it listens, its counters, and its end.
-    pub fn listener(&mut self) -> &mut Listener {
-        &mut self.0
+    /// Where it listens, with the real port.
+    pub fn local_uri(&self) -> &Uri {
+        self.0.local_uri()
+    }
+
+    /// Handshakes that failed so far; a link that carries no zc is none.
+    pub fn failed_handshakes(&self) -> u64 {
+        self.0.failed_handshakes()
+    }
+
+    /// Stops listening; see [`Listener::close`].
+    pub fn close(&mut self) {
+        self.0.close();
     }
 }
 
@@ -126,8 +137,6 @@ struct GateState {
     /// Away while the task polls it.
     links: Option<Box<dyn LinkListener>>,
     ready: VecDeque<Incoming>,
-    /// Links that carry no zc are handed out, too.
-    mixed: bool,
     /// No link is accepted any more.
     closed: bool,
     /// Nothing comes any more.
@@ -143,6 +152,7 @@ impl Listener {
         uri: Uri,
         request: Request,
         prover: Option<Prover>,
+        mixed: bool,
     ) -> Result<Self, Error> {
         let local = links.local();
         let no_runtime = |error: std::io::Error| Error::NoRuntime(error.to_string());
@@ -150,7 +160,6 @@ impl Listener {
             state: Mutex::new(GateState {
                 links: Some(links),
                 ready: VecDeque::new(),
-                mixed: false,
                 closed: false,
                 done: false,
                 accept: None,
@@ -165,6 +174,7 @@ impl Listener {
             local: local.clone(),
             request: Arc::new(request),
             prover: prover.map(Arc::new),
+            mixed,
             handshakes: FuturesUnordered::new(),
             live: HashMap::new(),
             crowd: Crowd::default(),
@@ -207,13 +217,6 @@ impl Listener {
                 Incoming::Plain(stream) => drop(stream),
             }
         }
-    }
-
-    /// Has links that carry no zc handed out, too. Such a peer has proved nothing, whatever the fabric's
-    /// [`Authenticator`](crate::Authenticator) asks of others: that is for the protocol that it speaks.
-    pub fn mixed(self) -> MixedListener {
-        self.gate.state.lock().mixed = true;
-        MixedListener(self)
     }
 
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming, Error>> {
@@ -316,6 +319,8 @@ struct Acceptor {
     local: LinkAddr,
     request: Arc<Request>,
     prover: Option<Arc<Prover>>,
+    /// Links that carry no zc are handed out, too.
+    mixed: bool,
     handshakes: FuturesUnordered<Handshake>,
     /// Those that were not evicted.
     live: HashMap<u64, Live>,
@@ -375,10 +380,10 @@ impl Acceptor {
         self.next += 1;
         let progress = Arc::<Progress>::default();
         let (peer, source) = (link.peer(), Source::of(&*link));
-        let (shared, gate) = (self.shared.clone(), self.gate.clone());
+        let (shared, gate, mixed) = (self.shared.clone(), self.gate.clone(), self.mixed);
         let (request, prover, reached) = (self.request.clone(), self.prover.clone(), progress.clone());
         let handshake = async move {
-            let (mixed, plain) = (gate.state.lock().mixed, Mutex::new(None));
+            let plain = Mutex::new(None);
             let side = Side {
                 role: Role::Server,
                 request: &request,

@@ -145,6 +145,18 @@ impl Fabric {
     /// The URI can't be read or has a parameter that no transport takes, the address can't be bound, or
     /// there is no runtime.
     pub async fn listen(&self, uri: &str) -> Result<Listener, Error> {
+        self.start_listening(uri, false).await
+    }
+
+    /// Like [`Fabric::listen`], for zc and for whatever else the caller speaks at the same address.
+    ///
+    /// # Errors
+    /// See [`Fabric::listen`].
+    pub async fn listen_mixed(&self, uri: &str) -> Result<MixedListener, Error> {
+        Ok(MixedListener(self.start_listening(uri, true).await?))
+    }
+
+    async fn start_listening(&self, uri: &str, mixed: bool) -> Result<Listener, Error> {
         let uri: Uri = uri.parse()?;
         let shared = &self.shared;
         let request = shared.request(&uri)?;
@@ -157,11 +169,11 @@ impl Fabric {
         let links = deadline(&*shared.reactor, Stage::Connect, shared.deadlines.connect, binding).await?;
         let prover = match shared.wants_proof(uri.addr(), &request) {
             true => Prover::start(shared).await,
-            false => return Listener::start(shared.clone(), links, uri, request, None),
+            false => return Listener::start(shared.clone(), links, uri, request, None, mixed),
         };
         // Without it the transports that need it are refused, with the reason in each report.
         let prover =
             prover.inspect_err(|error| tracing::warn!(%error, "no socket for same-host proofs")).ok();
-        Listener::start(shared.clone(), links, uri, request, prover)
+        Listener::start(shared.clone(), links, uri, request, prover, mixed)
     }
 }

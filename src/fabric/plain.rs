@@ -17,7 +17,7 @@ pub const PLAIN: &str = "plain";
 /// A link on which no zc is spoken: bytes as they come, with the traits of `futures::io`, and with tokio's
 /// under the feature `tokio`. Nothing is proved on it, and no ledger counts its copies: they are the kernel's.
 ///
-/// Listeners hand them out if asked to ([`Listener::mixed`](crate::Listener::mixed)), clients open them
+/// Listeners hand them out if asked to ([`Fabric::listen_mixed`](crate::Fabric::listen_mixed)), clients open them
 /// with [`Fabric::connect_plain`](crate::Fabric::connect_plain).
 ///
 /// ```
@@ -26,7 +26,7 @@ pub const PLAIN: &str = "plain";
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
 ///
 /// let fabric = zc::Fabric::auto()?;
-/// let mut listener = fabric.listen("zc+mem://plain").await?.mixed();
+/// let mut listener = fabric.listen_mixed("zc+mem://plain").await?;
 /// let mut client = fabric.connect_plain("zc+mem://plain").await?;
 /// client.write_all(b"GET / HTTP/1.1\r\n\r\n").await?;
 /// let zc::Incoming::Plain(mut server) = listener.accept().await? else { panic!("that was no HELLO") };

@@ -39,6 +39,7 @@ mod deadline;
 mod driver;
 mod error;
 mod link;
+mod listening;
 mod proto;
 mod send_body;
 mod server;
@@ -46,8 +47,9 @@ mod server;
 mod stream;
 
 pub use body::Body;
-pub use channel::{Channel, ChannelBuilder, ResponseFuture};
+pub use channel::{Channel, ChannelBuilder, Protocol, ResponseFuture};
 pub use error::{BoxError, Error, ErrorKind, Executed};
+pub use listening::Listening;
 pub use proto::{Code, Limits, Violation};
 pub use server::{PeerInfo, Server};
 #[cfg(feature = "hyper")]

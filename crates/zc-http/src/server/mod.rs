@@ -1,6 +1,5 @@
 //! Serves a tower service on connections.
 
-mod accept;
 mod call;
 #[cfg(feature = "hyper")]
 mod http;
@@ -18,13 +17,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower_service::Service;
 
-use self::accept::{Arrived, Source};
 use self::call::{CallTask, Permit};
 use self::inline::Inline;
 use crate::body::Body;
 use crate::driver::{Driver, Handler};
 use crate::error::{BoxError, ErrorKind};
 use crate::link::Link;
+use crate::listening::{Arrived, Listening};
 #[cfg(feature = "hyper")]
 use crate::proto::is_settings;
 use crate::proto::{Code, Key, Limits, Role};
@@ -94,8 +93,6 @@ pub struct Server {
     concurrency: Option<usize>,
     shutdown: Duration,
     peer_info: bool,
-    #[cfg(feature = "hyper")]
-    plain_http: bool,
 }
 
 impl Default for Server {
@@ -106,8 +103,6 @@ impl Default for Server {
             concurrency: None,
             shutdown: DEFAULT_SHUTDOWN,
             peer_info: false,
-            #[cfg(feature = "hyper")]
-            plain_http: false,
         }
     }
 }
@@ -149,17 +144,8 @@ impl Server {
         self
     }
 
-    /// Whether the same port serves HTTP/1 and HTTP/2, too: to clients that know nothing of zc, and over zc connections
-    /// that are used as byte streams ([`ZcConnector`](crate::ZcConnector)). First bytes tell them apart. Default: no. A plain
-    /// client is not asked to authenticate itself by zc: that is for the service then.
-    #[cfg(feature = "hyper")]
-    pub fn plain_http(mut self, plain_http: bool) -> Self {
-        self.plain_http = plain_http;
-        self
-    }
-
     /// Serves what `listener` accepts, until the future is dropped: that ends all calls.
-    pub async fn serve<S, B>(self, listener: zc::Listener, service: S)
+    pub async fn serve<S, B>(self, listener: impl Into<Listening>, service: S)
     where
         S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
         S::Future: Send + 'static,
@@ -173,7 +159,7 @@ impl Server {
     /// finished, within the time for shutting down.
     pub async fn serve_with_shutdown<S, B>(
         self,
-        listener: zc::Listener,
+        listener: impl Into<Listening>,
         service: S,
         signal: impl Future<Output = ()>,
     ) where
@@ -182,7 +168,7 @@ impl Server {
         S::Error: Into<BoxError>,
         B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
     {
-        let mut source = self.source(listener);
+        let mut listener = listener.into();
         let (stop, stopping) = watch::channel(());
         let running = Arc::new(AtomicUsize::new(0));
         let mut connections = JoinSet::new();
@@ -193,7 +179,7 @@ impl Server {
                 biased;
                 () = &mut signal => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = source.accept(), if !full => match accepted {
+                accepted = listener.accept(), if !full => match accepted {
                     Ok(arrived) => {
                         let (service, running) = (service.clone(), running.clone());
                         connections.spawn(self.clone().attend(arrived, service, stopping.clone(), running));
@@ -205,7 +191,7 @@ impl Server {
                 }
             }
         }
-        drop(source);
+        drop(listener);
         drop(stop);
         let all = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(self.shutdown, all).await.is_err() {
@@ -223,14 +209,6 @@ impl Server {
     {
         let (_stop, stopping) = watch::channel(());
         self.clone().attend(Arrived::Zc(connection), service, stopping, Arc::default()).await
-    }
-
-    fn source(&self, listener: zc::Listener) -> Source {
-        #[cfg(feature = "hyper")]
-        if self.plain_http {
-            return Source::Mixed(listener.mixed());
-        }
-        Source::Zc(listener)
     }
 
     /// Serves what came in, whatever it speaks.
@@ -254,8 +232,8 @@ impl Server {
             Arrived::Plain(stream) => {
                 return self.serve_stream(stream.into(), service, stopping, running).await;
             }
-            Arrived::Zc(connection) if !self.plain_http => (connection, None),
-            Arrived::Zc(mut connection) => match first_message(&mut connection, stopping.clone()).await {
+            Arrived::Zc(connection) => (connection, None),
+            Arrived::Any(mut connection) => match first_message(&mut connection, stopping.clone()).await {
                 Err(ended) => return ended,
                 Ok(first) if is_settings(&first) => (connection, Some(first)),
                 Ok(first) => match ZcStream::after(Some(first), connection) {

@@ -3,13 +3,12 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use futures::Stream;
-use zc::{Incoming, MixedListener};
-
 use super::ZcStream;
+use crate::listening::{Arrived, Listening};
+use futures::Stream;
 
-/// What comes in at a listener, as byte streams: for `Router::serve_with_incoming` of tonic. Plain links
-/// are among it, so that one port serves clients on zc and those that know nothing of it.
+/// What comes in at a listener, as byte streams: for `Router::serve_with_incoming` of tonic. With a
+/// [`zc::MixedListener`] plain links are among it, so that one port serves clients on zc and those that know nothing of it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -25,13 +24,13 @@ use super::ZcStream;
 /// # Ok(()) }
 /// ```
 pub struct ZcIncoming {
-    listener: MixedListener,
+    listener: Listening,
 }
 
 impl ZcIncoming {
     /// All that `listener` accepts; it ends when that is closed.
-    pub fn new(listener: zc::Listener) -> Self {
-        Self { listener: listener.mixed() }
+    pub fn new(listener: impl Into<Listening>) -> Self {
+        Self { listener: listener.into() }
     }
 }
 
@@ -40,8 +39,10 @@ impl Stream for ZcIncoming {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         Poll::Ready(match ready!(self.listener.poll_accept(cx)) {
-            Ok(Incoming::Connection(connection)) => Some(ZcStream::new(connection).map_err(zc::Error::from)),
-            Ok(Incoming::Plain(stream)) => Some(Ok(stream.into())),
+            Ok(Arrived::Zc(connection) | Arrived::Any(connection)) => {
+                Some(ZcStream::new(connection).map_err(zc::Error::from))
+            }
+            Ok(Arrived::Plain(stream)) => Some(Ok(stream.into())),
             Err(zc::Error::ListenerClosed) => None,
             Err(error) => Some(Err(error)),
         })
