@@ -36,6 +36,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "programs")]
 
 pub mod bench;
+pub mod cli;
 pub mod echo;
 pub mod process;
 
