@@ -208,7 +208,7 @@ impl Server {
         B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
     {
         let (_stop, stopping) = watch::channel(());
-        self.clone().attend(Arrived::Zc(connection), service, stopping, Arc::default()).await
+        self.drive(connection, None, service, stopping, Arc::default()).await
     }
 
     /// Serves what came in, whatever it speaks.
