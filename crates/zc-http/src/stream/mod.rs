@@ -6,9 +6,9 @@ mod incoming;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use zc::memory::{CopyLedger, CopyPlace, copy_payload};
 use zc::{ByteStream, Connection, ConnectionError, LedgerSnapshot, Message, PlainStream};
 
@@ -126,13 +126,7 @@ impl AsyncRead for ZcStream {
             }
             return Poll::Ready(Ok(()));
         }
-        // As much as is there: what is not, need not be made ready to be written to.
-        let len = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))?.len().min(out.remaining());
-        let mut part = ReadBuf::new(out.initialize_unfilled_to(len));
-        ready!(Pin::new(stream).poll_read(cx, &mut part))?;
-        let len = part.filled().len();
-        out.advance(len);
-        Poll::Ready(Ok(()))
+        Pin::new(stream).poll_read(cx, out)
     }
 }
 
