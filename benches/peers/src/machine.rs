@@ -30,6 +30,14 @@ pub(crate) fn pin(core: usize) -> Result<()> {
     sched_setaffinity(None, &set).map_err(|error| format!("core {core}: {error}").into())
 }
 
+/// Lets this thread run on every core again.
+#[cfg(feature = "aeron")]
+pub(crate) fn pin_to_any() {
+    let mut set = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|core| set.set(core));
+    let _ = sched_setaffinity(None, &set);
+}
+
 /// A network namespace for the whole run, if the machine lets us; says which it became.
 pub(crate) fn own_network() -> String {
     let made = sys::own_network()

@@ -135,7 +135,8 @@ fn compare(run: Run, comparison: Comparison) -> Result<()> {
     if let Some(unknown) = run.only.iter().find(|name| contenders.iter().all(|c| c.name() != *name)) {
         return Err(format!("there is no contender {unknown:?}; --list names them").into());
     }
-    contenders.retain(|contender| run.only.is_empty() || run.only.iter().any(|name| name == contender.name()));
+    contenders
+        .retain(|contender| run.only.is_empty() || run.only.iter().any(|name| name == contender.name()));
     let sizes = if run.size.is_empty() { comparison.sizes } else { &run.size };
     if sizes.contains(&0) {
         return Err("--size takes 1 byte or more".into());
@@ -167,16 +168,17 @@ fn compare(run: Run, comparison: Comparison) -> Result<()> {
 
 fn print_circumstances(outcome: &Outcome, network: &str) {
     let Outcome { counted, discarded, near, failures, .. } = outcome;
-    println!("\n{counted} rounds counted ({near} near, {} far), {discarded} discarded; {network}", counted - near);
+    println!(
+        "\n{counted} rounds counted ({near} near, {} far), {discarded} discarded; {network}",
+        counted - near
+    );
     for ((contender, point), (times, error)) in failures {
         println!("failed {times} times: {contender}, {point}: {error}");
     }
 }
 
 fn print_json(outcome: &Outcome, targets: &[Target], network: &str) {
-    let failure = |((contender, point), (times, error)): (&(String, String), &(usize, String))| {
-        json!({ "contender": contender, "point": point, "times": times, "error": error })
-    };
+    let failure = |((contender, point), (times, error)): (&(String, String), &(usize, String))| json!({ "contender": contender, "point": point, "times": times, "error": error });
     let report = json!({
         "rounds": { "counted": outcome.counted, "near": outcome.near, "discarded": outcome.discarded },
         "network": network,

@@ -73,7 +73,9 @@ impl Plan {
                 continue;
             }
             match self.point(contender.name(), key) {
-                Ok(values) => samples.extend(values.into_iter().map(|(unit, value)| (at.0.clone(), unit, value))),
+                Ok(values) => {
+                    samples.extend(values.into_iter().map(|(unit, value)| (at.0.clone(), unit, value)))
+                }
                 Err(error) => {
                     let failed = outcome.failures.entry(at).or_default();
                     *failed = (failed.0 + 1, error.to_string());

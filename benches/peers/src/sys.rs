@@ -60,3 +60,17 @@ pub(crate) fn own_network() -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// If this thread has a real-time priority, as under `chrt`, gives it one above the threads that spin with theirs.
+#[cfg(feature = "aeron")]
+pub(crate) fn before_spinners() {
+    // SAFETY: the calls read and write the scheduling of this thread, through a structure that is filled in.
+    unsafe {
+        let mut own: libc::sched_param = std::mem::zeroed();
+        let policy = libc::sched_getscheduler(0);
+        if policy > libc::SCHED_OTHER && libc::sched_getparam(0, &mut own) == 0 {
+            own.sched_priority += 1;
+            libc::sched_setscheduler(0, policy, &own);
+        }
+    }
+}

@@ -109,7 +109,8 @@ impl Link for SeqPacket {
     type End = Descriptors;
 
     fn client(job: &Job) -> Result<(Running, Descriptors)> {
-        let (theirs, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (theirs, ours) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         connected(job, theirs, ours, PACKET_BYTES)
     }
 

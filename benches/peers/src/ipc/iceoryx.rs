@@ -1,7 +1,5 @@
 //! What both patterns of iceoryx2 share: a node with a prefix of this run, so that nothing is left behind.
 
-use std::io::Write;
-
 use iceoryx2::prelude::*;
 
 use crate::Result;
@@ -21,12 +19,7 @@ pub(super) fn node(job: &Job) -> Result<IpcNode> {
 
 /// A name for the points of this job: what a killed one left cannot be taken for it.
 pub(super) fn service(job: &Job, direction: &str, client_id: u32) -> Result<ServiceName> {
-    Ok(format!("{}/{:?}/{}/{client_id}/{direction}", job.contender, job.test, job.size).as_str().try_into()?)
-}
-
-/// Tells the client that the server's ports are there.
-pub(super) fn say_ready() -> Result<()> {
-    let mut stdout = std::io::stdout();
-    stdout.write_all(b"r")?;
-    Ok(stdout.flush()?)
+    Ok(format!("{}/{:?}/{}/{client_id}/{direction}", job.contender, job.test, job.size)
+        .as_str()
+        .try_into()?)
 }

@@ -5,7 +5,8 @@ use iceoryx2::port::subscriber::Subscriber;
 use iceoryx2::prelude::*;
 use rustix::process::{getpid, getppid};
 
-use super::iceoryx::{IpcNode, node, say_ready, service};
+use super::iceoryx::{IpcNode, node, service};
+use super::ready::say_ready;
 use crate::Result;
 use crate::child::{Running, serve_by_name};
 use crate::contender::{End, Link, read};

@@ -8,6 +8,7 @@ mod iceoryx;
 mod iceoryx_pubsub;
 mod iceoryx_request;
 pub(crate) mod line;
+mod ready;
 mod tokio_unix;
 pub(crate) mod zc;
 

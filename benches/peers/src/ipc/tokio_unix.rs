@@ -31,7 +31,10 @@ impl Link for TokioUnix {
 
     fn client(job: &Job) -> Result<(Running, Stream)> {
         let (theirs, ours) = StdStream::pair()?;
-        Ok((serve(job, std::os::fd::OwnedFd::from(theirs), std::process::Stdio::null())?, Stream::new(ours, job.size)?))
+        Ok((
+            serve(job, std::os::fd::OwnedFd::from(theirs), std::process::Stdio::null())?,
+            Stream::new(ours, job.size)?,
+        ))
     }
 
     fn server(job: &Job) -> Result<Stream> {

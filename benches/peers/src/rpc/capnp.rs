@@ -54,7 +54,11 @@ impl Contender for CapnProto {
                 let mut request = client.unary_request();
                 request.get().set_data(&data);
                 let answer = request.send().promise.await?;
-                if answer.get()?.get_data()?.len() == job.size { Ok(()) } else { Err("another answer".into()) }
+                if answer.get()?.get_data()?.len() == job.size {
+                    Ok(())
+                } else {
+                    Err("another answer".into())
+                }
             })
             .await
         }))

@@ -86,10 +86,13 @@ pub(crate) fn targets() -> Vec<Target> {
     targets.push(best("capnp", CAPNP, rate(m1, 1), 1.0));
     targets.push(bare_round_trip());
     let copied = Unit { metric: Metric::CopiedBytes, ..rate(m1, 1) };
-    targets.push(Target::new(format!("{RAW}: copied by the ledger, 1 MiB"), Bound::AtMost(0.0), move |all, regime| {
-        all.median(RAW, copied, regime)
-    }));
-    targets.extend(SIZES.map(|size| Target::ratio(GRPC_HTTP2, TONIC_UNIX, rate(size, 1), Bound::AtLeast(0.95))));
+    targets.push(Target::new(
+        format!("{RAW}: copied by the ledger, 1 MiB"),
+        Bound::AtMost(0.0),
+        move |all, regime| all.median(RAW, copied, regime),
+    ));
+    targets
+        .extend(SIZES.map(|size| Target::ratio(GRPC_HTTP2, TONIC_UNIX, rate(size, 1), Bound::AtLeast(0.95))));
     targets.push(Target::ratio(GRPC_HTTP2, TONIC_UNIX, rate(b64, 1), Bound::AtLeast(3.0)));
     targets
 }
@@ -125,7 +128,9 @@ fn best(what: &str, others: [&'static str; 2], at: Unit, bound: f64) -> Target {
 fn bare_round_trip() -> Target {
     let call = Unit { metric: Metric::CallNs, size: BARE_SIZE, inflight: 1 };
     let trip = Unit { metric: Metric::RoundTripNs, ..call };
-    Target::new(format!("1 MiB: {RAW} call / {BARE} round trip"), Bound::AtMost(1.3), move |all: &Samples, regime| {
-        Some(all.median(RAW, call, regime)? / all.median(BARE, trip, regime)?)
-    })
+    Target::new(
+        format!("1 MiB: {RAW} call / {BARE} round trip"),
+        Bound::AtMost(1.3),
+        move |all: &Samples, regime| Some(all.median(RAW, call, regime)? / all.median(BARE, trip, regime)?),
+    )
 }
