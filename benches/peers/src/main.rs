@@ -16,6 +16,7 @@ mod sys;
 mod table;
 mod targets;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -172,8 +173,12 @@ fn print_circumstances(outcome: &Outcome, network: &str) {
         "\n{counted} rounds counted ({near} near, {} far), {discarded} discarded; {network}",
         counted - near
     );
-    for ((contender, point), (times, error)) in failures {
-        println!("failed {times} times: {contender}, {point}: {error}");
+    let mut causes = BTreeMap::<_, Vec<&str>>::new();
+    for ((contender, point), (_, error)) in failures {
+        causes.entry((contender, error)).or_default().push(point);
+    }
+    for ((contender, error), points) in causes {
+        println!("failed: {contender}: {error}: {}", points.join("; "));
     }
 }
 

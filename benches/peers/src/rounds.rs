@@ -1,6 +1,7 @@
 //! Rounds: at each point the contenders take turns, between two looks at how far apart the cores are.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::process::Command;
 use std::time::Duration;
 
@@ -41,17 +42,22 @@ pub(crate) struct Outcome {
 impl Plan {
     pub(crate) fn run(&self, contenders: &[Box<dyn Contender>]) -> Result<Outcome> {
         let mut outcome = Outcome::default();
+        let shown = std::io::stderr().is_terminal();
         for round in 0..self.rounds {
             for key in &self.keys {
                 for _ in 0..TRIES {
-                    eprint!("\r\x1b[Kround {} of {}, {key:?}", round + 1, self.rounds);
+                    if shown {
+                        eprint!("\r\x1b[Kround {} of {}, {}", round + 1, self.rounds, point_name(*key));
+                    }
                     if self.round(round, *key, contenders, &mut outcome)? {
                         break;
                     }
                 }
             }
         }
-        eprint!("\r\x1b[K");
+        if shown {
+            eprint!("\r\x1b[K");
+        }
         Ok(outcome)
     }
 
@@ -68,7 +74,7 @@ impl Plan {
         // Nobody always comes first.
         let order = contenders.iter().cycle().skip(round % contenders.len().max(1)).take(contenders.len());
         for contender in order.filter(|contender| contender.takes(key.test, key.size)) {
-            let at = (contender.name().to_owned(), format!("{key:?}"));
+            let at = (contender.name().to_owned(), point_name(key));
             if outcome.failures.get(&at).is_some_and(|(times, _)| *times >= FAILURES) {
                 continue;
             }
@@ -119,4 +125,8 @@ impl Plan {
         let unit = |metric| Unit { metric, size, inflight };
         Ok(values?.into_iter().map(|(metric, value)| (unit(metric), value)).collect())
     }
+}
+
+fn point_name(Key { test, size, inflight }: Key) -> String {
+    format!("{test:?} {size} B x {inflight}")
 }

@@ -10,6 +10,8 @@ use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// The kernel kills the command's process when the thread that starts it ends.
 pub(crate) fn die_with_parent(command: &mut Command) -> &mut Command {
@@ -41,6 +43,12 @@ impl Drop for SharedPage {
         // SAFETY: the mapping is ours, of this length, and no reference outlives `self`.
         let _ = unsafe { munmap(self.0.as_ptr().cast(), Self::BYTES) };
     }
+}
+
+/// A descriptor whose readiness to read tokio watches.
+pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` refers to the same open file for as long as it lives, and `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? })
 }
 
 /// Moves this thread, and what it starts from now on, into a network of its own with a loopback device.

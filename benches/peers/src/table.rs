@@ -3,10 +3,15 @@
 use crate::samples::{Metric, Regime, Samples, Unit};
 use crate::targets::Target;
 
+/// Medians that stand beside the rate of calls instead of in a table of their own.
+const OF_CALLS: [Metric; 3] = [Metric::CallNs, Metric::ServerCpuNs, Metric::CopiedBytes];
+
 /// One table for each point, contenders in their order.
 pub(crate) fn print(samples: &Samples, contenders: &[&str], reference: &str) {
-    for unit in samples.units() {
-        println!("\n{:<30} {:>12} {:>25} {:>12} {:>4}", title(unit), "median", "spread", "/ zc", "n");
+    for unit in samples.units().into_iter().filter(|unit| !OF_CALLS.contains(&unit.metric)) {
+        let more =
+            if unit.metric == Metric::CallsPerS { "  p50 us, server CPU us, bytes copied" } else { "" };
+        println!("\n{:<30} {:>12} {:>25} {:>9} {:>3}{more}", title(unit), "median", "spread", "/ zc", "n");
         for contender in contenders {
             let values = samples.of(contender, unit, None);
             let Some(median) = samples.median(contender, unit, None) else { continue };
@@ -14,12 +19,12 @@ pub(crate) fn print(samples: &Samples, contenders: &[&str], reference: &str) {
             let high = values.values().copied().fold(0.0, f64::max);
             let ratio = samples.ratio(contender, reference, unit, None);
             println!(
-                "  {contender:<28} {:>12} {:>25} {:>12} {:>4}{}",
+                "  {contender:<28} {:>12} {:>25} {:>9} {:>3}{}",
                 show(unit, median),
                 format!("{} .. {}", show(unit, low), show(unit, high)),
                 ratio.map_or("-".into(), |ratio| format!("{ratio:.3}")),
                 values.len(),
-                bytes_per_s(unit, median),
+                more(samples, contender, unit, median),
             );
         }
     }
@@ -50,7 +55,7 @@ pub(crate) fn title(unit: Unit) -> String {
         Metric::CallsPerS => format!("calls {calls}, k/s"),
         Metric::CallNs => format!("call {calls}, p50 us"),
         Metric::ServerCpuNs => format!("server CPU {calls}, us"),
-        Metric::CopiedBytes => format!("copied {calls}, bytes"),
+        Metric::CopiedBytes => format!("copied per call {calls}, bytes"),
     }
 }
 
@@ -63,9 +68,15 @@ fn show(unit: Unit, value: f64) -> String {
     }
 }
 
-fn bytes_per_s(unit: Unit, per_s: f64) -> String {
+/// What belongs to a row beside its value.
+fn more(samples: &Samples, contender: &str, unit: Unit, median: f64) -> String {
+    let of_call = |metric| {
+        let unit = Unit { metric, ..unit };
+        samples.median(contender, unit, None).map_or("-".to_owned(), |value| show(unit, value))
+    };
     match unit.metric {
-        Metric::OneWayPerS => format!("  {:.2} GB/s", per_s * unit.size as f64 / 1e9),
+        Metric::OneWayPerS => format!("  {:.2} GB/s", median * unit.size as f64 / 1e9),
+        Metric::CallsPerS => OF_CALLS.map(|metric| format!(" {:>12}", of_call(metric))).concat(),
         _ => String::new(),
     }
 }

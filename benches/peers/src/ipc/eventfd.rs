@@ -10,6 +10,7 @@ use crate::child::{Running, serve};
 use crate::contender::{End, Link};
 use crate::job::{Job, Test};
 use crate::machine::Cores;
+use crate::sys;
 
 /// Each side on a core of its own.
 pub(super) struct TwoCores;
@@ -23,7 +24,7 @@ pub(super) struct Bell {
 
 impl Bell {
     fn new(input: OwnedFd, output: OwnedFd) -> Result<Self> {
-        Ok(Self { input: AsyncFd::register_with_interest(input, Interest::READABLE)?, output })
+        Ok(Self { input: sys::readable(input)?, output })
     }
 
     fn client(job: &Job) -> Result<(Running, Self)> {

@@ -1,5 +1,6 @@
 //! tonic and zc, through the `bench` of zc's own example programs: the same service on different URIs.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -54,7 +55,11 @@ impl Contender for Program {
     }
 
     fn measure(&self, job: &Job) -> Result<Vec<(Metric, f64)>> {
-        let mut command = Command::new(job.beside_zc(self.program));
+        let program = job.beside_zc(self.program);
+        if self.http2 && !has_http2(&program)? {
+            return Err(format!("this {} has no --http2", self.program).into());
+        }
+        let mut command = Command::new(program);
         command
             .args(["bench", "--json", "--uri", &self.uri.text(job)?, "--size", &job.size.to_string()])
             .args(["--inflight", &job.inflight.to_string(), "--duration-s", &job.seconds.to_string()]);
@@ -70,7 +75,7 @@ impl Contender for Program {
             value(Metric::CallsPerS, &report["calls_per_s"]),
             value(Metric::CallNs, &report["latency_ns"]["p50"]),
             value(Metric::ServerCpuNs, &report["server_cpu_ns_per_call"]),
-            value(Metric::CopiedBytes, &report["ledger"]["copied_bytes"]),
+            copied_per_call(&report, job).ok_or_else(|| "no ledger".into()),
         ]
         .into_iter()
         .collect()
@@ -79,4 +84,14 @@ impl Contender for Program {
     fn serve(&self, _job: &Job) -> Result<()> {
         Err("the program starts its own server".into())
     }
+}
+
+/// At the client. The report has the sum of what was copied, and the rate of calls.
+fn copied_per_call(report: &Value, job: &Job) -> Option<(Metric, f64)> {
+    let calls = report["calls_per_s"].as_f64()? * job.seconds;
+    Some((Metric::CopiedBytes, report["ledger"]["copied_bytes"].as_f64()? / calls))
+}
+
+fn has_http2(program: &Path) -> Result<bool> {
+    Ok(output_within(Command::new(program).args(["bench", "--help"]), SLACK)?.contains("--http2"))
 }
