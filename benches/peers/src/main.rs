@@ -2,7 +2,7 @@
 
 mod child;
 mod contender;
-#[allow(clippy::all, unreachable_pub, dead_code, reason = "generated")]
+#[allow(clippy::all, clippy::unimplemented, unreachable_pub, dead_code, reason = "generated")]
 mod echo_capnp;
 mod ipc;
 mod job;

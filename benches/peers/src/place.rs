@@ -58,7 +58,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Result<Self> {
-        sweep(|pid| !test_kill_process(pid).is_ok());
+        sweep(|pid| test_kill_process(pid).is_err());
         let place = Self { tag: format!("{PREFIX}{}", std::process::id()) };
         fs::create_dir(std::env::temp_dir().join(&place.tag))?;
         Ok(place)

@@ -9,9 +9,9 @@ const OF_CALLS: [Metric; 3] = [Metric::CallNs, Metric::ServerCpuNs, Metric::Copi
 /// One table for each point, contenders in their order.
 pub(crate) fn print(samples: &Samples, contenders: &[&str], reference: &str) {
     for unit in samples.units().into_iter().filter(|unit| !OF_CALLS.contains(&unit.metric)) {
-        let more =
+        let columns =
             if unit.metric == Metric::CallsPerS { "  p50 us, server CPU us, bytes copied" } else { "" };
-        println!("\n{:<30} {:>12} {:>25} {:>9} {:>3}{more}", title(unit), "median", "spread", "/ zc", "n");
+        println!("\n{:<30} {:>12} {:>25} {:>9} {:>3}{columns}", title(unit), "median", "spread", "/ zc", "n");
         for contender in contenders {
             let values = samples.of(contender, unit, None);
             let Some(median) = samples.median(contender, unit, None) else { continue };

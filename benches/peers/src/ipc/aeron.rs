@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use rusteron_client::*;
+use rusteron_media_driver::bindings::aeron_threading_mode_t;
 use rusteron_media_driver::testing::EmbeddedDriver;
 
 use super::ready::say_ready;
@@ -137,9 +138,7 @@ fn driver(job: &Job) -> Result<EmbeddedDriver> {
         sys::before_spinners();
         EmbeddedDriver::launch_with(|context| {
             context.set_dir(&directory)?;
-            context.set_threading_mode(
-                rusteron_media_driver::aeron_threading_mode_t::AERON_THREADING_MODE_SHARED,
-            )?;
+            context.set_threading_mode(aeron_threading_mode_t::AERON_THREADING_MODE_SHARED)?;
             context.set_shared_idle_strategy(c"sleep-ns")?;
             let large = size > TERM_BYTES / 8;
             context.set_ipc_term_buffer_length(if large { LARGE_TERM_BYTES } else { TERM_BYTES })?;

@@ -16,17 +16,12 @@ use crate::job::{Job, Test};
 
 pub(super) struct RequestResponse;
 
+type Pending = PendingResponse<ipc::Service, [u8], (), [u8], ()>;
+type Request = ActiveRequest<ipc::Service, [u8], (), [u8], ()>;
+
 pub(super) enum Side {
-    Client {
-        pending: Option<PendingResponse<ipc::Service, [u8], (), [u8], ()>>,
-        client: Client<ipc::Service, [u8], (), [u8], ()>,
-        _node: IpcNode,
-    },
-    Server {
-        request: Option<ActiveRequest<ipc::Service, [u8], (), [u8], ()>>,
-        server: Server<ipc::Service, [u8], (), [u8], ()>,
-        _node: IpcNode,
-    },
+    Client { pending: Option<Pending>, client: Client<ipc::Service, [u8], (), [u8], ()>, _node: IpcNode },
+    Server { request: Option<Request>, server: Server<ipc::Service, [u8], (), [u8], ()>, _node: IpcNode },
 }
 
 impl Link for RequestResponse {
