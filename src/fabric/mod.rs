@@ -148,7 +148,7 @@ impl Fabric {
         let provider = shared.provider(uri.addr())?;
         let opening = async {
             let link = provider.connect(uri.addr(), &shared.reactor).await;
-            link.map_err(|source| Error::Link { stage: Stage::Connect, source })
+            link.map_err(|source| Error::Open { at: uri.to_string(), source })
         };
         let opened = deadline(&*shared.reactor, Stage::Connect, shared.deadlines.connect, opening).await;
         opened.inspect_err(|error| {
@@ -181,7 +181,7 @@ impl Fabric {
         let provider = shared.provider(uri.addr())?;
         let binding = async {
             let links = provider.bind(uri.addr(), &shared.reactor).await;
-            links.map_err(|source| Error::Link { stage: Stage::Connect, source })
+            links.map_err(|source| Error::Open { at: uri.to_string(), source })
         };
         // It may have to look up a name.
         let links = deadline(&*shared.reactor, Stage::Connect, shared.deadlines.connect, binding).await?;
