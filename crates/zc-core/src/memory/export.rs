@@ -4,7 +4,7 @@
 //! compare-and-swap. So an owner and a remote operation that meet do not race in the sense of the
 //! language, and no reference to the bytes ever exists (M5).
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, fence};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::{CopyLedger, CopyPlace, Region, RegionBuilder, RegionError, RegionKind};
@@ -92,7 +92,7 @@ impl ExportMemory {
     /// read-only, whatever would change it is refused with [`ExportError::ReadOnly`].
     ///
     /// # Errors
-    /// The region is no peer's.
+    /// The region is no peer's, or its length is no multiple of [`EXPORT_WORD_BYTES`].
     ///
     /// ```
     /// use zc_core::memory::{Backing, CopyLedger, ExportError, ExportMemory, PeerMapping, Region, Sealing};
@@ -109,7 +109,7 @@ impl ExportMemory {
     /// ```
     pub fn of_peer(region: Region) -> Result<Self, RegionError> {
         let len = region.len();
-        if region.info().kind != RegionKind::Peer {
+        if region.info().kind != RegionKind::Peer || !len.is_multiple_of(EXPORT_WORD_BYTES) {
             return Err(RegionError::BadLength(len));
         }
         Ok(Self { region, len: len as u64 })
@@ -173,7 +173,10 @@ impl ExportMemory {
     /// # Errors
     /// Out of bounds or misaligned.
     pub fn load_u64(&self, offset: u64) -> Result<u64, ExportError> {
-        Ok(self.atomic(offset)?.load(Acquire))
+        let word = self.atomic(offset)?.load(Relaxed);
+        // An acquiring load is none that read-only memory must bear.
+        fence(Acquire);
+        Ok(word)
     }
 
     /// Sets the word at `offset`.
@@ -228,16 +231,17 @@ impl ExportMemory {
         if self.region.is_read_only() { Err(ExportError::ReadOnly) } else { Ok(()) }
     }
 
-    /// The word with this number. Words reach beyond `len` only into the region's last page.
+    /// The word with this number. Words reach beyond `len` only into the region's last page: a region of our own has whole
+    /// pages, and a peer's is of whole words.
     fn word(&self, index: usize) -> &AtomicU64 {
         &self.words(index, 1)[0]
     }
 
-    /// So many words from this one on. Of a read-only region they are only loaded.
+    /// So many words from this one on. Of a read-only region they are only loaded, relaxed.
     fn words(&self, first: usize, count: usize) -> &[AtomicU64] {
         let all = self.region.len() / EXPORT_WORD_BYTES;
         assert!(first <= all && count <= all - first, "words outside the region");
-        // SAFETY: inside the mapping (checked above; its length is a multiple of a page), which is page
+        // SAFETY: inside the mapping (checked above), which is page
         // aligned and lives as long as `self`. It is no pool's, so this process reaches it only here, atomically
         // and by whole words, and with stores only if it is writable (`check_writable`, or made by a builder);
         // whoever else writes it does so from outside of the process, or by another mapping of it here, in the
