@@ -164,6 +164,51 @@ fn an_export_that_nobody_listens_to_makes_its_writers_busy_and_nobody_else() {
     });
 }
 
+/// A message that is sent after the write finds the notification, once the key is revoked.
+#[test]
+fn what_was_told_is_there_when_the_key_is_revoked() {
+    run(async {
+        let fabric = Fabric::auto().unwrap();
+        let (client, mut server) = pair(&fabric, &name("told")).await;
+        for round in 0..100u64 {
+            let export = fabric.export(4096).unwrap();
+            let key = export.grant(&server, Access::ALL, ..).unwrap();
+            for value in 0..20 {
+                client.remote().write_with_notify(&key, 0, vec![1; 8], value).await.unwrap();
+            }
+            client.send(vec![1]).await.unwrap();
+            server.recv().await.unwrap().unwrap();
+            export.revoke(&key).unwrap();
+            for value in 0..20 {
+                assert_eq!(export.try_notified().map(|told| told.value), Some(value), "round {round}");
+            }
+        }
+    });
+}
+
+#[test]
+fn an_export_that_nobody_listens_to_holds_up_no_other() {
+    run(async {
+        let fabric = Fabric::auto().unwrap();
+        let (client, server) = pair(&fabric, &name("others")).await;
+        let (deaf, keen) = (fabric.export(4096).unwrap(), fabric.export(4096).unwrap());
+        let deaf_key = deaf.grant(&server, Access::ALL, ..).unwrap();
+        let keen_key = keen.grant(&server, Access::ALL, ..).unwrap();
+        let memory = client.remote();
+        let sent = MAX_NOTIFICATIONS_PER_CONNECTION as u64 + 50;
+        for value in 0..sent {
+            memory.write_with_notify(&deaf_key, 0, vec![1; 8], value).await.unwrap();
+        }
+        for value in 0..300 {
+            memory.write_with_notify(&keen_key, 0, vec![1; 8], value).await.unwrap();
+            assert_eq!(keen.notified().await.value, value);
+        }
+        for value in 0..sent {
+            assert_eq!(deaf.notified().await.value, value);
+        }
+    });
+}
+
 /// Nobody else's process gets a mapping that it could keep.
 #[test]
 fn who_trusts_nobody_grants_by_records() {

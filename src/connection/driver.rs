@@ -257,7 +257,8 @@ impl Driver {
         }
         let received = self.core.lock_rx().arrived.seq.last();
         let sent = self.core.lock_tx().seq.last_sent() + self.core.remote.requests();
-        if idle.is_over((received, sent), now) {
+        let unseen = self.core.remote.is_lent();
+        if idle.is_over((received, sent), unseen, now) {
             let error = ConnectionError::Idle { idle: idle.after() };
             self.core.close(CloseCode::IDLE, "no messages", error);
         }

@@ -192,7 +192,11 @@ impl Export {
     /// fail with [`RemoteFault::Revoked`](crate::RemoteFault::Revoked). A key that is not valid is none to revoke.
     ///
     /// Where the peer can't be kept from the memory (a shared-memory peer keeps its mapping), the export goes
-    /// on with a copy, and all keys of native connections to the old memory are revoked with this one.
+    /// on with a copy, and all keys of native connections to the old memory are revoked with this one. An operation
+    /// that was under way when this was called may then be in the copy or not, and succeeds for the peer in either
+    /// case: where that matters, let the peer say that it is done before its key is revoked.
+    ///
+    /// Notifications that came before are kept, as far as there was room for them (see [`Export::notified`]).
     ///
     /// # Errors
     /// There is no memory for that copy: the peer can still touch the export's. Revoking again, this key or any
@@ -203,6 +207,9 @@ impl Export {
 
     /// The next notification of a peer, in the order of their arrival. Cancel-safe; several tasks may wait. It
     /// waits as long as none comes, also when no key is valid any more.
+    ///
+    /// [`MAX_NOTIFICATIONS_PER_CONNECTION`](crate::MAX_NOTIFICATIONS_PER_CONNECTION) of a connection wait here; a native
+    /// lane may keep some more, which are lost if the key or the connection ends before there is room.
     pub async fn notified(&self) -> Notification {
         self.shared.notifications.next().await
     }
@@ -280,23 +287,25 @@ impl Shared {
 
     /// Under one lock until the memory is replaced, if it has to be: whoever finds the key gone can rely on it.
     pub(super) fn revoke(&self, key: &RemoteKey) -> Result<(), RegionError> {
-        let stale = quietly(|| {
+        quietly(|| {
             let mut grants = self.grants.lock();
             let found = grants.keys.iter().position(|(granted, _)| granted == key);
             let remote = found.and_then(|at| grants.keys.swap_remove(at).1.upgrade());
             grants.kept |= remote.is_some_and(|remote| remote.revoke(key) == Revoked::Retired);
-            if grants.kept { self.replace(&mut grants) } else { Ok(Vec::new()) }
-        })?;
-        revoke_all(stale);
-        Ok(())
+            if grants.kept { self.replace(&mut grants) } else { Ok(()) }
+        })
     }
 
-    /// Goes on with a copy, to which no peer has access but through our session layer. The grants of what
-    /// was before are left to be revoked.
-    fn replace(&self, grants: &mut Grants) -> Result<Vec<Granted>, RegionError> {
-        let mut memory = self.memory.write();
-        let len = memory.len();
+    /// Goes on with a copy, to which no peer has access but through our session layer. Nobody grants meanwhile.
+    fn replace(&self, grants: &mut Grants) -> Result<(), RegionError> {
+        let len = self.memory().len();
         let fresh = self::memory(usize::try_from(len).unwrap_or(usize::MAX), self.in_memfd)?;
+        // Before it is copied: what peers are told is done afterwards would not be in the copy.
+        let is_stale = |remote: &Weak<Remote>| {
+            remote.upgrade().is_none_or(|remote| matches!(remote.mode(), OneSided::Native))
+        };
+        revoke_all(grants.keys.extract_if(.., |(_, remote)| is_stale(remote)));
+        let mut memory = self.memory.write();
         let mut chunk = [0; REPLACE_CHUNK];
         for at in (0..len).step_by(REPLACE_CHUNK) {
             let part = REPLACE_CHUNK.min((len - at) as usize);
@@ -306,10 +315,7 @@ impl Shared {
         }
         *memory = fresh;
         grants.kept = false;
-        let is_stale = |remote: &Weak<Remote>| {
-            remote.upgrade().is_none_or(|remote| matches!(remote.mode(), OneSided::Native))
-        };
-        Ok(grants.keys.extract_if(.., |(_, remote)| is_stale(remote)).collect())
+        Ok(())
     }
 }
 
@@ -328,7 +334,7 @@ impl Grants {
     }
 }
 
-fn revoke_all(granted: Vec<Granted>) {
+fn revoke_all(granted: impl IntoIterator<Item = Granted>) {
     for (key, remote) in granted {
         if let Some(remote) = remote.upgrade() {
             remote.revoke(&key);
@@ -339,7 +345,8 @@ fn revoke_all(granted: Vec<Granted>) {
 fn memory(len: usize, in_memfd: bool) -> Result<ExportMemory, RegionError> {
     let builder = Region::builder(len).name("export");
     let builder = match in_memfd {
-        true => builder.backing(Backing::Memfd).sealing(Sealing::AnyoneWrites),
+        // Prefaulted: a page that a peer touches and that can't be made would end its process.
+        true => builder.backing(Backing::Memfd).sealing(Sealing::AnyoneWrites).prefault(true),
         false => builder,
     };
     ExportMemory::new(builder, len)

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
@@ -53,6 +53,8 @@ struct Queue {
     /// Futures that wait, by number.
     waiting: Vec<(u64, Waker)>,
     next: u64,
+    /// Connections that have more, for which there was no room.
+    full: Vec<(Weak<AtomicUsize>, Waker)>,
 }
 
 #[derive(Default)]
@@ -64,13 +66,32 @@ pub(super) struct Reserved<'a> {
     of_connection: &'a Arc<AtomicUsize>,
 }
 
+impl Queue {
+    fn has_room(&self, of_connection: &AtomicUsize) -> bool {
+        self.arrived.len() + self.reserved < MAX_NOTIFICATIONS
+            && of_connection.load(Relaxed) < MAX_NOTIFICATIONS_PER_CONNECTION
+    }
+
+    /// Has a connection woken when there may be room. Returns what is to be dropped outside of the lock.
+    fn wait_for_room(
+        &mut self,
+        of_connection: &Arc<AtomicUsize>,
+        waker: &Waker,
+    ) -> Vec<(Weak<AtomicUsize>, Waker)> {
+        let gone = self.full.extract_if(.., |(whose, _)| whose.strong_count() == 0).collect();
+        match self.full.iter_mut().find(|(whose, _)| whose.as_ptr() == Arc::as_ptr(of_connection)) {
+            Some((_, old)) => renew(old, waker),
+            None => self.full.push((Arc::downgrade(of_connection), waker.clone())),
+        }
+        gone
+    }
+}
+
 impl Notifications {
     /// A place for one of a connection that `of_connection` counts, if there is one.
     pub(super) fn reserve<'a>(&'a self, of_connection: &'a Arc<AtomicUsize>) -> Option<Reserved<'a>> {
         let mut queue = self.0.lock();
-        let room = queue.arrived.len() + queue.reserved < MAX_NOTIFICATIONS
-            && of_connection.load(Relaxed) < MAX_NOTIFICATIONS_PER_CONNECTION;
-        if !room {
+        if !queue.has_room(of_connection) {
             return None;
         }
         queue.reserved += 1;
@@ -78,9 +99,28 @@ impl Notifications {
         Some(Reserved { queue: self, of_connection })
     }
 
+    /// The same, and if there is none the waker is woken when one is taken.
+    fn poll_reserve<'a>(
+        &'a self,
+        cx: &Context<'_>,
+        of_connection: &'a Arc<AtomicUsize>,
+    ) -> Poll<Reserved<'a>> {
+        if let Some(place) = self.reserve(of_connection) {
+            return Poll::Ready(place);
+        }
+        let gone = self.0.lock().wait_for_room(of_connection, cx.waker());
+        drop(gone);
+        // One that was taken in between has woken nobody.
+        self.reserve(of_connection).map_or(Poll::Pending, Poll::Ready)
+    }
+
     pub(super) fn take(&self) -> Option<Notification> {
-        let (notification, of_connection) = self.0.lock().arrived.pop_front()?;
+        let mut queue = self.0.lock();
+        let (notification, of_connection) = queue.arrived.pop_front()?;
         of_connection.fetch_sub(1, Relaxed);
+        let full = std::mem::take(&mut queue.full);
+        drop(queue);
+        full.into_iter().for_each(|(_, waker)| wake_later(waker));
         Some(notification)
     }
 
@@ -153,16 +193,18 @@ impl Drop for Wait<'_> {
 
 /// Where a lane of its own puts the notifications of one key.
 pub(super) struct KeySink {
-    pub(super) export: std::sync::Weak<super::export::Shared>,
+    pub(super) export: Weak<super::export::Shared>,
     pub(super) key: std::sync::OnceLock<RemoteKey>,
     pub(super) of_connection: Arc<AtomicUsize>,
 }
 
 impl NotifySink for KeySink {
-    fn notify(&self, value: u64) -> bool {
-        let (Some(export), Some(key)) = (self.export.upgrade(), self.key.get()) else { return false };
-        let Some(place) = export.notifications.reserve(&self.of_connection) else { return false };
-        place.notify(*key, value);
-        true
+    fn poll_notify(&self, cx: &mut Context<'_>, value: u64) -> Poll<()> {
+        // Of an export that is gone it is nobody's, and so is one in front of the key.
+        if let (Some(export), Some(key)) = (self.export.upgrade(), self.key.get()) {
+            let place = std::task::ready!(export.notifications.poll_reserve(cx, &self.of_connection));
+            place.notify(*key, value);
+        }
+        Poll::Ready(())
     }
 }

@@ -87,7 +87,13 @@ impl Remote {
         self.granted.load(Relaxed) > 0
     }
 
-    /// Requests of either side so far: a connection that has some is not idle.
+    /// Whether the peer can use memory of ours without our seeing it: then the connection may not be idle.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.mode == OneSided::Native
+            && self.native.lock().as_ref().is_some_and(|native| !native.granted.is_empty())
+    }
+
+    /// Requests of either side that were seen so far: a connection that has some is not idle.
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
     }

@@ -251,3 +251,43 @@ fn revoking_while_the_connection_ends_waits_until_the_memory_is_replaced() {
     }
     assert_eq!(export.ledger().copied_at(CopyPlace::Remote), 2 * SIZE, "one copy for all keys");
 }
+
+/// A lane whose peer begins an operation whenever one of its keys is about to go.
+struct Hasty(Arc<Mutex<Vec<ExportMemory>>>);
+
+impl LaneRemote for Hasty {
+    fn grant(&mut self, grant: RemoteGrant) -> Result<RemoteKey, LaneError> {
+        let mut granted = self.0.lock();
+        granted.push(grant.memory);
+        Ok(RemoteKey::from_bytes(&granted.len().to_le_bytes()).unwrap())
+    }
+    fn revoke(&mut self, _: &RemoteKey) -> Revoked {
+        self.0.lock()[0].fetch_add(0, 1).unwrap();
+        Revoked::Retired
+    }
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        Poll::Ready(Err(LaneError::Closed))
+    }
+    fn start(&mut self, _: &RemoteKey, _: u64, _: RemoteOp) -> Result<RemoteToken, LaneError> {
+        Err(LaneError::Closed)
+    }
+    fn poll_completions(
+        &mut self,
+        _: &mut Context<'_>,
+        _: &mut Batch<RemoteCompletion>,
+    ) -> Poll<Result<(), LaneError>> {
+        Poll::Pending
+    }
+}
+
+#[test]
+fn what_is_done_before_a_key_is_revoked_is_in_the_copy() {
+    let export = Export::new(SIZE as usize, false).unwrap();
+    let pool = BufPool::builder().max_bytes(1 << 20).build();
+    let ledger = Arc::new(CopyLedger::new());
+    let lane = Box::new(Hasty(Arc::default()));
+    let remote = Remote::new(OneSided::Native, Some(lane), pool, ledger, Waker::noop().clone());
+    let keys: Vec<_> = (0..3).map(|_| export.granted_to(&remote, Access::ALL, 0..SIZE)).collect();
+    export.revoke(&keys[1]).unwrap();
+    assert_eq!(export.load_u64(0).unwrap(), 3, "of all keys that ended with this one");
+}

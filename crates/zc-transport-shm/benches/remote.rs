@@ -33,8 +33,8 @@ const EXPORT_BYTES: usize = 2 << 20;
 struct Deaf;
 
 impl NotifySink for Deaf {
-    fn notify(&self, _: u64) -> bool {
-        false
+    fn poll_notify(&self, _: &mut Context<'_>, _: u64) -> Poll<()> {
+        Poll::Pending
     }
 }
 
@@ -44,6 +44,7 @@ fn main() {
     rt.block_on(async {
         let (mut user, mut owner) = pair(&Setup::default()).await;
         let memory = Region::builder(EXPORT_BYTES).backing(Backing::Memfd).sealing(Sealing::AnyoneWrites);
+        let memory = memory.prefault(true);
         let memory = ExportMemory::new(memory, EXPORT_BYTES).unwrap();
         let grant = RemoteGrant {
             memory,

@@ -12,8 +12,8 @@ use zc_core::transport::*;
 use crate::bell::PeerBell;
 use crate::common::{End, Setup, body, data, links, run, try_end};
 use crate::layout::{
-    CONSUMED, Descriptor, Geometry, Grow, Head, NOTIFIED, REMOTE_CONSUMED, REMOTE_RING, RX_SLEEP, Return,
-    SLOT_WORDS, TAKEN, TX_SLEEP,
+    CONSUMED, Descriptor, Geometry, Grow, Head, NOTIFIED, REMOTE_CONSUMED, REMOTE_REVOKED, REMOTE_RING,
+    RX_SLEEP, Return, SLOT_WORDS, TAKEN, TX_SLEEP,
 };
 use crate::limits::{REMOTE_SLOTS, RING_SLOTS};
 use crate::sys;
@@ -251,13 +251,13 @@ fn operate(good: &mut End, key: u64, at: u64, op: u8, cx: &mut Context<'_>) -> R
 fn grant(good: &mut End) -> Result<(), LaneError> {
     struct Full;
     impl NotifySink for Full {
-        fn notify(&self, _: u64) -> bool {
-            false
+        fn poll_notify(&self, _: &mut Context<'_>, _: u64) -> std::task::Poll<()> {
+            std::task::Poll::Pending
         }
     }
     let Some(remote) = &mut good.lane.remote else { return Ok(()) };
     let memory = Region::builder(4096).backing(Backing::Memfd).sealing(Sealing::AnyoneWrites);
-    let memory = ExportMemory::new(memory, 4096).unwrap();
+    let memory = ExportMemory::new(memory.prefault(true), 4096).unwrap();
     let key =
         remote.grant(RemoteGrant { memory, range: 0..4096, access: Access::ALL, notify: Arc::new(Full) })?;
     assert_eq!(remote.revoke(&key), Revoked::Done, "nobody asked about it");
@@ -280,6 +280,7 @@ async fn attack(steps: Vec<Step>, trust: Trust) {
                 evil.words.store(TAKEN, *b);
                 evil.words.store(REMOTE_CONSUMED, *a % 20);
                 evil.words.store(NOTIFIED, *b % 3);
+                evil.words.store(REMOTE_REVOKED, *a % 3);
             }
             Step::Sleep(epoch) => {
                 evil.words.store(RX_SLEEP, *epoch);
@@ -296,6 +297,7 @@ async fn attack(steps: Vec<Step>, trust: Trust) {
             Step::Export(pages, sealed) => {
                 let sealing = if *sealed { Sealing::AnyoneWrites } else { Sealing::OwnerWrites };
                 let memory = Region::builder(pages * 4096 + 1).backing(Backing::Memfd).sealing(sealing);
+                let memory = memory.prefault(true);
                 let _ = evil.link.poll_send_descriptors(&mut cx, &[memory.build().unwrap().fd().unwrap()]);
                 tokio::task::yield_now().await;
             }

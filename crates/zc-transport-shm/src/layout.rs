@@ -7,10 +7,12 @@ use crate::limits::{
     FIRST_BLOCK_BYTES, FIRST_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_HALF_BYTES, MAX_RING_SLOTS, MIN_RING_SLOTS,
     REMOTE_SLOTS, SLOT_BYTES,
 };
+use crate::offer::VERSION;
 use crate::words::{OwnWords, PeerWords, ReadWords, WriteWords};
 
 /// `zc.shm` and the version in the last byte.
-pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"zc.shm\0\x01");
+const MAGIC: u64 = u64::from_le_bytes(*b"zc.shm\0\0") | (VERSION as u64) << 56;
+const _: () = assert!(VERSION <= 0xff);
 /// The page of the header and the control words, bytes.
 const HEAD_BYTES: usize = 4096;
 /// Bytes of a page, on every machine this runs on or a divisor of it.
@@ -32,6 +34,8 @@ pub(crate) const REMOTE_CONSUMED: usize = REMOTE_SLEEP + 1;
 pub(crate) const NOTIFIED: usize = REMOTE_SLEEP + 2;
 /// Word: how often our one-sided half had something for the peer's.
 pub(crate) const REMOTE_CALLS: usize = REMOTE_SLEEP + 3;
+/// Word: how many revocations our one-sided half has decided; their records may follow later.
+pub(crate) const REMOTE_REVOKED: usize = REMOTE_SLEEP + 4;
 /// First word of the ring of our one-sided half's records.
 pub(crate) const REMOTE_RING: usize = 1024 / 8;
 const _: () = assert!(8 * REMOTE_RING + REMOTE_SLOTS as usize * SLOT_BYTES <= HEAD_BYTES);
@@ -256,6 +260,11 @@ impl Return {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_magic_names_the_version() {
+        assert_eq!(MAGIC.to_le_bytes(), *b"zc.shm\0\x02");
+    }
 
     #[test]
     fn an_idle_connection_is_small() {

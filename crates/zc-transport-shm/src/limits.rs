@@ -73,7 +73,5 @@ pub const MAX_REMOTE_KEYS: usize = 1024;
 pub const MAX_REMOTE_WINDOWS: usize = 256;
 /// Bytes of all of them: addresses, since pages are made when they are touched.
 pub const MAX_REMOTE_BYTES: u64 = 64 << 30;
-/// Notifications of one connection on their way to the exports of their keys; one more is `Busy`.
+/// Notifications of one connection on their way to the exports of their keys, all exports together; one more is `Busy`.
 pub const NOTIFY_WINDOW: u64 = 256;
-/// How soon a notification is tried again for which its export has no room, milliseconds.
-pub const NOTIFY_RETRY_MS: u64 = 10;

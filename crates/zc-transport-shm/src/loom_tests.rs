@@ -5,6 +5,7 @@ use loom::thread;
 
 use crate::free_list::Stack;
 use crate::layout::{Head, Return, SLOT_WORDS};
+use crate::remote::Calls;
 use crate::returns::{Returned, Returning};
 use crate::ring::{Consumer, Producer};
 use crate::sleep::{Ringer, Sleeper};
@@ -168,4 +169,124 @@ fn loom_free_list_loses_no_wake_up() {
         other.join().unwrap();
         assert!(seen || rung.0.load(std::sync::atomic::Ordering::SeqCst), "asleep for ever");
     });
+}
+
+const EPOCH: usize = 0;
+const CALLS: usize = 1;
+const RECORDS: usize = 2;
+
+/// A bell, or a task that was woken.
+#[derive(Clone)]
+struct Signal(Arc<Mutex<bool>>);
+
+impl Signal {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(false)))
+    }
+
+    fn set(&self) {
+        *self.0.lock().unwrap() = true;
+    }
+
+    fn try_take(&self) -> bool {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+struct Task(Signal);
+
+impl futures::task::ArcWake for Task {
+    fn wake_by_ref(this: &std::sync::Arc<Self>) {
+        this.0.set();
+    }
+}
+
+/// The one-sided half, as far as its sleep goes: `Remote::poll_completions`.
+struct Half {
+    cells: Cells,
+    sleeper: Sleeper<Cells>,
+    calls: std::sync::Arc<Calls<Cells>>,
+    bell: Signal,
+    seen: u64,
+}
+
+impl Half {
+    fn look(&mut self) {
+        self.calls.heard();
+        self.seen = self.cells.load(RECORDS);
+    }
+
+    fn poll(&mut self, task: &std::task::Waker) {
+        loop {
+            self.calls.register(task);
+            self.look();
+            if self.calls.is_resting() {
+                return;
+            }
+            self.calls.rest(&mut self.sleeper);
+            self.look();
+            if self.bell.try_take() {
+                self.calls.wake();
+            } else if self.calls.is_resting() {
+                return;
+            }
+        }
+    }
+}
+
+/// `records` of a peer that calls for each; another half of the lane silences the bell as well, and something may make
+/// the one-sided half look without having been polled, as a grant does.
+fn calls_lose_no_wake_up(records: u64, aside: bool) {
+    let cells = Cells::new(3);
+    let (bell, task) = (Signal::new(), Signal::new());
+    let calls = std::sync::Arc::new(Calls::new(cells.clone(), CALLS));
+    let peer = {
+        let (cells, bell) = (cells.clone(), bell.clone());
+        let ringer = Ringer::new(cells.clone(), EPOCH);
+        thread::spawn(move || {
+            for n in 1..=records {
+                cells.publish(RECORDS, n);
+                cells.publish(CALLS, n);
+                if ringer.must_ring() {
+                    bell.set();
+                }
+            }
+        })
+    };
+    let other = {
+        let (calls, bell) = (calls.clone(), bell.clone());
+        thread::spawn(move || {
+            if bell.try_take() {
+                calls.wake();
+            }
+        })
+    };
+    let sleeper = Sleeper::new(cells.clone(), EPOCH);
+    let mut half = Half { cells, sleeper, calls, bell: bell.clone(), seen: 0 };
+    let waker = futures::task::waker(std::sync::Arc::new(Task(task.clone())));
+    half.poll(&waker);
+    if aside {
+        half.look();
+        half.calls.looked_aside();
+    }
+    other.join().unwrap();
+    peer.join().unwrap();
+    // From here on the reactor is the one to hear the bell. After a lost wake-up nobody wakes the task any more.
+    while half.seen < records {
+        if bell.try_take() {
+            half.calls.wake();
+        }
+        assert!(task.try_take(), "asleep for ever");
+        half.poll(&waker);
+    }
+}
+
+#[test]
+fn loom_calls_lose_no_wake_up() {
+    loom::model(|| calls_lose_no_wake_up(2, false));
+}
+
+#[test]
+fn loom_calls_heard_aside_lose_no_wake_up() {
+    loom::model(|| calls_lose_no_wake_up(2, true));
 }

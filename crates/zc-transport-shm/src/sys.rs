@@ -1,7 +1,7 @@
 //! Sealed memory of ours, a peer's memory, and reading what a peer may write meanwhile.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, SealFlags};
 use zc_core::memory::{Backing, ExportMemory, PeerMapping, Region, RegionError, Sealing};
@@ -35,8 +35,13 @@ fn is_whole(fd: &OwnedFd, bytes: usize) -> Result<bool, PeerMemory> {
     if !rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(sealed)) {
         return Err(PeerMemory::Bad("shm memory that is not sealed"));
     }
-    let stat = rustix::fs::fstat(fd).map_err(|errno| PeerMemory::Os(errno.into()))?;
-    Ok(u64::try_from(stat.st_blocks).is_ok_and(|n| n.saturating_mul(STAT_BLOCK_BYTES) >= bytes as u64))
+    has_all_pages(fd, bytes).map_err(PeerMemory::Os)
+}
+
+/// Whether the memfd has so many bytes of pages.
+pub(crate) fn has_all_pages(fd: impl AsFd, bytes: usize) -> io::Result<bool> {
+    let blocks = u64::try_from(rustix::fs::fstat(fd)?.st_blocks);
+    Ok(blocks.is_ok_and(|blocks| blocks.saturating_mul(STAT_BLOCK_BYTES) >= bytes as u64))
 }
 
 /// Maps a peer's memory read-only, if it is sealed as it has to be, has exactly `bytes` and all of them. What the
@@ -68,12 +73,16 @@ pub(crate) fn reopen_read_only(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Maps a peer's export of exactly `bytes`. Its pages need not be there: only of a memfd of ordinary pages, where
-/// the want of them is no SIGBUS.
+/// Maps a peer's export of exactly `bytes`, of ordinary pages that are all there: a page that can't be made when it is touched
+/// is a SIGBUS, and it would be charged to us. No seal keeps them there, since both sides write: that is up to a
+/// peer of our own trust domain.
 pub(crate) fn map_export(fd: OwnedFd, bytes: usize, writable: bool) -> Result<ExportMemory, PeerMemory> {
     let kind = rustix::fs::fstatfs(&fd).map_err(|errno| PeerMemory::Os(errno.into()))?.f_type;
     if kind != libc::TMPFS_MAGIC {
         return Err(PeerMemory::Bad("shm export: pages"));
+    }
+    if !has_all_pages(&fd, bytes).map_err(PeerMemory::Os)? {
+        return Err(PeerMemory::Bad("shm export: size, or holes"));
     }
     let sealing = Sealing::AnyoneWrites;
     let mapping = PeerMapping { max_bytes: bytes, sealing, writable, prefault: false };

@@ -4,8 +4,8 @@
 //! compare-and-swap. So an owner and a remote operation that meet do not race in the sense of the
 //! language, and no reference to the bytes ever exists (M5).
 
-use std::sync::atomic::{AtomicU64, fence};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU64, fence};
 
 use super::{CopyLedger, CopyPlace, Region, RegionBuilder, RegionError, RegionKind};
 

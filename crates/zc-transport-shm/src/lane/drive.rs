@@ -10,7 +10,7 @@ use zc_core::transport::{ControlLink, LaneDrive, LaneError};
 
 use super::credit::Credit;
 use super::shared::Shared;
-use crate::limits::{NOTIFY_RETRY_MS, TRIM_INTERVAL_MS};
+use crate::limits::TRIM_INTERVAL_MS;
 
 pub(super) struct Drive {
     shared: Arc<Shared>,
@@ -37,12 +37,7 @@ impl LaneDrive for Drive {
             self.next_trim = None;
             return Ok(None);
         }
-        // Whoever drives us looks after the one-sided half as well.
-        let retry = shared.wakers.remote.is_stuck().then(|| now + Duration::from_millis(NOTIFY_RETRY_MS));
-        Ok(match (self.trim(now), retry) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        })
+        Ok(self.trim(now))
     }
 
     fn adopt_link(&mut self, link: Box<dyn ControlLink>) -> Option<Box<dyn ControlLink>> {

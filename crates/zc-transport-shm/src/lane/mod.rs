@@ -8,7 +8,7 @@ mod shared;
 mod tx;
 
 pub(crate) use link::{Link, Readers};
-pub(crate) use shared::{Shared, Wakers};
+pub(crate) use shared::Shared;
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use zc_core::memory::{LeaseBudget, Region};
 use zc_core::transport::{Caps, Lane, LaneError, LaneRemote, OfferContext};
 
 use crate::bell::{Bell, PeerBell};
-use crate::layout::{Geometry, TX_SLEEP};
+use crate::layout::{Geometry, REMOTE_CALLS, TX_SLEEP};
 use crate::peer::PeerArena;
 use crate::remote::{Calls, Remote};
 use crate::returns::{Returning, Returns};
@@ -52,7 +52,7 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     let reader = Arc::new(Readers(Arc::default()));
     let own = OwnWords::new(&mine.region, mine.geometry.control_bytes());
     let peer = PeerWords::new(&theirs.region, theirs.geometry.control_bytes());
-    let calls = Calls::new(peer.clone());
+    let calls = Calls::new(peer.clone(), REMOTE_CALLS);
     let shared = Shared::new(bell, peer_bell.clone(), reader.clone(), calls);
     let remote = native.then(|| Remote::new(shared.clone(), own.clone(), peer.clone(), cx.ledger.clone()));
     let sender = Arc::new(Ringer::new(peer.clone(), TX_SLEEP));

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
 use futures::task::{ArcWake, AtomicWaker};
@@ -12,13 +12,14 @@ use zc_core::transport::{ControlLink, LaneError};
 use super::link::{Link, News, Readers};
 use crate::bell::{Bell, PeerBell};
 use crate::remote::Calls;
+use crate::words::PeerWords;
 
 /// Who waits.
 pub(crate) struct Wakers {
     pub(super) rx: AtomicWaker,
     pub(super) tx: Arc<AtomicWaker>,
-    pub(crate) drive: AtomicWaker,
-    pub(crate) remote: Calls,
+    pub(super) drive: AtomicWaker,
+    pub(crate) remote: Calls<PeerWords>,
 }
 
 impl Wakers {
@@ -36,6 +37,17 @@ struct Halves(Arc<Wakers>);
 impl ArcWake for Halves {
     fn wake_by_ref(this: &Arc<Self>) {
         this.0.wake_all();
+    }
+}
+
+/// A waker of the one-sided half for who may keep it when the lane is gone.
+struct OneSided(Weak<Wakers>);
+
+impl ArcWake for OneSided {
+    fn wake_by_ref(this: &Arc<Self>) {
+        if let Some(wakers) = this.0.upgrade() {
+            wakers.remote.wake();
+        }
     }
 }
 
@@ -59,7 +71,7 @@ impl Shared {
         bell: Bell,
         peer_bell: Arc<PeerBell>,
         reader: Arc<Readers>,
-        remote: Calls,
+        remote: Calls<PeerWords>,
     ) -> Arc<Self> {
         let wakers = Arc::new(Wakers {
             rx: AtomicWaker::new(),
@@ -140,6 +152,11 @@ impl Shared {
     /// The export that came, if one did.
     pub(crate) fn take_export(&self) -> Option<OwnedFd> {
         self.link.take_export()
+    }
+
+    /// Wakes the one-sided half, which must be in use.
+    pub(crate) fn remote_waker(&self) -> Waker {
+        futures::task::waker(Arc::new(OneSided(Arc::downgrade(&self.wakers))))
     }
 
     /// Reads what came on the link; true when there is something new.

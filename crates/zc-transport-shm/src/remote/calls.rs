@@ -1,79 +1,83 @@
 //! How the one-sided half is woken: by its share of what the bell rings for.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::task::Context;
+use std::task::Waker;
 
 use futures::task::AtomicWaker;
 
-use crate::lane::Wakers;
-use crate::layout::REMOTE_CALLS;
-use crate::words::{PeerWords, ReadWords};
+use crate::sleep::Sleeper;
+use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
+use crate::words::{ReadWords, WriteWords};
+
+use Ordering::SeqCst;
 
 /// Known to whoever hears the bell.
-pub(crate) struct Calls {
+pub(crate) struct Calls<R> {
     waker: AtomicWaker,
-    peer: PeerWords,
-    /// The peer's count of calls that was seen last.
+    peer: R,
+    /// The word of the peer's count of calls.
+    at: usize,
+    /// The count that was seen last.
     heard: AtomicU64,
     /// Every ring may be for it: it has granted, or uses keys, or waits. Else only those for which the peer called, so
     /// that connections without one-sided operations don't pay for them.
     busy: AtomicBool,
-    /// It sleeps with an epoch that was not rung for, and hears of the bell.
+    /// It sleeps with an epoch that was not rung for, and hears of the bell. Never true of an epoch that was; false
+    /// of one that was not costs a look.
     resting: AtomicBool,
-    /// A notification waits for room in its export.
-    stuck: AtomicBool,
 }
 
-impl Calls {
-    pub(crate) fn new(peer: PeerWords) -> Self {
-        let (waker, heard) = (AtomicWaker::new(), AtomicU64::new(0));
-        let [busy, resting, stuck] = [const { AtomicBool::new(false) }; 3];
-        Self { waker, peer, heard, busy, resting, stuck }
+impl<R: ReadWords> Calls<R> {
+    /// The peer counts its calls in word `at`.
+    pub(crate) fn new(peer: R, at: usize) -> Self {
+        let (busy, resting) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { waker: AtomicWaker::new(), peer, at, heard: AtomicU64::new(0), busy, resting }
     }
 
     /// The bell rang, or something else happened that may be for the one-sided half.
     pub(crate) fn wake(&self) {
         self.resting.store(false, SeqCst);
-        if self.busy.load(SeqCst) || self.peer.load(REMOTE_CALLS) != self.heard.load(SeqCst) {
+        if self.busy.load(SeqCst) || self.peer.load(self.at) != self.heard.load(SeqCst) {
             self.waker.wake();
         }
     }
 
-    pub(super) fn register(&self, cx: &Context<'_>) {
-        self.waker.register(cx.waker());
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
     }
 
-    /// It is about to look at what the peer said.
-    pub(super) fn heard(&self) {
-        let calls = self.peer.load(REMOTE_CALLS);
+    /// It is about to look at what the peer said: all that was said in front of the call is there to be seen.
+    pub(crate) fn heard(&self) {
+        let calls = self.peer.load(self.at);
+        fence(Ordering::Acquire);
         if self.heard.load(SeqCst) != calls {
+            // The epoch was rung for, or will not be.
             self.resting.store(false, SeqCst);
             self.heard.store(calls, SeqCst);
         }
     }
 
-    pub(super) fn rest(&self) {
+    /// From now on it will be rung for. Look again afterwards, and only then sleep, if it still rests.
+    pub(crate) fn rest<W: WriteWords>(&self, sleeper: &mut Sleeper<W>) {
+        // In front of the new epoch: afterwards it could undo what a ring for that has done.
         self.resting.store(true, SeqCst);
+        sleeper.arm();
     }
 
-    pub(super) fn is_resting(&self) -> bool {
+    pub(crate) fn is_resting(&self) -> bool {
         self.resting.load(SeqCst)
     }
 
-    pub(super) fn set_busy(&self, busy: bool) {
-        if self.busy.load(SeqCst) != busy {
-            self.busy.store(busy, SeqCst);
+    /// It has looked without having been polled, and perhaps heard the call for which it would have been woken: its task
+    /// is to see to it that there is a next ring.
+    pub(crate) fn looked_aside(&self) {
+        if !self.is_resting() {
+            self.waker.wake();
         }
     }
 
-    /// Whether it is to be looked after without a call, and soon.
-    pub(crate) fn is_stuck(&self) -> bool {
-        self.stuck.load(SeqCst)
-    }
-
-    pub(super) fn set_stuck(&self, stuck: bool, wakers: &Wakers) {
-        if self.is_stuck() != stuck && !self.stuck.swap(stuck, SeqCst) {
-            wakers.drive.wake();
+    pub(crate) fn set_busy(&self, busy: bool) {
+        if self.busy.load(SeqCst) != busy {
+            self.busy.store(busy, SeqCst);
         }
     }
 }

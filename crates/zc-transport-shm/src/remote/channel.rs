@@ -1,15 +1,17 @@
 //! The ring of each side on which the one-sided halves talk, and their sleep.
 //!
-//! It lies in the page of the control words. What does not fit waits here; what may, is bounded by what there is to
-//! say: a question, an answer, a revocation of each key that the peer knows, and the notifications of the window.
+//! It lies in the page of the control words. What does not fit waits here, and is bounded by what there is to
+//! say: a question, an answer, and a revocation of each key that the peer knows. Notifications wait for room instead: of a
+//! write that is done, the ring has the notification.
 
 use std::collections::VecDeque;
 
 use zc_core::wire::WireError;
 
-use super::record::{RECORD_WORDS, Record};
+use super::Calls;
+use super::record::{Key, RECORD_WORDS, Record};
 use crate::bell::PeerBell;
-use crate::layout::{NOTIFIED, REMOTE_CALLS, REMOTE_CONSUMED, REMOTE_RING, REMOTE_SLEEP};
+use crate::layout::{NOTIFIED, REMOTE_CALLS, REMOTE_CONSUMED, REMOTE_REVOKED, REMOTE_RING, REMOTE_SLEEP};
 use crate::lie::lie;
 use crate::limits::{NOTIFY_WINDOW, REMOTE_SLOTS};
 use crate::ring::{Consumer, Producer};
@@ -34,6 +36,9 @@ pub(super) struct Channel {
     uncalled: u64,
     /// Notifications that were sent.
     notifications: u64,
+    /// Revocations that were decided, and those of the peer's that were taken.
+    revoked: u64,
+    taken: u64,
 }
 
 impl Channel {
@@ -51,6 +56,8 @@ impl Channel {
             untold: 0,
             uncalled: 0,
             notifications: 0,
+            revoked: 0,
+            taken: 0,
         }
     }
 
@@ -73,15 +80,51 @@ impl Channel {
         self.queue.push_back(record);
     }
 
-    /// Whether one more notification may be sent; it counts as sent then.
-    pub(super) fn may_notify(&mut self) -> Result<bool, WireError> {
+    /// What was answered about this key is true no more. The peer knows that there is such a key when this returns, and which
+    /// one when the record gets there.
+    pub(super) fn say_revoked(&mut self, key: Key) {
+        self.queue.push_back(Record::Revoke(key));
+        self.revoked += 1;
+        self.own.publish(REMOTE_REVOKED, self.revoked);
+    }
+
+    /// One of the peer's revocations was taken.
+    pub(super) fn take_revoked(&mut self) {
+        self.taken += 1;
+    }
+
+    /// Whether all that the peer has revoked is known here.
+    pub(super) fn knows_revoked(&self) -> Result<bool, WireError> {
+        // An honest peer counts first and says it then. One whose records never come only has itself to wait for.
+        let missing = self.peer.load(REMOTE_REVOKED).checked_sub(self.taken);
+        missing.map(|missing| missing == 0).ok_or_else(|| lie("shm remote: revoked count"))
+    }
+
+    /// Whether the window has a place for one more notification.
+    pub(super) fn may_notify(&self) -> Result<bool, WireError> {
         let waiting = self.notifications.checked_sub(self.peer.load(NOTIFIED));
         let waiting = waiting.ok_or_else(|| lie("shm remote: notified count"))?;
-        if waiting >= NOTIFY_WINDOW {
-            return Ok(false);
-        }
+        Ok(waiting < NOTIFY_WINDOW)
+    }
+
+    /// Sends a notification, for which there is a place and room.
+    pub(super) fn notify(&mut self, key: Key, value: u64) {
         self.notifications += 1;
-        Ok(true)
+        self.queue.push_back(Record::Notify { key, value });
+    }
+
+    /// Whether the ring will take one more record with the next flush. If not, the peer calls when it will.
+    pub(super) fn has_room(&mut self) -> Result<bool, WireError> {
+        let waiting = self.queue.len() as u64;
+        if self.out.free() <= waiting {
+            self.update()?;
+        }
+        Ok(self.out.free() > waiting)
+    }
+
+    /// An answer that the peer has not taken off the ring's end, so that it can't have asked again.
+    pub(super) fn owes_answer(&self) -> bool {
+        self.queue.iter().any(|record| matches!(record, Record::Grant(_) | Record::Refuse { .. }))
     }
 
     /// So many notifications of the peer no longer wait here.
@@ -100,11 +143,9 @@ impl Channel {
             self.uncalled = 0;
             self.must_call = true;
         }
-        while let Some(record) = self.queue.front() {
+        while let Some(&record) = self.queue.front() {
             if self.out.free() == 0 {
-                if !self.out.update(self.peer.load(REMOTE_CONSUMED)) {
-                    return Err(lie("shm remote: consumed count"));
-                }
+                self.update()?;
                 if self.out.free() == 0 {
                     break;
                 }
@@ -125,12 +166,17 @@ impl Channel {
         Ok(())
     }
 
+    fn update(&mut self) -> Result<(), WireError> {
+        let plausible = self.out.update(self.peer.load(REMOTE_CONSUMED));
+        if plausible { Ok(()) } else { Err(lie("shm remote: consumed count")) }
+    }
+
     pub(super) fn is_flushed(&self) -> bool {
         self.queue.is_empty()
     }
 
     /// From now on it will be rung for. Look again afterwards, and only then sleep.
-    pub(super) fn arm(&mut self) {
-        self.sleeper.arm();
+    pub(super) fn rest(&mut self, calls: &Calls<PeerWords>) {
+        calls.rest(&mut self.sleeper);
     }
 }

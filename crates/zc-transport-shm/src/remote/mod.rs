@@ -21,7 +21,7 @@ pub(crate) use calls::Calls;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use zc_core::memory::CopyLedger;
 use zc_core::transport::{
@@ -58,6 +58,8 @@ pub(crate) struct Remote {
     done: VecDeque<RemoteCompletion>,
     tokens: u64,
     ledger: Arc<CopyLedger>,
+    /// For exports that have no room for a notification.
+    room: Waker,
     shared: Arc<Shared>,
 }
 
@@ -72,14 +74,18 @@ impl Remote {
             done: VecDeque::new(),
             tokens: 0,
             ledger,
+            room: shared.remote_waker(),
             shared,
         }
     }
 
     /// Everything that may have become possible.
     fn advance(&mut self) -> Result<(), LaneError> {
-        if let Some(ended) = self.shared.ended() {
-            return Err(ended.clone());
+        if let Some(ended) = self.shared.ended().cloned() {
+            // What the peer did and told before is as true as ever.
+            let _ = self.listen();
+            self.owner.hand_over(&mut self.channel, &self.room);
+            return Err(ended);
         }
         let advanced = self.listen().and_then(|()| self.act());
         advanced.inspect_err(|error| self.shared.end(error.clone()))
@@ -101,8 +107,11 @@ impl Remote {
     fn take(&mut self, record: record::Record) -> Result<bool, LaneError> {
         use record::Record as R;
         match record {
-            R::Ask(key) => self.owner.asked(key)?,
-            R::Revoke(key) => self.user.revoke(key)?,
+            R::Ask(key) => self.owner.asked(key, &self.channel)?,
+            R::Revoke(key) => {
+                self.user.revoke(key)?;
+                self.channel.take_revoked();
+            }
             R::Notify { key, value } => self.owner.notified(key, value)?,
             R::Grant(_) | R::Refuse { .. } if !self.asked => {
                 return Err(lie("shm remote: no question").into());
@@ -129,9 +138,8 @@ impl Remote {
 
     fn act(&mut self) -> Result<(), LaneError> {
         self.owner.answer(&self.shared, &mut self.channel)?;
-        let stuck = self.owner.hand_over(&mut self.channel);
-        self.shared.wakers.remote.set_stuck(stuck, &self.shared.wakers);
-        while !self.asked
+        self.owner.hand_over(&mut self.channel, &self.room);
+        while self.may_begin()?
             && let Some(Waiting { token, key, offset, op }) = self.waiting.pop_front()
         {
             let Some(name) = key else {
@@ -151,6 +159,14 @@ impl Remote {
         let idle = self.owner.is_idle() && self.user.is_idle() && self.waiting.is_empty();
         self.shared.wakers.remote.set_busy(!idle || !self.channel.is_flushed());
         Ok(())
+    }
+
+    /// Whether the first operation that waits has nothing to wait for.
+    fn may_begin(&mut self) -> Result<bool, LaneError> {
+        let Some(first) = self.waiting.front() else { return Ok(false) };
+        let tells = matches!(first.op, RemoteOp::Write { notify: Some(_), .. });
+        // What was revoked before is not done after.
+        Ok(!self.asked && self.channel.knows_revoked()? && (!tells || self.channel.has_room()?))
     }
 
     /// Hands on what has ended.
@@ -177,14 +193,17 @@ impl LaneRemote for Remote {
         self.advance()?;
         let key = self.owner.grant(grant)?;
         self.shared.wakers.remote.set_busy(true);
+        self.shared.wakers.remote.looked_aside();
         Ok(key)
     }
 
     fn revoke(&mut self, key: &RemoteKey) -> Revoked {
         let Some(key) = key_of(key) else { return Revoked::Done };
-        let revoked = self.owner.revoke(&key, &mut self.channel);
-        // So that the peer's next operation knows; if the lane has ended, there is none.
+        // What the peer told of it before comes first; if the lane has ended, that is all.
         let _ = self.advance();
+        let revoked = self.owner.revoke(&key, &mut self.channel);
+        let _ = self.advance();
+        self.shared.wakers.remote.looked_aside();
         revoked
     }
 
@@ -196,7 +215,7 @@ impl LaneRemote for Remote {
             return Poll::Ready(Ok(()));
         }
         // There is room when an answer comes.
-        self.shared.wakers.remote.register(cx);
+        self.shared.wakers.remote.register(cx.waker());
         Poll::Pending
     }
 
@@ -216,7 +235,7 @@ impl LaneRemote for Remote {
         out: &mut Batch<RemoteCompletion>,
     ) -> Poll<Result<(), LaneError>> {
         for _ in 0..MAX_IDLE_RINGS {
-            self.shared.wakers.remote.register(cx);
+            self.shared.wakers.remote.register(cx.waker());
             let advanced = self.advance();
             if self.deliver(out) {
                 return Poll::Ready(Ok(()));
@@ -225,17 +244,18 @@ impl LaneRemote for Remote {
             if self.shared.wakers.remote.is_resting() {
                 return Poll::Pending;
             }
-            self.channel.arm();
-            self.shared.wakers.remote.rest();
+            self.channel.rest(&self.shared.wakers.remote);
             let advanced = self.advance();
             if self.deliver(out) {
                 return Poll::Ready(Ok(()));
             }
             advanced?;
-            if self.shared.poll_rung().is_pending() {
-                return Poll::Pending;
+            match self.shared.poll_rung() {
+                // Unless the second look heard a call: then the ring was spent on it, whoever silenced the bell.
+                Poll::Pending if self.shared.wakers.remote.is_resting() => return Poll::Pending,
+                Poll::Pending => {}
+                Poll::Ready(()) => self.shared.wakers.wake_all(),
             }
-            self.shared.wakers.wake_all();
         }
         cx.waker().wake_by_ref();
         Poll::Pending

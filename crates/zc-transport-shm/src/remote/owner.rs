@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use zc_core::memory::{ExportMemory, RegionId};
 use zc_core::transport::{LaneError, RemoteGrant, RemoteKey, Revoked};
@@ -92,6 +92,10 @@ impl Owner {
         if self.windows.len() >= count || bytes.saturating_add(region.len() as u64) > most {
             return Err(LaneError::Other(format!("more than {count} exports or {most} bytes of them")));
         }
+        let whole = sys::has_all_pages(fd, region.len());
+        if !whole.map_err(|error| LaneError::os("look at an export", &error))? {
+            return Err(LaneError::Other("the export was not prefaulted".into()));
+        }
         let read_only = match id.1 {
             true => None,
             false => {
@@ -119,16 +123,17 @@ impl Owner {
             // It never learned what the key stands for, and never will.
             return Revoked::Done;
         }
-        channel.say(Record::Revoke(*key));
+        channel.say_revoked(*key);
         Revoked::Retired
     }
 
     /// The peer asks; it waits for the answer before it asks again.
-    pub(super) fn asked(&mut self, key: Key) -> Result<(), WireError> {
-        match self.question.replace(key) {
-            None => Ok(()),
-            Some(_) => Err(lie("shm remote: two questions")),
+    pub(super) fn asked(&mut self, key: Key, channel: &Channel) -> Result<(), WireError> {
+        if self.question.is_some() || channel.owes_answer() {
+            return Err(lie("shm remote: two questions"));
         }
+        self.question = Some(key);
+        Ok(())
     }
 
     /// Answers the question, if there is one and the link has room for a descriptor that goes with it.
@@ -173,22 +178,29 @@ impl Owner {
         Ok(())
     }
 
-    /// Hands notifications over, in order. True: there is no room for the next one.
-    pub(super) fn hand_over(&mut self, channel: &mut Channel) -> bool {
-        let before = self.handed_over;
-        while let Some((key, value)) = self.notifications.front() {
+    /// Hands notifications over, those of one export in order. Those for which it has no room stay, and `waker` is woken when
+    /// it may have some.
+    pub(super) fn hand_over(&mut self, channel: &mut Channel, waker: &Waker) {
+        let Self { notifications, grants, .. } = self;
+        let before = notifications.len();
+        let mut full = Vec::new();
+        notifications.retain(|(key, value)| {
             // One whose key was revoked meanwhile is nobody's.
-            let grant = self.grants.get(key).filter(|grant| grant.may_notify());
-            if grant.is_some_and(|grant| !grant.grant.notify.notify(*value)) {
-                break;
+            let Some(grant) = grants.get(key).filter(|grant| grant.may_notify()) else { return false };
+            if full.contains(&grant.window) {
+                return true;
             }
-            self.notifications.pop_front();
-            self.handed_over += 1;
-        }
-        if self.handed_over != before {
+            let stays = grant.grant.notify.poll_notify(&mut Context::from_waker(waker), *value).is_pending();
+            if stays {
+                full.push(grant.window);
+            }
+            stays
+        });
+        let gone = before - notifications.len();
+        if gone > 0 {
+            self.handed_over += gone as u64;
             channel.notified(self.handed_over);
         }
-        !self.notifications.is_empty()
     }
 
     /// The peer has nothing to ask or to tell.

@@ -2,8 +2,11 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll, Wake, Waker};
+
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 
 use zc_core::memory::{Backing, CopyPlace, ExportMemory, PeerMapping, Region, RegionError, Sealing};
 use zc_core::transport::*;
@@ -12,13 +15,18 @@ use zc_core::wire::RemoteStatus::{self, *};
 use super::record::{Granted, Record, key_of};
 use crate::common::{End, Setup, body, pair, run};
 use crate::hostile_tests::{Evil, join};
-use crate::layout::{NOTIFIED, REMOTE_RING};
-use crate::limits::{MAX_REMOTE_BYTES, MAX_REMOTE_OPERATIONS, MAX_REMOTE_WINDOWS, NOTIFY_WINDOW};
+use crate::layout::{NOTIFIED, REMOTE_CONSUMED, REMOTE_RING};
+use crate::limits::{
+    MAX_REMOTE_BYTES, MAX_REMOTE_OPERATIONS, MAX_REMOTE_WINDOWS, NOTIFY_WINDOW, REMOTE_SLOTS,
+};
 use crate::words::{PeerWords, ReadWords, WriteWords};
 
 fn memory(len: usize) -> ExportMemory {
-    let builder = Region::builder(len).backing(Backing::Memfd).sealing(Sealing::AnyoneWrites);
-    ExportMemory::new(builder, len).unwrap()
+    ExportMemory::new(builder(len).prefault(true), len).unwrap()
+}
+
+fn builder(len: usize) -> zc_core::memory::RegionBuilder {
+    Region::builder(len).backing(Backing::Memfd).sealing(Sealing::AnyoneWrites)
 }
 
 /// Takes as many notifications as there is room for.
@@ -26,16 +34,23 @@ fn memory(len: usize) -> ExportMemory {
 struct Sink {
     room: AtomicUsize,
     taken: AtomicU64,
+    waiting: Mutex<Option<Waker>>,
 }
 
 impl NotifySink for Sink {
-    fn notify(&self, value: u64) -> bool {
-        let has_room = self.room.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok();
-        if has_room {
-            assert_eq!(self.taken.swap(value, SeqCst) + 1, value, "in order");
+    fn poll_notify(&self, cx: &mut Context<'_>, value: u64) -> Poll<()> {
+        if self.room.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_err() {
+            *self.waiting.lock() = Some(cx.waker().clone());
+            return Poll::Pending;
         }
-        has_room
+        assert_eq!(self.taken.swap(value, SeqCst) + 1, value, "in order");
+        Poll::Ready(())
     }
+}
+
+/// A write of nothing with a notification.
+fn tell(value: u64) -> RemoteOp {
+    RemoteOp::Write { message: vec![].into(), notify: Some(value) }
 }
 
 fn grant_to(end: &mut End, memory: &ExportMemory, access: Access, notify: &Arc<Sink>) -> RemoteKey {
@@ -218,12 +233,17 @@ fn more_than_the_peer_would_map_is_not_granted() {
                 notify: Arc::new(Sink::default()),
             })
         };
+        let refused = |granted: Result<RemoteKey, LaneError>| match granted {
+            Err(LaneError::Other(why)) => why,
+            other => panic!("{other:?}"),
+        };
         let private = ExportMemory::new(Region::builder(4096), 4096).unwrap();
-        assert!(matches!(grant(private), Err(LaneError::Other(_))));
-        let huge = MAX_REMOTE_BYTES as usize - 4096;
-        grant(memory(huge)).unwrap();
+        assert!(refused(grant(private)).contains("memfd"));
+        let sparse = |len| ExportMemory::new(builder(len), len).unwrap();
+        assert!(refused(grant(sparse(4096))).contains("prefaulted"));
+        assert!(refused(grant(sparse(MAX_REMOTE_BYTES as usize + 4096))).contains("bytes"));
         grant(memory(4096)).unwrap();
-        assert!(matches!(grant(memory(1)), Err(LaneError::Other(_))), "bytes");
+        assert!(refused(grant(sparse(MAX_REMOTE_BYTES as usize))).contains("bytes"), "together");
     });
     run(async {
         let (_a, mut b) = pair(&Setup::default()).await;
@@ -318,6 +338,15 @@ async fn caught(lies: impl FnOnce(&mut Evil)) -> String {
     panic!("it was believed")
 }
 
+/// A sealed memfd of any length, with pages for the first bytes.
+fn odd_export(bytes: u64, there: u64) -> OwnedFd {
+    let fd = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::fs::ftruncate(&fd, bytes).unwrap();
+    rustix::fs::fallocate(&fd, FallocateFlags::KEEP_SIZE, 0, there).unwrap();
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).unwrap();
+    fd
+}
+
 fn export(bytes: u64) -> OwnedFd {
     memory(bytes as usize).region().fd().unwrap().try_clone_to_owned().unwrap()
 }
@@ -335,6 +364,21 @@ fn lies_end_the_lane() {
     let cases: Vec<(&str, Box<dyn FnOnce(&mut Evil)>)> = vec![
         ("size", Box::new(told(honest, Some(export(4096))))),
         ("size", Box::new(told(honest, Some(export(16384))))),
+        (
+            "size",
+            Box::new(told(
+                Granted { bytes: 4097, start: 4096, len: 1, ..honest },
+                Some(odd_export(4097, 8192)),
+            )),
+        ),
+        ("holes", Box::new(told(honest, Some(odd_export(8192, 4096))))),
+        (
+            "revoked count",
+            Box::new(move |evil| {
+                told(honest, Some(export(8192)))(evil);
+                say(evil, Record::Revoke(key_of(&RemoteKey::from_bytes(&[9; 16]).unwrap()).unwrap()));
+            }),
+        ),
         ("access", Box::new(told(honest, Some(read_only)))),
         ("exports", Box::new(told(Granted { bytes: MAX_REMOTE_BYTES + 1, ..honest }, Some(export(8192))))),
         ("remote: export", Box::new(told(Granted { fresh: false, ..honest }, None))),
@@ -392,5 +436,154 @@ fn answers_to_no_question_and_counts_that_lie_end_the_lane() {
             tokio::task::yield_now().await;
         };
         assert!(error.contains("notified count"), "{error}");
+    });
+}
+
+/// Who takes no answers can't make us keep ever more of them.
+#[test]
+fn questions_without_end_are_caught() {
+    run(async {
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        let error = (0..1000).find_map(|_| {
+            say(&mut evil, Record::Ask([1, 1]));
+            turn(&mut good, &mut Batch::new()).err()
+        });
+        assert!(error.unwrap().to_string().contains("two questions"));
+        // An honest peer may ask as often as it likes.
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        for n in 1..=1000 {
+            say(&mut evil, Record::Ask([1, 1]));
+            turn(&mut good, &mut Batch::new()).unwrap();
+            evil.words.publish(REMOTE_CONSUMED, n);
+        }
+    });
+}
+
+/// A write that is done has told, whatever the owner does next.
+#[test]
+fn what_was_told_before_a_key_is_revoked_is_handed_over() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let (memory, sink) = (memory(4096), Arc::new(Sink::default()));
+        sink.room.store(1000, SeqCst);
+        let key = grant_to(&mut b, &memory, Access::WRITE, &sink);
+        assert_eq!(operate(&mut a, &mut b, &key, 0, tell(1)).await.status, Done);
+        // More than the ring holds, while the owner does nothing.
+        let mut out = Batch::new();
+        let mut statuses = Vec::new();
+        let all = 2 * u64::from(REMOTE_SLOTS);
+        for n in 2..=all {
+            a.lane.remote.as_mut().unwrap().start(&key, 0, tell(n)).unwrap();
+            turn(&mut a, &mut out).unwrap();
+            statuses.extend(out.drain().map(|done| done.status));
+        }
+        let done = statuses.len() as u64;
+        assert!(0 < done && done < all - 1 && statuses.iter().all(|status| *status == Done), "{statuses:?}");
+        assert_eq!(b.lane.remote.as_mut().unwrap().revoke(&key), zc_core::transport::Revoked::Retired);
+        assert_eq!(sink.taken.load(SeqCst), 1 + done, "all that is done");
+        while statuses.len() as u64 + 1 < all {
+            turn(&mut b, &mut Batch::new()).unwrap();
+            turn(&mut a, &mut out).unwrap();
+            statuses.extend(out.drain().map(|done| done.status));
+        }
+        let late = &statuses[done as usize..];
+        assert!(late.iter().all(|status| *status == RemoteStatus::Revoked), "{late:?}");
+        assert_eq!(sink.taken.load(SeqCst), 1 + done);
+    });
+}
+
+#[test]
+fn what_was_told_before_the_peer_went_is_handed_over() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let (memory, sink) = (memory(4096), Arc::new(Sink::default()));
+        let key = grant_to(&mut b, &memory, Access::WRITE, &sink);
+        assert_eq!(
+            operate(&mut a, &mut b, &key, 0, RemoteOp::Write { message: vec![1].into(), notify: None })
+                .await
+                .status,
+            Done
+        );
+        sink.room.store(1000, SeqCst);
+        let mut out = Batch::new();
+        a.lane.remote.as_mut().unwrap().start(&key, 0, tell(1)).unwrap();
+        turn(&mut a, &mut out).unwrap();
+        assert_eq!(out.drain().next().unwrap().status, Done);
+        drop(a);
+        // The end is known before its one-sided half looks again.
+        b.recv().await.unwrap_err();
+        assert_eq!(sink.taken.load(SeqCst), 0);
+        turn(&mut b, &mut Batch::new()).unwrap_err();
+        assert_eq!(sink.taken.load(SeqCst), 1);
+    });
+}
+
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+#[test]
+fn an_export_without_room_holds_up_no_other_and_says_when_it_has_some() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let (full, open) = (Arc::new(Sink::default()), Arc::new(Sink::default()));
+        open.room.store(1000, SeqCst);
+        let deaf = grant_to(&mut b, &memory(4096), Access::WRITE, &full);
+        let keen = grant_to(&mut b, &memory(4096), Access::WRITE, &open);
+        for n in 1..=3 {
+            assert_eq!(operate(&mut a, &mut b, &deaf, 0, tell(n)).await.status, Done);
+            assert_eq!(operate(&mut a, &mut b, &keen, 0, tell(n)).await.status, Done);
+        }
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(flag.clone());
+        let mut cx = Context::from_waker(&waker);
+        // Once more, since its first look may have silenced the bell.
+        for _ in 0..2 {
+            let deadline = b.lane.drive.as_mut().unwrap().poll_drive(&mut cx, std::time::Instant::now());
+            assert_eq!(deadline.unwrap(), None, "nothing is tried again and again");
+            assert!(
+                b.lane.remote.as_mut().unwrap().poll_completions(&mut cx, &mut Batch::new()).is_pending()
+            );
+        }
+        assert_eq!((full.taken.load(SeqCst), open.taken.load(SeqCst)), (0, 3));
+        flag.0.store(false, SeqCst);
+        full.room.store(2, SeqCst);
+        let waiting = full.waiting.lock().take();
+        waiting.unwrap().wake();
+        assert!(flag.0.load(SeqCst), "whoever polls the lane is woken");
+        turn(&mut b, &mut Batch::new()).unwrap();
+        assert_eq!(full.taken.load(SeqCst), 2);
+        // The last one waits with a waker that outlives the lane and keeps nothing of it.
+        let waiting = full.waiting.lock().take().unwrap();
+        drop(b);
+        waiting.wake();
+    });
+}
+
+/// More keys than the ring has room to revoke.
+#[test]
+fn what_is_revoked_is_known_at_once_however_much_it_is() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let (memory, sink) = (memory(4096), Arc::new(Sink::default()));
+        let keys: Vec<_> =
+            (0..2 * REMOTE_SLOTS + 3).map(|_| grant_to(&mut b, &memory, Access::ALL, &sink)).collect();
+        let add = || RemoteOp::FetchAdd { add: 1 };
+        for key in &keys {
+            assert_eq!(operate(&mut a, &mut b, key, 0, add()).await.status, Done);
+        }
+        for key in &keys {
+            assert_eq!(b.lane.remote.as_mut().unwrap().revoke(key), zc_core::transport::Revoked::Retired);
+        }
+        // The last one first: its record is not in the ring.
+        for key in keys.iter().rev() {
+            assert_eq!(operate(&mut a, &mut b, key, 0, add()).await.status, RemoteStatus::Revoked);
+        }
+        assert_eq!(memory.load_u64(64).unwrap(), keys.len() as u64);
     });
 }

@@ -8,7 +8,7 @@ use zc_core::transport::{Access, LaneError, RemoteOp};
 use zc_core::wire::{RemoteStatus, WireError};
 
 use super::channel::Channel;
-use super::record::{Granted, Key, Record};
+use super::record::{Granted, Key};
 use crate::lie::lie;
 use crate::limits::{MAX_REMOTE_BYTES, MAX_REMOTE_KEYS, MAX_REMOTE_WINDOWS};
 use crate::sys::{self, PeerMemory};
@@ -91,7 +91,7 @@ impl User {
         Ok(())
     }
 
-    /// Does an operation with a key that is known. Only a lie of the peer is an error.
+    /// Does an operation with a key that is known; the ring has room for its notification. Only a lie of the peer is an error.
     pub(super) fn run(
         &self,
         key: &Key,
@@ -126,7 +126,7 @@ impl User {
                 }
                 let written = write(memory, at, message, ledger);
                 // The ring's publication releases what was written.
-                channel.say(Record::Notify { key: *key, value: *value });
+                channel.notify(*key, *value);
                 written
             }
             RemoteOp::CompareSwap { expected, new } => memory.compare_swap(at, *expected, *new),
