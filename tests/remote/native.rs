@@ -156,8 +156,12 @@ impl LaneRemote for Ops {
         cx: &mut Context<'_>,
         out: &mut Batch<RemoteCompletion>,
     ) -> Poll<Result<(), LaneError>> {
+        if self.begun.is_empty() {
+            self.waker = None;
+            return Poll::Pending;
+        }
         // Only every other look finds anything, so that operations have to wait.
-        if self.begun.is_empty() || self.waker.take().is_none() {
+        if self.waker.take().is_none() {
             self.waker = Some(cx.waker().clone());
             cx.waker().wake_by_ref();
             return Poll::Pending;
