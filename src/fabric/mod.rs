@@ -93,7 +93,8 @@ impl Fabric {
     }
 
     /// Memory of `len` bytes for one-sided operations of peers: see [`Export`]. It is made for this, outside of
-    /// the pool.
+    /// the pool. Where a transport may share it with other processes, all its pages are made now, which takes the longer the more there
+    /// are.
     ///
     /// # Errors
     /// There is no such memory.

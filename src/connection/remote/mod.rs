@@ -28,6 +28,11 @@ pub const MAX_REMOTE_READ: usize = MAX_SEGMENTS * MAX_REMOTE_CHUNK;
 /// When an operation has completed, it has taken effect: a message sent after that finds it done.
 /// Otherwise nothing is said about operations and messages.
 ///
+/// **Notifications** come in the order of the writes of one connection to one export. When such a write has completed, the
+/// notification is at the owner's end. A message that is sent after that may still be received before
+/// [`Export::try_notified`](crate::Export::try_notified) finds it, if the lane does the operations itself:
+/// [`Export::notified`](crate::Export::notified) waits for it, and [`Export::revoke`](crate::Export::revoke) does not return before it is there.
+///
 /// **Cancelling.** Dropping a future never leaves anything behind: records that were handed over still take
 /// effect, later ones of a long write are not sent.
 ///
@@ -93,7 +98,8 @@ impl RemoteMemory {
     /// Writes a message and then tells the owner `value`: [`Export::notified`](crate::Export::notified).
     ///
     /// # Errors
-    /// See [`RemoteFault`]; `Busy` when the owner has too many notifications of this key to take. Of a message of
+    /// See [`RemoteFault`]; `Busy` when the owner has too many notifications to take: of this export, or of all exports on
+    /// this connection if the lane does the operations itself. Of a message of
     /// several records the earlier ones are written then, which [`RemoteError::delivery`] says.
     pub async fn write_with_notify(
         &self,
