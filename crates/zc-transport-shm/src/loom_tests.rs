@@ -212,7 +212,6 @@ struct Half {
 
 impl Half {
     fn look(&mut self) {
-        self.calls.heard();
         self.seen = self.cells.load(RECORDS);
     }
 
@@ -225,11 +224,10 @@ impl Half {
             }
             self.calls.rest(&mut self.sleeper);
             self.look();
-            if self.bell.try_take() {
-                self.calls.wake();
-            } else if self.calls.is_resting() {
+            if !self.bell.try_take() {
                 return;
             }
+            self.calls.wake();
         }
     }
 }
@@ -267,7 +265,6 @@ fn calls_lose_no_wake_up(records: u64, aside: bool) {
     half.poll(&waker);
     if aside {
         half.look();
-        half.calls.looked_aside();
     }
     other.join().unwrap();
     peer.join().unwrap();

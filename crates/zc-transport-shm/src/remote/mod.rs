@@ -93,7 +93,6 @@ impl Remote {
 
     /// Reads what the peer said, as far as what belongs to it has come.
     fn listen(&mut self) -> Result<(), LaneError> {
-        self.shared.wakers.remote.heard();
         while let Some(record) = self.channel.next()? {
             if !self.take(record)? {
                 break;
@@ -193,7 +192,6 @@ impl LaneRemote for Remote {
         self.advance()?;
         let key = self.owner.grant(grant)?;
         self.shared.wakers.remote.set_busy(true);
-        self.shared.wakers.remote.looked_aside();
         Ok(key)
     }
 
@@ -203,7 +201,6 @@ impl LaneRemote for Remote {
         let _ = self.advance();
         let revoked = self.owner.revoke(&key, &mut self.channel);
         let _ = self.advance();
-        self.shared.wakers.remote.looked_aside();
         revoked
     }
 
@@ -250,12 +247,11 @@ impl LaneRemote for Remote {
                 return Poll::Ready(Ok(()));
             }
             advanced?;
-            match self.shared.poll_rung() {
-                // Unless the second look heard a call: then the ring was spent on it, whoever silenced the bell.
-                Poll::Pending if self.shared.wakers.remote.is_resting() => return Poll::Pending,
-                Poll::Pending => {}
-                Poll::Ready(()) => self.shared.wakers.wake_all(),
+            // If another half silences the bell, it wakes this one.
+            if self.shared.poll_rung().is_pending() {
+                return Poll::Pending;
             }
+            self.shared.wakers.wake_all();
         }
         cx.waker().wake_by_ref();
         Poll::Pending
