@@ -50,7 +50,7 @@ pub use self::send::Send;
 pub use self::sender::Sender;
 pub use self::stats::ConnectionStats;
 pub(crate) use self::waiters::{FairQueue, Place};
-pub(crate) use self::wake::{quietly, renew, wake as wake_later};
+pub(crate) use self::wake::{quietly, renew};
 
 use self::core::{Core, Halves};
 use self::drained::Drained;
