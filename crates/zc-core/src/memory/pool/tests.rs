@@ -617,7 +617,9 @@ fn who_is_fleeting_holds_up_nobody() {
     assert!(p.poll_alloc(16 << 10, &mut streams[1], cx).is_pending());
     drop(held.pop());
     assert!(second.is_due(), "both are told");
-    let Poll::Ready(Ok(_taken)) = p.poll_alloc(16 << 10, &mut streams[1], cx) else { panic!("it was in front") };
+    let Poll::Ready(Ok(_taken)) = p.poll_alloc(16 << 10, &mut streams[1], cx) else {
+        panic!("it was in front")
+    };
     second.poll();
     assert!(second.got.is_none());
     drop(held.pop());
