@@ -1,20 +1,24 @@
 //! Buffers of lanes that are gone, which the peer may still read and of which the application keeps a clone.
 //!
 //! Whoever keeps the clone must not be able to write it, so one more is kept here (M4): until the peer's
-//! last reader is gone, or the application's clone is.
+//! last reader is gone, or the application's clone is. Memory of a group outlives the lane, and would be written again
+//! at once: what the peer holds of that is kept until its last reader is gone, whoever else has it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use zc_core::memory::{PinnedBuf, PinnedBufMut};
 
 use crate::lane::Link;
-use crate::limits::MAX_ABANDONED_LINKS;
+use crate::limits::{MAX_ABANDONED_LINKS, TRIM_INTERVAL_MS};
 
 static ABANDONED: Mutex<Vec<Abandoned>> = Mutex::new(Vec::new());
 
 struct Abandoned {
     buffers: Vec<PinnedBuf>,
+    /// Of groups.
+    lent: Vec<PinnedBuf>,
     /// Whose end says that nobody reads them; `None` when too many were watched.
     link: Option<Arc<Link>>,
 }
@@ -27,18 +31,27 @@ struct Gone {
     links: Vec<Arc<Link>>,
 }
 
-/// Keeps what is not unique.
-pub(crate) fn keep(buffers: Vec<PinnedBuf>, link: Arc<Link>) {
+/// Keeps `buffers`, as long as they are not unique, and what was `lent` of groups.
+pub(crate) fn keep(buffers: Vec<PinnedBuf>, lent: Vec<PinnedBuf>, link: Arc<Link>) {
+    if buffers.is_empty() && lent.is_empty() {
+        return;
+    }
+    let kept = buffers.len() + lent.len();
+    tracing::debug!(kept, "the lane is gone while the peer may read what is kept here");
     look_at_links();
     let mut gone = Gone::default();
     {
         let mut all = ABANDONED.lock();
-        all.push(Abandoned { buffers, link: Some(link) });
+        all.push(Abandoned { buffers, lent, link: Some(link) });
         all.retain_mut(|one| one.look(&mut gone));
         let watched = all.iter().filter(|one| one.link.is_some()).count();
         let too_many = watched.saturating_sub(MAX_ABANDONED_LINKS);
-        let links = all.iter_mut().filter_map(|one| one.link.take());
-        gone.links.extend(links.take(too_many));
+        for one in all.iter_mut().filter(|one| one.link.is_some()).take(too_many) {
+            gone.links.extend(one.link.take());
+            // Nobody will hear when they are done with: never written again (M4).
+            one.lent.drain(..).for_each(std::mem::forget);
+        }
+        all.retain(|one| !one.is_empty());
     }
     drop(gone);
 }
@@ -49,6 +62,20 @@ pub(crate) fn sweep() {
     let mut gone = Gone::default();
     ABANDONED.lock().retain_mut(|one| one.look(&mut gone));
     drop(gone);
+}
+
+/// The same, unless it was done a moment ago.
+pub(crate) fn sweep_at_times() {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let now = Instant::now();
+    let due = Duration::from_millis(TRIM_INTERVAL_MS / 2);
+    let mut last = LAST.lock();
+    if last.is_some_and(|last| now.duration_since(last) < due) {
+        return;
+    }
+    *last = Some(now);
+    drop(last);
+    sweep();
 }
 
 /// Not under the lock of the table: an old waker may be dropped here, and much with it.
@@ -63,6 +90,7 @@ impl Abandoned {
         let buffers = std::mem::take(&mut self.buffers);
         if self.link.as_ref().is_some_and(|link| link.readers_gone()) {
             gone.shared.extend(buffers);
+            gone.shared.append(&mut self.lent);
         } else {
             for buffer in buffers {
                 match buffer.try_into_mut() {
@@ -71,9 +99,13 @@ impl Abandoned {
                 }
             }
         }
-        if self.buffers.is_empty() {
+        if self.is_empty() {
             gone.links.extend(self.link.take());
         }
-        !self.buffers.is_empty()
+        !self.is_empty()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.buffers.is_empty() && self.lent.is_empty()
     }
 }

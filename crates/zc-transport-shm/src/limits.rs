@@ -26,6 +26,15 @@ pub const REAP_BATCH: u32 = 8;
 pub const REAP_BATCH_MAX_BYTES: usize = 8 << 10;
 /// Most arenas of one direction, the first included.
 pub const MAX_SLABS: usize = 64;
+/// Buffers of groups that the peer may hold at a time, each with a reference of its own; what goes beyond is copied. Each
+/// comes back on the return ring as a block does ...
+pub const MAX_SHARED_LOANS: u32 = 256;
+/// ... which leaves room for so many blocks.
+pub const MAX_ARENA_BLOCKS: u32 = MAX_BLOCKS - MAX_SHARED_LOANS;
+/// Regions of groups that one side of a connection shows the other at a time. Their bytes have the bound of an arena.
+pub const MAX_SHARED_REGIONS: usize = 128;
+/// Groups that one connection is in.
+pub const MAX_GROUPS: usize = 16;
 /// Bytes of a block of the first arena: a page and a line, so that blocks don't share cache sets.
 pub const FIRST_BLOCK_BYTES: u32 = 4096 + 64;
 /// Blocks of the first arena by default.

@@ -65,6 +65,8 @@ pub struct MemoryGroup(Arc<Inner>);
 struct Inner {
     id: GroupId,
     pool: BufPool,
+    /// Members see the memory of each other's connections.
+    forwards: bool,
     /// At most one entry per live registrar (M9).
     members: Mutex<Vec<RegistrarId>>,
 }
@@ -72,9 +74,25 @@ struct Inner {
 impl MemoryGroup {
     /// A group without members, on a pool of its own.
     pub fn new(pool: BufPoolBuilder) -> Self {
+        Self::with(pool, false)
+    }
+
+    /// As [`MemoryGroup::new`], of members that also see the memory of each other's connections, so that what one of
+    /// them sent is forwarded to another as it lies ([`Isolation::Group`](crate::transport::Isolation::Group)).
+    pub fn forwarding(pool: BufPoolBuilder) -> Self {
+        Self::with(pool, true)
+    }
+
+    fn with(pool: BufPoolBuilder, forwards: bool) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = GroupId(NEXT.fetch_add(1, Ordering::Relaxed));
-        Self(Arc::new(Inner { id, pool: pool.group(id).build(), members: Mutex::default() }))
+        let pool = pool.group(id).build();
+        Self(Arc::new(Inner { id, pool, forwards, members: Mutex::default() }))
+    }
+
+    /// Whether members see the memory of each other's connections, and not only that of the group.
+    pub fn forwards(&self) -> bool {
+        self.0.forwards
     }
 
     /// Identifies the group.

@@ -1,0 +1,310 @@
+//! What of groups is shown to the peer: their regions, and those of other members that are forwarded.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use zc_core::memory::{
+    GroupId, Membership, MemoryGroup, PinnedBuf, Region, RegionId, RegionKind, RegisterError, Registrar,
+    RegistrarId, RegistrarSlot,
+};
+use zc_core::wire::WireError;
+
+use super::circle::{Circle, Opened};
+use super::loans::Loans;
+use crate::layout::{Descriptor, Return, SHARED, Share};
+use crate::limits::{MAX_ARENA_BLOCKS, MAX_GROUPS, MAX_SHARED_LOANS, MAX_SHARED_REGIONS};
+use crate::sys;
+
+/// Where a buffer lies, as the peer is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) region: u8,
+    pub(crate) offset: u32,
+    /// It is another member's.
+    pub(crate) forwarded: bool,
+}
+
+/// What a message that is being put together will lend.
+#[derive(Default)]
+pub(crate) struct Planned {
+    loans: usize,
+    bytes: usize,
+    forwarded: usize,
+}
+
+impl Planned {
+    pub(crate) fn add(&mut self, place: &Place, len: usize) {
+        self.loans += 1;
+        if place.forwarded {
+            self.forwarded += 1;
+        } else {
+            self.bytes += len;
+        }
+    }
+}
+
+/// A group that the connection is a member of.
+struct Joined {
+    membership: Membership,
+    /// If it is a forwarding group.
+    circle: Option<Arc<Circle>>,
+}
+
+impl Joined {
+    fn id(&self) -> GroupId {
+        self.membership.group().id()
+    }
+}
+
+/// Everything that is shown to one peer.
+pub(crate) struct Shown {
+    groups: Vec<Joined>,
+    /// Made when the first group is joined.
+    regions: Option<Arc<Regions>>,
+    /// Which the peer has been told of.
+    announced: [bool; MAX_SHARED_REGIONS],
+    loans: Loans,
+    /// The peer's own memory, which it opens to forwarding groups.
+    opened: Arc<Opened>,
+    max_bytes: u64,
+}
+
+impl Shown {
+    /// Nothing yet, and at most `max_bytes` at a time.
+    pub(crate) fn new(max_bytes: u64, opened: Arc<Opened>) -> Self {
+        let announced = [false; MAX_SHARED_REGIONS];
+        Self { groups: Vec::new(), regions: None, announced, loans: Loans::default(), opened, max_bytes }
+    }
+
+    pub(crate) fn join(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
+        let regions = match &self.regions {
+            Some(regions) => regions.clone(),
+            None => self.regions.insert(Arc::new(Regions::new(self.max_bytes)?)).clone(),
+        };
+        if self.groups.len() >= MAX_GROUPS {
+            return Err(RegisterError::Unsupported("the connection is in as many groups as it may be"));
+        }
+        let registrar: Arc<dyn Registrar> = regions;
+        let membership = group.join(&registrar)?;
+        let circle = match group.forwards() {
+            true => Some(Circle::of(group.id())?),
+            false => None,
+        };
+        if let Some(circle) = &circle {
+            self.opened.open(circle.clone());
+        }
+        self.groups.push(Joined { membership, circle });
+        Ok(())
+    }
+
+    pub(crate) fn leave(&mut self, group: GroupId) {
+        let Some(at) = self.groups.iter().position(|joined| joined.id() == group) else { return };
+        let Joined { membership, circle } = self.groups.swap_remove(at);
+        drop(membership);
+        let (Some(circle), Some(regions)) = (circle, &self.regions) else { return };
+        self.opened.close(&circle);
+        let elsewhere = |region: &Region| self.groups.iter().any(|joined| joined.may_forward(region));
+        for region in circle.regions().iter().filter(|region| !elsewhere(region)) {
+            region.deregister_from(regions.slot.id());
+        }
+    }
+
+    /// Whether there is, or was lately, something that the peer maps.
+    pub(crate) fn is_used(&self) -> bool {
+        !self.groups.is_empty() || self.announced.contains(&true)
+    }
+
+    /// Where the peer will find a buffer, if it may see it and does not hold too much already. Its region is
+    /// perhaps [not announced](Self::is_announced) yet.
+    pub(crate) fn place_of(&self, buf: &PinnedBuf, planned: &Planned) -> Option<Place> {
+        if self.groups.is_empty() || self.loans.count() + planned.loans >= MAX_SHARED_LOANS as usize {
+            return None;
+        }
+        let (region, offset) = buf.place()?;
+        let forwarded = region.group().is_none();
+        let (joined, key) = match region.group() {
+            Some(group) => {
+                let joined = self.groups.iter().find(|joined| joined.id() == group)?;
+                (joined, joined.membership.place_of(buf).ok()?.key)
+            }
+            None => self.forward(region)?,
+        };
+        let (offset, region) = (u32::try_from(offset).ok()?, u8::try_from(key).ok()?);
+        let place = Place { region, offset, forwarded };
+        self.is_within_share(joined, &place, buf.len(), planned).then_some(place)
+    }
+
+    fn forward(&self, region: &Region) -> Option<(&Joined, u64)> {
+        let joined = self.groups.iter().find(|joined| joined.may_forward(region))?;
+        let registrar: Arc<dyn Registrar> = self.regions.clone()?;
+        Some((joined, region.register_with(&registrar).ok()?))
+    }
+
+    /// Members that never give anything back can't have it all between them: something is left for others.
+    fn is_within_share(&self, joined: &Joined, place: &Place, len: usize, planned: &Planned) -> bool {
+        let group = joined.membership.group();
+        let shares = group.members() + 1;
+        match place.forwarded {
+            // Blocks of whoever sent them.
+            true => self.loans.forwarded() + planned.forwarded < MAX_ARENA_BLOCKS as usize / shares,
+            false => self.loans.bytes() + planned.bytes + len <= group.pool().max_bytes() / shares,
+        }
+    }
+
+    pub(crate) fn is_announced(&self, region: u8) -> bool {
+        self.announced.get(usize::from(region)) == Some(&true)
+    }
+
+    /// A region that the peer must be told of before anything in it is named, with what says so.
+    pub(crate) fn news(&self, region: u8) -> Option<(Region, Share)> {
+        let state = self.regions.as_ref()?.state.lock();
+        let (_, found) = state.fresh.iter().find(|(at, _)| *at == region)?;
+        Some((found.clone(), Share { region: SHARED | region, bytes: found.len() as u64 }))
+    }
+
+    /// The peer was told of a region.
+    pub(crate) fn set_announced(&mut self, region: u8) {
+        self.announced[usize::from(region)] = true;
+        let told = self.regions.as_ref().and_then(|regions| regions.state.lock().take_fresh(region));
+        drop(told);
+    }
+
+    /// A region of which the peer is to be told that it is gone: nobody will send from it, and nothing of it is with the
+    /// peer. Its number is free again.
+    pub(crate) fn take_gone(&mut self) -> Option<u8> {
+        let mut state = self.regions.as_ref()?.state.lock();
+        let at = state.gone.iter().position(|region| !self.loans.are_of(*region))?;
+        let region = state.gone.remove(at)?;
+        state.release(region);
+        self.announced[usize::from(region)] = false;
+        Some(SHARED | region)
+    }
+
+    /// Keeps a buffer until the peer gives it back (M1, M2).
+    pub(crate) fn lend(&mut self, place: Place, buf: PinnedBuf, token: Option<u64>) -> Option<Descriptor> {
+        self.loans.lend(place, buf, token)
+    }
+
+    /// The peer gave something back (M6).
+    pub(crate) fn take_back(&mut self, back: Return) -> Result<Option<u64>, WireError> {
+        self.loans.take_back(back)
+    }
+
+    /// Everything that the peer holds, which is not looked after here any more.
+    pub(crate) fn end(&mut self) -> Vec<PinnedBuf> {
+        self.loans.end()
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        while let Some(joined) = self.groups.last() {
+            self.leave(joined.id());
+        }
+    }
+}
+
+impl Joined {
+    /// Whether it is memory of another member, or of this one.
+    fn may_forward(&self, region: &Region) -> bool {
+        region.info().kind == RegionKind::Peer
+            && self.circle.as_ref().is_some_and(|circle| circle.has(region))
+    }
+}
+
+/// The regions of one direction and their numbers.
+struct Regions {
+    slot: RegistrarSlot,
+    max_bytes: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// By number, at most [`MAX_SHARED_REGIONS`].
+    all: Vec<Option<(RegionId, u64)>>,
+    bytes: u64,
+    /// Those that the peer has not been told of yet.
+    fresh: Vec<(u8, Region)>,
+    /// Those of which it has not been told yet that they are gone.
+    gone: VecDeque<u8>,
+    /// The system had no memory for it; it is not asked again at every message.
+    refused: Option<RegionId>,
+}
+
+impl State {
+    fn claim(&mut self, region: &Region, max_bytes: u64) -> Result<u8, RegisterError> {
+        let bytes = region.len() as u64;
+        if self.refused == Some(region.id()) {
+            return Err(RegisterError::Unsupported("there was no memory for all its pages"));
+        }
+        if bytes > max_bytes.saturating_sub(self.bytes) {
+            return Err(RegisterError::Unsupported("the peer maps no more of groups"));
+        }
+        let at = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
+        if at >= MAX_SHARED_REGIONS {
+            return Err(RegisterError::Unsupported("the peer maps as many regions as it may"));
+        }
+        self.all.resize(self.all.len().max(at + 1), None);
+        self.all[at] = Some((region.id(), bytes));
+        self.bytes += bytes;
+        Ok(at as u8)
+    }
+
+    fn release(&mut self, region: u8) {
+        if let Some((_, bytes)) = self.all.get_mut(usize::from(region)).and_then(Option::take) {
+            self.bytes -= bytes;
+        }
+    }
+
+    fn take_fresh(&mut self, region: u8) -> Option<Region> {
+        let at = self.fresh.iter().position(|(fresh, _)| *fresh == region)?;
+        Some(self.fresh.swap_remove(at).1)
+    }
+}
+
+impl Regions {
+    fn new(max_bytes: u64) -> Result<Self, RegisterError> {
+        Ok(Self { slot: RegistrarSlot::allocate()?, max_bytes, state: Mutex::default() })
+    }
+}
+
+impl Registrar for Regions {
+    fn id(&self) -> RegistrarId {
+        self.slot.id()
+    }
+
+    fn register(&self, region: &Region) -> Result<u64, RegisterError> {
+        if region.fd().is_none() {
+            return Err(RegisterError::Unsupported("a peer maps memfds only"));
+        }
+        let at = self.state.lock().claim(region, self.max_bytes)?;
+        let whole = sys::make_whole(region);
+        let mut state = self.state.lock();
+        match whole {
+            Ok(()) => {
+                state.fresh.push((at, region.clone()));
+                Ok(at.into())
+            }
+            Err(error) => {
+                state.release(at);
+                state.refused = Some(region.id());
+                Err(error.into())
+            }
+        }
+    }
+
+    fn deregister(&self, _: RegionId, key: u64) -> std::io::Result<()> {
+        let Ok(region) = u8::try_from(key) else { return Ok(()) };
+        let mut state = self.state.lock();
+        let untold = state.take_fresh(region);
+        match &untold {
+            Some(_) => state.release(region),
+            None => state.gone.push_back(region),
+        }
+        drop(state);
+        drop(untold);
+        Ok(())
+    }
+}
