@@ -265,8 +265,6 @@ fn a_killed_member_gives_back_what_it_held() {
             holder.0.kill().unwrap();
             // Nothing is done on the connection: its driver notices.
             while group.memory().pool().stats().in_use_bytes > 0 {
-                assert_eq!(copied(&connection), 0);
-                let _ = connection.send(vec![0; 200]).await;
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }

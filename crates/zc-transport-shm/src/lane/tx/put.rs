@@ -115,6 +115,10 @@ impl Tx {
     fn plan(&mut self, payload: &Message, kind: Kind) -> Result<Option<SmallVec<[Piece; 2]>>, LaneError> {
         let mut pieces = SmallVec::<[Piece; 2]>::new();
         let (mut run, mut planned) = ((0, 0), Planned::default());
+        if kind == Kind::Data && self.shown.is_used() {
+            // What came back counts no longer against the peer's share.
+            self.reap()?;
+        }
         for segment in payload.segments() {
             let taken = |at: &Descriptor, p: &Piece| matches!(p, Piece::Own(d) if (d.slab, d.block) == (at.slab, at.block));
             let own = self.arena.locate(segment).filter(|at| !pieces.iter().any(|p| taken(at, p)));
