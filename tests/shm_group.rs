@@ -12,7 +12,7 @@ use zc::{Connection, Fabric, Group, Listener, PinnedBuf};
 const MEMBER: &str = "ZC_SHM_GROUP_MEMBER";
 const GUARD: Duration = Duration::from_secs(60);
 const MEMBERS: usize = 4;
-const ROUNDS: u64 = 200;
+const ROUNDS: u64 = 100;
 
 fn run<F: Future>(future: F) -> F::Output {
     let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
