@@ -32,7 +32,15 @@ pub enum Error {
     /// A transport can't be called that: no URI and no `ZC_TRANSPORTS` could name it.
     #[error("{0:?} is no name of a transport: 1 to 32 letters, digits, '-', '_' and '.'")]
     TransportName(String),
-    /// The control link could not be opened, or broke.
+    /// The address could not be connected to, or not be listened on.
+    #[error("{at}: {source}")]
+    Open {
+        /// The address.
+        at: String,
+        /// What happened.
+        source: LinkError,
+    },
+    /// The control link broke.
     #[error("{stage}: {source}")]
     Link {
         /// Where it stopped.
@@ -104,7 +112,7 @@ impl Error {
     /// True when trying again later can succeed without changing anything here.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Link { source, .. } => matches!(source, LinkError::Io { .. }),
+            Self::Open { source, .. } | Self::Link { source, .. } => matches!(source, LinkError::Io { .. }),
             Self::Timeout { .. } | Self::Connection(_) | Self::Join(_) => true,
             _ => false,
         }
@@ -118,6 +126,7 @@ impl Error {
             | Self::Timeout { stage }
             | Self::Evicted { stage }
             | Self::Panicked { stage, .. } => Some(*stage),
+            Self::Open { .. } => Some(Stage::Connect),
             Self::Auth(_) => Some(Stage::Authenticate),
             Self::NoTransport(report) => Some(report.stage()),
             Self::Join(_) | Self::Connection(_) => Some(Stage::Commit),

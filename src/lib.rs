@@ -95,7 +95,10 @@ pub use connection::{
 };
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
-pub use fabric::{Fabric, FabricBuilder, Group, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
+pub use fabric::{
+    Fabric, FabricBuilder, Group, Incoming, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE,
+    MixedListener, PLAIN, PlainStream,
+};
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]
 pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};

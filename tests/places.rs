@@ -223,7 +223,7 @@ async fn other_namespace_process() {
     let Ok(uri) = std::env::var("ZC_TEST_OTHER_NETNS") else { return };
     let fabric = with_links(Arc::new(Leaving)).build().unwrap();
     match fabric.connect(&uri).await {
-        Err(Error::Link { source: LinkError::Io { operation: "unshare", source }, .. }) => {
+        Err(Error::Open { source: LinkError::Io { operation: "unshare", source }, .. }) => {
             println!("\nskipped: no network namespace: {source}");
         }
         connected => {

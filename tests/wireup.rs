@@ -679,10 +679,11 @@ async fn silent_links_give_up_their_descriptors_when_there_are_none_left() {
     if connected.is_err() {
         let _ = child.kill();
     }
-    drop(silent);
     let said: Vec<String> = spawn_blocking(move || lines.collect()).await.unwrap();
     assert!(child.wait().unwrap().success(), "{said:?}");
     assert!(said.iter().any(|line| line == "served"), "{said:?}");
+    // Not before: the process looks at what became of them.
+    drop(silent);
     connected.expect("it hangs");
 }
 

@@ -196,7 +196,13 @@ mod with_tokio {
             cx: &mut Context<'_>,
             out: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            let len = ready!(self.get_mut().read_into(cx, out.initialize_unfilled()))?;
+            let this = self.get_mut();
+            if out.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            // As much as there is, so that no more of the caller's buffer is cleared than is filled.
+            let len = ready!(this.fill(cx))?.len().min(out.remaining());
+            let len = ready!(this.read_into(cx, out.initialize_unfilled_to(len)))?;
             out.advance(len);
             Poll::Ready(Ok(()))
         }

@@ -19,6 +19,7 @@ use zc_core::transport::{
 use zc_core::wire::Stage;
 
 use super::crowd::{Crowd, Source};
+use super::plain::PlainStream;
 
 use crate::connection::Connection;
 use crate::error::Error;
@@ -60,6 +61,72 @@ pub struct Listener {
     _task: Box<dyn TaskHandle>,
 }
 
+/// What a [`MixedListener`] accepts.
+///
+/// ```
+/// fn about(incoming: &zc::Incoming) -> String {
+///     match incoming {
+///         zc::Incoming::Connection(connection) => format!("zc over {}", connection.report().chosen()),
+///         zc::Incoming::Plain(stream) => format!("something else from {}", stream.peer().addr),
+///     }
+/// }
+/// # let _ = about;
+/// ```
+pub enum Incoming {
+    /// A peer that speaks zc.
+    Connection(Connection),
+    /// One whose first bytes are no HELLO.
+    Plain(PlainStream),
+}
+
+/// A listener that serves zc and whatever else its user speaks at one address: the first four bytes tell
+/// them apart. A peer that speaks no zc has proved nothing, whatever the fabric's [`Authenticator`](crate::Authenticator)
+/// asks of others: that is for the protocol that it speaks. Made by [`Fabric::listen_mixed`](crate::Fabric::listen_mixed).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fabric = zc::Fabric::auto()?;
+/// let mut listener = fabric.listen_mixed("zc+mem://mixed").await?;
+/// let (client, server) = tokio::try_join!(fabric.connect("zc+mem://mixed"), listener.accept())?;
+/// assert!(matches!(server, zc::Incoming::Connection(_)));
+/// # drop(client);
+/// # Ok(()) }
+/// ```
+pub struct MixedListener(pub(super) Listener);
+
+impl MixedListener {
+    /// The next connection that is up, or link that carries something else.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::ListenerClosed`]; see [`Listener::accept`].
+    pub async fn accept(&mut self) -> Result<Incoming, Error> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    /// Like [`MixedListener::accept`], for code that polls.
+    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming, Error>> {
+        self.0.poll_incoming(cx)
+    }
+
+    /// Where it listens, with the real port.
+    pub fn local_uri(&self) -> &Uri {
+        self.0.local_uri()
+    }
+
+    /// Handshakes that failed so far; a link that carries no zc is none.
+    pub fn failed_handshakes(&self) -> u64 {
+        self.0.failed_handshakes()
+    }
+
+    /// Stops listening; see [`Listener::close`].
+    pub fn close(&mut self) {
+        self.0.close();
+    }
+}
+
 /// What the listener and its task share.
 struct Gate {
     state: Mutex<GateState>,
@@ -69,7 +136,7 @@ struct Gate {
 struct GateState {
     /// Away while the task polls it.
     links: Option<Box<dyn LinkListener>>,
-    ready: VecDeque<Connection>,
+    ready: VecDeque<Incoming>,
     /// No link is accepted any more.
     closed: bool,
     /// Nothing comes any more.
@@ -85,6 +152,7 @@ impl Listener {
         uri: Uri,
         request: Request,
         prover: Result<Prover, Unavailable>,
+        mixed: bool,
     ) -> Result<Self, Error> {
         let local = links.local();
         let no_runtime = |error: std::io::Error| Error::NoRuntime(error.to_string());
@@ -106,6 +174,7 @@ impl Listener {
             local: local.clone(),
             request: Arc::new(request),
             prover: Arc::new(prover),
+            mixed,
             handshakes: FuturesUnordered::new(),
             live: HashMap::new(),
             crowd: Crowd::default(),
@@ -140,8 +209,18 @@ impl Listener {
 
     /// Like [`Listener::accept`], for code that polls.
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Connection, Error>> {
+        loop {
+            match std::task::ready!(self.poll_incoming(cx))? {
+                Incoming::Connection(connection) => return Poll::Ready(Ok(connection)),
+                // The listener of a `MixedListener` is asked for zc only.
+                Incoming::Plain(stream) => drop(stream),
+            }
+        }
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming, Error>> {
         let mut state = self.gate.state.lock();
-        let Some(connection) = state.ready.pop_front() else {
+        let Some(incoming) = state.ready.pop_front() else {
             if state.done {
                 return Poll::Ready(Err(Error::ListenerClosed));
             }
@@ -154,7 +233,7 @@ impl Listener {
         if let Some(task) = task {
             task.wake();
         }
-        Poll::Ready(Ok(connection))
+        Poll::Ready(Ok(incoming))
     }
 
     /// Stops listening. Handshakes under way end in their own time, and what comes of them can still
@@ -206,7 +285,7 @@ impl Gate {
     }
 
     /// Nothing comes any more, whatever the reason: `accept` says so after what is there.
-    fn end(&self, finished: &mut VecDeque<Connection>) {
+    fn end(&self, finished: &mut VecDeque<Incoming>) {
         self.close();
         let mut state = self.state.lock();
         state.ready.append(finished);
@@ -219,13 +298,13 @@ impl Gate {
     }
 
     /// Hands over as much as there is room for.
-    fn hand_over(&self, finished: &mut VecDeque<Connection>, done: bool) {
+    fn hand_over(&self, finished: &mut VecDeque<Incoming>, done: bool) {
         let mut state = self.state.lock();
         let before = state.ready.len();
         while state.ready.len() < MAX_READY
-            && let Some(connection) = finished.pop_front()
+            && let Some(incoming) = finished.pop_front()
         {
-            state.ready.push_back(connection);
+            state.ready.push_back(incoming);
         }
         state.done = done && finished.is_empty();
         let accept = if state.ready.len() > before || state.done { state.accept.take() } else { None };
@@ -249,7 +328,7 @@ struct Live {
 struct Full;
 
 /// Ends with the handshake's number; its outcome is `None` when it failed.
-type Handshake = BoxFuture<'static, (u64, Option<Connection>)>;
+type Handshake = BoxFuture<'static, (u64, Option<Incoming>)>;
 
 struct Acceptor {
     shared: Arc<Shared>,
@@ -257,12 +336,14 @@ struct Acceptor {
     local: LinkAddr,
     request: Arc<Request>,
     prover: Arc<Result<Prover, Unavailable>>,
+    /// Links that carry no zc are handed out, too.
+    mixed: bool,
     handshakes: FuturesUnordered<Handshake>,
     /// Those that were not evicted.
     live: HashMap<u64, Live>,
     crowd: Crowd,
     next: u64,
-    finished: VecDeque<Connection>,
+    finished: VecDeque<Incoming>,
     pause: Pause,
 }
 
@@ -313,24 +394,34 @@ impl Acceptor {
         self.next += 1;
         let progress = Arc::<Progress>::default();
         let (peer, source) = (link.peer(), Source::of(&*link));
-        let (shared, gate) = (self.shared.clone(), self.gate.clone());
+        let (shared, gate, mixed) = (self.shared.clone(), self.gate.clone(), self.mixed);
         let (request, prover, reached) = (self.request.clone(), self.prover.clone(), progress.clone());
         let at = peer.clone();
         let handshake = async move {
-            let prover = prover.as_ref().as_ref().map_err(Unavailable::clone);
-            let side = Side { role: Role::Server, request: &request, prover, progress: &reached };
+            let plain = Mutex::new(None);
+            let side = Side {
+                role: Role::Server,
+                request: &request,
+                prover: prover.as_ref().as_ref().map_err(Unavailable::clone),
+                progress: &reached,
+                plain: mixed.then_some(&plain),
+            };
             // What runs in it is the application's in part: a method, a transport, an observer.
             let run = AssertUnwindSafe(wireup::run(&shared, side, link, || gate.count_failure()));
-            run.catch_unwind().await.unwrap_or_else(|panic| {
+            let up = run.catch_unwind().await.unwrap_or_else(|panic| {
                 let error = Error::Panicked { stage: reached.stage(), message: panic_message(&*panic) };
                 let failures = gate.count_failure();
                 wireup::failed(&shared, Role::Server, at, &error, failures);
                 Err(error)
-            })
+            });
+            match up {
+                Ok(connection) => Some(Incoming::Connection(connection)),
+                Err(_) => plain.into_inner().map(Incoming::Plain),
+            }
         };
         let (abort, registration) = AbortHandle::new_pair();
         let handshake = Abortable::new(handshake, registration);
-        self.handshakes.push(Box::pin(async move { (id, handshake.await.ok().and_then(Result::ok)) }));
+        self.handshakes.push(Box::pin(async move { (id, handshake.await.ok().flatten()) }));
         let since = self.shared.reactor.now();
         self.live.insert(id, Live { progress, abort, peer, source, since });
         self.crowd.insert(source, id);

@@ -4,20 +4,24 @@ mod builder;
 mod crowd;
 mod group;
 mod listener;
+mod plain;
 
 use std::sync::Arc;
 
 use zc_core::memory::RegionError;
-use zc_core::transport::{Caps, Role, Unavailable};
+use zc_core::transport::{Caps, ControlLink, Role, Unavailable};
 use zc_core::wire::Stage;
 
 pub use self::builder::FabricBuilder;
 pub use self::group::Group;
-pub use self::listener::{Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE};
+pub use self::listener::{Incoming, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE, MixedListener};
+pub use self::plain::{PLAIN, PlainStream};
 
+use crate::auth::AuthError;
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::remote::Export;
+use crate::report::{Outcome, SelectionReport};
 use crate::uri::Uri;
 use crate::wireup::{self, Progress, Prover, Shared, Side, deadline};
 
@@ -106,22 +110,50 @@ impl Fabric {
         let uri: Uri = uri.parse()?;
         let shared = &self.shared;
         let request = shared.request(&uri)?;
+        let link = self.open_link(&uri).await?;
+        let (progress, no_prover) = (Progress::default(), Err(Unavailable::HostNotProved));
+        let side = Side {
+            role: Role::Client,
+            request: &request,
+            prover: no_prover,
+            progress: &progress,
+            plain: None,
+        };
+        wireup::run(shared, side, link, || 1).await
+    }
+
+    /// Connects to a peer that does not speak zc: the bytes are the caller's, nothing is negotiated, proved
+    /// or counted. For falling back to another protocol that the peer is known to speak.
+    ///
+    /// # Errors
+    /// The URI can't be read, nobody listens there, it took too long, or this fabric has an
+    /// [`Authenticator`](crate::Authenticator) or a policy without a fallback, which rule such links out.
+    pub async fn connect_plain(&self, uri: &str) -> Result<PlainStream, Error> {
+        let uri: Uri = uri.parse()?;
+        let shared = &self.shared;
+        if shared.authenticator.is_some() {
+            return Err(AuthError::new("nobody proves who they are on a plain link").into());
+        }
+        if !shared.allows_plain() {
+            let mut report = SelectionReport::default();
+            report.set(PLAIN, Stage::Connect, Outcome::Unavailable(Unavailable::ForbiddenByPolicy));
+            return Err(Error::NoTransport(Box::new(report)));
+        }
+        let link = self.open_link(&uri).await?;
+        Ok(PlainStream::new(link, Vec::new(), shared.transports.iter().map(|transport| &**transport)))
+    }
+
+    async fn open_link(&self, uri: &Uri) -> Result<Box<dyn ControlLink>, Error> {
+        let shared = &self.shared;
         let provider = shared.provider(uri.addr())?;
         let opening = async {
             let link = provider.connect(uri.addr(), &shared.reactor).await;
-            link.map_err(|source| Error::Link { stage: Stage::Connect, source })
+            link.map_err(|source| Error::Open { at: uri.to_string(), source })
         };
-        let limit = shared.deadlines.connect;
-        let link = match deadline(&*shared.reactor, Stage::Connect, limit, opening).await {
-            Ok(link) => link,
-            Err(error) => {
-                wireup::failed(shared, Role::Client, uri.addr().clone(), &error, 1);
-                return Err(error);
-            }
-        };
-        let (progress, no_prover) = (Progress::default(), Err(Unavailable::HostNotProved));
-        let side = Side { role: Role::Client, request: &request, prover: no_prover, progress: &progress };
-        wireup::run(shared, side, link, || 1).await
+        let opened = deadline(&*shared.reactor, Stage::Connect, shared.deadlines.connect, opening).await;
+        opened.inspect_err(|error| {
+            wireup::failed(shared, Role::Client, uri.addr().clone(), error, 1);
+        })
     }
 
     /// Listens. If a transport passes descriptors, a listener on TCP also has an abstract Unix socket,
@@ -131,13 +163,25 @@ impl Fabric {
     /// The URI can't be read or has a parameter that no transport takes, the address can't be bound, or
     /// there is no runtime.
     pub async fn listen(&self, uri: &str) -> Result<Listener, Error> {
+        self.start_listening(uri, false).await
+    }
+
+    /// Like [`Fabric::listen`], for zc and for whatever else the caller speaks at the same address.
+    ///
+    /// # Errors
+    /// See [`Fabric::listen`].
+    pub async fn listen_mixed(&self, uri: &str) -> Result<MixedListener, Error> {
+        Ok(MixedListener(self.start_listening(uri, true).await?))
+    }
+
+    async fn start_listening(&self, uri: &str, mixed: bool) -> Result<Listener, Error> {
         let uri: Uri = uri.parse()?;
         let shared = &self.shared;
         let request = shared.request(&uri)?;
         let provider = shared.provider(uri.addr())?;
         let binding = async {
             let links = provider.bind(uri.addr(), &shared.reactor).await;
-            links.map_err(|source| Error::Link { stage: Stage::Connect, source })
+            links.map_err(|source| Error::Open { at: uri.to_string(), source })
         };
         // It may have to look up a name.
         let links = deadline(&*shared.reactor, Stage::Connect, shared.deadlines.connect, binding).await?;
@@ -148,6 +192,6 @@ impl Fabric {
                 .inspect_err(|error| tracing::warn!(%error, "no socket for same-host proofs")),
             false => Err(Unavailable::HostNotProved),
         };
-        Listener::start(shared.clone(), links, uri, request, prover)
+        Listener::start(shared.clone(), links, uri, request, prover, mixed)
     }
 }

@@ -162,6 +162,14 @@ impl LinkIo {
         std::mem::take(&mut self.partial)
     }
 
+    /// What was read of the current message.
+    pub(super) fn take_filled(&mut self) -> Vec<u8> {
+        let filled = self.filled;
+        let mut bytes = self.take();
+        bytes.truncate(filled);
+        bytes
+    }
+
     /// Bytes of the current message, read up to `want`; they stay until [`LinkIo::take`].
     pub(super) async fn fill(&mut self, want: usize) -> Result<&[u8], IoFault> {
         poll_fn(|cx| self.poll_fill(cx, want)).await?;

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use zc_core::memory::CopyLedger;
 use zc_core::transport::{ControlLink, Lane, LinkAddr, LinkError, OfferContext, Role, Unavailable};
 use zc_core::wire::{ControlMessage, Hello, SameHost, Stage, VersionRange, WireError};
@@ -40,6 +41,7 @@ use self::shared::stream_name;
 use crate::connection::{Connection, Parts};
 use crate::error::Error;
 use crate::event::{FellBack, HandshakeFailed, quietly};
+use crate::fabric::PlainStream;
 use crate::identity::PeerIdentity;
 use crate::policy::Fallback;
 use crate::report::SelectionReport;
@@ -80,6 +82,8 @@ pub(crate) struct Side<'a> {
     /// client too.
     pub(crate) prover: Result<&'a Prover, Unavailable>,
     pub(crate) progress: &'a Progress,
+    /// Where a link goes whose first bytes are no HELLO; without it that is a failure.
+    pub(crate) plain: Option<&'a Mutex<Option<PlainStream>>>,
 }
 
 /// Brings a connection up on an open link, and tells the observer how it went. `failures` counts one
@@ -90,7 +94,7 @@ pub(crate) async fn run(
     link: Box<dyn ControlLink>,
     failures: impl FnOnce() -> u64,
 ) -> Result<Connection, Error> {
-    let (role, peer) = (side.role, link.peer());
+    let (role, peer, plain) = (side.role, link.peer(), side.plain);
     let mut attempt = match Attempt::new(shared, side, link) {
         Ok(attempt) => attempt,
         Err(error) => {
@@ -102,6 +106,10 @@ pub(crate) async fn run(
         Ok(lane) => attempt.start(lane),
         Err(error) => Err(error),
     };
+    if let (Err(Error::Wire { source: WireError::BadMagic { .. }, .. }), Some(plain)) = (&result, plain) {
+        *plain.lock() = attempt.into_plain();
+        return result;
+    }
     // Whoever sees the link close can rely on the count.
     if let Err(error) = &result {
         failed(shared, role, peer, error, failures());
@@ -140,7 +148,7 @@ struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     fn new(shared: &'a Shared, side: Side<'a>, link: Box<dyn ControlLink>) -> Result<Self, Error> {
-        let Side { role, request, prover, progress } = side;
+        let Side { role, request, prover, progress, plain: _ } = side;
         let addr = link.peer();
         // Even without a use for it here: the peer learns from the tags that there is nothing to miss.
         let same_host = match &addr {
@@ -234,6 +242,14 @@ impl<'a> Attempt<'a> {
             shared.observer.fell_back(&FellBack { peer, report });
         }
         Ok(connection)
+    }
+
+    /// The link, with what was read of it, for whoever speaks its protocol.
+    fn into_plain(self) -> Option<PlainStream> {
+        let Ways { mut io, .. } = self.ways?;
+        let seen = io.take_filled();
+        let transports = self.shared.transports.iter().map(|transport| &**transport);
+        Some(PlainStream::new(io.into_link(), seen, transports))
     }
 
     /// A stage's time, cut to what is left of the whole.

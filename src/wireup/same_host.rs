@@ -226,7 +226,7 @@ impl Prover {
         let bound = shared.provider(&addr).map_err(other)?.bind(&addr, &shared.reactor).await;
         let links = bound.map_err(|error| match error {
             LinkError::Io { operation, source } => Unavailable::os(operation, &source),
-            source => other(Error::Link { stage: Stage::Connect, source }),
+            source => other(Error::Open { at: addr.to_string(), source }),
         })?;
         let no_runtime = |error: io::Error| Unavailable::os("run the proof socket", &error);
         let table = Table::default();

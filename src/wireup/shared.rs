@@ -8,6 +8,7 @@ use zc_core::transport::{LaneLimits, LinkAddr, LinkProvider, Reactor, Transport,
 use crate::auth::Authenticator;
 use crate::error::Error;
 use crate::event::Observer;
+use crate::fabric::PLAIN;
 use crate::options::{ConnectionOptions, Deadlines};
 use crate::policy::{Fallback, Policy};
 use crate::uri::{Uri, UriError};
@@ -61,6 +62,11 @@ impl Shared {
             }
         }
         Ok(request)
+    }
+
+    /// Whether policy leaves room for a link that carries no zc.
+    pub(crate) fn allows_plain(&self) -> bool {
+        self.policy.fallback_rule() != Fallback::Deny && self.policy.refuses(PLAIN).is_none()
     }
 
     pub(crate) fn missing(&self, name: &str) -> Option<Unavailable> {

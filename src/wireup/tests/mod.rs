@@ -242,7 +242,7 @@ fn with(transports: impl IntoIterator<Item = Arc<dyn Transport>>) -> FabricBuild
 const NO_PROOFS: Result<&Prover, Unavailable> = Err(Unavailable::HostNotProved);
 
 fn side_of<'a>(role: Role, request: &'a Request, progress: &'a Progress) -> Side<'a> {
-    Side { role, request, prover: NO_PROOFS, progress }
+    Side { role, request, prover: NO_PROOFS, progress, plain: None }
 }
 
 type Ends = (Result<Connection, Error>, Result<Connection, Error>);

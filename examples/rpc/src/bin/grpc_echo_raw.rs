@@ -14,11 +14,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use hdrhistogram::Histogram;
 use zc::memory::KernelCopied;
 use zc::{Connection, Fabric, Message, PinnedBuf, Receiver, Sender};
 use zc_examples_rpc::bench::{Latency, Ledger, Report};
+use zc_examples_rpc::cli::{Args, Command, Point, ServerArgs, print_head, print_row};
 use zc_examples_rpc::{BoxError, process};
 
 /// The call's number, in front of the protobuf message.
@@ -30,60 +31,21 @@ const MAX_LENGTH_BYTES: usize = 5;
 /// Answers sent with one flush.
 const BATCH: usize = 64;
 
-#[derive(Parser)]
-struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Serves until Ctrl-C.
-    Server {
-        uri: String,
-        /// Stop when standard input ends.
-        #[arg(long, hide = true)]
-        child: bool,
-    },
-    /// Calls a server and prints a table.
-    Client { uri: String },
-    /// Measures one point, server and client as two processes on a core each.
-    Bench {
-        #[arg(long)]
-        uri: String,
-        #[arg(long, default_value_t = 64)]
-        size: usize,
-        #[arg(long, default_value_t = 1)]
-        inflight: usize,
-        #[arg(long, default_value_t = 3.0)]
-        duration_s: f64,
-        /// One JSON object instead of a line of text.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), BoxError> {
     match Args::parse().command {
         None => {
-            let server = process::Server::start("zc://127.0.0.1:0")?;
+            let server = process::Server::start("zc://127.0.0.1:0", false)?;
             table(&server.uri, || server.cpu_ns()).await
         }
-        Some(Command::Server { uri, child }) => serve(&uri, child).await,
+        Some(Command::Server(ServerArgs { uri, http2: false, child })) => serve(&uri, child).await,
         Some(Command::Client { uri }) => table(&uri, || 0).await,
-        Some(Command::Bench { uri, size, inflight, duration_s, json }) => {
-            let server = process::Server::start(&uri)?;
+        Some(Command::Bench(args)) if !args.http2 => {
+            let server = process::Server::start(&args.uri, false)?;
             process::pin(1);
-            let duration = Duration::from_secs_f64(duration_s);
-            let mut report = measure(&server.uri, size, inflight, duration, || server.cpu_ns()).await?;
-            report.uri = uri;
-            match json {
-                true => println!("{}", serde_json::to_string(&report)?),
-                false => print_row(&report),
-            }
-            Ok(())
+            args.run(|point| measure(&server.uri, point, || server.cpu_ns())).await
         }
+        Some(Command::Server(_) | Command::Bench(_)) => Err("there is no HTTP in this one".into()),
     }
 }
 
@@ -166,35 +128,17 @@ async fn request(tx: &Sender, number: u64, size: usize) -> Result<Message, BoxEr
 }
 
 async fn table(uri: &str, cpu_ns: impl Fn() -> u64) -> Result<(), BoxError> {
-    println!(
-        "{:<28} {:>9} {:>8} {:>11} {:>9} {:>9} {:>10}",
-        "", "bytes", "at once", "calls/s", "p50 us", "p99 us", "cpu us"
-    );
+    print_head();
     for (size, inflight) in [(64, 1), (64, 128), (64 << 10, 16), (1 << 20, 1)] {
-        print_row(&measure(uri, size, inflight, Duration::from_millis(500), &cpu_ns).await?);
+        let point = Point { size, inflight, duration: Duration::from_millis(500) };
+        print_row(&measure(uri, point, &cpu_ns).await?);
     }
     Ok(())
 }
 
-fn print_row(report: &Report) {
-    println!(
-        "{:<28} {:>9} {:>8} {:>11.0} {:>9.1} {:>9.1} {:>10.1}  {} bytes copied",
-        report.uri,
-        report.size_bytes,
-        report.inflight,
-        report.calls_per_s,
-        report.latency_ns.p50 as f64 / 1e3,
-        report.latency_ns.p99 as f64 / 1e3,
-        report.server_cpu_ns_per_call as f64 / 1e3,
-        report.ledger.copied_bytes,
-    );
-}
-
 async fn measure(
     uri: &str,
-    size_bytes: usize,
-    inflight: usize,
-    duration: Duration,
+    Point { size: size_bytes, inflight, duration }: Point,
     cpu_ns: impl Fn() -> u64,
 ) -> Result<Report, BoxError> {
     let mut connection = Fabric::auto()?.connect(uri).await?;

@@ -1,0 +1,152 @@
+//! Aeron over shared memory, with a media driver of its own in the server's process.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::hint::spin_loop;
+use std::thread;
+use std::time::Duration;
+
+use rusteron_client::*;
+use rusteron_media_driver::bindings::aeron_threading_mode_t;
+use rusteron_media_driver::testing::EmbeddedDriver;
+
+use super::ready::say_ready;
+use crate::Result;
+use crate::child::{Running, serve_by_name};
+use crate::contender::{End, Link, read};
+use crate::job::Job;
+use crate::{machine, sys};
+
+const THERE: i32 = 1;
+const BACK: i32 = 2;
+const SET_UP: Duration = Duration::from_secs(10);
+/// Fragments that are taken at a time.
+const FRAGMENTS: usize = 64;
+/// A log holds messages of up to an eighth of a term: the default, and what 10 MiB need.
+const TERM_BYTES: usize = 64 << 20;
+const LARGE_TERM_BYTES: usize = 128 << 20;
+/// The largest frame that Aeron takes, so that large messages are cut into as few as can be.
+const MTU_BYTES: usize = 65504;
+const FRAME_HEADER_BYTES: usize = 32;
+
+pub(super) struct Aeron;
+
+pub(super) struct Log {
+    publication: AeronExclusivePublication,
+    subscription: AeronSubscription,
+    assembler: Handler<AeronFragmentAssembler>,
+    inbox: Handler<Inbox>,
+    /// A message too large to be written where it is sent from.
+    outgoing: Vec<u8>,
+    _client: rusteron_client::Aeron,
+    /// Goes last.
+    _driver: Option<EmbeddedDriver>,
+}
+
+/// What has been read and not yet asked for.
+struct Inbox {
+    size: usize,
+    marks: RefCell<VecDeque<Result<u8>>>,
+}
+
+impl AeronFragmentHandlerCallback for Inbox {
+    fn handle_aeron_fragment_handler(&mut self, buffer: &[u8], _header: AeronHeader) {
+        self.marks.borrow_mut().push_back(read(buffer, self.size));
+    }
+}
+
+impl Log {
+    fn new(job: &Job, out: i32, back: i32, driver: Option<EmbeddedDriver>) -> Result<Self> {
+        let context = AeronContext::new()?;
+        context.set_dir(&directory(job)?)?;
+        context.set_pre_touch_mapped_memory(true)?;
+        let client = rusteron_client::Aeron::new(&context)?;
+        client.start()?;
+        let subscription =
+            client.async_add_subscription(AERON_IPC_STREAM, back, Handlers::NONE, Handlers::NONE)?;
+        let subscription = subscription.poll_blocking(SET_UP)?;
+        let publication =
+            client.async_add_exclusive_publication(AERON_IPC_STREAM, out)?.poll_blocking(SET_UP)?;
+        let inbox = Inbox { size: job.size, marks: RefCell::default() };
+        let (assembler, inbox) = Handler::with_fragment_assembler(inbox)?;
+        let outgoing = vec![0; job.size];
+        Ok(Self { publication, subscription, assembler, inbox, outgoing, _client: client, _driver: driver })
+    }
+}
+
+impl Link for Aeron {
+    const NAME: &'static str = super::AERON;
+    type End = Log;
+
+    fn client(job: &Job) -> Result<(Running, Log)> {
+        let server = serve_by_name(job)?;
+        Ok((server, Log::new(job, THERE, BACK, None)?))
+    }
+
+    fn server(job: &Job) -> Result<Log> {
+        let log = Log::new(job, BACK, THERE, Some(driver(job)?))?;
+        say_ready()?;
+        Ok(log)
+    }
+}
+
+impl End for Log {
+    async fn send(&mut self, mark: u8, size: usize) -> Result<()> {
+        let in_place = size <= MTU_BYTES - FRAME_HEADER_BYTES;
+        if !in_place {
+            self.outgoing[..size].fill(mark);
+        }
+        loop {
+            let sent = if in_place {
+                self.publication.try_claim_owned(size).map(|mut claim| {
+                    claim.data().fill(mark);
+                    claim.commit().is_ok()
+                })
+            } else {
+                self.publication.offer(&self.outgoing[..size]).map(|_| true)
+            };
+            match sent {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err("a claim could not be committed".into()),
+                Err(error) if error.is_retryable() => spin_loop(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn recv(&mut self, _size: usize) -> Result<u8> {
+        loop {
+            if let Some(mark) = self.inbox.marks.borrow_mut().pop_front() {
+                return mark;
+            }
+            self.subscription.poll(Some(&self.assembler), FRAGMENTS)?;
+        }
+    }
+}
+
+/// In shared memory, under a name that is removed with the run.
+fn directory(job: &Job) -> Result<CString> {
+    Ok(CString::new(format!("/dev/shm/{}-aeron", job.tag))?)
+}
+
+/// On any core, and before the two processes that spin: it moves the sender's limit.
+fn driver(job: &Job) -> Result<EmbeddedDriver> {
+    let (directory, size) = (directory(job)?, job.size);
+    let started = thread::spawn(move || {
+        machine::pin_to_any();
+        sys::before_spinners();
+        EmbeddedDriver::launch_with(|context| {
+            context.set_dir(&directory)?;
+            context.set_threading_mode(aeron_threading_mode_t::AERON_THREADING_MODE_SHARED)?;
+            context.set_shared_idle_strategy(c"sleep-ns")?;
+            let large = size > TERM_BYTES / 8;
+            context.set_ipc_term_buffer_length(if large { LARGE_TERM_BYTES } else { TERM_BYTES })?;
+            context.set_ipc_mtu_length(MTU_BYTES)?;
+            context.set_term_buffer_sparse_file(false)?;
+            Ok(())
+        })
+        .map_err(|error| error.to_string())
+    });
+    Ok(started.join().map_err(|_| "the media driver panicked")??)
+}

@@ -1,0 +1,63 @@
+//! zc itself, through `zc perf`.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::Result;
+use crate::child::output_within;
+use crate::contender::Contender;
+use crate::job::{Job, Test};
+use crate::machine::Cores;
+use crate::samples::Metric;
+
+/// How long `zc perf` may take beyond what it measures.
+const SLACK: Duration = Duration::from_secs(10);
+
+pub(crate) struct Zc {
+    pub(crate) name: &'static str,
+    pub(crate) polling: &'static str,
+    pub(crate) touch: &'static str,
+    pub(crate) cores: Cores,
+}
+
+impl Zc {
+    fn perf(&self, test: &str, job: &Job) -> Result<Value> {
+        let Cores { server, client } = self.cores;
+        let mut command = Command::new(&job.zc);
+        command
+            .args(["perf", test, "--json", "--uri", &format!("zc+shm://{}", job.tag)])
+            .args(["--polling", self.polling, "--touch", self.touch])
+            .args(["--pin", &format!("{server},{client}"), "--size", &job.size.to_string()])
+            .args(["--duration-s", &job.seconds.to_string(), "--inflight", &job.depth().to_string()]);
+        let printed = output_within(&mut command, job.duration()?.mul_f64(2.0) + SLACK)?;
+        let report: Value = serde_json::from_str(&printed)?;
+        match report["transport"].as_str() {
+            Some("shm") => Ok(report),
+            other => Err(format!("zc chose {other:?} instead of shm").into()),
+        }
+    }
+}
+
+impl Contender for Zc {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn takes(&self, test: Test, _size: usize) -> bool {
+        test == Test::RoundTrip || (test == Test::OneWay && self.polling != "interrupt")
+    }
+
+    fn measure(&self, job: &Job) -> Result<Vec<(Metric, f64)>> {
+        let (metric, value) = match job.test {
+            Test::OneWay => (Metric::OneWayPerS, self.perf("throughput", job)?["messages_per_s"].take()),
+            _ => (Metric::RoundTripNs, self.perf("latency", job)?["rtt_ns"]["p50"].take()),
+        };
+        Ok(vec![(metric, value.as_f64().ok_or("zc perf printed no figure")?)])
+    }
+
+    fn serve(&self, _job: &Job) -> Result<()> {
+        Err("zc perf starts its own server".into())
+    }
+}

@@ -1,0 +1,84 @@
+//! What the issues ask of zc, as bounds on ratios that one run measures.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::samples::{Regime, Samples, Unit};
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bound {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(bound) => value <= bound,
+            Self::AtLeast(bound) => value >= bound,
+        }
+    }
+
+    pub(crate) fn text(self) -> String {
+        match self {
+            Self::AtMost(bound) => format!("<= {bound:.4}"),
+            Self::AtLeast(bound) => format!(">= {bound:.2}"),
+        }
+    }
+}
+
+type Measure = Box<dyn Fn(&Samples, Option<Regime>) -> Option<f64>>;
+
+pub(crate) struct Target {
+    pub(crate) text: String,
+    pub(crate) bound: Bound,
+    measure: Measure,
+}
+
+impl Target {
+    pub(crate) fn new(
+        text: String,
+        bound: Bound,
+        measure: impl Fn(&Samples, Option<Regime>) -> Option<f64> + 'static,
+    ) -> Self {
+        Self { text, bound, measure: Box::new(measure) }
+    }
+
+    /// `a`'s value over `b`'s.
+    pub(crate) fn ratio(a: &'static str, b: &'static str, unit: Unit, bound: Bound) -> Self {
+        let text = format!("{}: {a} / {b}", crate::table::title(unit));
+        Self::new(text, bound, move |samples, regime| samples.ratio(a, b, unit, regime))
+    }
+
+    /// How much more `a` has at one point than at the other.
+    pub(crate) fn difference(a: &'static str, more: Unit, less: Unit, bound: Bound) -> Self {
+        let text = format!("{a}: {} - {}, ns", crate::table::title(more), crate::table::title(less));
+        Self::new(text, bound, move |samples, regime| {
+            Some(samples.median(a, more, regime)? - samples.median(a, less, regime)?)
+        })
+    }
+
+    pub(crate) fn value(&self, samples: &Samples, regime: Option<Regime>) -> Option<f64> {
+        (self.measure)(samples, regime)
+    }
+
+    pub(crate) fn verdict(&self, value: Option<f64>) -> &'static str {
+        match value {
+            Some(value) if self.bound.holds(value) => "met",
+            Some(_) => "MISSED",
+            None => "not measured",
+        }
+    }
+
+    pub(crate) fn json(&self, samples: &Samples) -> Value {
+        let value = self.value(samples, None);
+        json!({
+            "target": self.text,
+            "bound": self.bound,
+            "value": value,
+            "near": self.value(samples, Some(Regime::Near)),
+            "far": self.value(samples, Some(Regime::Far)),
+            "verdict": self.verdict(value),
+        })
+    }
+}
