@@ -80,9 +80,11 @@ fn ropes_of_all_kinds_of_memory() {
 /// The peer is told when a region is gone, and shown the next one under the number that is free.
 #[test]
 fn regions_come_and_go() {
+    const LEN: usize = 32 << 10;
     run(async {
         let (mut a, mut b) = pair(&Setup::default()).await;
-        let group = group(64 << 20);
+        let pool = BufPool::builder().name("comes").backing(Backing::Memfd).max_bytes(8 << 20);
+        let group = MemoryGroup::new(pool.region_bytes(LEN));
         a.lane.tx.join_group(&group).unwrap();
         let maps = |what: &str| {
             let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -90,8 +92,8 @@ fn regions_come_and_go() {
         };
         let mut cx = Context::from_waker(Waker::noop());
         for round in 0..2 * MAX_SHARED_REGIONS {
-            let frames = pass(&mut a, &mut b, round as u64 + 1, filled(&group, 3 << 20, round)).await;
-            assert!(frames[0].payload == body(3 << 20, round)[..]);
+            let frames = pass(&mut a, &mut b, round as u64 + 1, filled(&group, LEN, round)).await;
+            assert!(frames[0].payload == body(LEN, round)[..]);
             drop(frames);
             // What came back is looked at, the pool lets go of it, and the next look tells the peer.
             drop(a.alloc(100_000).await);
@@ -100,7 +102,7 @@ fn regions_come_and_go() {
             a.lane.drive.as_mut().unwrap().poll_drive(&mut cx, tick).unwrap();
             assert!(a.lane.tx.poll_flush(&mut cx).is_ready());
             assert!(b.lane.rx.try_recv(&mut Batch::new()).unwrap().is_none());
-            assert!(maps("memfd:group") <= 4, "round {round}: {}", maps("memfd:group"));
+            assert!(maps("memfd:comes") <= 4, "round {round}: {}", maps("memfd:comes"));
         }
         assert_eq!((copied(&a), copied(&b)), (0, 0));
     });
