@@ -10,29 +10,40 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use zc_core::memory::{PinnedBuf, PinnedBufMut};
 
+use crate::group::Left;
 use crate::lane::Link;
+use crate::layout::PASSED_ON;
 use crate::limits::{MAX_ABANDONED_LINKS, TRIM_INTERVAL_MS};
+use crate::words::{PeerWords, ReadWords};
 
 static ABANDONED: Mutex<Vec<Abandoned>> = Mutex::new(Vec::new());
 
 struct Abandoned {
     buffers: Vec<PinnedBuf>,
     /// Of groups.
-    lent: Vec<PinnedBuf>,
-    /// Whose end says that nobody reads them; `None` when too many were watched.
-    link: Option<Arc<Link>>,
+    lent: Vec<Left>,
+    /// Who reads them; `None` when too many were watched, or others may still read them when the peer is gone.
+    reader: Option<Reader>,
+}
+
+struct Reader {
+    /// Its end says that the peer does not any more ...
+    link: Arc<Link>,
+    /// ... and this, whether it has passed our arenas on.
+    words: PeerWords,
 }
 
 /// What is to be dropped when the lock is released: that may wake somebody.
 #[derive(Default)]
 struct Gone {
+    left: Vec<Left>,
     writable: Vec<PinnedBufMut>,
     shared: Vec<PinnedBuf>,
-    links: Vec<Arc<Link>>,
+    readers: Vec<Reader>,
 }
 
 /// Keeps `buffers`, as long as they are not unique, and what was `lent` of groups.
-pub(crate) fn keep(buffers: Vec<PinnedBuf>, lent: Vec<PinnedBuf>, link: Arc<Link>) {
+pub(crate) fn keep(buffers: Vec<PinnedBuf>, lent: Vec<Left>, link: Arc<Link>, words: PeerWords) {
     if buffers.is_empty() && lent.is_empty() {
         return;
     }
@@ -42,12 +53,12 @@ pub(crate) fn keep(buffers: Vec<PinnedBuf>, lent: Vec<PinnedBuf>, link: Arc<Link
     let mut gone = Gone::default();
     {
         let mut all = ABANDONED.lock();
-        all.push(Abandoned { buffers, lent, link: Some(link) });
+        all.push(Abandoned { buffers, lent, reader: Some(Reader { link, words }) });
         all.retain_mut(|one| one.look(&mut gone));
-        let watched = all.iter().filter(|one| one.link.is_some()).count();
+        let watched = all.iter().filter(|one| one.reader.is_some()).count();
         let too_many = watched.saturating_sub(MAX_ABANDONED_LINKS);
-        for one in all.iter_mut().filter(|one| one.link.is_some()).take(too_many) {
-            gone.links.extend(one.link.take());
+        for one in all.iter_mut().filter(|one| one.reader.is_some()).take(too_many) {
+            gone.readers.extend(one.reader.take());
             // Nobody will hear when they are done with: never written again (M4).
             one.lent.drain(..).for_each(std::mem::forget);
         }
@@ -80,7 +91,8 @@ pub(crate) fn sweep_at_times() {
 
 /// Not under the lock of the table: an old waker may be dropped here, and much with it.
 fn look_at_links() {
-    let links: Vec<_> = ABANDONED.lock().iter().filter_map(|one| one.link.clone()).collect();
+    let links: Vec<_> =
+        ABANDONED.lock().iter().filter_map(|one| Some(one.reader.as_ref()?.link.clone())).collect();
     links.iter().for_each(|link| link.look_for_end());
 }
 
@@ -88,9 +100,12 @@ impl Abandoned {
     /// Whether anything is left to keep.
     fn look(&mut self, gone: &mut Gone) -> bool {
         let buffers = std::mem::take(&mut self.buffers);
-        if self.link.as_ref().is_some_and(|link| link.readers_gone()) {
+        let left = self.reader.take_if(|reader| reader.link.readers_gone());
+        if left.is_some() {
+            gone.left.append(&mut self.lent);
+        }
+        if left.as_ref().is_some_and(|reader| reader.words.load(PASSED_ON) == 0) {
             gone.shared.extend(buffers);
-            gone.shared.append(&mut self.lent);
         } else {
             for buffer in buffers {
                 match buffer.try_into_mut() {
@@ -99,8 +114,9 @@ impl Abandoned {
                 }
             }
         }
+        gone.readers.extend(left);
         if self.is_empty() {
-            gone.links.extend(self.link.take());
+            gone.readers.extend(self.reader.take());
         }
         !self.is_empty()
     }

@@ -20,6 +20,8 @@ const PAGE_BYTES: usize = 4096;
 pub(crate) const CONSUMED: usize = 128 / 8;
 /// Word: payload bytes that our application took.
 pub(crate) const TAKEN: usize = CONSUMED + 1;
+/// Word: not 0 once others than we may read what the peer sends us, for a forwarding group. Never 0 again.
+pub(crate) const PASSED_ON: usize = CONSUMED + 2;
 /// Word: our receiving half's sleep epoch.
 pub(crate) const RX_SLEEP: usize = 256 / 8;
 /// Word: our sending half's sleep epoch.

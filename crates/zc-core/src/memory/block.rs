@@ -362,6 +362,11 @@ impl SharedBlock {
         self.0.private().base
     }
 
+    /// The number of its bytes.
+    pub(super) fn capacity(&self) -> usize {
+        self.0.private().capacity
+    }
+
     /// The region the block lies in.
     pub(super) fn region(&self) -> Option<&Region> {
         self.0.region()

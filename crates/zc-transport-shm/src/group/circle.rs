@@ -13,8 +13,15 @@ static CIRCLES: Mutex<Vec<(GroupId, Weak<Circle>)>> = Mutex::new(Vec::new());
 
 pub(super) struct Circle {
     slot: RegistrarSlot,
-    /// The peers' memory of each member.
-    members: Mutex<Vec<Weak<Opened>>>,
+    members: Mutex<Vec<Member>>,
+}
+
+#[derive(Clone)]
+struct Member {
+    /// Its peer's memory.
+    opened: Weak<Opened>,
+    /// Who shows its peer what others have.
+    shown: RegistrarId,
 }
 
 impl Registrar for Circle {
@@ -52,7 +59,7 @@ impl Circle {
 
     /// All that members can see of each other now.
     pub(super) fn regions(&self) -> Vec<Region> {
-        let members: Vec<_> = self.members.lock().iter().filter_map(Weak::upgrade).collect();
+        let members: Vec<_> = self.members.lock().iter().filter_map(|one| one.opened.upgrade()).collect();
         members.iter().flat_map(|member| member.state.lock().regions.clone()).collect()
     }
 }
@@ -88,25 +95,41 @@ impl Opened {
         drop(removed);
     }
 
-    /// From now on members of the circle may see what this peer sends.
-    pub(super) fn open(self: &Arc<Self>, circle: Arc<Circle>) {
+    /// From now on members of the circle may see what this peer sends, and `shown` shows it what theirs do.
+    pub(super) fn open(self: &Arc<Self>, circle: Arc<Circle>, shown: RegistrarId) {
         let mut members = circle.members.lock();
-        members.retain(|member| member.strong_count() > 0);
-        members.push(Arc::downgrade(self));
+        members.retain(|member| member.opened.strong_count() > 0);
+        members.push(Member { opened: Arc::downgrade(self), shown });
         drop(members);
         let mut state = self.state.lock();
         state.regions.iter().for_each(|region| enter(&circle, region));
         state.circles.push(circle);
     }
 
-    /// From now on they may not.
+    /// From now on they may not, and those that they were shown are taken away again.
     pub(super) fn close(&self, circle: &Arc<Circle>) {
-        circle.members.lock().retain(|member| !std::ptr::eq(member.as_ptr(), self));
+        let mut members = circle.members.lock();
+        let all = members.clone();
+        members.retain(|member| !std::ptr::eq(member.opened.as_ptr(), self));
+        drop(members);
         let mut state = self.state.lock();
         state.circles.retain(|known| !Arc::ptr_eq(known, circle));
-        for region in &state.regions {
+        let regions = state.regions.clone();
+        for region in &regions {
             region.deregister_from(circle.slot.id());
         }
+        drop(state);
+        for Member { opened, shown } in all {
+            let Some(opened) = opened.upgrade() else { continue };
+            for region in regions.iter().filter(|region| !opened.may_be_shown(region)) {
+                region.deregister_from(shown);
+            }
+        }
+    }
+
+    /// Whether another circle still shows this peer the region.
+    fn may_be_shown(&self, region: &Region) -> bool {
+        self.state.lock().circles.iter().any(|circle| circle.has(region))
     }
 }
 

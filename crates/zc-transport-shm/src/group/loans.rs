@@ -1,6 +1,6 @@
 //! Buffers of shown regions that the peer holds. One buffer may be out to many peers: each has a loan of its own.
 
-use zc_core::memory::PinnedBuf;
+use zc_core::memory::{LeftBehind, MemoryGroup, PinnedBuf};
 use zc_core::wire::WireError;
 
 use super::Place;
@@ -20,6 +20,21 @@ struct Lent {
     /// The send whose report waits for it.
     token: Option<u64>,
     place: Place,
+    /// The group, unless it is another member's.
+    group: Option<MemoryGroup>,
+}
+
+/// What a peer may read after the lane is gone.
+pub(crate) struct Left {
+    _buf: PinnedBuf,
+    /// It counts against the share of all members.
+    _counted: Option<LeftBehind>,
+}
+
+impl From<Lent> for Left {
+    fn from(Lent { buf, group, .. }: Lent) -> Self {
+        Self { _counted: group.map(|group| group.leave_behind(buf.kept_bytes())), _buf: buf }
+    }
 }
 
 /// All loans of one direction.
@@ -29,14 +44,17 @@ pub(super) struct Loans {
     free: Vec<u16>,
     /// How many there are of each region.
     of_region: [u16; MAX_SHARED_REGIONS],
-    /// Bytes of our own groups, and buffers of other members.
+    /// Bytes of our own groups.
     bytes: usize,
+    /// Buffers of other members, and their bytes.
     forwarded: usize,
+    forwarded_bytes: usize,
 }
 
 impl Default for Loans {
     fn default() -> Self {
-        Self { all: Vec::new(), free: Vec::new(), of_region: [0; MAX_SHARED_REGIONS], bytes: 0, forwarded: 0 }
+        let of_region = [0; MAX_SHARED_REGIONS];
+        Self { all: Vec::new(), free: Vec::new(), of_region, bytes: 0, forwarded: 0, forwarded_bytes: 0 }
     }
 }
 
@@ -53,13 +71,23 @@ impl Loans {
         self.forwarded
     }
 
+    pub(super) fn forwarded_bytes(&self) -> usize {
+        self.forwarded_bytes
+    }
+
     pub(super) fn are_of(&self, region: u8) -> bool {
         self.of_region[usize::from(region)] > 0
     }
 
     /// Keeps a buffer until the peer gives it back (M1, M2). What names it to the peer; `None` when there are too
     /// many already.
-    pub(super) fn lend(&mut self, place: Place, buf: PinnedBuf, token: Option<u64>) -> Option<Descriptor> {
+    pub(super) fn lend(
+        &mut self,
+        place: Place,
+        buf: PinnedBuf,
+        token: Option<u64>,
+        group: Option<MemoryGroup>,
+    ) -> Option<Descriptor> {
         let at = match self.free.pop() {
             Some(at) => at,
             None if self.all.len() < MAX_SHARED_LOANS as usize => {
@@ -78,11 +106,12 @@ impl Loans {
         };
         if place.forwarded {
             self.forwarded += 1;
+            self.forwarded_bytes += buf.kept_bytes();
         } else {
-            self.bytes += buf.len();
+            self.bytes += buf.kept_bytes();
         }
         self.of_region[usize::from(place.region)] += 1;
-        loan.lent = Some(Lent { buf, token, place });
+        loan.lent = Some(Lent { buf, token, place, group });
         Some(name)
     }
 
@@ -96,20 +125,21 @@ impl Loans {
         loan.generation = loan.generation.wrapping_add(1);
         let lent = loan.lent.take();
         self.free.push(back.block);
-        let Some(Lent { buf, token, place }) = lent else { return Ok(None) };
+        let Some(Lent { buf, token, place, .. }) = lent else { return Ok(None) };
         if place.forwarded {
             self.forwarded -= 1;
+            self.forwarded_bytes -= buf.kept_bytes();
         } else {
-            self.bytes -= buf.len();
+            self.bytes -= buf.kept_bytes();
         }
         self.of_region[usize::from(place.region)] -= 1;
         Ok(token)
     }
 
     /// Everything that the peer holds. No loan is made or comes back after this.
-    pub(super) fn end(&mut self) -> Vec<PinnedBuf> {
+    pub(super) fn end(&mut self) -> Vec<Left> {
         let all = std::mem::take(self).all;
-        all.into_iter().filter_map(|loan| loan.lent).map(|lent| lent.buf).collect()
+        all.into_iter().filter_map(|loan| loan.lent).map(Left::from).collect()
     }
 }
 
@@ -120,7 +150,7 @@ mod tests {
 
     fn lend(loans: &mut Loans, region: u8, token: u64) -> Option<Descriptor> {
         let place = Place { region, offset: 4, forwarded: false };
-        loans.lend(place, PinnedBuf::from(vec![1; 10]), Some(token))
+        loans.lend(place, PinnedBuf::from(vec![1; 10]), Some(token), None)
     }
 
     fn back(at: Descriptor) -> Return {

@@ -13,5 +13,6 @@ mod seen;
 mod shown;
 
 pub(crate) use circle::Opened;
+pub(crate) use loans::Left;
 pub(crate) use seen::Seen;
 pub(crate) use shown::{Place, Planned, Shown};

@@ -11,7 +11,7 @@ use zc_core::memory::{
 use zc_core::wire::WireError;
 
 use super::circle::{Circle, Opened};
-use super::loans::Loans;
+use super::loans::{Left, Loans};
 use crate::layout::{Descriptor, Return, SHARED, Share};
 use crate::limits::{MAX_ARENA_BLOCKS, MAX_GROUPS, MAX_SHARED_LOANS, MAX_SHARED_REGIONS};
 use crate::sys;
@@ -31,16 +31,22 @@ pub(crate) struct Planned {
     loans: usize,
     bytes: usize,
     forwarded: usize,
+    forwarded_bytes: usize,
 }
 
 impl Planned {
-    pub(crate) fn add(&mut self, place: &Place, len: usize) {
+    pub(crate) fn add(&mut self, place: &Place, buf: &PinnedBuf) {
         self.loans += 1;
         if place.forwarded {
             self.forwarded += 1;
+            self.forwarded_bytes += buf.kept_bytes();
         } else {
-            self.bytes += len;
+            self.bytes += buf.kept_bytes();
         }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.loans == 0
     }
 }
 
@@ -68,13 +74,15 @@ pub(crate) struct Shown {
     /// The peer's own memory, which it opens to forwarding groups.
     opened: Arc<Opened>,
     max_bytes: u64,
+    /// What all members together may keep of messages of one, as long as those are lent here.
+    lease_bytes: usize,
 }
 
 impl Shown {
-    /// Nothing yet, and at most `max_bytes` at a time.
-    pub(crate) fn new(max_bytes: u64, opened: Arc<Opened>) -> Self {
-        let announced = [false; MAX_SHARED_REGIONS];
-        Self { groups: Vec::new(), regions: None, announced, loans: Loans::default(), opened, max_bytes }
+    /// Nothing yet, and at most `max_bytes` at a time. Of members, messages are lent up to `lease_bytes`.
+    pub(crate) fn new(max_bytes: u64, lease_bytes: usize, opened: Arc<Opened>) -> Self {
+        let (announced, loans) = ([false; MAX_SHARED_REGIONS], Loans::default());
+        Self { groups: Vec::new(), regions: None, announced, loans, opened, max_bytes, lease_bytes }
     }
 
     pub(crate) fn join(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
@@ -82,9 +90,14 @@ impl Shown {
             Some(regions) => regions.clone(),
             None => self.regions.insert(Arc::new(Regions::new(self.max_bytes)?)).clone(),
         };
+        self.leave_closed();
+        if self.groups.iter().any(|joined| joined.id() == group.id()) {
+            return Err(RegisterError::AlreadyMember);
+        }
         if self.groups.len() >= MAX_GROUPS {
             return Err(RegisterError::Unsupported("the connection is in as many groups as it may be"));
         }
+        let shown = regions.slot.id();
         let registrar: Arc<dyn Registrar> = regions;
         let membership = group.join(&registrar)?;
         let circle = match group.forwards() {
@@ -92,7 +105,7 @@ impl Shown {
             false => None,
         };
         if let Some(circle) = &circle {
-            self.opened.open(circle.clone());
+            self.opened.open(circle.clone(), shown);
         }
         self.groups.push(Joined { membership, circle });
         Ok(())
@@ -107,6 +120,13 @@ impl Shown {
         let elsewhere = |region: &Region| self.groups.iter().any(|joined| joined.may_forward(region));
         for region in circle.regions().iter().filter(|region| !elsewhere(region)) {
             region.deregister_from(regions.slot.id());
+        }
+    }
+
+    /// Leaves groups of which nothing can be sent any more: nobody has a handle or a buffer.
+    pub(crate) fn leave_closed(&mut self) {
+        while let Some(closed) = self.groups.iter().find(|joined| joined.membership.group().is_closed()) {
+            self.leave(closed.id());
         }
     }
 
@@ -132,42 +152,58 @@ impl Shown {
         };
         let (offset, region) = (u32::try_from(offset).ok()?, u8::try_from(key).ok()?);
         let place = Place { region, offset, forwarded };
-        self.is_within_share(joined, &place, buf.len(), planned).then_some(place)
+        self.is_within_share(joined, &place, buf.kept_bytes(), planned).then_some(place)
     }
 
     fn forward(&self, region: &Region) -> Option<(&Joined, u64)> {
+        let regions = self.regions.as_ref()?;
         let joined = self.groups.iter().find(|joined| joined.may_forward(region))?;
-        let registrar: Arc<dyn Registrar> = self.regions.clone()?;
-        Some((joined, region.register_with(&registrar).ok()?))
+        let registrar: Arc<dyn Registrar> = regions.clone();
+        let key = region.register_with(&registrar).ok()?;
+        if !joined.may_forward(region) {
+            // Its member was dismissed meanwhile, and may not have seen that we have it.
+            region.deregister_from(regions.slot.id());
+            return None;
+        }
+        Some((joined, key))
     }
 
-    /// Members that never give anything back can't have it all between them: something is left for others.
-    fn is_within_share(&self, joined: &Joined, place: &Place, len: usize, planned: &Planned) -> bool {
-        let group = joined.membership.group();
+    /// Members that never give anything back can't have it all between them: something is left for others. What those
+    /// keep who are members no more counts for all, so that nobody gets another share by coming back.
+    fn is_within_share(&self, joined: &Joined, place: &Place, bytes: usize, planned: &Planned) -> bool {
+        let (group, loans) = (joined.membership.group(), &self.loans);
         let shares = group.members() + 1;
-        match place.forwarded {
-            // Blocks of whoever sent them.
-            true => self.loans.forwarded() + planned.forwarded < MAX_ARENA_BLOCKS as usize / shares,
-            false => self.loans.bytes() + planned.bytes + len <= group.pool().max_bytes() / shares,
+        if !place.forwarded {
+            let kept = group.left_behind_bytes() + loans.bytes() + planned.bytes;
+            return kept + bytes <= group.pool().max_bytes() / shares;
         }
+        // Blocks of whoever sent them, and of his lease: past that nothing of his is lent any more, to nobody.
+        let kept = loans.forwarded_bytes() + planned.forwarded_bytes;
+        loans.forwarded() + planned.forwarded < MAX_ARENA_BLOCKS as usize / shares
+            && (kept == 0 || kept + bytes <= self.lease_bytes / shares)
     }
 
     pub(crate) fn is_announced(&self, region: u8) -> bool {
         self.announced.get(usize::from(region)) == Some(&true)
     }
 
-    /// A region that the peer must be told of before anything in it is named, with what says so.
-    pub(crate) fn news(&self, region: u8) -> Option<(Region, Share)> {
-        let state = self.regions.as_ref()?.state.lock();
-        let (_, found) = state.fresh.iter().find(|(at, _)| *at == region)?;
-        Some((found.clone(), Share { region: SHARED | region, bytes: found.len() as u64 }))
+    /// What the peer is now told of a region, before anything in it is named. Then it
+    /// [was](Self::set_announced), or [was not](Self::take_word_back).
+    pub(crate) fn tell(&self, region: u8) -> Option<Share> {
+        let bytes = self.regions.as_ref()?.state.lock().tell(region)?;
+        Some(Share { region: SHARED | region, bytes })
     }
 
     /// The peer was told of a region.
     pub(crate) fn set_announced(&mut self, region: u8) {
         self.announced[usize::from(region)] = true;
-        let told = self.regions.as_ref().and_then(|regions| regions.state.lock().take_fresh(region));
-        drop(told);
+    }
+
+    /// It could not be told.
+    pub(crate) fn take_word_back(&self, region: u8) {
+        if let Some(regions) = &self.regions {
+            regions.state.lock().untell(region);
+        }
     }
 
     /// A region of which the peer is to be told that it is gone: nobody will send from it, and nothing of it is with the
@@ -183,7 +219,10 @@ impl Shown {
 
     /// Keeps a buffer until the peer gives it back (M1, M2).
     pub(crate) fn lend(&mut self, place: Place, buf: PinnedBuf, token: Option<u64>) -> Option<Descriptor> {
-        self.loans.lend(place, buf, token)
+        let group = buf.region().and_then(Region::group);
+        let joined = self.groups.iter().find(|joined| Some(joined.id()) == group);
+        let group = joined.map(|joined| joined.membership.group().clone());
+        self.loans.lend(place, buf, token, group)
     }
 
     /// The peer gave something back (M6).
@@ -192,7 +231,7 @@ impl Shown {
     }
 
     /// Everything that the peer holds, which is not looked after here any more.
-    pub(crate) fn end(&mut self) -> Vec<PinnedBuf> {
+    pub(crate) fn end(&mut self) -> Vec<Left> {
         self.loans.end()
     }
 }
@@ -223,14 +262,20 @@ struct Regions {
 #[derive(Default)]
 struct State {
     /// By number, at most [`MAX_SHARED_REGIONS`].
-    all: Vec<Option<(RegionId, u64)>>,
+    all: Vec<Option<Known>>,
     bytes: u64,
-    /// Those that the peer has not been told of yet.
-    fresh: Vec<(u8, Region)>,
-    /// Those of which it has not been told yet that they are gone.
+    /// Those of which the peer has not been told yet that they are gone.
     gone: VecDeque<u8>,
     /// The system had no memory for it; it is not asked again at every message.
     refused: Option<RegionId>,
+}
+
+/// A number that is taken. The region itself is kept by whoever sends from it.
+#[derive(Clone)]
+struct Known {
+    bytes: u64,
+    /// The peer has been told of it.
+    told: bool,
 }
 
 impl State {
@@ -247,20 +292,41 @@ impl State {
             return Err(RegisterError::Unsupported("the peer maps as many regions as it may"));
         }
         self.all.resize(self.all.len().max(at + 1), None);
-        self.all[at] = Some((region.id(), bytes));
+        self.all[at] = Some(Known { bytes, told: false });
         self.bytes += bytes;
         Ok(at as u8)
     }
 
     fn release(&mut self, region: u8) {
-        if let Some((_, bytes)) = self.all.get_mut(usize::from(region)).and_then(Option::take) {
+        if let Some(Known { bytes, .. }) = self.all.get_mut(usize::from(region)).and_then(Option::take) {
             self.bytes -= bytes;
         }
     }
 
-    fn take_fresh(&mut self, region: u8) -> Option<Region> {
-        let at = self.fresh.iter().position(|(fresh, _)| *fresh == region)?;
-        Some(self.fresh.swap_remove(at).1)
+    fn tell(&mut self, region: u8) -> Option<u64> {
+        let known = self.all.get_mut(usize::from(region))?.as_mut()?;
+        known.told = true;
+        Some(known.bytes)
+    }
+
+    fn untell(&mut self, region: u8) {
+        match self.gone.iter().position(|gone| *gone == region) {
+            Some(at) => {
+                self.gone.remove(at);
+                self.release(region);
+            }
+            None => {
+                let known = self.all.get_mut(usize::from(region)).and_then(Option::as_mut);
+                known.into_iter().for_each(|known| known.told = false);
+            }
+        }
+    }
+
+    fn forget(&mut self, region: u8) {
+        match self.all.get(usize::from(region)) {
+            Some(Some(Known { told: true, .. })) => self.gone.push_back(region),
+            _ => self.release(region),
+        }
     }
 }
 
@@ -280,31 +346,19 @@ impl Registrar for Regions {
             return Err(RegisterError::Unsupported("a peer maps memfds only"));
         }
         let at = self.state.lock().claim(region, self.max_bytes)?;
-        let whole = sys::make_whole(region);
-        let mut state = self.state.lock();
-        match whole {
-            Ok(()) => {
-                state.fresh.push((at, region.clone()));
-                Ok(at.into())
-            }
-            Err(error) => {
-                state.release(at);
-                state.refused = Some(region.id());
-                Err(error.into())
-            }
+        if let Err(error) = sys::make_whole(region) {
+            let mut state = self.state.lock();
+            state.release(at);
+            state.refused = Some(region.id());
+            return Err(error.into());
         }
+        Ok(at.into())
     }
 
     fn deregister(&self, _: RegionId, key: u64) -> std::io::Result<()> {
-        let Ok(region) = u8::try_from(key) else { return Ok(()) };
-        let mut state = self.state.lock();
-        let untold = state.take_fresh(region);
-        match &untold {
-            Some(_) => state.release(region),
-            None => state.gone.push_back(region),
+        if let Ok(region) = u8::try_from(key) {
+            self.state.lock().forget(region);
         }
-        drop(state);
-        drop(untold);
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use rustix::io::Errno;
-use zc_core::memory::{PinnedBuf, PinnedBufMut};
+use zc_core::memory::{PinnedBuf, PinnedBufMut, Region};
 use zc_core::transport::LaneError;
 
 use super::Tx;
@@ -106,26 +106,33 @@ impl Tx {
     /// copied.
     pub(super) fn show(&mut self, buf: &PinnedBuf, planned: &Planned) -> Option<Place> {
         let place = self.shown.place_of(buf, planned)?;
-        (self.shown.is_announced(place.region) || self.announce_region(place.region)).then_some(place)
+        let told =
+            self.shown.is_announced(place.region) || self.announce_region(buf.region()?, &place, planned);
+        told.then_some(place)
     }
 
     /// Sends the descriptor of a region of a group and then its entry; false while that is not possible.
     #[cold]
-    fn announce_region(&mut self, region: u8) -> bool {
-        if !self.shared.has_link() || !self.may_announce() {
+    fn announce_region(&mut self, region: &Region, place: &Place, planned: &Planned) -> bool {
+        // Nobody else may look at what the peer has read as long as there is room in the ring.
+        if !self.shared.has_link() || !(self.may_announce() || self.refresh().is_ok() && self.may_announce())
+        {
             return false;
         }
-        // At least one slot stays.
-        self.tell_gone();
-        let Some((memory, share)) = self.shown.news(region) else { return false };
-        let sent = memory.fd().map(|fd| self.shared.poll_send_fd(fd));
+        // At least one slot stays. What the same message names must not go: it is not lent yet.
+        if planned.is_empty() {
+            self.tell_gone();
+        }
+        let Some(share) = self.shown.tell(place.region) else { return false };
+        let sent = region.fd().map(|fd| self.shared.poll_send_fd(fd));
         // If the link is at its end, the drive will say so.
         if !matches!(sent, Some(Poll::Ready(Ok(())))) {
+            self.shown.take_word_back(place.region);
             return false;
         }
         self.announced.push_back(self.ring.count());
         self.announce(Kind::Share, &share.pack());
-        self.shown.set_announced(region);
+        self.shown.set_announced(place.region);
         self.count_arenas();
         true
     }
@@ -162,6 +169,7 @@ impl Tx {
         }
         self.arena.age();
         if self.shown.is_used() {
+            self.shown.leave_closed();
             self.tell_gone();
             // Members that are gone may hold what others wait for.
             abandoned::sweep_at_times();

@@ -23,7 +23,7 @@ use super::shared::Shared;
 use crate::abandoned;
 use crate::arena::{Arena, NewSlab};
 use crate::group::{Opened, Shown};
-use crate::layout::{CONSUMED, Kind, RX_SLEEP, Return, SHARED, TAKEN, TX_SLEEP};
+use crate::layout::{CONSUMED, Kind, PASSED_ON, RX_SLEEP, Return, SHARED, TAKEN, TX_SLEEP};
 use crate::lie::lie;
 use crate::limits::{
     CONTROL_SLOTS, INLINE_MAX, MAX_FRAME_SLOTS, MAX_IDLE_RINGS, MAX_QUEUED_FRAMES, MAX_REPORTS,
@@ -32,7 +32,7 @@ use crate::returns::Returned;
 use crate::ring::Producer;
 use crate::sleep::{Ringer, Sleeper};
 use crate::small::SmallBuffers;
-use crate::words::{OwnWords, PeerWords, ReadWords};
+use crate::words::{OwnWords, PeerWords, ReadWords, WriteWords};
 
 /// The memory of the sending half.
 pub(super) struct Memory {
@@ -55,6 +55,7 @@ struct Waiting {
 pub(super) struct Tx {
     shared: Arc<Shared>,
     ring: Producer<OwnWords>,
+    own: OwnWords,
     peer: PeerWords,
     sleeper: Sleeper<OwnWords>,
     /// The peer's receiving half.
@@ -97,12 +98,13 @@ impl Tx {
         Self {
             shared,
             ring: Producer::new(own.clone(), geometry.ring_at(), geometry.slots),
-            sleeper: Sleeper::new(own, TX_SLEEP),
+            sleeper: Sleeper::new(own.clone(), TX_SLEEP),
+            own,
             reader: Ringer::new(peer.clone(), RX_SLEEP),
             returned: Returned::new(peer.clone(), returns_at, geometry.returns),
             peer,
             arena,
-            shown: Shown::new(max_arena_bytes, opened),
+            shown: Shown::new(max_arena_bytes, cx.limits.lease_soft, opened),
             taken: 0,
             small: SmallBuffers::new(cx.pool.with_origin("shm tx")),
             ledger: cx.ledger.clone(),
@@ -145,15 +147,19 @@ impl Tx {
     }
 
     /// After the end: takes what comes back. The end of the lane is not that of the peer's readers, so what
-    /// they may read stays held until they are gone (M2).
+    /// they may read stays held until they are gone (M2). Whom the peer has passed our arenas on to may outlive it: then
+    /// only what came back before is free.
     fn let_go(&mut self) {
-        if self.shared.readers_gone() {
-            drop(self.shown.end());
-            return self.arena.release_all();
-        }
+        let gone = self.shared.readers_gone();
         while let Some(back) = self.returned.next() {
             let Ok(token) = self.take_back(back) else { break };
             self.reports.settle(token);
+        }
+        if gone {
+            drop(self.shown.end());
+            if self.peer.load(PASSED_ON) == 0 {
+                self.arena.release_all();
+            }
         }
     }
 
@@ -440,6 +446,10 @@ impl LaneTx for Tx {
     }
 
     fn join_group(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
+        if group.forwards() {
+            // Before anyone else can read it, so that the peer knows whenever we are gone.
+            self.own.publish(PASSED_ON, 1);
+        }
         self.shown.join(group)?;
         self.count_arenas();
         Ok(())
@@ -456,6 +466,6 @@ impl Drop for Tx {
     fn drop(&mut self) {
         self.ring.publish();
         self.let_go();
-        abandoned::keep(self.arena.abandon(), self.shown.end(), self.shared.link());
+        abandoned::keep(self.arena.abandon(), self.shown.end(), self.shared.link(), self.peer.clone());
     }
 }

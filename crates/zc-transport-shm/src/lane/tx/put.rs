@@ -132,7 +132,7 @@ impl Tx {
                         return Ok(None);
                     }
                     if let Piece::Shared(place) = &piece {
-                        planned.add(place, segment.len());
+                        planned.add(place, segment);
                     }
                     pieces.push(piece);
                 }
