@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use zc::memory::{AllocError, BufPool, RegionKind};
+use zc::transport::LaneLimits;
 use zc::{Connection, Fabric, Group, Listener, PinnedBuf};
 
 /// Set in a process that is a member: what it does, and where.
@@ -60,6 +61,16 @@ async fn pairs(fabric: &Fabric, uri: &str, count: usize) -> Vec<(Connection, Con
     pairs
 }
 
+/// As soon as somebody listens.
+async fn connect(fabric: &Fabric, uri: &str) -> Connection {
+    loop {
+        match fabric.connect(uri).await {
+            Ok(connection) => return connection,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
 async fn take(connection: &mut Connection) -> PinnedBuf {
     let message = connection.recv().await.unwrap().unwrap();
     let mut segments = message.into_segments();
@@ -103,6 +114,9 @@ fn member() {
     let (what, uri) = task.split_once(' ').unwrap();
     run(async {
         let fabric = Fabric::auto().unwrap();
+        if what == "forwards" {
+            return forwards(&fabric, uri).await;
+        }
         let mut connection = fabric.connect(uri).await.unwrap();
         match what {
             "reads" => reads(&mut connection).await,
@@ -131,6 +145,17 @@ async fn holds(connection: &mut Connection) {
     loop {
         kept.push(connection.recv().await);
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// A hub: what the first sends goes to the second, until it is killed.
+async fn forwards(fabric: &Fabric, uri: &str) {
+    let (hub, mut listener) = (fabric.forwarding_group(), fabric.listen(uri).await.unwrap());
+    let (mut from, to) = (accept(&mut listener).await, accept(&mut listener).await);
+    [&from, &to].iter().for_each(|member| hub.admit(member).unwrap());
+    to.send(b"ready".to_vec()).await.unwrap();
+    while let Some(message) = from.recv().await.unwrap() {
+        to.send(message).await.unwrap();
     }
 }
 
@@ -307,7 +332,10 @@ fn a_member_that_gives_nothing_back_stops_nobody() {
 fn a_hub_forwards_without_a_copy() {
     run(async {
         let uri = uri("hub");
-        let fabric = Fabric::auto().unwrap();
+        // Readers may fall behind by everything that is sent.
+        let mut limits = LaneLimits::default();
+        (limits.lease_soft, limits.lease_hard) = (64 << 20, 128 << 20);
+        let fabric = Fabric::auto_builder().limits(limits).build().unwrap();
         let mut listener = fabric.listen(&uri).await.unwrap();
         let (hub, mut readers, mut members) = (fabric.forwarding_group(), Vec::new(), Vec::new());
         for _ in 0..3 {
@@ -362,6 +390,38 @@ fn what_is_forwarded_stays_until_all_are_done() {
             }
         }
         assert_eq!(ends.iter().map(|(a, b)| copied(a) + copied(b)).sum::<u64>(), 0);
+    });
+}
+
+/// The hub is killed while one member reads what another wrote: that one may not write it, for nobody tells it when the
+/// other is done.
+#[test]
+fn what_was_forwarded_stays_as_it_is_when_the_hub_is_killed() {
+    const LEN: usize = 50_000;
+    run(async {
+        let (uri, fabric) = (uri("dead-hub"), Fabric::auto().unwrap());
+        let mut hub = Member::start("forwards", &uri);
+        let source = connect(&fabric, &uri).await;
+        let mut sink = connect(&fabric, &uri).await;
+        // Both are admitted.
+        assert_eq!(take(&mut sink).await, *b"ready");
+        let mut sent = source.alloc(LEN).await.unwrap();
+        sent.resize(LEN, 0);
+        sent.iter_mut().enumerate().for_each(|(at, b)| *b = byte(1, at));
+        let mut sent = sent.freeze();
+        source.send(sent.clone()).await.unwrap();
+        let got = take(&mut sink).await;
+        assert_eq!(got.region().unwrap().info().kind, RegionKind::Peer, "lent where it lies");
+        hub.0.kill().unwrap();
+        while source.send(b"anybody there?".to_vec()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(source);
+        for _ in 0..50 {
+            sent = sent.try_into_mut().expect_err("writable while it is read");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(is_whole(&got, 1, LEN));
     });
 }
 

@@ -411,6 +411,43 @@ fn a_lie_releases_nothing_and_the_end_does() {
     });
 }
 
+/// Who has passed our messages on may be gone while others read them: nothing that it did not give back is written again,
+/// neither while the lane is there nor after.
+#[test]
+fn what_was_passed_on_is_not_written_when_the_peer_is_gone() {
+    for lane_goes_first in [false, true] {
+        run(async {
+            let (mut good, mut evil) = join(Trust::Cooperative).await;
+            let mut kept = Vec::new();
+            for seq in 1..3 {
+                let mut buf = good.alloc(4000).await;
+                buf.put_slice(&body(4000, 1));
+                kept.push(buf.freeze());
+                good.send(data(seq, kept[kept.len() - 1].clone())).await.unwrap();
+            }
+            evil.words.store(crate::layout::PASSED_ON, 1);
+            // It gives the second back, as the last thing it does.
+            let (_, offset) = kept[1].place().unwrap();
+            let block = (offset / crate::FIRST_BLOCK_BYTES as usize) as u16;
+            evil.give_back(Return { slab: 0, generation: 0, block });
+            if lane_goes_first {
+                drop(good);
+                drop(evil.link);
+            } else {
+                drop(evil.link);
+                assert!(matches!(good.recv().await, Err(LaneError::PeerGone(_))));
+                assert!(good.send(data(3, body(9, 0))).await.is_err());
+                drop(good);
+            }
+            assert!(kept.pop().unwrap().try_into_mut().is_ok(), "it came back");
+            for _ in 0..10 {
+                drop(crate::common::pair(&Setup::default()).await);
+                kept = vec![kept.pop().unwrap().try_into_mut().expect_err("others may read it")];
+            }
+        });
+    }
+}
+
 /// So it is when a stranger's bell ends.
 #[test]
 fn a_bell_that_ends_is_the_end_of_the_lane() {

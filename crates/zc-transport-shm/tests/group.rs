@@ -175,3 +175,52 @@ fn groups_and_their_memory_are_bounded() {
         assert_eq!(copied(&a), 6000);
     });
 }
+
+/// A connection that goes on when groups do not has room for others, and lets their memory go.
+#[test]
+fn groups_that_nobody_has_are_left() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        for seq in 1..3 * MAX_GROUPS {
+            let group = group(8 << 20);
+            a.lane.tx.join_group(&group).unwrap();
+            let buf = filled(&group, 5000, seq);
+            let pool = group.pool().clone();
+            drop(group);
+            drop(pass(&mut a, &mut b, seq as u64, buf).await);
+            drop(a.alloc(100_000).await);
+            assert_eq!(pool.stats().in_use_bytes, 0);
+        }
+        assert_eq!((copied(&a), copied(&b)), (0, 0));
+    });
+}
+
+/// One who keeps its share, goes and comes back, again and again: there is memory for others all the same.
+#[test]
+fn coming_back_gives_nobody_another_share() {
+    const LEN: usize = 60_000;
+    run(async {
+        let (mut other, mut reader) = pair(&Setup::default()).await;
+        let group = group(8 << 20);
+        other.lane.tx.join_group(&group).unwrap();
+        let (mut kept, mut seq) = (Vec::new(), 0);
+        for _ in 0..10 {
+            let (mut hub, mut hoarder) = pair(&Setup::default()).await;
+            hub.lane.tx.join_group(&group).unwrap();
+            for at in 1..=80 {
+                kept.extend(pass(&mut hub, &mut hoarder, at, filled(&group, LEN, 3)).await);
+                seq += 1;
+                drop(pass(&mut other, &mut reader, seq, filled(&group, LEN, 4)).await);
+                drop(other.alloc(100_000).await);
+            }
+        }
+        let left = group.left_behind_bytes();
+        assert!(left > 0 && left <= 4 << 20, "{left}");
+        assert!(kept.iter().all(|frame| frame.payload == body(LEN, 3)[..]));
+        drop(kept);
+        while group.left_behind_bytes() > 0 {
+            drop(pair(&Setup::default()).await);
+            tokio::task::yield_now().await;
+        }
+    });
+}

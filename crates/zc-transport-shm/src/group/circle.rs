@@ -3,6 +3,7 @@
 //! A circle is the set of regions that may be shown so. It is a registrar that only remembers: whether a region is
 //! in it is asked of the region, without a lock.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -14,6 +15,8 @@ static CIRCLES: Mutex<Vec<(GroupId, Weak<Circle>)>> = Mutex::new(Vec::new());
 pub(super) struct Circle {
     slot: RegistrarSlot,
     members: Mutex<Vec<Member>>,
+    /// Bytes of the smallest arena that a member's peer may have.
+    arena_bytes: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -47,7 +50,9 @@ impl Circle {
         if let Some(circle) = known {
             return Ok(circle);
         }
-        let circle = Arc::new(Self { slot: RegistrarSlot::allocate()?, members: Mutex::default() });
+        let slot = RegistrarSlot::allocate()?;
+        let circle =
+            Arc::new(Self { slot, members: Mutex::default(), arena_bytes: AtomicU64::new(u64::MAX) });
         circles.push((group, Arc::downgrade(&circle)));
         Ok(circle)
     }
@@ -55,6 +60,16 @@ impl Circle {
     /// Whether a region may be shown to members. O(1), no lock.
     pub(super) fn has(&self, region: &Region) -> bool {
         region.key_for(self.slot.id()).is_some()
+    }
+
+    /// What members keep of each other's messages comes out of so many bytes, or more.
+    pub(super) fn arena_bytes(&self) -> u64 {
+        self.arena_bytes.load(Ordering::Relaxed)
+    }
+
+    fn set_arena_bytes(&self, members: &[Member]) {
+        let least = members.iter().filter_map(|one| one.opened.upgrade()).map(|one| one.max_bytes).min();
+        self.arena_bytes.store(least.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// All that members can see of each other now.
@@ -65,8 +80,9 @@ impl Circle {
 }
 
 /// The memory of one connection's peer, and the circles that it is open to.
-#[derive(Default)]
 pub(crate) struct Opened {
+    /// Most bytes of the peer's arenas.
+    max_bytes: u64,
     state: Mutex<State>,
 }
 
@@ -79,6 +95,11 @@ struct State {
 }
 
 impl Opened {
+    /// Open to nobody.
+    pub(crate) fn new(max_bytes: u64) -> Self {
+        Self { max_bytes, state: Mutex::default() }
+    }
+
     /// The peer has one more arena.
     pub(crate) fn add(&self, region: &Region) {
         let mut state = self.state.lock();
@@ -100,6 +121,7 @@ impl Opened {
         let mut members = circle.members.lock();
         members.retain(|member| member.opened.strong_count() > 0);
         members.push(Member { opened: Arc::downgrade(self), shown });
+        circle.set_arena_bytes(&members);
         drop(members);
         let mut state = self.state.lock();
         state.regions.iter().for_each(|region| enter(&circle, region));
@@ -111,6 +133,7 @@ impl Opened {
         let mut members = circle.members.lock();
         let all = members.clone();
         members.retain(|member| !std::ptr::eq(member.opened.as_ptr(), self));
+        circle.set_arena_bytes(&members);
         drop(members);
         let mut state = self.state.lock();
         state.circles.retain(|known| !Arc::ptr_eq(known, circle));

@@ -74,12 +74,12 @@ pub(crate) struct Shown {
     /// The peer's own memory, which it opens to forwarding groups.
     opened: Arc<Opened>,
     max_bytes: u64,
-    /// What all members together may keep of messages of one, as long as those are lent here.
+    /// Of each member's messages, up to so many bytes are lent here.
     lease_bytes: usize,
 }
 
 impl Shown {
-    /// Nothing yet, and at most `max_bytes` at a time. Of members, messages are lent up to `lease_bytes`.
+    /// Nothing yet, and at most `max_bytes` at a time. Of a member, up to `lease_bytes` are lent here.
     pub(crate) fn new(max_bytes: u64, lease_bytes: usize, opened: Arc<Opened>) -> Self {
         let (announced, loans) = ([false; MAX_SHARED_REGIONS], Loans::default());
         Self { groups: Vec::new(), regions: None, announced, loans, opened, max_bytes, lease_bytes }
@@ -177,10 +177,13 @@ impl Shown {
             let kept = group.left_behind_bytes() + loans.bytes() + planned.bytes;
             return kept + bytes <= group.pool().max_bytes() / shares;
         }
-        // Blocks of whoever sent them, and of his lease: past that nothing of his is lent any more, to nobody.
-        let kept = loans.forwarded_bytes() + planned.forwarded_bytes;
-        loans.forwarded() + planned.forwarded < MAX_ARENA_BLOCKS as usize / shares
-            && (kept == 0 || kept + bytes <= self.lease_bytes / shares)
+        // Blocks of whoever sent them. Of his lease here one leaves the others half: past it all is copied.
+        let (blocks, kept) =
+            (loans.forwarded() + planned.forwarded, loans.forwarded_bytes() + planned.forwarded_bytes);
+        let arena_bytes = joined.circle.as_ref().map_or(0, |circle| circle.arena_bytes());
+        blocks < MAX_ARENA_BLOCKS as usize / shares
+            && (kept + bytes) as u64 <= arena_bytes / shares as u64
+            && (kept == 0 || kept + bytes <= self.lease_bytes / 2)
     }
 
     pub(crate) fn is_announced(&self, region: u8) -> bool {
@@ -360,5 +363,127 @@ impl Registrar for Regions {
             self.state.lock().forget(region);
         }
         Ok(())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use zc_core::memory::{BufPool, Reclaim, WindowTable};
+
+    struct Nobody;
+    impl Reclaim for Nobody {
+        fn reclaim(&self, _: u32) {}
+    }
+
+    struct Connection {
+        shown: Shown,
+        /// A message of its peer.
+        message: PinnedBuf,
+        _memory: Region,
+    }
+
+    fn connection() -> Connection {
+        let memory = sys::create(8192).unwrap();
+        let region = sys::map_peer(memory.fd().unwrap().try_clone_to_owned().unwrap(), 8192).unwrap();
+        let opened = Arc::new(Opened::new(1 << 20));
+        opened.add(&region);
+        // SAFETY: nobody writes it (M5).
+        let windows = unsafe { WindowTable::new(region, 1, Arc::new(Nobody)) };
+        let message = windows.lend(0, 100, 5000, None).unwrap();
+        Connection { shown: Shown::new(1 << 20, 1 << 20, opened), message, _memory: memory }
+    }
+
+    fn place(shown: &Shown, buf: &PinnedBuf) -> Option<Place> {
+        shown.place_of(buf, &Planned::default())
+    }
+
+    /// Shows it, as to a peer.
+    fn show(shown: &mut Shown, buf: &PinnedBuf) -> u8 {
+        let place = place(shown, buf).unwrap();
+        assert!(place.forwarded && place.offset == 100);
+        assert_eq!(shown.tell(place.region).unwrap().bytes, 8192);
+        shown.set_announced(place.region);
+        place.region
+    }
+
+    #[test]
+    fn who_is_dismissed_is_taken_away_from_all() {
+        let hub = MemoryGroup::forwarding(BufPool::builder());
+        let (mut from, mut to, mut also) = (connection(), connection(), connection());
+        [&mut from, &mut to, &mut also].into_iter().for_each(|member| member.shown.join(&hub).unwrap());
+        let region = show(&mut to.shown, &from.message);
+        let own = show(&mut from.shown, &from.message);
+        // Found, but not told of: that number is free at once.
+        place(&also.shown, &from.message).unwrap();
+        let lent =
+            to.shown.lend(place(&to.shown, &from.message).unwrap(), from.message.clone(), None).unwrap();
+        from.shown.leave(hub.id());
+        assert!(place(&to.shown, &from.message).is_none() && place(&also.shown, &from.message).is_none());
+        assert_eq!(to.shown.take_gone(), None, "its peer reads it");
+        let back = Return { slab: lent.slab, generation: lent.generation, block: lent.block as u16 };
+        to.shown.take_back(back).unwrap();
+        assert_eq!(to.shown.take_gone(), Some(SHARED | region));
+        assert_eq!((from.shown.take_gone(), also.shown.take_gone()), (Some(SHARED | own), None));
+        // And back.
+        from.shown.join(&hub).unwrap();
+        assert_eq!(show(&mut to.shown, &from.message), region);
+        assert_eq!(show(&mut also.shown, &to.message), 0);
+    }
+
+    /// Of two circles, one is left: those who are in both see it still.
+    #[test]
+    fn another_circle_still_shows_it() {
+        let (one, other) =
+            (MemoryGroup::forwarding(BufPool::builder()), MemoryGroup::forwarding(BufPool::builder()));
+        let (mut from, mut both) = (connection(), connection());
+        for group in [&one, &other] {
+            from.shown.join(group).unwrap();
+            both.shown.join(group).unwrap();
+        }
+        show(&mut both.shown, &from.message);
+        from.shown.leave(one.id());
+        assert!(place(&both.shown, &from.message).is_some() && both.shown.take_gone().is_none());
+        both.shown.leave(other.id());
+        assert!(place(&both.shown, &from.message).is_none() && both.shown.take_gone().is_some());
+    }
+
+    /// A descriptor that could not be sent: the region is announced the next time, unless it has gone meanwhile.
+    #[test]
+    fn what_could_not_be_told_is_not_gone_either() {
+        let hub = MemoryGroup::forwarding(BufPool::builder());
+        let (mut from, mut to) = (connection(), connection());
+        from.shown.join(&hub).unwrap();
+        to.shown.join(&hub).unwrap();
+        let at = place(&to.shown, &from.message).unwrap().region;
+        to.shown.tell(at).unwrap();
+        to.shown.take_word_back(at);
+        to.shown.tell(at).unwrap();
+        from.shown.leave(hub.id());
+        to.shown.take_word_back(at);
+        assert!(to.shown.take_gone().is_none() && to.shown.tell(at).is_none());
+    }
+
+    /// One large message is passed on, whatever the lease; of smaller ones half of it, within a share of the arena.
+    #[test]
+    fn what_is_forwarded_has_a_share() {
+        let hub = MemoryGroup::forwarding(BufPool::builder());
+        let (mut from, mut to) = (connection(), connection());
+        to.shown.lease_bytes = 8000;
+        from.shown.join(&hub).unwrap();
+        to.shown.join(&hub).unwrap();
+        let first = place(&to.shown, &from.message).unwrap();
+        let lent = to.shown.lend(first, from.message.clone(), None).unwrap();
+        assert_eq!(place(&to.shown, &from.message), None);
+        to.shown.lease_bytes = 20_000;
+        assert!(place(&to.shown, &from.message).is_some());
+        let mut small = connection();
+        small.shown.opened = Arc::new(Opened::new(29_999));
+        small.shown.join(&hub).unwrap();
+        assert_eq!(place(&to.shown, &from.message), None, "of four shares of 29,999");
+        let back = Return { slab: lent.slab, generation: lent.generation, block: lent.block as u16 };
+        to.shown.take_back(back).unwrap();
+        assert!(place(&to.shown, &from.message).is_some());
     }
 }

@@ -60,7 +60,7 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
         _reader: reader,
     });
     let Half { region, geometry, max_arena_bytes } = theirs;
-    let opened = Arc::<Opened>::default();
+    let opened = Arc::new(Opened::new(max_arena_bytes));
     let arena = PeerArena::new(region, geometry, max_arena_bytes, cooperative, returns, opened.clone())?;
     let rx = rx::Rx::new(
         shared.clone(),
