@@ -59,8 +59,9 @@ pub const MAX_REPORTS: usize = 1024;
 pub const MAX_PENDING_DESCRIPTORS: usize = 8;
 /// What is read of the link in one turn, at most.
 pub const MAX_LINK_READS: usize = 64;
-/// Lanes that are gone, but of whose buffers the application keeps clones while the peer reads them: the links of so many are
-/// watched for the end of the peer, a descriptor each. What goes beyond stays until the application drops its clones.
+/// Lanes that are gone, but of whose buffers the application keeps clones while the peer reads them, or of groups: the links of so
+/// many are watched for the end of the peer, two descriptors each. What goes beyond stays until the application drops its clones,
+/// and memory of groups for good.
 pub const MAX_ABANDONED_LINKS: usize = 256;
 /// Most blocks of the memory that one side makes with a connection, counting those that overlap its control words; our own of
 /// the longest ring has 2035.
