@@ -153,7 +153,7 @@ async fn forwards(fabric: &Fabric, uri: &str) {
     let (hub, mut listener) = (fabric.forwarding_group(), fabric.listen(uri).await.unwrap());
     let (mut from, to) = (accept(&mut listener).await, accept(&mut listener).await);
     [&from, &to].iter().for_each(|member| hub.admit(member).unwrap());
-    to.send(b"ready".to_vec()).await.unwrap();
+    to.send(PinnedBuf::from_static(b"ready")).await.unwrap();
     while let Some(message) = from.recv().await.unwrap() {
         to.send(message).await.unwrap();
     }
@@ -413,7 +413,7 @@ fn what_was_forwarded_stays_as_it_is_when_the_hub_is_killed() {
         let got = take(&mut sink).await;
         assert_eq!(got.region().unwrap().info().kind, RegionKind::Peer, "lent where it lies");
         hub.0.kill().unwrap();
-        while source.send(b"anybody there?".to_vec()).await.is_ok() {
+        while source.send(PinnedBuf::from_static(b"anybody there?")).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         drop(source);

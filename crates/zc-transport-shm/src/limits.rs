@@ -31,7 +31,7 @@ pub const MAX_SLABS: usize = 64;
 pub const MAX_SHARED_LOANS: u32 = 256;
 /// ... which leaves room for so many blocks.
 pub const MAX_ARENA_BLOCKS: u32 = MAX_BLOCKS - MAX_SHARED_LOANS;
-/// Regions of groups that one side of a connection shows the other at a time. Their bytes have the bound of an arena.
+/// Regions of groups that one side of a connection shows the other at a time; together no more than an arena may have.
 pub const MAX_SHARED_REGIONS: usize = 128;
 /// Groups that one connection is in.
 pub const MAX_GROUPS: usize = 16;
