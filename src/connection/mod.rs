@@ -215,6 +215,11 @@ impl Connection {
         self.sender.core().lock_tx().lane.join_group(group)
     }
 
+    /// Ends that.
+    pub(crate) fn leave_group(&self, group: &MemoryGroup) {
+        self.sender.core().lock_tx().lane.leave_group(group);
+    }
+
     /// See [`Sender::send`].
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use zc_core::memory::{LeaseBudget, Region};
 use zc_core::transport::{Caps, Lane, LaneError, OfferContext};
 
 use crate::bell::{Bell, PeerBell};
+use crate::group::Opened;
 use crate::layout::{Geometry, TX_SLEEP};
 use crate::peer::PeerArena;
 use crate::returns::{Returning, Returns};
@@ -59,7 +60,8 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
         _reader: reader,
     });
     let Half { region, geometry, max_arena_bytes } = theirs;
-    let arena = PeerArena::new(region, geometry, max_arena_bytes, cooperative, returns)?;
+    let opened = Arc::new(Opened::new(max_arena_bytes));
+    let arena = PeerArena::new(region, geometry, max_arena_bytes, cooperative, returns, opened.clone())?;
     let rx = rx::Rx::new(
         shared.clone(),
         rx::Memory {
@@ -74,7 +76,7 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
         &cx,
     );
     let returns_at = theirs.geometry.returns_at();
-    let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine }, &cx);
+    let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine, opened }, &cx);
     caps.max_message = tx.max_message();
     let drive = drive::Drive::new(shared, credit);
     Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: Some(Box::new(drive)), remote: None, caps, leases })
