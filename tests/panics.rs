@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt;
 use zc::transport::{BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, LinkProvider, Reactor};
 use zc::{
     AcceptFailed, AuthClient, AuthError, AuthServer, AuthStep, Authenticator, Connected, Error, Fabric,
@@ -132,6 +133,23 @@ async fn an_observer_that_panics_costs_nothing_but_what_it_was_told_of() {
     assert_eq!(listener.failed_handshakes(), 3);
     let failures: Vec<u64> = seen.failed.lock().unwrap().iter().map(|failed| failed.2).collect();
     assert_eq!(failures, [1, 2, 3], "each is counted once");
+}
+
+/// Nor does its panic hide why a connection ended.
+#[test]
+fn an_observer_that_panics_at_the_end_costs_nobody_the_reason() {
+    struct Last;
+    impl Observer for Last {
+        fn closed(&self, _: &zc::Closed) {
+            panic!("an observer");
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let fabric = Fabric::auto_builder().observer(Arc::new(Last)).build().unwrap();
+    let (client, _server) = runtime.block_on(zc::testing::pair(&fabric)).unwrap();
+    drop(runtime);
+    let reason = client.closed().now_or_never().expect("it has ended");
+    assert!(matches!(reason, zc::ConnectionError::NoRuntime(_)), "{reason}");
 }
 
 /// A provider whose listener fails, or panics.

@@ -12,7 +12,6 @@ use super::core::READS_PER_TURN;
 use super::lane_alloc::try_lane_alloc;
 use super::receiver::Receiver;
 use super::sender::push_out;
-use super::wake::deferred;
 
 /// The most bytes that one write puts into one message.
 pub const BYTE_STREAM_MESSAGE: usize = 64 << 10;
@@ -56,7 +55,7 @@ pub struct ByteStream {
 
 impl ByteStream {
     pub(super) fn new(connection: Connection, receiver: Receiver) -> Self {
-        Self { connection, receiver, current: Message::new(), waiter: AllocWaiter::new() }
+        Self { connection, receiver, current: Message::new(), waiter: AllocWaiter::fleeting() }
     }
 
     /// The connection under it, for its reports; its receiver is taken.
@@ -106,13 +105,18 @@ impl ByteStream {
         if len == 0 {
             return Poll::Ready(Ok(0));
         }
-        ready!(polled.poll_ready(core, cx))?;
+        if let Err(error) = ready!(polled.poll_ready(core, cx)) {
+            self.waiter = AllocWaiter::fleeting();
+            return Poll::Ready(Err(error.into()));
+        }
         // A stream may be left alone after any poll, so it never waits in the queue for a lane's memory.
         let mut buf = match try_lane_alloc(core, len).map_or_else(|| core.pool.try_alloc(len), Ok) {
-            Ok(buf) => buf,
+            Ok(buf) => {
+                self.waiter = AllocWaiter::fleeting();
+                buf
+            }
             Err(_) => {
-                let waker = deferred(cx.waker());
-                let got = core.pool.poll_alloc(len, &mut self.waiter, &mut Context::from_waker(&waker));
+                let got = core.pool.poll_alloc(len, &mut self.waiter, cx);
                 ready!(got).map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?
             }
         };

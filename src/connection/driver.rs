@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use zc_core::memory::Deferral;
 use zc_core::transport::{ControlLink, LaneDrive, LaneError, Timer};
 use zc_core::wire::{CloseCode, Keepalive, KeepaliveAction, MAX_KEEPALIVE, MIN_KEEPALIVE, SessionRecord};
 
@@ -16,7 +17,7 @@ use super::error::ConnectionError;
 use super::idle::Idle;
 use super::ingest::Look;
 use super::sender::finish;
-use super::wake::{LOOK_INTERVAL, Section};
+use super::wake::LOOK_INTERVAL;
 use crate::options::ConnectionOptions;
 use crate::time::later;
 
@@ -116,7 +117,7 @@ impl Driver {
         next = sooner(next, self.keep_alive(now)?);
         next = sooner(next, self.end_idle(now));
         if let Some(drive) = &mut self.drive {
-            let _section = Section::enter();
+            let _deferral = Deferral::begin();
             let polled = drive.poll_drive(&mut Context::from_waker(&self.core.tx_waker), now);
             next = sooner(next, polled?);
         }

@@ -50,7 +50,7 @@ pub use self::send::Send;
 pub use self::sender::Sender;
 pub use self::stats::ConnectionStats;
 pub(crate) use self::waiters::{FairQueue, Place};
-pub(crate) use self::wake::{quietly, renew, wake as wake_later};
+pub(crate) use self::wake::{quietly, renew};
 
 use self::core::{Core, Halves};
 use self::drained::Drained;
@@ -213,6 +213,11 @@ impl Connection {
     /// Lets the lane send memory of a group without a copy.
     pub(crate) fn join_group(&self, group: &MemoryGroup) -> Result<(), RegisterError> {
         self.sender.core().lock_tx().lane.join_group(group)
+    }
+
+    /// Ends that.
+    pub(crate) fn leave_group(&self, group: &MemoryGroup) {
+        self.sender.core().lock_tx().lane.leave_group(group);
     }
 
     /// See [`Sender::send`].

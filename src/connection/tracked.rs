@@ -6,9 +6,10 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
+use zc_core::memory::Deferral;
 use zc_core::transport::{SendReport, SendToken};
 
-use super::wake::{discard, renew, wake};
+use super::wake::renew;
 
 /// Names a waiting future: its slot, and an id that no other ever has in that slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl Tracked {
         if let Some(slot) = self.slots.get_mut(ticket.slot as usize)
             && let Some(entry) = slot.take()
         {
-            discard(entry.waker);
+            Deferral::discard(entry.waker);
             self.free.push(ticket.slot);
         }
     }
@@ -119,7 +120,7 @@ impl Tracked {
         {
             self.delivered.pop_front();
             if let Some(entry) = self.entry(ticket) {
-                wake(entry.waker.clone());
+                Deferral::wake(entry.waker.clone());
             }
         }
     }
@@ -130,13 +131,13 @@ impl Tracked {
         let Some((_, ticket)) = at.and_then(|at| self.reports.remove(at)) else { return };
         if let Some(entry) = self.entry(ticket) {
             entry.report = Some(report);
-            wake(entry.waker.clone());
+            Deferral::wake(entry.waker.clone());
         }
     }
 
     /// Everyone is to look again.
     pub(super) fn wake_all(&self) {
-        self.slots.iter().flatten().for_each(|entry| wake(entry.waker.clone()));
+        self.slots.iter().flatten().for_each(|entry| Deferral::wake(entry.waker.clone()));
     }
 
     fn entry(&mut self, ticket: Ticket) -> Option<&mut Entry> {

@@ -7,9 +7,9 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use zc_core::memory::Message;
+use zc_core::memory::{Deferral, Message};
 
-use super::wake::{discard, renew, wake};
+use super::wake::renew;
 
 /// Messages that wait in the queue after which sinks are not ready; see [`FairQueue::park`].
 pub(super) const MAX_PARKED: usize = 1024;
@@ -48,7 +48,7 @@ pub(crate) struct FairQueue {
     parked: usize,
     parked_bytes: usize,
     /// Whoever waits until fewer messages are parked.
-    crowded_out: Vec<Waker>,
+    crowded_out: Vec<(Place, Waker)>,
 }
 
 impl FairQueue {
@@ -78,9 +78,14 @@ impl FairQueue {
         self.find(place).is_some()
     }
 
-    fn push(&mut self, waiting: Waiting) -> Place {
+    fn draw(&mut self) -> Place {
         let place = Place(self.next);
         self.next += 1;
+        place
+    }
+
+    fn push(&mut self, waiting: Waiting) -> Place {
+        let place = self.draw();
         self.waiting.push_back((place, waiting));
         place
     }
@@ -125,7 +130,7 @@ impl FairQueue {
                 let first = at == 0;
                 if let Some((_, Waiting::Flush(waker))) = self.waiting.remove(at) {
                     self.flushes -= 1;
-                    wake(waker);
+                    Deferral::wake(waker);
                 }
                 if first && self.wake_first() {
                     return true;
@@ -147,15 +152,30 @@ impl FairQueue {
         Ok(self.push(Waiting::Parked(message, None)))
     }
 
-    /// Whether a message may be parked: if not, waits until some are gone.
-    pub(super) fn may_park(&mut self, waker: &Waker) -> bool {
+    /// Whether a message may be parked: if not, waits at `place`, which it is given, until some are gone.
+    pub(super) fn may_park(&mut self, place: &mut Option<Place>, waker: &Waker) -> bool {
         if !self.is_crowded() {
+            self.stay_out(place);
             return true;
         }
-        if !self.crowded_out.iter().any(|other| other.will_wake(waker)) {
-            self.crowded_out.push(waker.clone());
+        let id = *place.get_or_insert_with(|| self.draw());
+        match self.crowded_out.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, old)) => renew(old, waker),
+            None => self.crowded_out.push((id, waker.clone())),
         }
         false
+    }
+
+    /// Waits no more until it may park.
+    pub(super) fn stay_out(&mut self, place: &mut Option<Place>) {
+        let Some(id) = place.take() else { return };
+        if let Some(at) = self.crowded_out.iter().position(|(other, _)| *other == id) {
+            Deferral::discard(self.crowded_out.swap_remove(at).1);
+        }
+    }
+
+    fn admit_all(&mut self) {
+        self.crowded_out.drain(..).for_each(|(_, waker)| Deferral::wake(waker));
     }
 
     fn is_crowded(&self) -> bool {
@@ -179,11 +199,11 @@ impl FairQueue {
     pub(super) fn unpark(&mut self) -> Option<Message> {
         self.first_parked()?;
         let Some((_, Waiting::Parked(message, waker))) = self.waiting.pop_front() else { return None };
-        waker.into_iter().for_each(wake);
+        waker.into_iter().for_each(Deferral::wake);
         self.parked -= 1;
         self.parked_bytes -= message.len();
         if !self.is_crowded() {
-            self.crowded_out.drain(..).for_each(wake);
+            self.admit_all();
         }
         Some(message)
     }
@@ -194,10 +214,10 @@ impl FairQueue {
     pub(crate) fn leave(&mut self, place: &mut Option<Place>) -> bool {
         let Some(at) = place.take().and_then(|place| self.find(place)) else { return false };
         match self.waiting.remove(at) {
-            Some((_, Waiting::Task(waker))) => discard(waker),
+            Some((_, Waiting::Task(waker))) => Deferral::discard(waker),
             Some((_, Waiting::Flush(waker))) => {
                 self.flushes -= 1;
-                discard(waker);
+                Deferral::discard(waker);
             }
             _ => {}
         }
@@ -207,7 +227,7 @@ impl FairQueue {
     /// Wakes the first one. True if it is a parked message, which is the driver's.
     pub(crate) fn wake_first(&self) -> bool {
         match self.waiting.front() {
-            Some((_, Waiting::Task(waker) | Waiting::Flush(waker))) => wake(waker.clone()),
+            Some((_, Waiting::Task(waker) | Waiting::Flush(waker))) => Deferral::wake(waker.clone()),
             Some((_, Waiting::Parked(..))) => return true,
             None => {}
         }
@@ -216,21 +236,24 @@ impl FairQueue {
 
     /// Wakes everyone; the places stay valid.
     pub(crate) fn wake_all(&mut self) {
-        self.waiting.iter().filter_map(|(_, waiting)| waiting.waker()).for_each(|waker| wake(waker.clone()));
-        self.crowded_out.drain(..).for_each(wake);
+        self.waiting
+            .iter()
+            .filter_map(|(_, waiting)| waiting.waker())
+            .for_each(|waker| Deferral::wake(waker.clone()));
+        self.admit_all();
     }
 
     /// Takes out all parked messages: they can't be sent any more.
     pub(super) fn drop_parked(&mut self) {
         self.waiting.retain_mut(|(_, waiting)| match waiting {
             Waiting::Parked(_, waker) => {
-                waker.take().into_iter().for_each(wake);
+                waker.take().into_iter().for_each(Deferral::wake);
                 false
             }
             _ => true,
         });
         (self.parked, self.parked_bytes) = (0, 0);
-        self.crowded_out.drain(..).for_each(wake);
+        self.admit_all();
     }
 }
 
@@ -303,20 +326,24 @@ mod tests {
         let count = Arc::new(Count::default());
         let waker = &Waker::from(count.clone());
         let mut queue = FairQueue::default();
-        while queue.may_park(waker) {
+        let (mut here, mut gone) = (None, None);
+        while queue.may_park(&mut here, waker) {
             queue.park(Message::new()).unwrap();
         }
         assert_eq!(queue.parked(), MAX_PARKED);
+        assert!(!queue.may_park(&mut gone, waker) && !queue.may_park(&mut here, waker));
+        queue.stay_out(&mut gone);
+        assert_eq!(queue.crowded_out.len(), 1, "one for each that waits, however often it asks");
         queue.unpark().unwrap();
         assert_eq!(count.take(), 1, "there is room again");
-        assert!(queue.may_park(waker));
+        assert!(queue.may_park(&mut here, waker));
         // Those who had been told that they may.
         while queue.park(Message::new()).is_ok() {}
         assert_eq!(queue.parked(), 2 * MAX_PARKED);
         queue.drop_parked();
         assert_eq!((queue.parked(), queue.len()), (0, 0));
         queue.park(vec![0; MAX_PARKED_BYTES].into()).unwrap();
-        assert!(!queue.may_park(waker));
+        assert!(!queue.may_park(&mut here, waker));
         queue.drop_parked();
         assert_eq!(count.take(), 1);
     }

@@ -1,10 +1,9 @@
 //! Wakers are called and dropped after every lock is released, and the right one is called.
 //!
-//! Two things live here. A [`Section`] surrounds each use of a lane: wake-ups that fall due inside are
-//! kept and called when the thread has left its outermost section, so that an executor that polls
+//! Two things live here. A [`Deferral`] surrounds each use of a lane: wake-ups that fall due inside are
+//! kept and called when the thread has left its outermost one, so that an executor that polls
 //! inside `wake` finds no lock held. It covers what a lane calls by itself, too, because the wakers
-//! that a lane gets are [`RxWake`] and [`TxWake`]. Nor does it run destructors of the application: those of
-//! owners of foreign bytes ([`Deferral`]) and of wakers ([`discard`]) have their turn at the same moment.
+//! that a lane gets are [`RxWake`] and [`TxWake`]. Nor do destructors of the application run inside.
 //!
 //! The [`Watch`] says who looks at the lane for incoming frames:
 //!
@@ -21,104 +20,28 @@
 //! side followed by a load of what the other side stores, all sequentially consistent; so at least one
 //! of the two sides sees the other, and wakes the driver.
 
-use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::{Wake, Waker};
-use std::thread::LocalKey;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use smallvec::SmallVec;
 use zc_core::memory::Deferral;
 
 /// How long incoming frames wait at most while the application neither receives nor waits for them.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Few fall due in one section, so that keeping them costs no memory.
-type Due = SmallVec<[Waker; 8]>;
-
-thread_local! {
-    /// Whether anything is in `DUE`, which costs more to look at.
-    static ANY_DUE: Cell<bool> = const { Cell::new(false) };
-    static DUE: RefCell<Due> = RefCell::default();
-    /// Wakers that nobody needs any more.
-    static STALE: RefCell<Due> = RefCell::default();
-}
-
-/// While it lives, this thread calls no waker of a connection and runs no destructor of the application.
-pub(super) struct Section {
-    // Dropped in this order: memory is back before those who were told of it look.
-    _deferral: Deferral,
-    _due: WakeDue,
-}
-
-impl Section {
-    #[inline]
-    pub(super) fn enter() -> Self {
-        Self { _deferral: Deferral::begin(), _due: WakeDue }
-    }
-}
-
-struct WakeDue;
-
-impl Drop for WakeDue {
-    #[inline]
-    fn drop(&mut self) {
-        if ANY_DUE.get() && !Deferral::is_open() {
-            wake_due();
-        }
-    }
-}
-
-/// Calls the wakers that were kept. What is woken may poll at once and enter sections of its own.
-#[cold]
-fn wake_due() {
-    ANY_DUE.set(false);
-    let stale = STALE.try_with(RefCell::take);
-    if let Ok(due) = DUE.try_with(RefCell::take) {
-        due.into_iter().for_each(Waker::wake);
-    }
-    drop(stale);
-}
-
-/// Calls the waker, as soon as this thread is in no section.
-pub(crate) fn wake(waker: Waker) {
-    if !Deferral::is_open() {
-        return waker.wake();
-    }
-    if let Some(waker) = keep(&DUE, waker) {
-        waker.wake();
-    }
-}
-
-/// Drops the waker, as soon as this thread is in no section: it may be the last that holds a task, and with that
-/// whatever the task owns.
-pub(super) fn discard(waker: Waker) {
-    if Deferral::is_open() {
-        drop(keep(&STALE, waker));
-    }
-}
-
-/// It comes back from a thread that is being taken down.
-fn keep(list: &'static LocalKey<RefCell<Due>>, waker: Waker) -> Option<Waker> {
-    ANY_DUE.set(true);
-    let mut waker = Some(waker);
-    let _ = list.try_with(|list| list.borrow_mut().extend(waker.take()));
-    waker
-}
-
 /// From now on the other waker is the one to call.
 pub(crate) fn renew(old: &mut Waker, waker: &Waker) {
     if !old.will_wake(waker) {
-        discard(std::mem::replace(old, waker.clone()));
+        Deferral::discard(std::mem::replace(old, waker.clone()));
     }
 }
 
 /// Runs `f` with wakers called after it, not inside.
 pub(crate) fn quietly<R>(f: impl FnOnce() -> R) -> R {
-    let _section = Section::enter();
+    let _deferral = Deferral::begin();
     f()
 }
 
@@ -132,7 +55,7 @@ impl Slot {
         if slot.as_ref().is_none_or(|old| !old.will_wake(waker)) {
             let old = slot.replace(waker.clone());
             drop(slot);
-            old.into_iter().for_each(discard);
+            old.into_iter().for_each(Deferral::discard);
         }
     }
 
@@ -141,29 +64,16 @@ impl Slot {
     }
 }
 
-/// A waker for what is not a connection's own but may be called inside a [`Section`], like a pool's.
-pub(super) fn deferred(waker: &Waker) -> Waker {
-    Waker::from(Arc::new(Deferred(waker.clone())))
-}
-
-struct Deferred(Waker);
-
-impl Wake for Deferred {
-    fn wake(self: Arc<Self>) {
-        wake(self.0.clone());
-    }
-}
-
-/// A lock that is held inside a [`Section`].
+/// A lock that is held inside a [`Deferral`].
 pub(super) struct Locked<'a, T> {
     // Dropped in this order: first unlocked, then left.
     guard: MutexGuard<'a, T>,
-    _section: Section,
+    _deferral: Deferral,
 }
 
 impl<'a, T> Locked<'a, T> {
     pub(super) fn new(guard: MutexGuard<'a, T>) -> Self {
-        Self { guard, _section: Section::enter() }
+        Self { guard, _deferral: Deferral::begin() }
     }
 }
 
@@ -198,13 +108,13 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn wake_driver(&self) {
         if let Some(waker) = self.driver.take() {
-            wake(waker);
+            Deferral::wake(waker);
         }
     }
 
     pub(super) fn wake_receiver(&self) {
         if let Some(waker) = self.receiver.take() {
-            wake(waker);
+            Deferral::wake(waker);
         }
     }
 
@@ -215,7 +125,7 @@ impl Watch {
 
     /// The receiver does not wait any more.
     pub(super) fn unregister(&self) {
-        self.receiver.take().into_iter().for_each(discard);
+        self.receiver.take().into_iter().for_each(Deferral::discard);
     }
 
     /// The lane is about to be polled with our waker. Set in front, so that a waker called meanwhile counts.
@@ -308,7 +218,7 @@ impl Wake for RxWake {
         } else {
             watch.watch()
         }
-        wake(receiver);
+        Deferral::wake(receiver);
     }
 }
 

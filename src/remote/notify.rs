@@ -7,9 +7,10 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+use zc_core::memory::Deferral;
 use zc_core::transport::{NotifySink, RemoteKey};
 
-use crate::connection::{quietly, renew, wake_later};
+use crate::connection::{quietly, renew};
 
 /// Notifications of one export and connection that wait to be taken, whatever its keys; more fail at the peer with
 /// [`RemoteFault::Busy`](crate::RemoteFault::Busy), so that one peer can't fill the queue for others.
@@ -120,7 +121,7 @@ impl Notifications {
         of_connection.fetch_sub(1, Relaxed);
         let full = std::mem::take(&mut queue.full);
         drop(queue);
-        full.into_iter().for_each(|(_, waker)| wake_later(waker));
+        full.into_iter().for_each(|(_, waker)| Deferral::wake(waker));
         Some(notification)
     }
 
@@ -140,7 +141,7 @@ impl Reserved<'_> {
             std::mem::take(&mut queue.waiting)
         };
         // All of them: the one that is first may be about to go away.
-        waiting.into_iter().for_each(|(_, waker)| wake_later(waker));
+        waiting.into_iter().for_each(|(_, waker)| Deferral::wake(waker));
     }
 }
 

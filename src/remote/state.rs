@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use zc_core::memory::{BufPool, CopyLedger, Message};
+use zc_core::memory::{BufPool, CopyLedger, Deferral, Message};
 use zc_core::transport::{
     Batch, LaneError, LaneRemote, OneSided, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp, RemoteToken,
     Revoked, SendToken,
@@ -17,7 +17,7 @@ use super::error::GrantError;
 use super::export::Shared;
 use super::target::{Grant, MAX_GRANTS, Target};
 use super::window::{Expected, Operation, Window};
-use crate::connection::{Place, quietly, wake_later};
+use crate::connection::{Place, quietly};
 
 pub(crate) struct Remote {
     mode: OneSided,
@@ -220,7 +220,7 @@ impl Remote {
         target.reported(token);
         if target.is_waiting() {
             drop(target);
-            wake_later(self.driver.clone());
+            Deferral::wake(self.driver.clone());
         }
     }
 

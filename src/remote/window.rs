@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use parking_lot::Mutex;
-use zc_core::memory::{BufPool, CopyLedger, Message};
+use zc_core::memory::{BufPool, CopyLedger, Deferral, Message};
 use zc_core::wire::{MAX_REMOTE_RECORDS, RemoteAnswer, RemoteStatus};
 
 use super::error::RemoteFault;
-use crate::connection::{FairQueue, Place, quietly, renew, wake_later};
+use crate::connection::{FairQueue, Place, quietly, renew};
 
 /// What an answer must carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,12 +109,12 @@ impl Operation {
         }
         let waker = state.waker.take();
         drop(state);
-        waker.into_iter().for_each(wake_later);
+        waker.into_iter().for_each(Deferral::wake);
     }
 
     pub(super) fn wake(&self) {
         let waker = self.0.lock().waker.take();
-        waker.into_iter().for_each(wake_later);
+        waker.into_iter().for_each(Deferral::wake);
     }
 }
 

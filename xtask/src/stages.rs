@@ -13,9 +13,9 @@ use crate::stage::{Context, SOAK_FACTOR, Stage};
 use crate::target_dir;
 
 const LIMIT_FMT: Duration = Duration::from_secs(60);
-const LIMIT_BUILD: Duration = Duration::from_secs(10 * 60);
-const LIMIT_TESTS: Duration = Duration::from_secs(15 * 60);
-const LIMIT_FUZZ: Duration = Duration::from_secs(10 * 60);
+const LIMIT_BUILD: Duration = Duration::from_secs(30 * 60);
+const LIMIT_TESTS: Duration = Duration::from_secs(45 * 60);
+const LIMIT_FUZZ: Duration = Duration::from_secs(30 * 60);
 /// For the main example alone, once it is built.
 const LIMIT_ECHO: Duration = Duration::from_secs(120);
 /// For asking a tool whether it is there.

@@ -98,10 +98,11 @@ fn perf_prints_one_object_with_the_promised_keys() {
 
 #[test]
 fn perf_takes_every_option() {
-    let result = json(
-        "perf throughput --uri zc+unix://@zc-cli-options --size 100000 --duration-s 0.1 --inflight 3 --connections 2 \
+    let result = json(&format!(
+        "perf throughput --uri zc+unix://@zc-cli-options-{} --size 100000 --duration-s 0.1 --inflight 3 --connections 2 \
          --polling interrupt --touch all --pin 0,0 --json",
-    );
+        std::process::id()
+    ));
     assert_eq!((&result["inflight"], &result["connections"]), (&3.into(), &2.into()));
     assert_eq!((&result["polling"], &result["transport"]), (&"interrupt".into(), &"tcp".into()));
 }

@@ -63,8 +63,8 @@ fn main() {
             let (native, plain) = (median(&mut native), median(&mut plain));
             println!("read of {len:>8} B: {native:>10.0} ns    memcpy {plain:>10.0} ns");
         }
-        let add = |end: &mut End| operate(end, &key, RemoteOp::FetchAdd { add: 1 }).map(drop);
-        let mut adds: Vec<f64> = (0..ROUNDS).map(|_| timed(2000, || drop(add(&mut user)))).collect();
+        let add = |end: &mut End| assert!(operate(end, &key, RemoteOp::FetchAdd { add: 1 }).is_some());
+        let mut adds: Vec<f64> = (0..ROUNDS).map(|_| timed(2000, || add(&mut user))).collect();
         println!("fetch_add: {:.0} ns", median(&mut adds));
     });
 }

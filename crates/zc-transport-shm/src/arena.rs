@@ -9,13 +9,11 @@ use futures::task::AtomicWaker;
 use zc_core::memory::{FrameTable, PinnedBuf, PinnedBufMut, Region};
 use zc_core::wire::WireError;
 
-use crate::abandoned;
 use crate::free_list::Stack;
-use crate::lane::Link;
 use crate::layout::{Descriptor, Geometry, Grow, Return};
 use crate::lie::lie;
 use crate::limits::{
-    FIRST_BLOCK_BYTES, GROWTH_BYTES, MAX_BLOCKS, MAX_GROWTH_BLOCKS, MAX_GROWTH_BYTES, MAX_SLABS,
+    FIRST_BLOCK_BYTES, GROWTH_BYTES, MAX_ARENA_BLOCKS, MAX_GROWTH_BLOCKS, MAX_GROWTH_BYTES, MAX_SLABS,
 };
 use crate::sys;
 
@@ -213,20 +211,11 @@ impl Arena {
         self.held = 0;
     }
 
-    /// The lane ends while the peer still reads: whoever keeps a clone must not be able to write what
-    /// the peer was promised, so we keep one as well (M4). `link` tells of the end of the peer's readers.
-    pub(crate) fn abandon(&mut self, link: Arc<Link>) {
+    /// The lane ends while the peer still reads: what is kept here and must not be written (M4).
+    pub(crate) fn abandon(&mut self) -> Vec<PinnedBuf> {
         self.held = 0;
         let held = self.slabs.iter_mut().flatten().flat_map(|slab| slab.held.iter_mut());
-        let kept: Vec<_> =
-            held.filter_map(Option::take).filter_map(|held| held.buf.try_into_mut().err()).collect();
-        if !kept.is_empty() {
-            tracing::debug!(
-                buffers = kept.len(),
-                "the lane is gone while the peer may read what is kept here"
-            );
-            abandoned::keep(kept, link);
-        }
+        held.filter_map(Option::take).filter_map(|held| held.buf.try_into_mut().err()).collect()
     }
 
     /// Asks to be woken when a block comes back on this side. Look again afterwards.
@@ -245,7 +234,7 @@ impl Arena {
         let same: usize =
             self.slabs.iter().flatten().filter(|s| s.block_len == block_len(len)).map(|s| s.blocks).sum();
         let blocks: usize = self.slabs.iter().flatten().map(|s| s.blocks).sum();
-        let spare_blocks = (MAX_BLOCKS as usize).saturating_sub(blocks);
+        let spare_blocks = (MAX_ARENA_BLOCKS as usize).saturating_sub(blocks);
         let spare_bytes = self.max_bytes.saturating_sub(self.bytes);
         let mut size = block_len(len);
         if size as u64 > spare_bytes {

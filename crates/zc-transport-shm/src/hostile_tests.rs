@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
 
 use proptest::prelude::*;
-use zc_core::memory::{Backing, ExportMemory, Region, Sealing};
+use zc_core::memory::{Backing, BufPool, ExportMemory, MemoryGroup, Region, Sealing};
 use zc_core::transport::*;
 
 use crate::bell::PeerBell;
 use crate::common::{End, Setup, body, data, links, run, try_end};
 use crate::layout::{
-    CONSUMED, Descriptor, Geometry, Grow, Head, NOTIFIED, REMOTE_CONSUMED, REMOTE_REVOKED, REMOTE_RING,
-    RX_SLEEP, Return, SLOT_WORDS, TAKEN, TX_SLEEP,
+    BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, NOTIFIED, REMOTE_CONSUMED,
+    REMOTE_REVOKED, REMOTE_RING, RX_SLEEP, Return, SHARED, SLOT_WORDS, Share, TAKEN, TX_SLEEP,
 };
 use crate::limits::{REMOTE_SLOTS, RING_SLOTS};
 use crate::sys;
@@ -68,6 +68,9 @@ enum Step {
     Arena(u64, bool),
     Close,
     Send(usize, bool),
+    /// Memory of a group.
+    SendShared(usize),
+    Leave,
     Alloc(usize),
     Receive,
     Release(usize),
@@ -80,9 +83,14 @@ enum Step {
     Grant,
 }
 
+/// The number of an arena, or of a region of a group.
+fn arena() -> impl Strategy<Value = u8> {
+    prop_oneof![0u8..4, SHARED..SHARED + 4]
+}
+
 fn descriptor() -> impl Strategy<Value = [u64; 2]> {
     let odd = prop_oneof![0u32..5000, any::<u32>()];
-    (0u8..4, 0u16..3, prop_oneof![10u32..28, any::<u32>()], odd.clone(), odd).prop_map(
+    (arena(), 0u16..3, prop_oneof![10u32..28, any::<u32>()], odd.clone(), odd).prop_map(
         |(slab, generation, block, offset, len)| Descriptor { slab, generation, block, offset, len }.pack(),
     )
 }
@@ -92,7 +100,10 @@ fn payload() -> impl Strategy<Value = Vec<u64>> {
     let lens = prop_oneof![Just(4096u32), Just(64), any::<u32>()];
     let grow = (0u8..70, lens, prop_oneof![1u32..20, any::<u32>()])
         .prop_map(|(slab, block_len, blocks)| Grow { slab, block_len, blocks }.pack().to_vec());
-    prop_oneof![4 => descriptors, 2 => grow, 1 => prop::collection::vec(any::<u64>(), 0..=14)]
+    let share = (SHARED - 1..SHARED + 4, prop_oneof![Just(4096u64), Just(8192), any::<u64>()])
+        .prop_map(|(region, bytes)| Share { region, bytes }.pack().to_vec());
+    let retire = (arena(), 0u64..2).prop_map(|(at, odd)| vec![u64::from(at) | odd << 8]);
+    prop_oneof![4 => descriptors, 2 => grow, 2 => share, 1 => retire, 1 => prop::collection::vec(any::<u64>(), 0..=14)]
 }
 
 fn record() -> impl Strategy<Value = (Head, [u64; 6])> {
@@ -109,18 +120,20 @@ fn record() -> impl Strategy<Value = (Head, [u64; 6])> {
 
 fn step() -> impl Strategy<Value = Step> {
     let counts = prop_oneof![Just(0u64), 0u64..300, any::<u64>()];
-    let head = (0u8..7, prop_oneof![0u8..8, any::<u8>()], prop_oneof![0u8..20, any::<u8>()]);
+    let head = (0u8..11, prop_oneof![0u8..8, any::<u8>()], prop_oneof![0u8..20, any::<u8>()]);
     let head = head.prop_map(|(kind, flags, count)| Head { kind, flags, count });
     prop_oneof![
         2 => (0usize..14_000, any::<u64>()).prop_map(|(at, word)| Step::Word(at, word)),
         8 => (head, 0u64..4, payload()).prop_map(|(head, seq, words)| Step::Slot(head, seq, words)),
-        2 => (0u8..3, 0u16..3, 0u16..30).prop_map(|(slab, generation, block)| Step::Return(Return { slab, generation, block })),
+        2 => (arena(), 0u16..3, 0u16..30).prop_map(|(slab, generation, block)| Step::Return(Return { slab, generation, block })),
         1 => (counts.clone(), counts).prop_map(|(a, b)| Step::Counts(a, b)),
         1 => any::<u64>().prop_map(Step::Sleep),
         1 => any::<u8>().prop_map(Step::Byte),
         3 => (prop_oneof![Just(4096u64), Just(8192), 0u64..100_000], any::<bool>()).prop_map(|(n, s)| Step::Arena(n, s)),
         1 => Just(Step::Close),
         4 => (prop_oneof![0usize..200, 0usize..9000], any::<bool>()).prop_map(|(n, own)| Step::Send(n, own)),
+        2 => (0usize..9000).prop_map(Step::SendShared),
+        1 => Just(Step::Leave),
         2 => (0usize..50_000).prop_map(Step::Alloc),
         6 => Just(Step::Receive),
         1 => (0usize..10_000).prop_map(Step::Release),
@@ -184,6 +197,7 @@ fn good_step(
     good: &mut End,
     step: &Step,
     kept: &mut Vec<Frame>,
+    group: &MemoryGroup,
     cx: &mut Context<'_>,
 ) -> Result<(), LaneError> {
     let mut batch = Batch::new();
@@ -208,6 +222,18 @@ fn good_step(
             }
             let _ = good.lane.tx.poll_completions(cx, &mut Batch::new());
         }
+        Step::SendShared(len) => {
+            // It is there already, or there again after it was left.
+            let _ = good.lane.tx.join_group(group);
+            let Ok(mut buf) = group.pool().try_alloc(*len) else { return Ok(()) };
+            buf.put_slice(&body(*len, 2));
+            if let std::task::Poll::Ready(ready) = good.lane.tx.poll_ready(cx, *len) {
+                ready?;
+                good.lane.tx.start_send(data(1, buf.freeze()), true).map_err(|r| r.error)?;
+            }
+            let _ = good.lane.tx.poll_flush(cx);
+        }
+        Step::Leave => good.lane.tx.leave_group(group),
         Step::Alloc(len) => drop(good.lane.tx.poll_alloc(cx, *len)),
         Step::Receive => {
             good.drive(cx);
@@ -270,6 +296,7 @@ async fn attack(steps: Vec<Step>, trust: Trust) {
     let waker = Waker::noop();
     let mut cx = Context::from_waker(waker);
     let mut link = Some(());
+    let group = group();
     for step in steps {
         match &step {
             Step::Word(at, word) => evil.words.store(at % (evil.region.len() / 8), *word),
@@ -309,11 +336,15 @@ async fn attack(steps: Vec<Step>, trust: Trust) {
             own => {
                 tokio::task::yield_now().await;
                 // Errors stay: the lane goes on being used, and must bear it.
-                let _ = good_step(&mut good, own, &mut kept, &mut cx);
+                let _ = good_step(&mut good, own, &mut kept, &group, &mut cx);
             }
         }
     }
-    let _ = good_step(&mut good, &Step::Receive, &mut kept, &mut cx);
+    let _ = good_step(&mut good, &Step::Receive, &mut kept, &group, &mut cx);
+}
+
+fn group() -> MemoryGroup {
+    MemoryGroup::forwarding(BufPool::builder().backing(Backing::Memfd).max_bytes(8 << 20))
 }
 
 /// A case brings up a whole lane, which takes most of a second: far fewer than decoders get.
@@ -377,10 +408,11 @@ fn memory_that_never_keeps_still() {
                 }
             });
             let mut cx = Context::from_waker(Waker::noop());
-            let mut kept = Vec::new();
+            let (mut kept, group) = (Vec::new(), group());
             for _ in 0..50 {
-                let _ = good_step(&mut good, &Step::Receive, &mut kept, &mut cx);
-                let _ = good_step(&mut good, &Step::Send(3000, true), &mut kept, &mut cx);
+                let _ = good_step(&mut good, &Step::Receive, &mut kept, &group, &mut cx);
+                let _ = good_step(&mut good, &Step::Send(3000, true), &mut kept, &group, &mut cx);
+                let _ = good_step(&mut good, &Step::SendShared(3000), &mut kept, &group, &mut cx);
                 kept.clear();
             }
             stop.store(true, Ordering::Relaxed);
@@ -461,6 +493,43 @@ fn a_lie_releases_nothing_and_the_end_does() {
     });
 }
 
+/// Who has passed our messages on may be gone while others read them: nothing that it did not give back is written again,
+/// neither while the lane is there nor after.
+#[test]
+fn what_was_passed_on_is_not_written_when_the_peer_is_gone() {
+    for lane_goes_first in [false, true] {
+        run(async {
+            let (mut good, mut evil) = join(Trust::Cooperative).await;
+            let mut kept = Vec::new();
+            for seq in 1..3 {
+                let mut buf = good.alloc(4000).await;
+                buf.put_slice(&body(4000, 1));
+                kept.push(buf.freeze());
+                good.send(data(seq, kept[kept.len() - 1].clone())).await.unwrap();
+            }
+            evil.words.store(crate::layout::PASSED_ON, 1);
+            // It gives the second back, as the last thing it does.
+            let (_, offset) = kept[1].place().unwrap();
+            let block = (offset / crate::FIRST_BLOCK_BYTES as usize) as u16;
+            evil.give_back(Return { slab: 0, generation: 0, block });
+            if lane_goes_first {
+                drop(good);
+                drop(evil.link);
+            } else {
+                drop(evil.link);
+                assert!(matches!(good.recv().await, Err(LaneError::PeerGone(_))));
+                assert!(good.send(data(3, body(9, 0))).await.is_err());
+                drop(good);
+            }
+            assert!(kept.pop().unwrap().try_into_mut().is_ok(), "it came back");
+            for _ in 0..10 {
+                drop(crate::common::pair(&Setup::default()).await);
+                kept = vec![kept.pop().unwrap().try_into_mut().expect_err("others may read it")];
+            }
+        });
+    }
+}
+
 /// So it is when a stranger's bell ends.
 #[test]
 fn a_bell_that_ends_is_the_end_of_the_lane() {
@@ -481,7 +550,6 @@ fn a_bell_that_ends_is_the_end_of_the_lane() {
 /// Mapping takes long: one turn maps one arena.
 #[test]
 fn arenas_are_mapped_one_a_turn() {
-    use crate::layout::Kind;
     run(async {
         let (mut good, mut evil) = join(Trust::Cooperative).await;
         send_arenas(&mut evil, 3).await;
@@ -510,9 +578,9 @@ fn a_block_is_not_copied_out_while_it_is_lent() {
         let (mut good, mut evil) = join(Trust::Cooperative).await;
         let block = evil.geometry.first_block();
         let at = Descriptor { slab: 0, generation: 0, block, offset: 0, len: 500 };
-        let head = |kind| Head::new(kind, crate::layout::BY_REFERENCE, 1);
-        evil.slot(head(crate::layout::Kind::Data), 1, &at.pack());
-        evil.slot(head(crate::layout::Kind::Session), 0, &at.pack());
+        let head = |kind| Head::new(kind, BY_REFERENCE, 1);
+        evil.slot(head(Kind::Data), 1, &at.pack());
+        evil.slot(head(Kind::Session), 0, &at.pack());
         let lent = good.recv().await.unwrap();
         assert_eq!(lent.len(), 1);
         let error = good.recv().await.unwrap_err();
@@ -560,4 +628,105 @@ fn a_bell_never_blocks_its_owner() {
             assert!(bell.poll_rung(&mut cx).is_pending());
         }
     });
+}
+
+/// What a peer says of regions of groups is checked like all else: each lie ends the lane, and only it.
+#[test]
+fn lies_about_regions_of_groups() {
+    let share = |region: u8, bytes: u64| (Kind::Share, Share { region, bytes }.pack().to_vec());
+    let name = |slab: u8, loan: u32, offset: u32, len: u32| {
+        let at = Descriptor { slab, generation: 0, block: loan, offset, len };
+        (Kind::Data, at.pack().to_vec())
+    };
+    let first = share(SHARED, 8192);
+    let cases = [
+        ("not a region", vec![share(5, 8192)]),
+        ("another size", vec![share(SHARED, 4096)]),
+        ("no size", vec![share(SHARED, 0)]),
+        ("beyond the bound", vec![share(SHARED, u64::MAX)]),
+        ("twice", vec![first.clone(), first.clone()]),
+        ("no such region", vec![first.clone(), name(SHARED | 1, 0, 0, 200)]),
+        ("no such loan", vec![first.clone(), name(SHARED, crate::MAX_SHARED_LOANS, 0, 200)]),
+        ("past the end", vec![first.clone(), name(SHARED, 0, 8000, 200)]),
+        ("around the end", vec![first.clone(), name(SHARED, 0, u32::MAX, 200)]),
+        ("nothing", vec![first.clone(), name(SHARED, 0, 0, 0)]),
+        ("a loan made twice", vec![first.clone(), name(SHARED, 3, 0, 200), name(SHARED, 3, 500, 200)]),
+        ("gone", vec![first.clone(), (Kind::Retire, vec![SHARED.into()]), name(SHARED, 0, 0, 200)]),
+        ("gone twice", vec![first, (Kind::Retire, vec![SHARED.into()]), (Kind::Retire, vec![SHARED.into()])]),
+    ];
+    for (what, slots) in cases {
+        run(async {
+            let (mut good, mut evil) = join(Trust::Cooperative).await;
+            let region = sys::create(8192).unwrap();
+            for (kind, words) in slots {
+                if kind == Kind::Share {
+                    let fd = [region.fd().unwrap()];
+                    std::future::poll_fn(|cx| evil.link.poll_send_descriptors(cx, &fd)).await.unwrap();
+                }
+                let head = match kind {
+                    Kind::Data => Head::new(kind, BY_REFERENCE, 1),
+                    _ => Head::new(kind, 0, words.len() * 8),
+                };
+                evil.slot(head, 1, &words);
+            }
+            let mut kept = Vec::new();
+            let error = loop {
+                match good.recv().await {
+                    Ok(frames) => kept.extend(frames),
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(error, LaneError::Protocol(_)), "{what}: {error}");
+        });
+    }
+}
+
+/// A region that could shrink under us is no region.
+#[test]
+fn regions_of_groups_are_sealed_or_refused() {
+    run(async {
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        let flags = rustix::fs::MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create("test", flags).unwrap();
+        rustix::fs::ftruncate(&fd, 8192).unwrap();
+        std::future::poll_fn(|cx| evil.link.poll_send_descriptors(cx, &[fd.as_fd()])).await.unwrap();
+        evil.slot(Head::new(Kind::Share, 0, 16), 0, &Share { region: SHARED, bytes: 8192 }.pack());
+        let error = good.recv().await.unwrap_err();
+        assert!(matches!(error, LaneError::Protocol(_)), "{error}");
+    });
+}
+
+/// A loan that was never made, or of a group's buffer that came back already, can't be given back.
+#[test]
+fn what_was_not_lent_of_a_group_is_not_taken_back() {
+    for wrong in [
+        Return { slab: SHARED, generation: 0, block: 1 },
+        Return { slab: SHARED | 1, generation: 0, block: 0 },
+        Return { slab: SHARED, generation: 1, block: 0 },
+        Return { slab: 0, generation: 0, block: 0 },
+    ] {
+        run(async {
+            let (mut good, mut evil) = join(Trust::Cooperative).await;
+            let group = group();
+            good.lane.tx.join_group(&group).unwrap();
+            let mut buf = group.pool().try_alloc(4000).unwrap();
+            buf.put_slice(&body(4000, 1));
+            let keep = buf.freeze();
+            good.send(data(1, keep.clone())).await.unwrap();
+            assert_eq!(good.ledger.snapshot().copied_bytes(), 0);
+            evil.give_back(wrong);
+            assert!(
+                good.send(data(2, vec![0; 500])).await.is_err()
+                    || good.lane.tx.poll_flush(&mut Context::from_waker(Waker::noop())).is_ready()
+            );
+            let mut cx = Context::from_waker(Waker::noop());
+            let poll = good.lane.tx.poll_alloc(&mut cx, 100_000);
+            assert!(matches!(poll, std::task::Poll::Ready(Err(_))), "{wrong:?}");
+            // The lane is at its end, and the peer may still read.
+            assert!(keep.clone().try_into_mut().is_err());
+            drop(good);
+            assert!(keep.try_into_mut().is_err(), "kept until the peer is gone (M2)");
+            drop(evil.link);
+        });
+    }
 }

@@ -22,6 +22,8 @@ const PAGE_BYTES: usize = 4096;
 pub(crate) const CONSUMED: usize = 128 / 8;
 /// Word: payload bytes that our application took.
 pub(crate) const TAKEN: usize = CONSUMED + 1;
+/// Word: not 0 once others than we may read what the peer sends us, for a forwarding group. Never 0 again.
+pub(crate) const PASSED_ON: usize = CONSUMED + 2;
 /// Word: our receiving half's sleep epoch.
 pub(crate) const RX_SLEEP: usize = 256 / 8;
 /// Word: our sending half's sleep epoch.
@@ -142,6 +144,8 @@ pub(crate) enum Kind {
     Close = 5,
     /// A one-sided request or answer.
     Remote = 6,
+    /// A region of a group; its descriptor went over the link before.
+    Share = 9,
 }
 
 /// The payload is in blocks, the slot holds descriptors.
@@ -180,6 +184,9 @@ impl Head {
         (word as u32, head)
     }
 }
+
+/// In the number of an arena: it is a region of a group, and blocks are loans.
+pub(crate) const SHARED: u8 = 128;
 
 /// Where a piece of payload lies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -230,6 +237,24 @@ impl Grow {
     /// All bytes: whole pages. Two 32-bit factors fit in 64 bits.
     pub(crate) fn bytes(&self) -> u64 {
         (u64::from(self.block_len) * u64::from(self.blocks)).next_multiple_of(PAGE_BYTES as u64)
+    }
+}
+
+/// A region of a group, as its entry in the ring says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// With [`SHARED`].
+    pub(crate) region: u8,
+    pub(crate) bytes: u64,
+}
+
+impl Share {
+    pub(crate) fn pack(self) -> [u64; 2] {
+        [self.region.into(), self.bytes]
+    }
+
+    pub(crate) fn unpack([a, bytes]: [u64; 2]) -> Self {
+        Self { region: a as u8, bytes }
     }
 }
 
@@ -303,6 +328,8 @@ mod tests {
             prop_assert_eq!(Descriptor::unpack(d.pack()), d);
             let g = Grow::unpack([a, b]);
             prop_assert_eq!(Grow::unpack(g.pack()), g);
+            let s = Share::unpack([a, b]);
+            prop_assert_eq!(Share::unpack(s.pack()), s);
             let (t, r) = Return::unpack(a);
             prop_assert_eq!(Return::unpack(r.pack(t)), (t, r));
         }

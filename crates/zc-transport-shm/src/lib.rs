@@ -11,6 +11,7 @@ mod abandoned;
 mod arena;
 mod bell;
 mod free_list;
+mod group;
 mod lane;
 mod lap;
 mod layout;

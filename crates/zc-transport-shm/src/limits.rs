@@ -26,6 +26,15 @@ pub const REAP_BATCH: u32 = 8;
 pub const REAP_BATCH_MAX_BYTES: usize = 8 << 10;
 /// Most arenas of one direction, the first included.
 pub const MAX_SLABS: usize = 64;
+/// Buffers of groups that the peer may hold at a time, each with a reference of its own; what goes beyond is copied. Each
+/// comes back on the return ring as a block does ...
+pub const MAX_SHARED_LOANS: u32 = 256;
+/// ... which leaves room for so many blocks.
+pub const MAX_ARENA_BLOCKS: u32 = MAX_BLOCKS - MAX_SHARED_LOANS;
+/// Regions of groups that one side of a connection shows the other at a time; together no more than an arena may have.
+pub const MAX_SHARED_REGIONS: usize = 128;
+/// Groups that one connection is in.
+pub const MAX_GROUPS: usize = 16;
 /// Bytes of a block of the first arena: a page and a line, so that blocks don't share cache sets.
 pub const FIRST_BLOCK_BYTES: u32 = 4096 + 64;
 /// Blocks of the first arena by default.
@@ -50,8 +59,9 @@ pub const MAX_REPORTS: usize = 1024;
 pub const MAX_PENDING_DESCRIPTORS: usize = 8;
 /// What is read of the link in one turn, at most.
 pub const MAX_LINK_READS: usize = 64;
-/// Lanes that are gone, but of whose buffers the application keeps clones while the peer reads them: the links of so many are
-/// watched for the end of the peer, a descriptor each. What goes beyond stays until the application drops its clones.
+/// Lanes that are gone, but of whose buffers the application keeps clones while the peer reads them, or of groups: the links of so
+/// many are watched for the end of the peer, two descriptors each. What goes beyond stays until the application drops its clones,
+/// and memory of groups for good.
 pub const MAX_ABANDONED_LINKS: usize = 256;
 /// Most blocks of the memory that one side makes with a connection, counting those that overlap its control words; our own of
 /// the longest ring has 2035.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use zc_core::memory::{FrameTable, LeaseBudget, LendError, PinnedBuf, Reclaim, Region};
 use zc_core::transport::LaneError;
 
-use crate::layout::{Descriptor, Geometry, Grow, Return};
+use crate::group::{Opened, Seen};
+use crate::layout::{Descriptor, Geometry, Grow, Return, SHARED, Share};
 use crate::lie::lie;
-use crate::limits::{MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
+use crate::limits::{MAX_ARENA_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
 use crate::returns::Returns;
 use crate::sync::{AtomicU32, Ordering};
-use crate::sys::{self, PeerMemory};
+use crate::sys;
 
 /// Gives the blocks of one arena back.
 struct Home {
@@ -56,6 +57,10 @@ pub(crate) struct PeerArena {
     returns: Arc<Returns>,
     bytes: u64,
     max_bytes: u64,
+    /// What is lent from can be forwarded as it lies.
+    opened: Arc<Opened>,
+    /// Regions of groups.
+    seen: Seen,
 }
 
 impl PeerArena {
@@ -66,8 +71,10 @@ impl PeerArena {
         max_bytes: u64,
         cooperative: bool,
         returns: Arc<Returns>,
+        opened: Arc<Opened>,
     ) -> Result<Self, LaneError> {
-        let mut arena = Self { cooperative, slabs: Vec::new(), returns, bytes: 0, max_bytes };
+        let seen = Seen::new(max_bytes, cooperative, returns.clone());
+        let mut arena = Self { cooperative, slabs: Vec::new(), returns, bytes: 0, max_bytes, opened, seen };
         arena.add(0, region, geometry.block_len, geometry.first_block(), geometry.frames())?;
         Ok(arena)
     }
@@ -84,6 +91,9 @@ impl PeerArena {
             true => Some(self.lend_from(at, &region, block_len, count)?),
             false => None,
         };
+        if lent.is_some() {
+            self.opened.add(&region);
+        }
         self.bytes += region.len() as u64;
         let at = at as usize;
         self.slabs.resize_with(self.slabs.len().max(at + 1), || None);
@@ -101,9 +111,9 @@ impl PeerArena {
         Ok(Lent { frames: frames.map_err(|_| lie("shm arena"))?, home })
     }
 
-    /// Whether messages may be lent where they are.
-    pub(crate) fn lends(&self) -> bool {
-        self.cooperative
+    /// Whether the parts of a message may be lent where they are.
+    pub(crate) fn lends(&self, parts: &[Descriptor]) -> bool {
+        self.cooperative && parts.iter().all(|at| at.slab & SHARED == 0 || self.seen.lends(at))
     }
 
     /// Whether a further arena is allowed; ask before its descriptor is looked at.
@@ -113,7 +123,7 @@ impl PeerArena {
             return Err(lie("shm arena: index").into());
         }
         let blocks: u64 = self.slabs.iter().flatten().map(|s| u64::from(s.count - s.first)).sum();
-        if grow.blocks == 0 || blocks + u64::from(grow.blocks) > u64::from(MAX_BLOCKS) {
+        if grow.blocks == 0 || blocks + u64::from(grow.blocks) > u64::from(MAX_ARENA_BLOCKS) {
             return Err(lie("shm arena: blocks").into());
         }
         let aligned = grow.block_len > 0 && grow.block_len.is_multiple_of(64);
@@ -128,18 +138,29 @@ impl PeerArena {
     pub(crate) fn grow(&mut self, grow: Grow, fd: OwnedFd) -> Result<(), LaneError> {
         self.check(grow)?;
         let bytes = usize::try_from(grow.bytes()).map_err(|_| lie("shm arena: length"))?;
-        let region = sys::map_peer(fd, bytes).map_err(|e| match e {
-            PeerMemory::Bad(field) => lie(field).into(),
-            PeerMemory::Os(error) => LaneError::os("map the peer's memory", &error),
-        })?;
+        let region = sys::map_peer(fd, bytes)?;
         self.add(grow.slab, region, grow.block_len, 0, grow.blocks)
     }
 
-    /// Forgets an arena; what is lent of it keeps its mapping.
+    /// Whether a region of a group is allowed; ask before its descriptor is looked at.
+    pub(crate) fn check_share(&self, share: Share) -> Result<(), LaneError> {
+        self.seen.check(share)
+    }
+
+    /// Maps a region of a group.
+    pub(crate) fn share(&mut self, share: Share, fd: OwnedFd) -> Result<(), LaneError> {
+        self.seen.add(share, fd)
+    }
+
+    /// Forgets an arena, or a region of a group; what is lent of it keeps its mapping.
     pub(crate) fn retire(&mut self, at: u8) -> Result<(), LaneError> {
+        if at & SHARED != 0 {
+            return self.seen.retire(at);
+        }
         let gone = self.slabs.get_mut(at as usize).filter(|_| at > 0).and_then(Option::take);
         let gone = gone.ok_or_else(|| lie("shm arena: retired twice"))?;
         self.bytes -= gone.region.len() as u64;
+        self.opened.remove(&gone.region);
         Ok(())
     }
 
@@ -159,6 +180,9 @@ impl PeerArena {
 
     /// Lends what a descriptor names; it goes back when the last reference is gone.
     pub(crate) fn lend(&self, at: &Descriptor, lease: &Arc<LeaseBudget>) -> Result<PinnedBuf, LaneError> {
+        if at.slab & SHARED != 0 {
+            return self.seen.lend(at, lease);
+        }
         let lent = self.slab(at)?.lent.as_ref();
         let lent = lent.ok_or_else(|| LaneError::Other("nothing of this peer is lent".into()))?;
         lent.lend(at, Some(lease))
@@ -166,6 +190,9 @@ impl PeerArena {
 
     /// Copies what a descriptor names and gives the block back at once.
     pub(crate) fn copy_out(&self, at: &Descriptor, dst: &mut [u8]) -> Result<(), LaneError> {
+        if at.slab & SHARED != 0 {
+            return self.seen.copy_out(at, dst);
+        }
         let slab = self.slab(at)?;
         // One that is lent already is not given back by this.
         let lent = slab.lent.as_ref().map(|lent| lent.lend(at, None)).transpose()?;

@@ -3,8 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, SealFlags};
-use zc_core::memory::{Backing, ExportMemory, PeerMapping, Region, RegionError, Sealing};
+use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
+use zc_core::memory::{Backing, ExportMemory, PeerMapping, Region, RegionError, RegionKind, Sealing};
+use zc_core::transport::LaneError;
+
+use crate::lie::lie;
 
 /// What `st_blocks` counts, whatever the file system's own blocks are, bytes.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -28,9 +31,37 @@ pub(crate) enum PeerMemory {
     Os(io::Error),
 }
 
+impl From<PeerMemory> for LaneError {
+    fn from(error: PeerMemory) -> Self {
+        match error {
+            PeerMemory::Bad(field) => lie(field).into(),
+            PeerMemory::Os(error) => LaneError::os("map the peer's memory", &error),
+        }
+    }
+}
+
+/// Makes a region such that a peer maps it: all pages of our own are made. Others' are only looked at.
+pub(crate) fn make_whole(region: &Region) -> io::Result<()> {
+    let fd = region.fd().ok_or(io::ErrorKind::InvalidInput)?;
+    if region.info().kind == RegionKind::Own {
+        rustix::fs::fallocate(fd, FallocateFlags::empty(), 0, region.len() as u64)?;
+    }
+    match is_whole(fd, region.len()) {
+        Ok(true) => Ok(()),
+        Err(PeerMemory::Os(error)) => Err(error),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+/// Whether a process of our user made it, or root gave it away.
+pub(crate) fn is_of_our_user(fd: &OwnedFd) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_uid == crate::transport::own_uid())
+}
+
 /// Whether all pages are there: faulting others in would make them, and charge them to us. Only what is sealed
 /// stays so.
-fn is_whole(fd: &OwnedFd, bytes: usize) -> Result<bool, PeerMemory> {
+fn is_whole(fd: impl AsFd, bytes: usize) -> Result<bool, PeerMemory> {
+    let fd = fd.as_fd();
     let sealed = SealFlags::SHRINK | SealFlags::FUTURE_WRITE;
     if !rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(sealed)) {
         return Err(PeerMemory::Bad("shm memory that is not sealed"));

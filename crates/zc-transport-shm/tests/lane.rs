@@ -495,40 +495,6 @@ fn a_sender_that_waits_hears_of_the_end() {
     });
 }
 
-/// Bytes of memory that are ours, pages that several mappings share counted once.
-fn proportional_bytes() -> usize {
-    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
-    let line = rollup.lines().find(|l| l.starts_with("Pss:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
-}
-
-/// Both ends of a connection that has carried something and is idle, together.
-#[test]
-fn an_idle_connection_takes_less_than_256_kib() {
-    run(async {
-        const PAIRS: usize = 200;
-        // A process of its own would be cleaner; other tests of this one come and go within the margin.
-        let mut least = usize::MAX;
-        for _ in 0..3 {
-            let before = proportional_bytes();
-            let mut pairs = Vec::new();
-            for _ in 0..PAIRS {
-                let (mut a, mut b) = pair(&Setup { pool_bytes: 1 << 20, ..Setup::default() }).await;
-                for seq in 1..=20 {
-                    a.send(data(seq, body(if seq % 2 == 0 { 60 } else { 4000 }, 1))).await.unwrap();
-                    for frame in b.recv().await.unwrap() {
-                        b.lane.rx.release(frame.payload.len());
-                    }
-                }
-                pairs.push((a, b));
-            }
-            least = least.min(proportional_bytes().saturating_sub(before) / PAIRS);
-        }
-        println!("{least} bytes per idle connection, both ends");
-        assert!(least < 256 << 10, "{least} bytes");
-    });
-}
-
 #[test]
 fn messages_outlive_the_lanes() {
     run(async {

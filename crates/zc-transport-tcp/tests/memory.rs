@@ -192,7 +192,7 @@ fn headers_alone_leave_memory_to_others() {
         limits.recv_window = 64 << 10;
         let mut ends = Vec::new();
         for _ in 0..4 {
-            let (link, mut peer) = links(tcp()).await;
+            let (link, mut peer) = links(unix()).await;
             let mut end = end_with(link, limits, pool.clone()).await;
             let header = FrameHeader::data(20 << 20, 1).encode();
             std::future::poll_fn(|cx| peer.poll_write(cx, &header)).await.unwrap();
@@ -221,7 +221,7 @@ fn headers_alone_leave_memory_to_others() {
 #[test]
 fn a_message_that_the_pool_has_no_room_for_ends_the_lane() {
     run(async {
-        let (link, mut peer) = links(tcp()).await;
+        let (link, mut peer) = links(unix()).await;
         let mut b =
             end_with(link, LaneLimits::default(), BufPool::builder().max_bytes(16 << 20).build()).await;
         let header = FrameHeader::data(13 << 20, 1).encode();
@@ -255,7 +255,7 @@ async fn is_served(alloc: &mut (impl Future<Output = Result<PinnedBufMut, AllocE
 fn a_record_in_parts_does_not_hold_up_others_that_wait_for_memory() {
     run(async {
         let pool = BufPool::builder().max_bytes(BLOCK).build();
-        let (link, mut peer) = links(tcp()).await;
+        let (link, mut peer) = links(unix()).await;
         let mut first = end_with(link, LaneLimits::default(), pool.clone()).await;
         let all = pool.try_alloc(BLOCK).unwrap();
         say(&mut peer, &FrameHeader::session(12).encode()).await;
@@ -276,7 +276,7 @@ fn a_record_in_parts_does_not_hold_up_others_that_wait_for_memory() {
 fn memory_found_while_spinning_leaves_no_place_in_the_queue() {
     run(async {
         let pool = BufPool::builder().max_bytes(BLOCK).build();
-        let (link, mut peer) = links(tcp()).await;
+        let (link, mut peer) = links(unix()).await;
         let mut first = end_with(link, LaneLimits::default(), pool.clone()).await;
         let all = pool.try_alloc(BLOCK).unwrap();
         say(&mut peer, &FrameHeader::data(1000, 1).encode()).await;
@@ -295,7 +295,7 @@ fn memory_found_while_spinning_leaves_no_place_in_the_queue() {
 fn who_reads_no_more_gives_up_memory_and_its_place_in_the_queue() {
     run(async {
         let pool = BufPool::builder().max_bytes(BLOCK).build();
-        let (link, mut peer) = links(tcp()).await;
+        let (link, mut peer) = links(unix()).await;
         let mut first = end_with(link, LaneLimits::default(), pool.clone()).await;
         let all = pool.try_alloc(BLOCK).unwrap();
         say(&mut peer, &FrameHeader::data(1000, 1).encode()).await;
@@ -308,7 +308,7 @@ fn who_reads_no_more_gives_up_memory_and_its_place_in_the_queue() {
         drop(second);
         assert!(matches!(first.recv().await, Err(LaneError::Closed)));
         // One that has its memory gives it back.
-        let (link, mut peer) = links(tcp()).await;
+        let (link, mut peer) = links(unix()).await;
         let mut third = end_with(link, LaneLimits::default(), pool.clone()).await;
         say(&mut peer, &FrameHeader::data(1000, 1).encode()).await;
         take_in(&mut third).await;
@@ -329,7 +329,7 @@ fn chunks_leave_memory_for_the_bodies_that_begin_in_them() {
         let mut begin = FrameHeader::data(BODY as u32, 1).encode().to_vec();
         begin.extend(&body(BODY, 1)[..100]);
         for _ in 0..peers {
-            let (link, mut peer) = links(tcp()).await;
+            let (link, mut peer) = links(unix()).await;
             let mut end = end_with(link, LaneLimits::default(), pool.clone()).await;
             say(&mut peer, &begin).await;
             // Just enough for another chunk comes back.

@@ -177,6 +177,8 @@ fn the_driver_hears_of_buffers_that_the_kernel_holds() {
         assert!(!flag.0.load(Ordering::SeqCst));
         assert!(a.lane.tx.poll_flush(&mut Context::from_waker(Waker::noop())).is_ready());
         assert!(flag.0.load(Ordering::SeqCst), "nobody knows");
+        // Of real time, for the kernel to be done with what the peer has room for.
+        std::thread::sleep(Duration::from_millis(50));
         let mut pauses = Vec::new();
         while pauses.len() < 10 {
             let now = tokio::time::Instant::now().into_std();
@@ -213,6 +215,8 @@ fn a_lane_that_ends_keeps_its_buffers_until_the_kernel_is_done() {
         while pool.stats().in_use_bytes > 0 {
             assert!(start.elapsed() < Duration::from_millis(LINGER_MS), "{:?}", pool.stats());
             tokio::time::sleep(Duration::from_millis(10)).await;
+            // The kernel's time is not simulated.
+            std::thread::sleep(Duration::from_millis(5));
         }
     });
 }

@@ -216,4 +216,10 @@ impl LaneTx for FaultTx {
         // A lane that has failed sends nothing, of whatever memory.
         self.alive().map_or(Ok(()), |inner| inner.join_group(group))
     }
+
+    fn leave_group(&mut self, group: &MemoryGroup) {
+        if let Ok(inner) = self.alive() {
+            inner.leave_group(group);
+        }
+    }
 }

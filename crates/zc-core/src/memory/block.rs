@@ -123,6 +123,14 @@ impl Table {
         Arc::new(Self { region: OnceLock::from(Some(region)), blocks: Blocks::Many(blocks), home })
     }
 
+    /// `count` blocks, of which each becomes any part of `region` when it is taken with
+    /// [`take_window`](Self::take_window).
+    pub(super) fn of_windows(region: Region, count: u32, home: Home) -> Arc<Self> {
+        let base = region.base_mut();
+        let blocks = (0..count).map(|i| Apart(Block::new(base, 0, i))).collect();
+        Arc::new(Self { region: OnceLock::from(Some(region)), blocks: Blocks::Many(blocks), home })
+    }
+
     /// One read-only block over foreign memory; with its table it is one allocation.
     pub(super) fn foreign(bytes: Bytes) -> Option<OwnedBlock> {
         let (base, len) = (NonNull::from_ref(&bytes[..]).cast(), bytes.len());
@@ -150,6 +158,21 @@ impl Table {
         private.table = Some(self.clone());
         private.writable = writable;
         Some(OwnedBlock(InUse(NonNull::from(block))))
+    }
+
+    /// Takes an idle block into circulation as `len` bytes at `offset` of the region; `None` if it is not idle
+    /// or they do not lie inside.
+    pub(super) fn take_window(self: &Arc<Self>, index: u32, offset: usize, len: usize) -> Option<OwnedBlock> {
+        let region = self.region.get()?.as_ref()?;
+        if offset.checked_add(len)? > region.len() {
+            return None;
+        }
+        let mut block = self.take(index, false)?;
+        let private = block.private_mut();
+        // SAFETY: within the region, as was just checked; the region lives as long as the table does (M2).
+        private.base = unsafe { region.base_mut().add(offset) };
+        private.capacity = len;
+        Some(block)
     }
 
     fn region_at(&self, base: NonNull<u8>, len: usize) -> Option<&Region> {
@@ -337,6 +360,11 @@ impl SharedBlock {
     #[inline]
     pub(super) fn base(&self) -> NonNull<u8> {
         self.0.private().base
+    }
+
+    /// The number of its bytes.
+    pub(super) fn capacity(&self) -> usize {
+        self.0.private().capacity
     }
 
     /// The region the block lies in.

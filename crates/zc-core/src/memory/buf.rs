@@ -72,6 +72,11 @@ impl PinnedBuf {
         Some((region, region.offset_of(self.ptr.as_ptr(), self.len)?))
     }
 
+    /// Bytes of memory that this keeps from being used again: all of its block, however short a part this is.
+    pub fn kept_bytes(&self) -> usize {
+        self.block.as_ref().map_or(0, SharedBlock::capacity)
+    }
+
     /// A part of this buffer, without a copy.
     ///
     /// # Panics

@@ -3,7 +3,7 @@
 use super::region::regions_of_group;
 use super::{BufPool, BufPoolBuilder, PinnedBuf, Region, RegisterError, Registrar, RegistrarId};
 use parking_lot::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Identifies a group; never reused within a process.
@@ -65,16 +65,41 @@ pub struct MemoryGroup(Arc<Inner>);
 struct Inner {
     id: GroupId,
     pool: BufPool,
+    /// Members see the memory of each other's connections.
+    forwards: bool,
     /// At most one entry per live registrar (M9).
     members: Mutex<Vec<RegistrarId>>,
+    left_behind_bytes: AtomicUsize,
 }
 
 impl MemoryGroup {
     /// A group without members, on a pool of its own.
     pub fn new(pool: BufPoolBuilder) -> Self {
+        Self::with(pool, false)
+    }
+
+    /// As [`MemoryGroup::new`], of members that also see the memory of each other's connections, so that what one of
+    /// them sent is forwarded to another as it lies ([`Isolation::Group`](crate::transport::Isolation::Group)).
+    pub fn forwarding(pool: BufPoolBuilder) -> Self {
+        Self::with(pool, true)
+    }
+
+    fn with(pool: BufPoolBuilder, forwards: bool) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = GroupId(NEXT.fetch_add(1, Ordering::Relaxed));
-        Self(Arc::new(Inner { id, pool: pool.group(id).build(), members: Mutex::default() }))
+        let pool = pool.group(id).build();
+        Self(Arc::new(Inner {
+            id,
+            pool,
+            forwards,
+            members: Mutex::default(),
+            left_behind_bytes: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Whether members see the memory of each other's connections, and not only that of the group.
+    pub fn forwards(&self) -> bool {
+        self.0.forwards
     }
 
     /// Identifies the group.
@@ -92,6 +117,22 @@ impl MemoryGroup {
         self.0.members.lock().len()
     }
 
+    /// Whether nothing of it can be sent any more: only memberships have a handle, and nobody has a buffer.
+    pub fn is_closed(&self) -> bool {
+        Arc::strong_count(&self.0) <= self.members() && self.pool().stats().in_use_bytes == 0
+    }
+
+    /// Bytes that may still be read by those who are members no more: whoever shares out the memory leaves them out.
+    pub fn left_behind_bytes(&self) -> usize {
+        self.0.left_behind_bytes.load(Ordering::Acquire)
+    }
+
+    /// Counts so many bytes as such, until what is returned is dropped.
+    pub fn leave_behind(self, bytes: usize) -> LeftBehind {
+        self.0.left_behind_bytes.fetch_add(bytes, Ordering::AcqRel);
+        LeftBehind { group: self, bytes }
+    }
+
     /// Lets a registrar use the memory of the group until the membership is dropped.
     pub fn join(&self, registrar: &Arc<dyn Registrar>) -> Result<Membership, RegisterError> {
         let id = registrar.id();
@@ -102,6 +143,29 @@ impl MemoryGroup {
         members.push(id);
         drop(members);
         Ok(Membership { group: self.clone(), id, registrar: Arc::downgrade(registrar) })
+    }
+}
+
+/// Bytes of a group that one who is a member no more may still read.
+///
+/// ```
+/// use zc_core::memory::{BufPool, MemoryGroup};
+///
+/// let group = MemoryGroup::new(BufPool::builder());
+/// let left = group.clone().leave_behind(100);
+/// assert_eq!(group.left_behind_bytes(), 100);
+/// drop(left);
+/// assert_eq!(group.left_behind_bytes(), 0);
+/// ```
+#[derive(Debug)]
+pub struct LeftBehind {
+    group: MemoryGroup,
+    bytes: usize,
+}
+
+impl Drop for LeftBehind {
+    fn drop(&mut self) {
+        self.group.0.left_behind_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -265,6 +329,25 @@ mod tests {
         group.pool().trim();
         drop(to_b);
         assert_eq!(group.members(), 0);
+    }
+
+    #[test]
+    fn a_group_is_closed_when_only_members_are_left() {
+        let group = MemoryGroup::new(BufPool::builder().max_bytes(8 << 20).backing(Backing::Memfd));
+        let (_, registrar) = member();
+        let membership = group.join(&registrar).unwrap();
+        let mut buf = group.pool().try_alloc(1000).unwrap();
+        buf.put_slice(&[1; 1000]);
+        let buf = buf.freeze();
+        assert!(buf.slice(3..5).kept_bytes() >= 1000);
+        drop(group);
+        assert!(!membership.group().is_closed(), "it may still be sent");
+        drop(buf);
+        assert!(membership.group().is_closed());
+        let left = membership.group().clone().leave_behind(5);
+        assert_eq!(membership.group().left_behind_bytes(), 5);
+        drop(left);
+        assert!(membership.group().is_closed());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! pool/     BufPool: size classes, thread caches, waiters, bounds
 //! block     who owns a block, and where it goes afterwards (the small unsafe core)
 //! frames    FrameTable: memory that a transport lends itself
+//! windows   WindowTable: any part of a region that a transport lends
 //! group     MemoryGroup: memory that goes to many connections
 //! export    ExportMemory: memory that peers read and write (atomic words, no references)
 //! deferral  owners of foreign bytes are dropped where no lock is held
@@ -34,6 +35,7 @@ mod pool;
 mod refcount;
 mod region;
 mod sync;
+mod windows;
 
 pub use buf::PinnedBuf;
 pub use buf_mut::PinnedBufMut;
@@ -41,7 +43,7 @@ pub use deferral::Deferral;
 pub use export::{EXPORT_WORD_BYTES, ExportError, ExportMemory};
 pub use file::ReadFileError;
 pub use frames::{FrameTable, LendError, Reclaim};
-pub use group::{GroupId, Membership, MemoryGroup, Place};
+pub use group::{GroupId, LeftBehind, Membership, MemoryGroup, Place};
 pub use lease::{LeaseBudget, Pressure};
 pub use ledger::{CopyLedger, CopyPlace, KernelCopied, LedgerSnapshot, copy_inline, copy_payload};
 pub use message::{MAX_SEGMENTS, Message, TooManySegments};
@@ -55,3 +57,4 @@ pub use region::{
     RegionBuilder, RegionError, RegionFallback, RegionId, RegionInfo, RegionKind, RegisterError, Registrar,
     RegistrarId, RegistrarSlot, Sealing, region_of,
 };
+pub use windows::WindowTable;

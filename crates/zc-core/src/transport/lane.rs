@@ -299,6 +299,10 @@ pub trait LaneTx: Send {
     fn join_group(&mut self, _group: &MemoryGroup) -> Result<(), RegisterError> {
         Ok(())
     }
+
+    /// Ends what [`LaneTx::join_group`] began: nothing more of the group is shown to the peer, and its memory is
+    /// copied like that of strangers. What is under way stays valid until it is done with (M2).
+    fn leave_group(&mut self, _group: &MemoryGroup) {}
 }
 
 /// The receiving half.

@@ -16,6 +16,7 @@ use zc_core::memory::{LeaseBudget, Region};
 use zc_core::transport::{Caps, Lane, LaneError, LaneRemote, OfferContext};
 
 use crate::bell::{Bell, PeerBell};
+use crate::group::Opened;
 use crate::layout::{Geometry, REMOTE_CALLS, TX_SLEEP};
 use crate::peer::PeerArena;
 use crate::remote::{Calls, Remote};
@@ -65,7 +66,8 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
         _reader: reader,
     });
     let Half { region, geometry, max_arena_bytes } = theirs;
-    let arena = PeerArena::new(region, geometry, max_arena_bytes, cooperative, returns)?;
+    let opened = Arc::new(Opened::new(max_arena_bytes));
+    let arena = PeerArena::new(region, geometry, max_arena_bytes, cooperative, returns, opened.clone())?;
     let rx = rx::Rx::new(
         shared.clone(),
         rx::Memory {
@@ -80,7 +82,7 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
         &cx,
     );
     let returns_at = theirs.geometry.returns_at();
-    let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine }, &cx);
+    let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine, opened }, &cx);
     caps.max_message = tx.max_message();
     let drive = drive::Drive::new(shared, credit);
     let remote = remote.map(|remote| Box::new(remote) as Box<dyn LaneRemote>);

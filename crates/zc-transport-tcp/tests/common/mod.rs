@@ -12,6 +12,7 @@ pub mod script;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,13 @@ pub async fn pair(addr: LinkAddr, limits: LaneLimits) -> (End, End) {
 
 pub fn tcp() -> LinkAddr {
     LinkAddr::Tcp("127.0.0.1:0".into())
+}
+
+/// Where what was written is at the peer when the call returns.
+pub fn unix() -> LinkAddr {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    LinkAddr::UnixAbstract(format!("zc-test-{}-{n}", std::process::id()))
 }
 
 pub fn run<F: Future>(f: F) -> F::Output {

@@ -570,6 +570,67 @@ fn who_is_woken_and_does_not_look_loses_its_turn() {
     assert!(p.poll_alloc(1, &mut absent, cx).is_ready());
 }
 
+/// Also where one in front of it looks each time, and always in vain.
+#[test]
+fn who_does_not_look_loses_its_turn_wherever_it_stands() {
+    let p = pool(1 << 20);
+    let mut held: Vec<_> = std::iter::from_fn(|| p.try_alloc(16 << 10).ok()).collect();
+    let mut large = Waits::new(&p, 1 << 20);
+    large.poll();
+    let (mut absent, mut other) = (AllocWaiter::new(), AllocWaiter::new());
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(p.poll_alloc(32 << 10, &mut absent, cx).is_pending());
+    let mut small = Waits::new(&p, 16 << 10);
+    small.poll();
+    for _ in 0..=MAX_MISSED {
+        assert!(!small.is_due(), "it is not the others' fault yet");
+        // Those who give up bring no memory, however many.
+        assert!(p.poll_alloc(1, &mut other, cx).is_pending());
+        other = AllocWaiter::new();
+        drop(held.pop());
+        assert!(large.is_due());
+        large.poll();
+    }
+    assert!(small.is_due());
+    small.poll();
+    assert!(small.got.is_some());
+}
+
+/// Nobody waits for one that may be left alone, and the pool keeps its caches beside it.
+#[test]
+fn who_is_fleeting_holds_up_nobody() {
+    let p = pool(1 << 20);
+    let mut held: Vec<_> = std::iter::from_fn(|| p.try_alloc(16 << 10).ok()).collect();
+    let mut streams = [AllocWaiter::fleeting(), AllocWaiter::fleeting()];
+    let cx = &mut Context::from_waker(Waker::noop());
+    for stream in &mut streams {
+        assert!(p.poll_alloc(16 << 10, stream, cx).is_pending());
+    }
+    let (mut first, mut second) = (Waits::new(&p, 16 << 10), Waits::new(&p, 16 << 10));
+    first.poll();
+    second.poll();
+    drop(held.pop());
+    assert!(first.is_due() && !second.is_due(), "one that looks is told");
+    first.poll();
+    assert!(first.got.is_some());
+    // It is back in its old place.
+    assert!(p.poll_alloc(16 << 10, &mut streams[1], cx).is_pending());
+    drop(held.pop());
+    assert!(second.is_due(), "both are told");
+    let Poll::Ready(Ok(_taken)) = p.poll_alloc(16 << 10, &mut streams[1], cx) else {
+        panic!("it was in front")
+    };
+    second.poll();
+    assert!(second.got.is_none());
+    drop(held.pop());
+    assert!(second.is_due());
+    second.poll();
+    assert!(second.got.is_some());
+    assert!(!p.shared().waiters().any(), "memory that comes back is for nobody who waits");
+    assert!(p.poll_alloc(16 << 10, &mut streams[0], cx).is_pending());
+    assert!(p.shared().waiters().any());
+}
+
 /// A free block that is a little too large serves, where its neighbours keep it from being cut anew.
 #[test]
 fn an_exhausted_pool_lends_larger_blocks() {

@@ -67,7 +67,7 @@ impl Drop for RegistrarSlot {
 }
 
 /// Something that must know memory before it can use it: a ring with fixed buffers, a protection domain, a
-/// UMEM. Streams send any memory and lanes of shared memory only their own, so neither has one.
+/// UMEM, a peer that maps it. Streams send any memory, so they have none.
 ///
 /// A registrar that is dropped has given up all its registrations itself (a closed ring or
 /// protection domain has): regions hold it weakly and then have nothing to undo.

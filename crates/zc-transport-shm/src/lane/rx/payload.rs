@@ -17,7 +17,7 @@ impl Rx {
         out: &mut Message,
     ) -> Result<(), Stop> {
         // A record is small and soon done with, but whoever parses it must have it to himself.
-        let lend = self.arena.lends() && kind == FrameKind::Data;
+        let lend = kind == FrameKind::Data && self.arena.lends(descriptors);
         if lend && self.leases.pressure() == Pressure::None {
             return self.lend(descriptors, out);
         }

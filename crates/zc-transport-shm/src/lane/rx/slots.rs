@@ -5,7 +5,7 @@ use zc_core::transport::{Batch, Frame, FrameKind, LaneError};
 use zc_core::wire::frame_credit_bytes;
 
 use super::{Partial, Rx, Stall, Stop};
-use crate::layout::{ACK, BY_REFERENCE, Descriptor, Grow, Head, Kind, MORE};
+use crate::layout::{ACK, BY_REFERENCE, Descriptor, Grow, Head, Kind, MORE, Share};
 use crate::lie::lie;
 use crate::limits::{INLINE_MAX, SLOT_DESCRIPTORS};
 
@@ -32,6 +32,15 @@ impl Rx {
                 self.arena.check(grow)?;
                 let fd = self.shared.take_fd().ok_or(Stop::Stall(Stall::Descriptor))?;
                 self.arena.grow(grow, fd)?;
+                self.mapped = true;
+            }
+            (k, 16) if k == Kind::Share as u8 && self.mapped => return Err(Stop::Stall(Stall::Turn)),
+            (k, 16) if k == Kind::Share as u8 => {
+                self.ring.read(&mut words);
+                let share = Share::unpack(words);
+                self.arena.check_share(share)?;
+                let fd = self.shared.take_fd().ok_or(Stop::Stall(Stall::Descriptor))?;
+                self.arena.share(share, fd)?;
                 self.mapped = true;
             }
             (k, 8) if k == Kind::Retire as u8 => {

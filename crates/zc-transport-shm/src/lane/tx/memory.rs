@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use rustix::io::Errno;
-use zc_core::memory::PinnedBufMut;
+use zc_core::memory::{PinnedBuf, PinnedBufMut, Region};
 use zc_core::transport::LaneError;
 
 use super::Tx;
+use crate::abandoned;
+use crate::group::{Place, Planned};
 use crate::layout::{Head, Kind};
 use crate::limits::{MAX_PENDING_DESCRIPTORS, REAP_BATCH, REAP_BATCH_MAX_BYTES};
 
@@ -100,13 +102,57 @@ impl Tx {
         }
     }
 
+    /// Where the peer finds a buffer of a group, which it is told of if it has not been yet; `None` if it is to be
+    /// copied.
+    pub(super) fn show(&mut self, buf: &PinnedBuf, planned: &Planned) -> Option<Place> {
+        let place = self.shown.place_of(buf, planned)?;
+        let told =
+            self.shown.is_announced(place.region) || self.announce_region(buf.region()?, &place, planned);
+        told.then_some(place)
+    }
+
+    /// Sends the descriptor of a region of a group and then its entry; false while that is not possible.
+    #[cold]
+    fn announce_region(&mut self, region: &Region, place: &Place, planned: &Planned) -> bool {
+        // Nobody else may look at what the peer has read as long as there is room in the ring.
+        if !self.shared.has_link() || !(self.may_announce() || self.refresh().is_ok() && self.may_announce())
+        {
+            return false;
+        }
+        // At least one slot stays. What the same message names must not go: it is not lent yet.
+        if planned.is_empty() {
+            self.tell_gone();
+        }
+        let Some(share) = self.shown.tell(place.region) else { return false };
+        let sent = region.fd().map(|fd| self.shared.poll_send_fd(fd));
+        // If the link is at its end, the drive will say so.
+        if !matches!(sent, Some(Poll::Ready(Ok(())))) {
+            self.shown.take_word_back(place.region);
+            return false;
+        }
+        self.announced.push_back(self.ring.count());
+        self.announce(Kind::Share, &share.pack());
+        self.shown.set_announced(place.region);
+        self.count_arenas();
+        true
+    }
+
+    /// Tells the peer which regions of groups are gone.
+    fn tell_gone(&mut self) {
+        while self.ring.free() > 1
+            && let Some(region) = self.shown.take_gone()
+        {
+            self.announce(Kind::Retire, &[region.into()]);
+        }
+    }
+
     pub(super) fn announce(&mut self, kind: Kind, payload: &[u64]) {
         self.ring.push(Head::new(kind, 0, payload.len() * 8), 0, payload);
         self.published = true;
     }
 
-    fn count_arenas(&self) {
-        let grown = self.arena.grown();
+    pub(super) fn count_arenas(&self) {
+        let grown = self.arena.grown() + usize::from(self.shown.is_used());
         if self.shared.grown.swap(grown, Ordering::AcqRel) == 0 && grown > 0 {
             self.shared.wakers.drive.wake();
         }
@@ -122,6 +168,12 @@ impl Tx {
             self.announce(Kind::Retire, &[at.into()]);
         }
         self.arena.age();
+        if self.shown.is_used() {
+            self.shown.leave_closed();
+            self.tell_gone();
+            // Members that are gone may hold what others wait for.
+            abandoned::sweep_at_times();
+        }
         self.count_arenas();
         Ok(())
     }

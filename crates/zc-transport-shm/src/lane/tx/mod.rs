@@ -9,19 +9,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use zc_core::memory::{AllocError, CopyLedger, PinnedBufMut, RegionError};
+use zc_core::memory::{AllocError, CopyLedger, MemoryGroup, PinnedBufMut, RegionError, RegisterError};
 use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, SendRejected, SendReport,
     SendToken,
 };
-use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, frame_credit_bytes};
+use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes};
 
 use self::put::Refused;
 use self::reports::Reports;
 use super::Half;
 use super::shared::Shared;
+use crate::abandoned;
 use crate::arena::{Arena, NewSlab};
-use crate::layout::{CONSUMED, Kind, RX_SLEEP, TAKEN, TX_SLEEP};
+use crate::group::{Opened, Shown};
+use crate::layout::{CONSUMED, Kind, PASSED_ON, RX_SLEEP, Return, SHARED, TAKEN, TX_SLEEP};
 use crate::lie::lie;
 use crate::limits::{
     CONTROL_SLOTS, INLINE_MAX, MAX_FRAME_SLOTS, MAX_IDLE_RINGS, MAX_QUEUED_FRAMES, MAX_REPORTS,
@@ -30,7 +32,7 @@ use crate::returns::Returned;
 use crate::ring::Producer;
 use crate::sleep::{Ringer, Sleeper};
 use crate::small::SmallBuffers;
-use crate::words::{OwnWords, PeerWords, ReadWords};
+use crate::words::{OwnWords, PeerWords, ReadWords, WriteWords};
 
 /// The memory of the sending half.
 pub(super) struct Memory {
@@ -39,6 +41,8 @@ pub(super) struct Memory {
     /// Where the peer's return ring begins.
     pub(super) returns_at: usize,
     pub(super) mine: Half,
+    /// The peer's arenas.
+    pub(super) opened: Arc<Opened>,
 }
 
 /// A frame that has no room yet.
@@ -51,12 +55,15 @@ struct Waiting {
 pub(super) struct Tx {
     shared: Arc<Shared>,
     ring: Producer<OwnWords>,
+    own: OwnWords,
     peer: PeerWords,
     sleeper: Sleeper<OwnWords>,
     /// The peer's receiving half.
     reader: Ringer<PeerWords>,
     returned: Returned<PeerWords>,
     arena: Arena,
+    /// Memory of groups.
+    shown: Shown,
     /// Blocks taken since the return ring was looked at.
     taken: u32,
     small: SmallBuffers,
@@ -83,7 +90,7 @@ pub(super) struct Tx {
 
 impl Tx {
     pub(super) fn new(shared: Arc<Shared>, memory: Memory, cx: &OfferContext) -> Self {
-        let Memory { own, peer, returns_at, mine } = memory;
+        let Memory { own, peer, returns_at, mine, opened } = memory;
         let Half { region, geometry, max_arena_bytes } = mine;
         let arena = Arena::new(region, geometry, max_arena_bytes, shared.wakers.tx.clone());
         let max_message = arena.max_len().min(cx.limits.send_max_message as usize);
@@ -91,11 +98,13 @@ impl Tx {
         Self {
             shared,
             ring: Producer::new(own.clone(), geometry.ring_at(), geometry.slots),
-            sleeper: Sleeper::new(own, TX_SLEEP),
+            sleeper: Sleeper::new(own.clone(), TX_SLEEP),
+            own,
             reader: Ringer::new(peer.clone(), RX_SLEEP),
             returned: Returned::new(peer.clone(), returns_at, geometry.returns),
             peer,
             arena,
+            shown: Shown::new(max_arena_bytes, cx.limits.lease_soft, opened),
             taken: 0,
             small: SmallBuffers::new(cx.pool.with_origin("shm tx")),
             ledger: cx.ledger.clone(),
@@ -138,15 +147,26 @@ impl Tx {
     }
 
     /// After the end: takes what comes back. The end of the lane is not that of the peer's readers, so what
-    /// they may read stays held until they are gone (M2).
+    /// they may read stays held until they are gone (M2). Whom the peer has passed our arenas on to may outlive it: then
+    /// only what came back before is free.
     fn let_go(&mut self) {
-        if self.shared.readers_gone() {
-            return self.arena.release_all();
-        }
+        let gone = self.shared.readers_gone();
         while let Some(back) = self.returned.next() {
-            let Ok(token) = self.arena.take_back(back) else { break };
+            let Ok(token) = self.take_back(back) else { break };
             self.reports.settle(token);
         }
+        if gone {
+            drop(self.shown.end());
+            if self.peer.load(PASSED_ON) == 0 {
+                self.arena.release_all();
+            }
+        }
+    }
+
+    /// The peer gave something back (M6). The send that waits for it.
+    #[inline]
+    fn take_back(&mut self, back: Return) -> Result<Option<u64>, WireError> {
+        if back.slab & SHARED != 0 { self.shown.take_back(back) } else { self.arena.take_back(back) }
     }
 
     /// The peer lied: the lane is at its end.
@@ -181,7 +201,7 @@ impl Tx {
     /// Takes over the blocks that came back.
     fn reap(&mut self) -> Result<(), LaneError> {
         while let Some(back) = self.returned.next() {
-            match self.arena.take_back(back) {
+            match self.take_back(back) {
                 Ok(token) => self.reports.settle(token),
                 Err(error) => return Err(self.caught(error.into())),
             }
@@ -425,12 +445,28 @@ impl LaneTx for Tx {
         self.ring_bell();
         Poll::Ready(Ok(()))
     }
+
+    fn join_group(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
+        if group.forwards() {
+            // Before anyone else can read it, so that the peer knows whenever we are gone.
+            self.own.publish(PASSED_ON, 1);
+        }
+        self.shown.join(group)?;
+        self.count_arenas();
+        Ok(())
+    }
+
+    fn leave_group(&mut self, group: &MemoryGroup) {
+        self.shown.leave(group.id());
+        // Nobody needs to hear of it soon: the next look for unused arenas tells the peer.
+        self.count_arenas();
+    }
 }
 
 impl Drop for Tx {
     fn drop(&mut self) {
         self.ring.publish();
         self.let_go();
-        self.arena.abandon(self.shared.link());
+        abandoned::keep(self.arena.abandon(), self.shown.end(), self.shared.link(), self.peer.clone());
     }
 }

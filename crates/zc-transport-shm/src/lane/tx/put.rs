@@ -5,6 +5,7 @@ use zc_core::memory::{CopyPlace, Message, PinnedBuf, PinnedBufMut, copy_payload}
 use zc_core::transport::{Frame, FrameKind, LaneError};
 
 use super::Tx;
+use crate::group::{Place, Planned};
 use crate::layout::{ACK, BY_REFERENCE, Descriptor, Head, Kind, MORE};
 use crate::limits::{CONTROL_SLOTS, INLINE_MAX, SLOT_DESCRIPTORS};
 
@@ -12,6 +13,8 @@ use crate::limits::{CONTROL_SLOTS, INLINE_MAX, SLOT_DESCRIPTORS};
 enum Piece {
     /// A segment that lies in the arena.
     Own(Descriptor),
+    /// A segment that lies in memory of a group.
+    Shared(Place),
     /// So many segments, to be copied.
     Copy(PinnedBufMut, usize),
 }
@@ -81,7 +84,8 @@ impl Tx {
     }
 
     fn put_pieces(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
-        let pieces = match self.plan(&frame.payload) {
+        let (kind, flags) = kind_of(&frame);
+        let pieces = match self.plan(&frame.payload, kind) {
             Ok(Some(pieces)) => pieces,
             Ok(None) => return Err(Refused::NoRoom(frame)),
             Err(error) => return Err(Refused::Failed(frame, error)),
@@ -89,15 +93,13 @@ impl Tx {
         if self.ring.free() < pieces.len().div_ceil(SLOT_DESCRIPTORS) as u64 + CONTROL_SLOTS {
             return Err(Refused::NoRoom(frame));
         }
-        let (kind, flags) = kind_of(&frame);
         self.reports.expect(token, pieces.len());
         let (seq, mut left) = (frame.seq, pieces.len());
         let mut segments = frame.payload.into_segments();
         let mut words = SmallVec::<[u64; 2 * SLOT_DESCRIPTORS]>::new();
         for piece in pieces {
-            let Some((at, buf)) = self.resolve(piece, &mut segments, kind) else { continue };
+            let Some(at) = self.resolve(piece, &mut segments, kind, token) else { continue };
             words.extend(at.pack());
-            self.arena.hold(at, buf, token);
             left -= 1;
             if words.len() == 2 * SLOT_DESCRIPTORS || left == 0 {
                 let more = if left > 0 { MORE } else { 0 };
@@ -110,18 +112,29 @@ impl Tx {
     }
 
     /// Where the parts of a message will lie; `None` while there is no memory for what must be copied.
-    fn plan(&mut self, payload: &Message) -> Result<Option<SmallVec<[Piece; 2]>>, LaneError> {
+    fn plan(&mut self, payload: &Message, kind: Kind) -> Result<Option<SmallVec<[Piece; 2]>>, LaneError> {
         let mut pieces = SmallVec::<[Piece; 2]>::new();
-        let mut run = (0, 0);
+        let (mut run, mut planned) = ((0, 0), Planned::default());
+        if kind == Kind::Data && self.shown.is_used() {
+            // What came back counts no longer against the peer's share.
+            self.reap()?;
+        }
         for segment in payload.segments() {
             let taken = |at: &Descriptor, p: &Piece| matches!(p, Piece::Own(d) if (d.slab, d.block) == (at.slab, at.block));
-            let found = self.arena.locate(segment).filter(|at| !pieces.iter().any(|p| taken(at, p)));
+            let own = self.arena.locate(segment).filter(|at| !pieces.iter().any(|p| taken(at, p)));
+            let found = match own {
+                None if kind == Kind::Data => self.show(segment, &planned).map(Piece::Shared),
+                own => own.map(Piece::Own),
+            };
             match found {
-                Some(at) => {
+                Some(piece) => {
                     if !self.plan_copy(&mut pieces, &mut run)? {
                         return Ok(None);
                     }
-                    pieces.push(Piece::Own(at));
+                    if let Piece::Shared(place) = &piece {
+                        planned.add(place, segment);
+                    }
+                    pieces.push(piece);
                 }
                 None => run = (run.0 + 1, run.1 + segment.len()),
             }
@@ -149,15 +162,17 @@ impl Tx {
         }
     }
 
-    /// The buffer of a piece, filled.
+    /// What names a piece, which is filled and held for the peer.
     fn resolve(
-        &self,
+        &mut self,
         piece: Piece,
         segments: &mut impl Iterator<Item = PinnedBuf>,
         kind: Kind,
-    ) -> Option<(Descriptor, PinnedBuf)> {
-        match piece {
-            Piece::Own(at) => Some((at, segments.next()?)),
+        token: Option<u64>,
+    ) -> Option<Descriptor> {
+        let (at, buf) = match piece {
+            Piece::Own(at) => (at, segments.next()?),
+            Piece::Shared(place) => return self.shown.lend(place, segments.next()?, token),
             Piece::Copy(mut buf, count) => {
                 for segment in segments.take(count) {
                     let n = segment.len();
@@ -171,9 +186,11 @@ impl Tx {
                     buf.advance(n);
                 }
                 let buf = buf.freeze();
-                Some((self.arena.locate(&buf)?, buf))
+                (self.arena.locate(&buf)?, buf)
             }
-        }
+        };
+        self.arena.hold(at, buf, token);
+        Some(at)
     }
 }
 

@@ -1,0 +1,226 @@
+//! Memory of groups on lanes: what is shown, what is kept, and what is told when it is gone.
+#![cfg(not(loom))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+mod common;
+
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use common::*;
+use zc_core::memory::{Backing, BufPool, MemoryGroup, PinnedBuf, RegionKind};
+use zc_core::transport::*;
+use zc_transport_shm::{MAX_GROUPS, MAX_SHARED_LOANS, MAX_SHARED_REGIONS};
+
+fn group(max_bytes: usize) -> MemoryGroup {
+    MemoryGroup::new(BufPool::builder().name("group").backing(Backing::Memfd).max_bytes(max_bytes))
+}
+
+fn filled(group: &MemoryGroup, len: usize, seed: usize) -> PinnedBuf {
+    let mut buf = group.pool().try_alloc(len).unwrap();
+    buf.put_slice(&body(len, seed));
+    buf.freeze()
+}
+
+fn copied(end: &End) -> u64 {
+    end.ledger.snapshot().copied_bytes()
+}
+
+async fn pass(a: &mut End, b: &mut End, seq: u64, buf: PinnedBuf) -> Vec<Frame> {
+    a.send(data(seq, buf)).await.unwrap();
+    let frames = b.recv().await.unwrap();
+    frames.iter().for_each(|frame| b.lane.rx.release(frame.payload.len()));
+    frames
+}
+
+/// Who trusts nobody copies, and gives back at once; the sender copies nothing.
+#[test]
+fn strangers_copy_out() {
+    run(async {
+        let setup = Setup { trust: Trust::Untrusted, ..Setup::default() };
+        let (mut a, mut b) = pair(&setup).await;
+        let group = group(8 << 20);
+        a.lane.tx.join_group(&group).unwrap();
+        for seq in 1..20 {
+            let buf = filled(&group, 5000, seq);
+            let frames = pass(&mut a, &mut b, seq as u64, buf).await;
+            let [only] = frames[0].payload.segments() else { panic!() };
+            assert!(*only == body(5000, seq)[..] && only.region().unwrap().info().kind == RegionKind::Own);
+        }
+        assert_eq!((copied(&a), copied(&b)), (0, 19 * 5000));
+        drop(a.alloc(100_000).await);
+        assert_eq!(group.pool().stats().in_use_bytes, 0);
+    });
+}
+
+/// Parts of one message, in any order and more than once, next to memory of the lane and of strangers.
+#[test]
+fn ropes_of_all_kinds_of_memory() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let (one, other) = (group(8 << 20), group(8 << 20));
+        a.lane.tx.join_group(&one).unwrap();
+        a.lane.tx.join_group(&other).unwrap();
+        let (x, y) = (filled(&one, 9000, 1), filled(&other, 3000, 2));
+        let mut own = a.alloc(500).await;
+        own.put_slice(&body(500, 3));
+        let mut message = zc_core::memory::Message::new();
+        let mut expect = Vec::new();
+        for part in [x.slice(10..), y.clone(), own.freeze(), x.slice(..200), body(300, 4).into(), y, x] {
+            expect.extend_from_slice(&part);
+            message.push(part).unwrap();
+        }
+        a.send(data(1, message)).await.unwrap();
+        let frames = b.recv().await.unwrap();
+        assert!(frames[0].payload == expect[..]);
+        assert_eq!((copied(&a), copied(&b)), (300, 0));
+    });
+}
+
+/// The peer is told when a region is gone, and shown the next one under the number that is free.
+#[test]
+fn regions_come_and_go() {
+    const LEN: usize = 32 << 10;
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let pool = BufPool::builder().name("comes").backing(Backing::Memfd).max_bytes(8 << 20);
+        let group = MemoryGroup::new(pool.region_bytes(LEN));
+        a.lane.tx.join_group(&group).unwrap();
+        let maps = |what: &str| {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            maps.lines().filter(|line| line.contains(what)).count()
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        for round in 0..2 * MAX_SHARED_REGIONS {
+            let frames = pass(&mut a, &mut b, round as u64 + 1, filled(&group, LEN, round)).await;
+            assert!(frames[0].payload == body(LEN, round)[..]);
+            drop(frames);
+            // What came back is looked at, the pool lets go of it, and the next look tells the peer.
+            drop(a.alloc(100_000).await);
+            group.pool().trim();
+            let tick = Instant::now() + Duration::from_secs(2 * (round as u64 + 1));
+            a.lane.drive.as_mut().unwrap().poll_drive(&mut cx, tick).unwrap();
+            assert!(a.lane.tx.poll_flush(&mut cx).is_ready());
+            assert!(b.lane.rx.try_recv(&mut Batch::new()).unwrap().is_none());
+            assert!(maps("memfd:comes") <= 4, "round {round}: {}", maps("memfd:comes"));
+        }
+        assert_eq!((copied(&a), copied(&b)), (0, 0));
+    });
+}
+
+/// One who keeps many messages gets copies past the bound, and nothing stops.
+#[test]
+fn loans_are_bounded() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let group = group(64 << 20);
+        a.lane.tx.join_group(&group).unwrap();
+        let mut kept = Vec::new();
+        let all = MAX_SHARED_LOANS as usize + 50;
+        for seq in 0..all {
+            kept.extend(pass(&mut a, &mut b, seq as u64 + 1, filled(&group, 200, seq)).await);
+        }
+        assert_eq!((copied(&a), copied(&b)), (50 * 200, 0));
+        assert!(kept.iter().enumerate().all(|(seq, frame)| frame.payload == body(200, seq)[..]));
+        kept.clear();
+        drop(pass(&mut a, &mut b, all as u64 + 1, filled(&group, 200, 1)).await);
+        assert_eq!(copied(&a), 50 * 200, "there is room again");
+    });
+}
+
+/// A lane that is gone leaves with the peer what it reads: the group does not write it again before.
+#[test]
+fn what_a_peer_reads_outlives_the_lane() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let group = group(8 << 20);
+        a.lane.tx.join_group(&group).unwrap();
+        let frames = pass(&mut a, &mut b, 1, filled(&group, 50_000, 7)).await;
+        drop(a);
+        assert!(group.pool().stats().in_use_bytes > 0, "the peer reads it");
+        assert_eq!(group.members(), 0);
+        for seed in 0..50 {
+            drop(filled(&group, 50_000, seed));
+        }
+        assert!(frames[0].payload == body(50_000, 7)[..]);
+        drop((frames, b));
+        // Looked after when lanes come and go.
+        while group.pool().stats().in_use_bytes > 0 {
+            drop(pair(&Setup::default()).await);
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn groups_and_their_memory_are_bounded() {
+    run(async {
+        let mut setup = Setup::default();
+        setup.options.max_arena_bytes = 4 << 20;
+        let (mut a, mut b) = pair(&setup).await;
+        // Of groups, the peer maps as much as of an arena.
+        let large = group(64 << 20);
+        a.lane.tx.join_group(&large).unwrap();
+        let held = filled(&large, 5 << 20, 0);
+        drop(pass(&mut a, &mut b, 1, held.slice(..5000)).await);
+        assert_eq!(copied(&a), 5000);
+        let groups: Vec<_> = (0..MAX_GROUPS).map(|_| group(1 << 20)).collect();
+        let joined: Vec<_> = groups.iter().map(|group| a.lane.tx.join_group(group)).collect();
+        assert!(joined.iter().filter(|done| done.is_ok()).count() == MAX_GROUPS - 1);
+        // What no peer can map is copied.
+        let private = MemoryGroup::new(BufPool::builder().max_bytes(1 << 20));
+        a.lane.tx.leave_group(&large);
+        a.lane.tx.join_group(&private).unwrap();
+        drop(pass(&mut a, &mut b, 2, filled(&private, 1000, 0)).await);
+        assert_eq!(copied(&a), 6000);
+    });
+}
+
+/// A connection that goes on when groups do not has room for others, and lets their memory go.
+#[test]
+fn groups_that_nobody_has_are_left() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        for seq in 1..3 * MAX_GROUPS {
+            let group = group(8 << 20);
+            a.lane.tx.join_group(&group).unwrap();
+            let buf = filled(&group, 5000, seq);
+            let pool = group.pool().clone();
+            drop(group);
+            drop(pass(&mut a, &mut b, seq as u64, buf).await);
+            drop(a.alloc(100_000).await);
+            assert_eq!(pool.stats().in_use_bytes, 0);
+        }
+        assert_eq!((copied(&a), copied(&b)), (0, 0));
+    });
+}
+
+/// One who keeps its share, goes and comes back, again and again: there is memory for others all the same.
+#[test]
+fn coming_back_gives_nobody_another_share() {
+    const LEN: usize = 60_000;
+    run(async {
+        let (mut other, mut reader) = pair(&Setup::default()).await;
+        let group = group(8 << 20);
+        other.lane.tx.join_group(&group).unwrap();
+        let (mut kept, mut seq) = (Vec::new(), 0);
+        for _ in 0..10 {
+            let (mut hub, mut hoarder) = pair(&Setup::default()).await;
+            hub.lane.tx.join_group(&group).unwrap();
+            for at in 1..=80 {
+                kept.extend(pass(&mut hub, &mut hoarder, at, filled(&group, LEN, 3)).await);
+                seq += 1;
+                drop(pass(&mut other, &mut reader, seq, filled(&group, LEN, 4)).await);
+                drop(other.alloc(100_000).await);
+            }
+        }
+        let left = group.left_behind_bytes();
+        assert!(left > 0 && left <= 4 << 20, "{left}");
+        assert!(kept.iter().all(|frame| frame.payload == body(LEN, 3)[..]));
+        drop(kept);
+        while group.left_behind_bytes() > 0 {
+            drop(pair(&Setup::default()).await);
+            tokio::task::yield_now().await;
+        }
+    });
+}
