@@ -351,6 +351,8 @@ fn export(bytes: u64) -> OwnedFd {
     memory(bytes as usize).region().fd().unwrap().try_clone_to_owned().unwrap()
 }
 
+type Lie = Box<dyn FnOnce(&mut Evil)>;
+
 #[test]
 fn lies_end_the_lane() {
     let honest = Granted { window: 1, bytes: 8192, start: 0, len: 64, access: Access::ALL, fresh: true };
@@ -361,7 +363,7 @@ fn lies_end_the_lane() {
         }
     };
     let read_only = crate::sys::reopen_read_only(export(8192).as_fd()).unwrap();
-    let cases: Vec<(&str, Box<dyn FnOnce(&mut Evil)>)> = vec![
+    let cases: Vec<(&str, Lie)> = vec![
         ("size", Box::new(told(honest, Some(export(4096))))),
         ("size", Box::new(told(honest, Some(export(16384))))),
         (
