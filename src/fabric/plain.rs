@@ -221,7 +221,10 @@ mod tests {
         let mut client = fabric.connect_plain(&uri).await.unwrap();
         // One byte of another protocol is enough.
         poll_fn(|cx| client.link.poll_write(cx, b"G")).await.unwrap();
-        let Incoming::Plain(server) = listener.accept().await.unwrap() else { panic!("that is no HELLO") };
+        let accepted = tokio::time::timeout(Duration::from_secs(60), listener.accept()).await;
+        let Incoming::Plain(server) = accepted.expect("it hangs").unwrap() else {
+            panic!("that is no HELLO")
+        };
         for stream in [client, server] {
             let link = stream.link.as_any().unwrap().downcast_ref::<StreamLink>().unwrap();
             assert!(sockopt::socket_keepalive(link).unwrap());
