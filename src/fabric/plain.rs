@@ -24,6 +24,7 @@ pub const PLAIN_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub const PLAIN_KEEPALIVE_PROBES: u32 = 6;
 
 /// Most bytes of a reader's buffer that are cleared for one read of the link.
+#[cfg(feature = "tokio")]
 const READ_BYTES: usize = 16 * 1024;
 
 /// A link on which no zc is spoken: bytes as they come, with the traits of `futures::io`, and with tokio's
