@@ -97,7 +97,8 @@ pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
 pub use fabric::{
     Fabric, FabricBuilder, Group, Incoming, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE,
-    MixedListener, PLAIN, PlainStream,
+    MixedListener, PLAIN, PLAIN_KEEPALIVE_IDLE, PLAIN_KEEPALIVE_INTERVAL, PLAIN_KEEPALIVE_PROBES,
+    PlainStream,
 };
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]

@@ -79,8 +79,8 @@ pub enum Incoming {
     Plain(PlainStream),
 }
 
-/// A listener that serves zc and whatever else its user speaks at one address: the first four bytes tell
-/// them apart. A peer that speaks no zc has proved nothing, whatever the fabric's [`Authenticator`](crate::Authenticator)
+/// A listener that serves zc and whatever else its user speaks at one address: the first bytes tell them
+/// apart, as a rule one. A peer that speaks no zc has proved nothing, whatever the fabric's [`Authenticator`](crate::Authenticator)
 /// asks of others: that is for the protocol that it speaks. Made by [`Fabric::listen_mixed`](crate::Fabric::listen_mixed).
 ///
 /// ```

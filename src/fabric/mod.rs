@@ -15,7 +15,9 @@ use zc_core::wire::Stage;
 pub use self::builder::FabricBuilder;
 pub use self::group::Group;
 pub use self::listener::{Incoming, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE, MixedListener};
-pub use self::plain::{PLAIN, PlainStream};
+pub use self::plain::{
+    PLAIN, PLAIN_KEEPALIVE_IDLE, PLAIN_KEEPALIVE_INTERVAL, PLAIN_KEEPALIVE_PROBES, PlainStream,
+};
 
 use crate::auth::AuthError;
 use crate::connection::Connection;
@@ -127,7 +129,8 @@ impl Fabric {
     /// or counted. For falling back to another protocol that the peer is known to speak.
     ///
     /// # Errors
-    /// The URI can't be read, nobody listens there, it took too long, or this fabric has an
+    /// The URI can't be read, has a parameter that no transport takes or names one that is no byte stream, nobody
+    /// listens there or only a user that the policy does not accept, it took too long, or this fabric has an
     /// [`Authenticator`](crate::Authenticator) or a policy without a fallback, which rule such links out.
     pub async fn connect_plain(&self, uri: &str) -> Result<PlainStream, Error> {
         let uri: Uri = uri.parse()?;
@@ -135,12 +138,19 @@ impl Fabric {
         if shared.authenticator.is_some() {
             return Err(AuthError::new("nobody proves who they are on a plain link").into());
         }
-        if !shared.allows_plain() {
+        let request = shared.request(&uri)?;
+        let refused = |why| {
             let mut report = SelectionReport::default();
-            report.set(PLAIN, Stage::Connect, Outcome::Unavailable(Unavailable::ForbiddenByPolicy));
-            return Err(Error::NoTransport(Box::new(report)));
+            report.set(PLAIN, Stage::Connect, Outcome::Unavailable(why));
+            Err(Error::NoTransport(Box::new(report)))
+        };
+        if !shared.allows_plain(uri.addr(), &request) {
+            return refused(Unavailable::ForbiddenByPolicy);
         }
         let link = self.open_link(&uri).await?;
+        if let Some(why) = wireup::foreign(shared, &*link) {
+            return refused(why);
+        }
         Ok(PlainStream::new(link, Vec::new(), shared.transports.iter().map(|transport| &**transport)))
     }
 

@@ -3,12 +3,24 @@
 use zc_core::wire::{HELLO_HEADER_BYTES, MAGIC, MAX_HELLO_BODY, Stage, WireError};
 
 use super::Attempt;
-use super::io::{self, IoFault};
+use super::io::{self, IoFault, deadline};
 use super::join_link::Ways;
 use crate::error::Error;
 
 impl Attempt<'_> {
     pub(super) async fn hello(&mut self) -> Result<(), Error> {
+        let (reactor, time) = (&*self.shared.reactor, self.shared.deadlines.hello);
+        let limit = self.limit(time);
+        let said = deadline(reactor, Stage::Hello, limit, self.exchange_hellos()).await;
+        if let Err(Error::Wire { source: WireError::VersionMismatch { .. }, .. }) = &said {
+            // A time of its own: whatever becomes of it, the versions are why there is no connection.
+            let limit = self.limit(time);
+            let _ = deadline(reactor, Stage::Hello, limit, self.skip_hello()).await;
+        }
+        said
+    }
+
+    async fn exchange_hellos(&mut self) -> Result<(), Error> {
         self.flush().await?;
         let result = self.read_hello().await;
         if result.is_ok() && self.shared.authenticator.is_none() {
@@ -16,9 +28,6 @@ impl Attempt<'_> {
         }
         // Even after an error: a peer of another version reads our range from it.
         let flushed = self.flush().await;
-        if let Err(Error::Wire { source: WireError::VersionMismatch { .. }, .. }) = &result {
-            self.skip_hello().await;
-        }
         result?;
         flushed?;
         if let Some(hello) = self.machine.peer() {
@@ -30,12 +39,13 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// Magic first, so that whoever speaks another protocol is told at once; then the header, then the body.
+    /// One byte first, which tells whoever speaks another protocol and then waits for us; then the rest of the
+    /// magic, the header, the body.
     async fn read_hello(&mut self) -> Result<(), Error> {
         let at = |fault: IoFault| fault.at(Stage::Hello);
         let gone = self.link_gone();
         let Some(Ways { io, .. }) = &mut self.ways else { return Err(gone) };
-        let mut want = MAGIC.len();
+        let mut want = 1;
         loop {
             let bytes = io.fill(want).await.map_err(at)?;
             let taken = self.machine.handle_hello(bytes);
@@ -44,6 +54,7 @@ impl Attempt<'_> {
                 return Ok(());
             }
             want = match bytes.get(8..HELLO_HEADER_BYTES) {
+                None if want < MAGIC.len() => MAGIC.len(),
                 None => HELLO_HEADER_BYTES,
                 // The machine has refused a length above its bound already.
                 Some(len) => HELLO_HEADER_BYTES + io::length(len),
@@ -53,11 +64,12 @@ impl Attempt<'_> {
 
     /// Reads the rest of a HELLO that is not understood: closing a TCP link with bytes unread resets it, and
     /// the peer might never see our own.
-    async fn skip_hello(&mut self) {
-        let Some(Ways { io, .. }) = &mut self.ways else { return };
-        if let Ok(header) = io.fill(HELLO_HEADER_BYTES).await {
-            let len = io::length(&header[8..HELLO_HEADER_BYTES]).min(MAX_HELLO_BODY);
-            let _ = io.fill(HELLO_HEADER_BYTES + len).await;
-        }
+    async fn skip_hello(&mut self) -> Result<(), Error> {
+        let at = |fault: IoFault| fault.at(Stage::Hello);
+        let io = self.io()?;
+        let header = io.fill(HELLO_HEADER_BYTES).await.map_err(at)?;
+        let len = io::length(&header[8..HELLO_HEADER_BYTES]).min(MAX_HELLO_BODY);
+        io.fill(HELLO_HEADER_BYTES + len).await.map_err(at)?;
+        Ok(())
     }
 }

@@ -231,13 +231,13 @@ impl Joining {
     /// read: what comes is read ahead of it, up to [`READ_AHEAD`].
     pub(super) fn poll_given_up(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut core = self.0.lock();
-        let mut waiting = [None, None];
+        let mut waiting: Vec<Waker> = Vec::new();
         while !core.given_up() && core.may_read_ahead() {
             let unsent = core.ways.as_ref().is_some_and(|ways| ways.io.unsent() > 0);
             let next = core.poll_next(cx);
             let sent = unsent && core.ways.as_ref().is_some_and(|ways| ways.io.unsent() == 0);
             if next.is_ready() || sent {
-                waiting = std::mem::take(&mut core.waiting);
+                waiting.extend(core.waiting.iter_mut().filter_map(Option::take));
             }
             if next.is_pending() {
                 break;
@@ -245,7 +245,7 @@ impl Joining {
         }
         let given_up = core.given_up();
         drop(core);
-        waiting.into_iter().flatten().for_each(Waker::wake);
+        waiting.into_iter().for_each(Waker::wake);
         if given_up { Poll::Ready(()) } else { Poll::Pending }
     }
 

@@ -33,6 +33,8 @@ impl Attempt<'_> {
         loop {
             match self.machine.state() {
                 HandshakeState::Join { index } => {
+                    // Again and again: a lane may break at its COMMIT, and the next one joins.
+                    self.reached(Stage::Join);
                     let mut lane = self.planned(index, mine, theirs)?;
                     if self.denied(lane.mine.transport.name()) {
                         return Err(self.give_up("fallback is denied here").await);

@@ -106,7 +106,9 @@ pub(crate) async fn run(
         Ok(lane) => attempt.start(lane),
         Err(error) => Err(error),
     };
-    if let (Err(Error::Wire { source: WireError::BadMagic { .. }, .. }), Some(plain)) = (&result, plain) {
+    if let (Err(Error::Wire { source: WireError::BadMagic { .. }, .. }), Some(plain), None) =
+        (&result, plain, &attempt.foreign)
+    {
         *plain.lock() = attempt.into_plain();
         return result;
     }
@@ -116,6 +118,15 @@ pub(crate) async fn run(
     }
     drop(attempt);
     result
+}
+
+/// Why nothing may run on this link, zc or not. Anyone may bind or connect to an abstract name: it has no file
+/// mode, so the policy's users count.
+pub(crate) fn foreign(shared: &Shared, link: &dyn ControlLink) -> Option<Unavailable> {
+    match link.peer() {
+        LinkAddr::UnixAbstract(_) => same_host::accepted(shared, link.peer_cred()).err(),
+        _ => None,
+    }
 }
 
 /// Tells the observer.
@@ -155,11 +166,7 @@ impl<'a> Attempt<'a> {
             LinkAddr::Tcp(_) => Some(same_host::hello(prover.as_ref().map_or("", |prover| prover.name()))?),
             _ => None,
         };
-        // Anyone may bind or connect to an abstract name: it has no file mode, so the policy's users count.
-        let foreign = match &addr {
-            LinkAddr::UnixAbstract(_) => same_host::accepted(shared, link.peer_cred()).err(),
-            _ => None,
-        };
+        let foreign = foreign(shared, &*link);
         let hello = |role| Hello {
             versions: VersionRange::SUPPORTED,
             role,
@@ -202,16 +209,14 @@ impl<'a> Attempt<'a> {
         if let (Role::Client, Some(why)) = (self.role, self.foreign.clone()) {
             return Err(self.nothing_for(&why));
         }
-        let (reactor, times) = (&*self.shared.reactor, &self.shared.deadlines);
-        let limit = self.limit(times.hello);
-        deadline(reactor, Stage::Hello, limit, self.hello()).await?;
+        self.hello().await?;
         self.reached(Stage::Authenticate);
+        let (reactor, times) = (&*self.shared.reactor, &self.shared.deadlines);
         let limit = self.limit(times.authenticate);
         deadline(reactor, Stage::Authenticate, limit, self.authenticate()).await?;
         self.reached(Stage::Offers);
         let limit = self.limit(times.offers);
         let (mine, theirs) = deadline(reactor, Stage::Offers, limit, self.offers()).await?;
-        self.reached(Stage::Join);
         self.bring_up(&mine, &theirs).await
     }
 

@@ -64,9 +64,11 @@ impl Shared {
         Ok(request)
     }
 
-    /// Whether policy leaves room for a link that carries no zc.
-    pub(crate) fn allows_plain(&self) -> bool {
-        self.policy.fallback_rule() != Fallback::Deny && self.policy.refuses(PLAIN).is_none()
+    /// Whether policy and URI leave room for a link that carries no zc.
+    pub(crate) fn allows_plain(&self, addr: &LinkAddr, request: &Request) -> bool {
+        self.policy.fallback_rule() != Fallback::Deny
+            && self.policy.refuses(PLAIN).is_none()
+            && request.allows(stream_name(addr))
     }
 
     pub(crate) fn missing(&self, name: &str) -> Option<Unavailable> {

@@ -131,6 +131,7 @@ fn examples(context: &Context, runner: &Runner) -> Outcome {
         Cmd::cargo("build --release -p zc-examples-rpc --bins"),
         rpc("grpc_echo", bench),
         rpc("grpc_echo_raw", bench),
+        rpc("tarpc_echo", bench),
         rpc("axum_hello", ""),
         rpc("pubsub", ""),
     ];

@@ -64,7 +64,10 @@
 
 pub mod bench;
 pub mod cli;
+pub mod counted;
 pub mod echo;
+pub mod grpc;
+pub mod items;
 pub mod process;
 
 /// What the service's `.proto` generates.

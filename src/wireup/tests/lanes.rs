@@ -116,3 +116,53 @@ async fn the_control_link_is_the_last_resort() {
     both_chose(empty, "mem").await;
     both_chose(connect(with([]), with([])).await, "mem").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_reads_in_a_task_of_its_own_hears_of_all_that_was_read_ahead() {
+    let server = with([stream(), fake("shm", Join::Elsewhere)]).build().unwrap();
+    let (mut near, far) = duplex("elsewhere");
+    let start = tokio::time::Instant::now();
+    let talking = async {
+        io::write_all(&mut near, &encoded(&[offers(&["shm"])])).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        // Both are there in one turn.
+        let mut joins = Vec::new();
+        for _ in 0..2 {
+            ControlMessage::Join { index: 0, bytes: vec![0] }.encode(&mut joins).unwrap();
+        }
+        io::write_all(&mut near, &joins).await.unwrap();
+        let mut words = Vec::new();
+        while !String::from_utf8_lossy(&words).contains("no_device") {
+            let mut some = [0; 256];
+            let count = poll_fn(|cx| near.poll_read(cx, &mut some)).await.unwrap();
+            words.extend(&some[..count]);
+        }
+        start.elapsed()
+    };
+    let (request, progress) = (Request::default(), Progress::default());
+    let side = side_of(Role::Server, &request, &progress);
+    let serving = run(server.shared(), side, Box::new(far), || 1);
+    let ended = futures::future::select(Box::pin(talking), Box::pin(serving)).await;
+    let futures::future::Either::Left((took, _)) = ended else { panic!("it ended") };
+    assert_eq!(took.as_secs(), 2, "no deadline had to pass");
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_goes_back_when_a_later_lane_joins() {
+    let lanes = |join| with([stream(), fake("shm", join), fake("rdma", Join::Hangs)]).build().unwrap();
+    let (client, server) = (lanes(Join::Breaks), lanes(Join::Works));
+    let (near, far) = duplex("progress");
+    let request = Request::default();
+    let [of_client, of_server] = [Progress::default(), Progress::default()];
+    let connecting = futures::future::join(
+        run(client.shared(), side_of(Role::Client, &request, &of_client), Box::new(near), || 1),
+        run(server.shared(), side_of(Role::Server, &request, &of_server), Box::new(far), || 1),
+    );
+    let looking = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        [of_client.stage(), of_server.stage()]
+    };
+    let (ends, stages) = futures::future::join(connecting, looking).await;
+    assert_eq!(stages, [Stage::Join; 2]);
+    both_chose(ends, "mem").await;
+}

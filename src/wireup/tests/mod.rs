@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use zc_core::memory::PinnedBufMut;
+use zc_core::memory::{MemoryGroup, PinnedBufMut, RegisterError};
 use zc_core::transport::{
     AllocFailure, Batch, BoxFuture, Caps, Frame, LaneError, LaneRx, LaneTx, Offer, Received, SendRejected,
     SendReport, SendToken, Transport, UriParams, WireupError,
@@ -53,6 +53,8 @@ enum Join {
     Babbles,
     /// Is made for other links.
     NotHere,
+    /// Reads two bytes in a task of its own, and fails.
+    Elsewhere,
 }
 
 /// An out-of-band transport inside the process. Pipes are handed over by their client's instance.
@@ -102,21 +104,29 @@ impl Transport for Fake {
         role: Role,
         mine: Offer,
         peer: Offer,
-        link: &'a mut Option<Box<dyn ControlLink>>,
+        slot: &'a mut Option<Box<dyn ControlLink>>,
         cx: OfferContext,
     ) -> BoxFuture<'a, Result<Lane, WireupError>> {
         Box::pin(async move {
             assert_eq!(mine, peer);
-            let link = link.as_mut().unwrap();
             let failed = |source| LinkError::Io { operation: "greet", source };
             match self.join {
                 Join::Fails => return Err(Unavailable::NoDevice.into()),
                 Join::Hangs => std::future::pending::<()>().await,
+                Join::Elsewhere => {
+                    let mut link = slot.take().unwrap();
+                    let reading = tokio::spawn(async move { io::read_exact(&mut *link, &mut [0; 2]).await });
+                    // The reader waits by now; a poll of this task makes it the one that the link wakes.
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    reading.await.unwrap().map_err(failed)?;
+                    return Err(Unavailable::NoDevice.into());
+                }
                 Join::Babbles => loop {
-                    io::write_all(&mut **link, b"x").await.map_err(failed)?;
+                    io::write_all(&mut **slot.as_mut().unwrap(), b"x").await.map_err(failed)?;
                 },
                 _ => {}
             }
+            let link = slot.as_mut().unwrap();
             let (near, far) = duplex("lane");
             let mut id = near.id();
             PIPES.lock().push((self.name, id, far));
@@ -182,6 +192,9 @@ impl LaneRx for Breaking<dyn LaneRx> {
         self.broken()?;
         self.inner.try_recv(out)
     }
+    fn stop(&mut self) {
+        self.inner.stop();
+    }
 }
 
 impl LaneTx for Breaking<dyn LaneTx> {
@@ -211,6 +224,9 @@ impl LaneTx for Breaking<dyn LaneTx> {
     }
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         self.inner.poll_close(cx)
+    }
+    fn join_group(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
+        self.inner.join_group(group)
     }
 }
 

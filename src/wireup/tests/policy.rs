@@ -166,6 +166,30 @@ impl ControlLink for At {
     }
 }
 
+/// Opens links whose other end is a process of this user.
+struct Squatted(u32);
+
+impl zc_core::transport::LinkProvider for Squatted {
+    fn accepts(&self, addr: &LinkAddr) -> bool {
+        matches!(addr, LinkAddr::UnixAbstract(_))
+    }
+    fn connect<'a>(
+        &'a self,
+        _: &'a LinkAddr,
+        _: &'a Arc<dyn zc_core::transport::Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn ControlLink>, LinkError>> {
+        let link = At { link: duplex("squatted").0, uid: self.0 };
+        Box::pin(async move { Ok(Box::new(link) as Box<dyn ControlLink>) })
+    }
+    fn bind<'a>(
+        &'a self,
+        _: &'a LinkAddr,
+        _: &'a Arc<dyn zc_core::transport::Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn zc_core::transport::LinkListener>, LinkError>> {
+        unreachable!("a client only")
+    }
+}
+
 /// It must never be called.
 struct Secretive;
 
@@ -181,9 +205,57 @@ impl crate::auth::Authenticator for Secretive {
     }
 }
 
+const STRANGER: u32 = 4_000_001;
+
+fn plain_outcome(failed: Result<crate::PlainStream, Error>) -> Outcome {
+    let Err(Error::NoTransport(report)) = failed else { panic!("{:?}", failed.err()) };
+    outcome(&report, crate::PLAIN)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_link_to_an_abstract_name_is_for_the_same_users() {
+    let fabric = |uid| Fabric::builder().links(Arc::new(Squatted(uid))).build().unwrap();
+    let refused = plain_outcome(fabric(STRANGER).connect_plain("zc+unix://@squatted").await);
+    assert_eq!(refused, Outcome::Unavailable(Unavailable::PeerUid { uid: STRANGER }));
+    // Root is accepted.
+    fabric(0).connect_plain("zc+unix://@squatted").await.unwrap();
+
+    let server = with([stream()]).build().unwrap();
+    for (uid, accepted) in [(STRANGER, false), (0, true)] {
+        let (mut near, far) = duplex("squatted");
+        io::write_all(&mut near, b"GET /").await.unwrap();
+        let (request, progress, plain) = (Request::default(), Progress::default(), Mutex::new(None));
+        let side = Side { plain: Some(&plain), ..side_of(Role::Server, &request, &progress) };
+        let mut failures = 0;
+        let count = || {
+            failures += 1;
+            failures
+        };
+        let result = run(server.shared(), side, Box::new(At { link: far, uid }), count).await;
+        assert!(matches!(result, Err(Error::Wire { source: WireError::BadMagic { .. }, .. })));
+        assert_eq!((plain.into_inner().is_some(), failures), (accepted, u64::from(!accepted)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_link_is_what_the_uri_allows_or_none() {
+    let fabric = with([fake("shm", Join::Works), fake("rdma", Join::Works)]);
+    let fabric = fabric.links(Arc::new(Squatted(0))).build().unwrap();
+    for uri in ["zc+shm://orders", "zc+rdma://127.0.0.1:1"] {
+        let refused = plain_outcome(fabric.connect_plain(uri).await);
+        assert_eq!(refused, Outcome::Unavailable(Unavailable::ForbiddenByPolicy), "{uri}");
+    }
+    let misspelt = fabric.connect_plain("zc+unix://@squatted?dve=1").await;
+    assert!(
+        matches!(misspelt, Err(Error::Uri(crate::UriError::UnknownParam { .. }))),
+        "{:?}",
+        misspelt.err()
+    );
+    fabric.connect_plain("zc+unix://@squatted?dev=1").await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_server_that_squats_on_a_name_hears_nothing() {
-    const STRANGER: u32 = 4_000_001;
     let client = with([Arc::new(TcpTransport) as _]).authenticator(Arc::new(Secretive)).build().unwrap();
     let (near, mut far) = duplex("squatted");
     // It would answer, if it were asked.

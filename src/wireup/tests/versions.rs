@@ -87,3 +87,29 @@ async fn a_client_of_another_version_hears_of_it_over_tcp_before_the_end() {
     let mismatch = WireError::VersionMismatch { ours: newer, theirs: VersionRange::SUPPORTED };
     assert_eq!(theirs, Err(mismatch));
 }
+
+/// The first bytes of a HELLO whose body never comes.
+fn only_header(role: HelloRole, versions: VersionRange) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    hello_of(role, versions).encode(&mut bytes).unwrap();
+    bytes.truncate(zc_core::wire::HELLO_HEADER_BYTES);
+    bytes
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_versions_are_why_even_if_the_rest_of_the_hello_never_comes() {
+    let newer = VersionRange::new(2, 3).unwrap();
+    for (role, theirs) in [(Role::Client, HelloRole::Server), (Role::Server, HelloRole::Client)] {
+        let (near, mut far) = duplex("header");
+        io::write_all(&mut far, &only_header(theirs, newer)).await.unwrap();
+        let fabric = with([stream()]).build().unwrap();
+        let (request, progress) = (Request::default(), Progress::default());
+        let start = tokio::time::Instant::now();
+        let ours = run(fabric.shared(), side_of(role, &request, &progress), Box::new(near), || 1).await;
+        let Err(Error::Wire { stage: Stage::Hello, source }) = ours else { panic!("{:?}", ours.err()) };
+        assert_eq!(source, WireError::VersionMismatch { ours: VersionRange::SUPPORTED, theirs: newer });
+        let waited = start.elapsed();
+        let limit = crate::options::DEFAULT_STAGE;
+        assert!(waited >= limit && waited < 2 * limit, "{waited:?}");
+    }
+}

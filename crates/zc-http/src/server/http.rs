@@ -20,16 +20,20 @@ use tower_service::Service;
 
 use super::PeerInfo;
 use super::call::{Permit, deadline_exceeded, grpc_response, is_grpc};
+use super::preface::Prefaced;
 use crate::body::Body;
 use crate::deadline::Deadline;
 use crate::error::{BoxError, ErrorKind};
 use crate::proto::Limits;
 use crate::stream::ZcStream;
 
-/// The longest that a client of HTTP/1 may take for its headers.
+/// The longest that a client may take until it is known that it speaks HTTP/2, or for its headers over HTTP/1.
 const HEADER_TIME: Duration = Duration::from_secs(30);
 /// How often a peer on HTTP/2 that says nothing is asked whether it lives.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// The least that hyper takes for the headers of a request over HTTP/1, whatever the limit.
+const MIN_HTTP1_BUFFER_BYTES: usize = 8192;
 
 /// What every call of a stream needs.
 #[derive(Clone)]
@@ -54,7 +58,12 @@ where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIME);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .max_buf_size((limits.max_header_bytes as usize).max(MIN_HTTP1_BUFFER_BYTES))
+        .max_headers(limits.max_header_count as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -64,7 +73,8 @@ where
         .initial_stream_window_size(limits.call_window_bytes)
         .initial_connection_window_size(limits.connection_window_bytes);
     let service = hyper::service::service_fn(move |request| calls.clone().call(request));
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let io = TokioIo::new(Prefaced::within(HEADER_TIME, stream));
+    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
     let served = tokio::select! {
         biased;
         // The sender's end is the signal.

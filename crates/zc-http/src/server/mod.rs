@@ -4,6 +4,8 @@ mod call;
 #[cfg(feature = "hyper")]
 mod http;
 mod inline;
+#[cfg(feature = "hyper")]
+mod preface;
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -32,8 +34,6 @@ use crate::stream::ZcStream;
 
 /// Connections served at a time, unless set.
 const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
-/// The pause after a failure to accept, such as too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The longest that shutting down takes, unless set.
 const DEFAULT_SHUTDOWN: Duration = Duration::from_secs(30);
 
@@ -144,7 +144,8 @@ impl Server {
         self
     }
 
-    /// Serves what `listener` accepts, until the future is dropped: that ends all calls.
+    /// Serves what `listener` accepts, until the future is dropped: that ends all calls. If the listener itself ends,
+    /// it returns after the calls under way, like [`Server::serve_with_shutdown`].
     pub async fn serve<S, B>(self, listener: impl Into<Listening>, service: S)
     where
         S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
@@ -184,9 +185,10 @@ impl Server {
                         let (service, running) = (service.clone(), running.clone());
                         connections.spawn(self.clone().attend(arrived, service, stopping.clone(), running));
                     }
+                    // Failures to accept are the listener's business: this is its end.
                     Err(error) => {
-                        tracing::warn!(%error, "accepting failed");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        tracing::warn!(%error, "accepting ended");
+                        break;
                     }
                 }
             }
