@@ -66,7 +66,7 @@ fn child() {
         for _ in 0..ADDS {
             memory.fetch_add(&key, COUNTER_AT, 1).await.unwrap();
         }
-        memory.write_with_notify(&key, SUM_AT, sum(&read).to_ne_bytes().to_vec(), 7).await.unwrap();
+        memory.write_with_notify(&key, SUM_AT, Vec::from(sum(&read).to_ne_bytes()), 7).await.unwrap();
         while connection.recv().await.is_ok_and(|message| message.is_some()) {}
     });
 }

@@ -266,6 +266,9 @@ fn calls_lose_no_wake_up(records: u64, aside: bool) {
     if aside {
         half.look();
     }
+    if task.try_take() {
+        half.poll(&waker);
+    }
     other.join().unwrap();
     peer.join().unwrap();
     // From here on the reactor is the one to hear the bell. After a lost wake-up nobody wakes the task any more.
