@@ -81,7 +81,7 @@ pub const MAX_REMOTE_KEYS: usize = 1024;
 /// Exports of one connection that the peer can have mapped at a time; one that is granted both for reading only and for
 /// writing counts twice.
 pub const MAX_REMOTE_WINDOWS: usize = 256;
-/// Bytes of all of them: addresses, since pages are made when they are touched.
+/// Bytes of all of them, all of whose pages are there.
 pub const MAX_REMOTE_BYTES: u64 = 64 << 30;
 /// Notifications of one connection on their way to the exports of their keys, all exports together; one more is `Busy`.
 pub const NOTIFY_WINDOW: u64 = 256;

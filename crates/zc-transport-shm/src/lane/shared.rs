@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -20,9 +20,16 @@ pub(crate) struct Wakers {
     pub(super) tx: Arc<AtomicWaker>,
     pub(super) drive: AtomicWaker,
     pub(crate) remote: Calls<PeerWords>,
+    /// An export may have room for a notification.
+    room: AtomicBool,
 }
 
 impl Wakers {
+    /// Whether an export may have room for a notification again since the last call.
+    pub(crate) fn take_room(&self) -> bool {
+        self.room.load(Ordering::Relaxed) && self.room.swap(false, Ordering::Acquire)
+    }
+
     /// The bell rang, or there is room on the link: for whichever half it was.
     pub(crate) fn wake_all(&self) {
         self.rx.wake();
@@ -40,12 +47,13 @@ impl ArcWake for Halves {
     }
 }
 
-/// A waker of the one-sided half for who may keep it when the lane is gone.
+/// What an export wakes when it has room; it may keep this when the lane is gone.
 struct OneSided(Weak<Wakers>);
 
 impl ArcWake for OneSided {
     fn wake_by_ref(this: &Arc<Self>) {
         if let Some(wakers) = this.0.upgrade() {
+            wakers.room.store(true, Ordering::Release);
             wakers.remote.wake();
         }
     }
@@ -78,6 +86,7 @@ impl Shared {
             tx: Arc::new(AtomicWaker::new()),
             drive: AtomicWaker::new(),
             remote,
+            room: AtomicBool::new(false),
         });
         Arc::new(Self {
             halves: futures::task::waker(Arc::new(Halves(wakers.clone()))),
@@ -149,13 +158,19 @@ impl Shared {
         self.link.take_fd()
     }
 
-    /// The export that came, if one did.
+    /// The export that came, if one did. It is on the link before it is spoken of.
     pub(crate) fn take_export(&self) -> Option<OwnedFd> {
-        self.link.take_export()
+        self.link.take_export().or_else(|| {
+            self.read_link(&mut Context::from_waker(Waker::noop()));
+            // Who waits for the link registers anew, and looks at what else came.
+            self.wakers.rx.wake();
+            self.wakers.drive.wake();
+            self.link.take_export()
+        })
     }
 
-    /// Wakes the one-sided half, which must be in use.
-    pub(crate) fn remote_waker(&self) -> Waker {
+    /// For exports that have no room; the one-sided half must be in use.
+    pub(crate) fn room_waker(&self) -> Waker {
         futures::task::waker(Arc::new(OneSided(Arc::downgrade(&self.wakers))))
     }
 

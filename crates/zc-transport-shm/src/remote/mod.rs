@@ -74,7 +74,7 @@ impl Remote {
             done: VecDeque::new(),
             tokens: 0,
             ledger,
-            room: shared.remote_waker(),
+            room: shared.room_waker(),
             shared,
         }
     }
@@ -137,7 +137,9 @@ impl Remote {
 
     fn act(&mut self) -> Result<(), LaneError> {
         self.owner.answer(&self.shared, &mut self.channel)?;
-        self.owner.hand_over(&mut self.channel, &self.room);
+        if self.shared.wakers.take_room() || self.owner.has_news() {
+            self.owner.hand_over(&mut self.channel, &self.room);
+        }
         while self.may_begin()?
             && let Some(Waiting { token, key, offset, op }) = self.waiting.pop_front()
         {
@@ -243,15 +245,19 @@ impl LaneRemote for Remote {
             }
             self.channel.rest(&self.shared.wakers.remote);
             let advanced = self.advance();
+            // In any case: it rests, and that somebody hears the bell is what it relies on from now on. If another half
+            // silences the bell, it wakes this one.
+            let rung = self.shared.poll_rung().is_ready();
+            if rung {
+                self.shared.wakers.wake_all();
+            }
             if self.deliver(out) {
                 return Poll::Ready(Ok(()));
             }
             advanced?;
-            // If another half silences the bell, it wakes this one.
-            if self.shared.poll_rung().is_pending() {
+            if !rung {
                 return Poll::Pending;
             }
-            self.shared.wakers.wake_all();
         }
         cx.waker().wake_by_ref();
         Poll::Pending
