@@ -158,15 +158,9 @@ impl Shared {
         self.link.take_fd()
     }
 
-    /// The export that came, if one did. It is on the link before it is spoken of.
+    /// The export that came, if one did.
     pub(crate) fn take_export(&self) -> Option<OwnedFd> {
-        self.link.take_export().or_else(|| {
-            self.read_link(&mut Context::from_waker(Waker::noop()));
-            // Who waits for the link registers anew, and looks at what else came.
-            self.wakers.rx.wake();
-            self.wakers.drive.wake();
-            self.link.take_export()
-        })
+        self.link.take_export()
     }
 
     /// For exports that have no room; the one-sided half must be in use.

@@ -521,11 +521,18 @@ fn what_was_told_behind_an_export_is_handed_over_too() {
         assert_eq!(out.drain().next().map(|done| done.status), Some(Done));
         assert_eq!(b.lane.remote.as_mut().unwrap().revoke(&key), zc_core::transport::Revoked::Retired);
         assert_eq!(sink.taken.load(SeqCst), 2);
-        // The link is read on, and the read is done.
+        // What was granted is taken back before its descriptor is read.
+        a.lane.remote.as_mut().unwrap().revoke(&other);
+        b.lane.remote.as_mut().unwrap().revoke(&key);
         while out.is_empty() {
             turn(&mut b, &mut out).unwrap();
+            turn(&mut a, &mut Batch::new()).unwrap();
+            tokio::task::yield_now().await;
         }
-        assert_eq!(out.drain().next().map(|done| done.status), Some(Done));
+        assert_eq!(out.drain().next().map(|done| done.status), Some(RemoteStatus::Revoked));
+        let again = grant_to(&mut a, &theirs, Access::READ, &Arc::default());
+        let op = read(&b, 8);
+        assert_eq!(operate(&mut b, &mut a, &again, 0, op).await.status, Done);
     });
 }
 
