@@ -393,6 +393,35 @@ fn what_is_forwarded_stays_until_all_are_done() {
     });
 }
 
+/// One who keeps all it can, goes and comes back: whoever sent that can still send.
+#[test]
+fn what_is_kept_of_a_member_counts_after_its_reader_has_gone() {
+    const LEN: usize = 200;
+    run(async {
+        let (uri, fabric) = (uri("kept"), Fabric::auto().unwrap());
+        let mut listener = fabric.listen(&uri).await.unwrap();
+        let (source, mut from) = tokio::join!(fabric.connect(&uri), accept(&mut listener));
+        let (source, hub) = (source.unwrap(), fabric.forwarding_group());
+        hub.admit(&from).unwrap();
+        let mut kept = Vec::new();
+        for _ in 0..4 {
+            let (sink, to) = tokio::join!(fabric.connect(&uri), accept(&mut listener));
+            let mut sink = sink.unwrap();
+            hub.admit(&to).unwrap();
+            for _ in 0..300 {
+                let seq = kept.len() as u64;
+                let mut buf = source.alloc(LEN).await.unwrap();
+                buf.resize(LEN, 0);
+                buf.iter_mut().enumerate().for_each(|(at, b)| *b = byte(seq, at));
+                source.send(buf.freeze()).await.unwrap();
+                to.send(take(&mut from).await).await.unwrap();
+                kept.push(take(&mut sink).await);
+            }
+        }
+        assert!(kept.iter().enumerate().all(|(seq, part)| is_whole(part, seq as u64, LEN)));
+    });
+}
+
 /// The hub is killed while one member reads what another wrote: that one may not write it, for nobody tells it when the
 /// other is done.
 #[test]
