@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use zc::memory::{AllocError, BufPool, RegionKind};
-use zc::transport::LaneLimits;
+use zc::transport::{Completion, LaneLimits};
 use zc::{Connection, Fabric, Group, Listener, PinnedBuf};
 
 /// Set in a process that is a member: what it does, and where.
@@ -388,6 +388,32 @@ fn what_is_forwarded_stays_until_all_are_done() {
                 Ok(_) => break,
                 Err(shared) => sent = shared,
             }
+        }
+        assert_eq!(ends.iter().map(|(a, b)| copied(a) + copied(b)).sum::<u64>(), 0);
+    });
+}
+
+/// The hub has nothing else to send, and nobody looks: its sender hears all the same when the reader is done. Once a second would
+/// be too late for the guard.
+#[test]
+fn a_sender_hears_when_what_was_forwarded_is_done_with() {
+    const LEN: usize = 50_000;
+    run(async {
+        let fabric = Fabric::auto().unwrap();
+        let mut ends = pairs(&fabric, &uri("hears"), 2).await;
+        let hub = fabric.forwarding_group();
+        ends.iter().for_each(|(here, _)| hub.admit(here).unwrap());
+        let [(from, source), (to, sink)] = &mut ends[..] else { panic!() };
+        let sender = source.sender();
+        for _ in 0..200 {
+            let mut buf = source.alloc(LEN).await.unwrap();
+            buf.resize(LEN, 1);
+            let sent = sender.send_with(buf.freeze(), Completion::Sent);
+            let forwarded = async {
+                to.send(take(from).await).await.unwrap();
+                drop(take(sink).await);
+            };
+            tokio::join!(async { sent.await.unwrap() }, forwarded);
         }
         assert_eq!(ends.iter().map(|(a, b)| copied(a) + copied(b)).sum::<u64>(), 0);
     });

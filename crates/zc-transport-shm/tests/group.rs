@@ -4,10 +4,12 @@
 
 mod common;
 
-use std::task::{Context, Waker};
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use common::*;
+use tokio::sync::Notify;
 use zc_core::memory::{Backing, BufPool, MemoryGroup, PinnedBuf, RegionKind};
 use zc_core::transport::*;
 use zc_transport_shm::{MAX_GROUPS, MAX_SHARED_LOANS, MAX_SHARED_REGIONS};
@@ -24,6 +26,14 @@ fn filled(group: &MemoryGroup, len: usize, seed: usize) -> PinnedBuf {
 
 fn copied(end: &End) -> u64 {
     end.ledger.snapshot().copied_bytes()
+}
+
+struct Wakes(Arc<Notify>);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
 }
 
 async fn pass(a: &mut End, b: &mut End, seq: u64, buf: PinnedBuf) -> Vec<Frame> {
@@ -125,6 +135,33 @@ fn loans_are_bounded() {
         kept.clear();
         drop(pass(&mut a, &mut b, all as u64 + 1, filled(&group, 200, 1)).await);
         assert_eq!(copied(&a), 50 * 200, "there is room again");
+    });
+}
+
+/// A sender that is idle is woken for what comes back, each time: others wait for that memory.
+#[test]
+fn an_idle_sender_hears_of_what_comes_back() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let group = group(8 << 20);
+        a.lane.tx.join_group(&group).unwrap();
+        for round in 0..20 {
+            let mut kept = Vec::new();
+            for at in 1..=4 {
+                kept.extend(pass(&mut a, &mut b, round * 4 + at, filled(&group, 50_000, 1)).await);
+            }
+            while group.pool().stats().in_use_bytes > 0 {
+                let (before, came) = (group.pool().stats().in_use_bytes, Arc::new(Notify::new()));
+                let waker = Waker::from(Arc::new(Wakes(came.clone())));
+                assert!(a.lane.tx.poll_flush(&mut Context::from_waker(&waker)).is_ready());
+                kept.pop();
+                // Nothing is driven, so nobody looks by the clock.
+                came.notified().await;
+                assert!(a.lane.tx.poll_flush(&mut Context::from_waker(&waker)).is_ready());
+                assert!(group.pool().stats().in_use_bytes < before);
+            }
+        }
+        assert_eq!((copied(&a), copied(&b)), (0, 0));
     });
 }
 

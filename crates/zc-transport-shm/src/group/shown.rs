@@ -135,6 +135,12 @@ impl Shown {
         !self.groups.is_empty() || self.announced.contains(&true)
     }
 
+    /// Whether the peer holds anything.
+    #[inline]
+    pub(crate) fn has_loans(&self) -> bool {
+        self.loans.count() > 0
+    }
+
     /// Where the peer will find a buffer, if it may see it and does not hold too much already. Its region is
     /// perhaps [not announced](Self::is_announced) yet.
     pub(crate) fn place_of(&self, buf: &PinnedBuf, planned: &Planned) -> Option<Place> {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     /// Arenas of ours beyond the first.
     pub(super) grown: AtomicUsize,
     bell: Bell,
+    /// It was silenced since the sending half last looked.
+    rang: AtomicBool,
     halves: Waker,
     /// The link on which further arenas are announced, and whose end is the peer's.
     link: Arc<Link>,
@@ -86,6 +88,7 @@ impl Shared {
             trim: AtomicBool::new(false),
             grown: AtomicUsize::new(0),
             bell,
+            rang: AtomicBool::new(false),
             link: reader.0.clone(),
             _reader: reader,
             ended: OnceLock::new(),
@@ -120,12 +123,20 @@ impl Shared {
     pub(crate) fn poll_rung(&self) -> Poll<()> {
         match self.bell.poll_rung(&mut Context::from_waker(&self.halves)) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Ready(Ok(())) => {
+                self.rang.store(true, Ordering::Release);
+                Poll::Ready(())
+            }
             Poll::Ready(Err(error)) => {
                 self.end(LaneError::os("wait for the peer's bell", &error));
                 Poll::Ready(())
             }
         }
+    }
+
+    /// Whether the bell rang since this was asked, for whomever.
+    pub(super) fn take_rang(&self) -> bool {
+        self.rang.load(Ordering::Acquire) && self.rang.swap(false, Ordering::AcqRel)
     }
 
     pub(super) fn adopt(&self, link: Box<dyn ControlLink>) {

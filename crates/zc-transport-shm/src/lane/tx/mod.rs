@@ -261,7 +261,7 @@ impl Tx {
             self.ring_bell();
             if done? {
                 self.sleeper.disarm();
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(self.watch_loans(cx));
             }
             if self.shared.poll_rung().is_pending() {
                 return Poll::Pending;
@@ -271,6 +271,32 @@ impl Tx {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Has the bell rung for what the peer gives back of groups. Nobody waits for it here, but others do: for credit and
+    /// blocks of the connection it was forwarded from, or for memory of the group.
+    #[inline]
+    fn watch_loans(&mut self, cx: &mut Context<'_>) -> Result<(), LaneError> {
+        if self.shown.has_loans() { self.wait_for_loans(cx) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn wait_for_loans(&mut self, cx: &mut Context<'_>) -> Result<(), LaneError> {
+        for _ in 0..MAX_IDLE_RINGS {
+            self.shared.wakers.tx.register(cx.waker());
+            // Who was rung for once is not again, so that a stream of messages costs few rings.
+            if self.shared.take_rang() || !self.sleeper.is_armed() {
+                self.sleeper.arm();
+                self.reap()?;
+            }
+            if self.shared.poll_rung().is_pending() {
+                return Ok(());
+            }
+            self.shared.wakers.rx.wake();
+            self.shared.wakers.remote.wake();
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
     }
 
     /// Whether a message of `len` bytes can go into the next slot as it is.
@@ -399,7 +425,7 @@ impl LaneTx for Tx {
         }
         self.ring_bell();
         if self.queue.is_empty() {
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(self.watch_loans(cx));
         }
         self.park(cx, |tx| Ok(tx.queue.is_empty()))
     }
