@@ -419,6 +419,35 @@ fn a_sender_hears_when_what_was_forwarded_is_done_with() {
     });
 }
 
+/// A message as long as its sender's lease is copied on: a reader that keeps it keeps no credit.
+#[test]
+fn a_long_message_that_a_reader_keeps_stops_no_sender() {
+    const LEN: usize = 3 << 20;
+    run(async {
+        let mut limits = LaneLimits::default();
+        (limits.lease_soft, limits.lease_hard) = (1 << 20, 3 << 20);
+        (limits.recv_window, limits.send_window) = (1 << 20, 1 << 20);
+        let fabric = Fabric::auto_builder().limits(limits).build().unwrap();
+        let mut ends = pairs(&fabric, &uri("long"), 2).await;
+        let hub = fabric.forwarding_group();
+        ends.iter().for_each(|(here, _)| hub.admit(here).unwrap());
+        let [(from, source), (to, sink)] = &mut ends[..] else { panic!() };
+        let mut kept = None;
+        for len in [LEN, 500_000, 500_000, 500_000, 500_000, 500_000] {
+            let mut buf = source.alloc(len).await.unwrap();
+            buf.resize(len, 1);
+            source.send(buf.freeze()).await.unwrap();
+            let message = take(from).await;
+            if kept.is_none() {
+                to.send(message).await.unwrap();
+                kept = Some(take(sink).await);
+            }
+        }
+        assert!(kept.unwrap() == vec![1; LEN][..]);
+        assert_eq!(copied(to), LEN as u64);
+    });
+}
+
 /// One who keeps all it can, goes and comes back: whoever sent that can still send.
 #[test]
 fn what_is_kept_of_a_member_counts_after_its_reader_has_gone() {

@@ -8,6 +8,7 @@ use zc_core::memory::{
     GroupId, Membership, MemoryGroup, PinnedBuf, Region, RegionId, RegionKind, RegisterError, Registrar,
     RegistrarId, RegistrarSlot,
 };
+use zc_core::transport::LaneLimits;
 use zc_core::wire::WireError;
 
 use super::circle::{Circle, Opened};
@@ -74,15 +75,25 @@ pub(crate) struct Shown {
     /// The peer's own memory, which it opens to forwarding groups.
     opened: Arc<Opened>,
     max_bytes: u64,
-    /// Of each member's messages, up to so many bytes are lent here.
+    /// Of each member's messages, up to so many bytes are lent here ...
     lease_bytes: usize,
+    /// ... and so many more until its credit is withheld.
+    spare_bytes: usize,
 }
 
 impl Shown {
-    /// Nothing yet, and at most `max_bytes` at a time. Of a member, up to `lease_bytes` are lent here.
-    pub(crate) fn new(max_bytes: u64, lease_bytes: usize, opened: Arc<Opened>) -> Self {
-        let (announced, loans) = ([false; MAX_SHARED_REGIONS], Loans::default());
-        Self { groups: Vec::new(), regions: None, announced, loans, opened, max_bytes, lease_bytes }
+    /// Nothing yet, and at most `max_bytes` at a time.
+    pub(crate) fn new(max_bytes: u64, limits: &LaneLimits, opened: Arc<Opened>) -> Self {
+        Self {
+            groups: Vec::new(),
+            regions: None,
+            announced: [false; MAX_SHARED_REGIONS],
+            loans: Loans::default(),
+            opened,
+            max_bytes,
+            lease_bytes: limits.lease_soft,
+            spare_bytes: limits.lease_hard.saturating_sub(limits.lease_soft),
+        }
     }
 
     pub(crate) fn join(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
@@ -183,13 +194,14 @@ impl Shown {
             let kept = group.left_behind_bytes() + loans.bytes() + planned.bytes;
             return kept + bytes <= group.pool().max_bytes() / shares;
         }
-        // Blocks of whoever sent them. Of his lease here one leaves the others half: past it all is copied.
+        // Blocks of whoever sent them. Of his lease here one leaves the others half: past it all is copied. A single long
+        // one may be more, but never so much that he gets no credit.
         let (blocks, kept) =
             (loans.forwarded() + planned.forwarded, loans.forwarded_bytes() + planned.forwarded_bytes);
         let arena_bytes = joined.circle.as_ref().map_or(0, |circle| circle.arena_bytes());
         blocks < MAX_ARENA_BLOCKS as usize / shares
             && (kept + bytes) as u64 <= arena_bytes / shares as u64
-            && (kept == 0 || kept + bytes <= self.lease_bytes / 2)
+            && (kept == 0 && bytes < self.spare_bytes || kept + bytes <= self.lease_bytes / 2)
     }
 
     pub(crate) fn is_announced(&self, region: u8) -> bool {
@@ -398,7 +410,7 @@ mod tests {
         // SAFETY: nobody writes it (M5).
         let windows = unsafe { WindowTable::new(region, 1, Arc::new(Nobody)) };
         let message = windows.lend(0, 100, 5000, None).unwrap();
-        Connection { shown: Shown::new(1 << 20, 1 << 20, opened), message, _memory: memory }
+        Connection { shown: Shown::new(1 << 20, &LaneLimits::default(), opened), message, _memory: memory }
     }
 
     fn place(shown: &Shown, buf: &PinnedBuf) -> Option<Place> {
@@ -471,15 +483,18 @@ mod tests {
         assert!(to.shown.take_gone().is_none() && to.shown.tell(at).is_none());
     }
 
-    /// One large message is passed on, whatever the lease; of smaller ones half of it, within a share of the arena.
+    /// One large message is passed on, unless its sender would get no more credit; of smaller ones half of the lease, within a
+    /// share of the arena.
     #[test]
     fn what_is_forwarded_has_a_share() {
         let hub = MemoryGroup::forwarding(BufPool::builder());
         let (mut from, mut to) = (connection(), connection());
-        to.shown.lease_bytes = 8000;
+        (to.shown.lease_bytes, to.shown.spare_bytes) = (8000, from.message.kept_bytes() + 1);
         from.shown.join(&hub).unwrap();
         to.shown.join(&hub).unwrap();
         let first = place(&to.shown, &from.message).unwrap();
+        to.shown.spare_bytes -= 1;
+        assert_eq!(place(&to.shown, &from.message), None);
         let lent = to.shown.lend(first, from.message.clone(), None).unwrap();
         assert_eq!(place(&to.shown, &from.message), None);
         to.shown.lease_bytes = 20_000;

@@ -104,7 +104,7 @@ impl Tx {
             returned: Returned::new(peer.clone(), returns_at, geometry.returns),
             peer,
             arena,
-            shown: Shown::new(max_arena_bytes, cx.limits.lease_soft, opened),
+            shown: Shown::new(max_arena_bytes, &cx.limits, opened),
             taken: 0,
             small: SmallBuffers::new(cx.pool.with_origin("shm tx")),
             ledger: cx.ledger.clone(),
