@@ -97,7 +97,8 @@ mod tests {
     fn an_arena_counts_while_a_block_of_it_is_kept() {
         let all = Kept::new(2000);
         let size = |blocks, bytes| Size { blocks, bytes };
-        let (one, other) = (KeptOf::new(all.clone(), size(300, 600)), KeptOf::new(all.clone(), size(50, 400)));
+        let (one, other) =
+            (KeptOf::new(all.clone(), size(300, 600)), KeptOf::new(all.clone(), size(50, 400)));
         assert!(all.takes(1, size(384, 1000)) && !all.takes(1, size(385, 1)) && !all.takes(1, size(1, 1001)));
         assert!(!all.takes(MAX_KEPT_SLABS as u64 + 1, size(0, 0)));
         one.add();

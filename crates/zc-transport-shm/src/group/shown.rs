@@ -11,8 +11,10 @@ use zc_core::memory::{
 use zc_core::transport::LaneLimits;
 use zc_core::wire::WireError;
 
+use super::chores::Chores;
 use super::circle::{Circle, Opened};
 use super::loans::{Left, Loans};
+use crate::abandoned;
 use crate::layout::{Descriptor, Return, SHARED, Share};
 use crate::limits::{MAX_ARENA_BLOCKS, MAX_GROUPS, MAX_SHARED_LOANS, MAX_SHARED_REGIONS};
 use crate::sys;
@@ -60,7 +62,7 @@ struct Joined {
 
 impl Joined {
     fn id(&self) -> GroupId {
-        self.membership.group().id()
+        self.membership.group()
     }
 }
 
@@ -79,11 +81,12 @@ pub(crate) struct Shown {
     lease_bytes: usize,
     /// ... and so many more until its credit is withheld.
     spare_bytes: usize,
+    chores: Arc<Chores>,
 }
 
 impl Shown {
     /// Nothing yet, and at most `max_bytes` at a time.
-    pub(crate) fn new(max_bytes: u64, limits: &LaneLimits, opened: Arc<Opened>) -> Self {
+    pub(crate) fn new(max_bytes: u64, limits: &LaneLimits, opened: Arc<Opened>, chores: Arc<Chores>) -> Self {
         Self {
             groups: Vec::new(),
             regions: None,
@@ -93,15 +96,16 @@ impl Shown {
             max_bytes,
             lease_bytes: limits.lease_soft,
             spare_bytes: limits.lease_hard.saturating_sub(limits.lease_soft),
+            chores,
         }
     }
 
     pub(crate) fn join(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
         let regions = match &self.regions {
             Some(regions) => regions.clone(),
-            None => self.regions.insert(Arc::new(Regions::new(self.max_bytes)?)).clone(),
+            None => self.regions.insert(Arc::new(Regions::new(self.max_bytes, self.chores.clone())?)).clone(),
         };
-        self.leave_closed();
+        self.leave_over();
         if self.groups.iter().any(|joined| joined.id() == group.id()) {
             return Err(RegisterError::AlreadyMember);
         }
@@ -119,13 +123,18 @@ impl Shown {
             self.opened.open(circle.clone(), shown);
         }
         self.groups.push(Joined { membership, circle });
+        self.chores.set_in_group(true);
+        abandoned::watch(&self.chores);
+        self.chores.wake();
         Ok(())
     }
 
     pub(crate) fn leave(&mut self, group: GroupId) {
         let Some(at) = self.groups.iter().position(|joined| joined.id() == group) else { return };
         let Joined { membership, circle } = self.groups.swap_remove(at);
+        self.loans.leave(&membership);
         drop(membership);
+        self.chores.set_in_group(!self.groups.is_empty());
         let (Some(circle), Some(regions)) = (circle, &self.regions) else { return };
         self.opened.close(&circle);
         let elsewhere = |region: &Region| self.groups.iter().any(|joined| joined.may_forward(region));
@@ -135,9 +144,9 @@ impl Shown {
     }
 
     /// Leaves groups of which nothing can be sent any more: nobody has a handle or a buffer.
-    pub(crate) fn leave_closed(&mut self) {
-        while let Some(closed) = self.groups.iter().find(|joined| joined.membership.group().is_closed()) {
-            self.leave(closed.id());
+    pub(crate) fn leave_over(&mut self) {
+        while let Some(over) = self.groups.iter().find(|joined| joined.membership.is_over()) {
+            self.leave(over.id());
         }
     }
 
@@ -175,6 +184,9 @@ impl Shown {
     fn forward(&self, region: &Region) -> Option<(&Joined, u64)> {
         let regions = self.regions.as_ref()?;
         let joined = self.groups.iter().find(|joined| joined.may_forward(region))?;
+        if let Some(key) = region.key_for(regions.slot.id()) {
+            return Some((joined, key));
+        }
         let registrar: Arc<dyn Registrar> = regions.clone();
         let key = region.register_with(&registrar).ok()?;
         if !joined.may_forward(region) {
@@ -185,15 +197,13 @@ impl Shown {
         Some((joined, key))
     }
 
-    /// Members that never give anything back can't have it all between them: something is left for others. What those
-    /// keep who are members no more counts for all, so that nobody gets another share by coming back.
+    /// Members that never give anything back can't have it all between them: something is left for others.
     fn is_within_share(&self, joined: &Joined, place: &Place, bytes: usize, planned: &Planned) -> bool {
-        let (group, loans) = (joined.membership.group(), &self.loans);
-        let shares = group.members() + 1;
+        let (member, loans) = (&joined.membership, &self.loans);
         if !place.forwarded {
-            let kept = group.left_behind_bytes() + loans.bytes() + planned.bytes;
-            return kept + bytes <= group.pool().max_bytes() / shares;
+            return loans.bytes() + planned.bytes + bytes <= member.share_bytes();
         }
+        let shares = member.members() + 1;
         // Blocks of whoever sent them. Of his lease here one leaves the others half: past it all is copied. A single long
         // one may be more, but never so much that he gets no credit.
         let (blocks, kept) =
@@ -223,27 +233,28 @@ impl Shown {
     /// It could not be told.
     pub(crate) fn take_word_back(&self, region: u8) {
         if let Some(regions) = &self.regions {
-            regions.state.lock().untell(region);
+            let mut state = regions.state.lock();
+            state.untell(region);
+            regions.count_gone(&state);
         }
     }
 
     /// A region of which the peer is to be told that it is gone: nobody will send from it, and nothing of it is with the
     /// peer. Its number is free again.
     pub(crate) fn take_gone(&mut self) -> Option<u8> {
-        let mut state = self.regions.as_ref()?.state.lock();
+        let regions = self.regions.as_ref()?;
+        let mut state = regions.state.lock();
         let at = state.gone.iter().position(|region| !self.loans.are_of(*region))?;
         let region = state.gone.remove(at)?;
         state.release(region);
+        regions.count_gone(&state);
         self.announced[usize::from(region)] = false;
         Some(SHARED | region)
     }
 
     /// Keeps a buffer until the peer gives it back (M1, M2).
     pub(crate) fn lend(&mut self, place: Place, buf: PinnedBuf, token: Option<u64>) -> Option<Descriptor> {
-        let group = buf.region().and_then(Region::group);
-        let joined = self.groups.iter().find(|joined| Some(joined.id()) == group);
-        let group = joined.map(|joined| joined.membership.group().clone());
-        self.loans.lend(place, buf, token, group)
+        self.loans.lend(place, buf, token)
     }
 
     /// The peer gave something back (M6).
@@ -253,6 +264,7 @@ impl Shown {
 
     /// Everything that the peer holds, which is not looked after here any more.
     pub(crate) fn end(&mut self) -> Vec<Left> {
+        self.groups.iter().for_each(|joined| self.loans.leave(&joined.membership));
         self.loans.end()
     }
 }
@@ -269,6 +281,7 @@ impl Joined {
     /// Whether it is memory of another member, or of this one.
     fn may_forward(&self, region: &Region) -> bool {
         region.info().kind == RegionKind::Peer
+            && !self.membership.is_over()
             && self.circle.as_ref().is_some_and(|circle| circle.has(region))
     }
 }
@@ -278,6 +291,7 @@ struct Regions {
     slot: RegistrarSlot,
     max_bytes: u64,
     state: Mutex<State>,
+    chores: Arc<Chores>,
 }
 
 #[derive(Default)]
@@ -352,8 +366,12 @@ impl State {
 }
 
 impl Regions {
-    fn new(max_bytes: u64) -> Result<Self, RegisterError> {
-        Ok(Self { slot: RegistrarSlot::allocate()?, max_bytes, state: Mutex::default() })
+    fn new(max_bytes: u64, chores: Arc<Chores>) -> Result<Self, RegisterError> {
+        Ok(Self { slot: RegistrarSlot::allocate()?, max_bytes, state: Mutex::default(), chores })
+    }
+
+    fn count_gone(&self, state: &State) {
+        self.chores.set_gone(state.gone.len());
     }
 }
 
@@ -378,7 +396,11 @@ impl Registrar for Regions {
 
     fn deregister(&self, _: RegionId, key: u64) -> std::io::Result<()> {
         if let Ok(region) = u8::try_from(key) {
-            self.state.lock().forget(region);
+            let mut state = self.state.lock();
+            state.forget(region);
+            self.count_gone(&state);
+            drop(state);
+            self.chores.wake();
         }
         Ok(())
     }
@@ -410,7 +432,11 @@ mod tests {
         // SAFETY: nobody writes it (M5).
         let windows = unsafe { WindowTable::new(region, 1, Arc::new(Nobody)) };
         let message = windows.lend(0, 100, 5000, None).unwrap();
-        Connection { shown: Shown::new(1 << 20, &LaneLimits::default(), opened), message, _memory: memory }
+        Connection {
+            shown: Shown::new(1 << 20, &LaneLimits::default(), opened, Arc::default()),
+            message,
+            _memory: memory,
+        }
     }
 
     fn place(shown: &Shown, buf: &PinnedBuf) -> Option<Place> {

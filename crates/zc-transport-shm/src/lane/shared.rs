@@ -11,6 +11,7 @@ use zc_core::transport::{ControlLink, LaneError};
 
 use super::link::{Link, News, Readers};
 use crate::bell::{Bell, PeerBell};
+use crate::group::Chores;
 use crate::remote::Calls;
 use crate::words::PeerWords;
 
@@ -58,6 +59,7 @@ pub(crate) struct Shared {
     pub(super) trim: AtomicBool,
     /// Arenas of ours beyond the first.
     pub(super) grown: AtomicUsize,
+    pub(super) chores: Arc<Chores>,
     bell: Bell,
     /// It was silenced since the sending half last looked.
     rang: AtomicBool,
@@ -87,6 +89,7 @@ impl Shared {
             peer_bell,
             trim: AtomicBool::new(false),
             grown: AtomicUsize::new(0),
+            chores: Arc::default(),
             bell,
             rang: AtomicBool::new(false),
             link: reader.0.clone(),

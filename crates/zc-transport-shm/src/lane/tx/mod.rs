@@ -95,6 +95,7 @@ impl Tx {
         let arena = Arena::new(region, geometry, max_arena_bytes, shared.wakers.tx.clone());
         let max_message = arena.max_len().min(cx.limits.send_max_message as usize);
         let window = u64::from(cx.limits.send_window);
+        let chores = shared.chores.clone();
         Self {
             shared,
             ring: Producer::new(own.clone(), geometry.ring_at(), geometry.slots),
@@ -104,7 +105,7 @@ impl Tx {
             returned: Returned::new(peer.clone(), returns_at, geometry.returns),
             peer,
             arena,
-            shown: Shown::new(max_arena_bytes, &cx.limits, opened),
+            shown: Shown::new(max_arena_bytes, &cx.limits, opened, chores),
             taken: 0,
             small: SmallBuffers::new(cx.pool.with_origin("shm tx")),
             ledger: cx.ledger.clone(),
@@ -477,15 +478,12 @@ impl LaneTx for Tx {
             // Before anyone else can read it, so that the peer knows whenever we are gone.
             self.own.publish(PASSED_ON, 1);
         }
-        self.shown.join(group)?;
-        self.count_arenas();
-        Ok(())
+        self.shown.join(group)
     }
 
     fn leave_group(&mut self, group: &MemoryGroup) {
-        self.shown.leave(group.id());
         // Nobody needs to hear of it soon: the next look for unused arenas tells the peer.
-        self.count_arenas();
+        self.shown.leave(group.id());
     }
 }
 
