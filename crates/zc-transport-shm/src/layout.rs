@@ -16,7 +16,7 @@ const _: () = assert!(VERSION <= 0xff);
 /// The page of the header and the control words, bytes.
 const HEAD_BYTES: usize = 4096;
 /// Bytes of a page, on every machine this runs on or a divisor of it.
-pub(crate) const PAGE_BYTES: usize = 4096;
+const PAGE_BYTES: usize = 4096;
 
 /// Word: slots of the peer's ring that we are done with.
 pub(crate) const CONSUMED: usize = 128 / 8;

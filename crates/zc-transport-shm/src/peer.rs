@@ -8,15 +8,12 @@ use zc_core::transport::LaneError;
 
 use crate::group::{Opened, Seen};
 use crate::kept::{Kept, KeptOf, Size};
-use crate::layout::{Descriptor, Geometry, Grow, PAGE_BYTES, Return, SHARED, Share};
+use crate::layout::{Descriptor, Geometry, Grow, Return, SHARED, Share};
 use crate::lie::lie;
 use crate::limits::{FIRST_BLOCK_BYTES, MAX_ARENA_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
 use crate::returns::Returns;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys;
-
-/// An arena of one block of the first one's size, bytes.
-const FIRST_ROOM_BYTES: u64 = (FIRST_BLOCK_BYTES as u64).next_multiple_of(PAGE_BYTES as u64);
 
 /// Gives the blocks of one arena back.
 struct Home {
@@ -142,6 +139,7 @@ impl PeerArena {
 
     /// Whether the peer has enough to send from while the parts of a message are kept. Of groups it always has: it copies.
     pub(crate) fn leaves_enough(&self, parts: &[Descriptor]) -> bool {
+        let another = Grow { slab: 1, block_len: FIRST_BLOCK_BYTES, blocks: 1 }.bytes();
         let (mut slabs, mut more) = (0, Size::default());
         for (n, at) in parts.iter().enumerate() {
             let slab = self.slabs.get(usize::from(at.slab)).and_then(Option::as_ref);
@@ -149,7 +147,7 @@ impl PeerArena {
             let Some(Slab { lent: Some(lent), block_len, .. }) = slab else { continue };
             let cost = match &lent.home.kept {
                 // All of the first may be kept if there can be others, of one such block at least.
-                None if self.kept.ever_takes(FIRST_ROOM_BYTES) => None,
+                None if self.kept.ever_takes(another) => None,
                 None => return false,
                 // The peer stands still in any case until this is given back.
                 Some(_) if *block_len as usize >= self.lease_hard => None,
