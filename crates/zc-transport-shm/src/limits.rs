@@ -31,6 +31,11 @@ pub const MAX_SLABS: usize = 64;
 pub const MAX_SHARED_LOANS: u32 = 256;
 /// ... which leaves room for so many blocks.
 pub const MAX_ARENA_BLOCKS: u32 = MAX_BLOCKS - MAX_SHARED_LOANS;
+/// Of blocks that are lent where they lie, a receiver keeps such as lie in arenas with at most half of all blocks ...
+pub const MAX_KEPT_BLOCKS: u32 = MAX_ARENA_BLOCKS / 2;
+/// ... and in at most half of the arenas. Beyond, and beyond half of what its arenas may have, messages are copied out, so that
+/// the sender always has something left to send from.
+pub const MAX_KEPT_SLABS: usize = MAX_SLABS / 2;
 /// Regions of groups that one side of a connection shows the other at a time; together no more than an arena may have.
 pub const MAX_SHARED_REGIONS: usize = 128;
 /// Groups that one connection is in.

@@ -11,6 +11,7 @@ use zc_core::transport::{ControlLink, LaneError};
 
 use super::link::{Link, News, Readers};
 use crate::bell::{Bell, PeerBell};
+use crate::group::Chores;
 use crate::remote::Calls;
 use crate::words::PeerWords;
 
@@ -66,7 +67,10 @@ pub(crate) struct Shared {
     pub(super) trim: AtomicBool,
     /// Arenas of ours beyond the first.
     pub(super) grown: AtomicUsize,
+    pub(super) chores: Arc<Chores>,
     bell: Bell,
+    /// It was silenced since the sending half last looked.
+    rang: AtomicBool,
     halves: Waker,
     /// The link on which further arenas are announced, and whose end is the peer's.
     link: Arc<Link>,
@@ -94,7 +98,9 @@ impl Shared {
             peer_bell,
             trim: AtomicBool::new(false),
             grown: AtomicUsize::new(0),
+            chores: Arc::default(),
             bell,
+            rang: AtomicBool::new(false),
             link: reader.0.clone(),
             _reader: reader,
             ended: OnceLock::new(),
@@ -129,12 +135,20 @@ impl Shared {
     pub(crate) fn poll_rung(&self) -> Poll<()> {
         match self.bell.poll_rung(&mut Context::from_waker(&self.halves)) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Ready(Ok(())) => {
+                self.rang.store(true, Ordering::Release);
+                Poll::Ready(())
+            }
             Poll::Ready(Err(error)) => {
                 self.end(LaneError::os("wait for the peer's bell", &error));
                 Poll::Ready(())
             }
         }
+    }
+
+    /// Whether the bell rang since this was asked, for whomever.
+    pub(super) fn take_rang(&self) -> bool {
+        self.rang.load(Ordering::Acquire) && self.rang.swap(false, Ordering::AcqRel)
     }
 
     pub(super) fn adopt(&self, link: Box<dyn ControlLink>) {
