@@ -147,6 +147,20 @@ impl MemoryGroup {
 }
 
 /// Bytes of a group that one who is a member no more may still read; see [`Membership::leave_behind`].
+///
+/// ```
+/// use zc_core::memory::{LeftBehind, Membership, PinnedBuf};
+///
+/// /// Buffers that a peer holds beyond its membership: dropped together when it has given them back.
+/// struct Lent(Vec<PinnedBuf>, LeftBehind);
+///
+/// fn leave(member: Membership, held: Vec<PinnedBuf>) -> Lent {
+///     let bytes = held.iter().map(PinnedBuf::kept_bytes).sum();
+///     let left = member.leave_behind(bytes);
+///     Lent(held, left)
+/// }
+/// # let _ = leave;
+/// ```
 #[derive(Debug)]
 pub struct LeftBehind {
     group: Arc<Shares>,
