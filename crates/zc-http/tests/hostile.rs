@@ -195,21 +195,26 @@ fn attacks() -> Vec<(&'static str, Vec<Vec<u8>>, u8)> {
         ("a grant of nothing", vec![settings(), control(4, 0, 0)], 6),
         ("a grant to nobody", vec![settings(), control(4, 77, 10)], 6),
         ("a body frame above the limit", vec![settings(), post(1, MAX_BODY as usize + 1)], 6),
-        (
-            "a body beyond its window",
-            [vec![settings(), post(1, 8000)], vec![more(1, 8000); 2]].concat(),
-            6,
-        ),
+        ("a body beyond its window", [vec![settings(), post(1, 8000)], vec![more(1, 8000); 2]].concat(), 6),
         (
             "bodies beyond the connection's window",
-            std::iter::once(settings()).chain(post_all(8000)).chain((1..=4).map(|id| more(id, 8000))).collect(),
+            std::iter::once(settings())
+                .chain(post_all(8000))
+                .chain((1..=4).map(|id| more(id, 8000)))
+                .collect(),
             6,
         ),
-        ("more calls than it may", std::iter::once(settings()).chain(post_all(0)).chain([post(5, 0)]).collect(), 6),
+        (
+            "more calls than it may",
+            std::iter::once(settings()).chain(post_all(0)).chain([post(5, 0)]).collect(),
+            6,
+        ),
         ("a flood of resets", std::iter::once(settings()).chain(flood).collect(), 7),
         (
             "a flood of pings, whose answers nobody reads",
-            std::iter::once(settings()).chain((0..200_000).map(|n| [&[5, 0, 0, 0][..], &u64::to_le_bytes(n)].concat())).collect(),
+            std::iter::once(settings())
+                .chain((0..200_000).map(|n| [&[5, 0, 0, 0][..], &u64::to_le_bytes(n)].concat()))
+                .collect(),
             7,
         ),
     ]
@@ -275,8 +280,10 @@ async fn a_hostile_client_ends_its_own_connection_only_on_every_transport() {
         for (what, frames, code) in attacks() {
             let what = format!("{what} over {uri}");
             let mut connection = attacked.attack(frames).await;
-            let said = tokio::time::timeout(HANG, go_away(&mut connection)).await;
-            assert_eq!(said.expect(&what).expect(&what)[1], code, "{what}");
+            let said = tokio::time::timeout(HANG, go_away(&mut connection)).await.expect(&what);
+            // Who does not read may miss it.
+            let heard = said.as_ref().map_or(code, |said| said[1]);
+            assert!(heard == code && (said.is_some() || code == 7), "{what}: {said:?}");
             until_idle(&attacked.alive, attacked.idle, &what).await;
             attacked.goes_on(&what).await;
         }
@@ -303,10 +310,11 @@ async fn endless_headers_end_their_calls_only_on_every_transport() {
             };
             assert_eq!(reset, [&[3, 5, 0, 0], &id.to_le_bytes()[..]].concat());
         }
-        // No handler has seen them, and this very connection still makes calls.
-        assert_eq!(Arc::strong_count(&attacked.alive), attacked.idle, "{uri}");
+        // No handler has seen them (the connection's service is the one more), and this very connection still makes calls.
+        assert_eq!(Arc::strong_count(&attacked.alive), attacked.idle + 1, "{uri}");
         connection.send(get(201)).await.unwrap();
-        let answered = async { while connection.recv().await.unwrap().unwrap().as_contiguous().unwrap()[0] != 2 {} };
+        let answered =
+            async { while connection.recv().await.unwrap().unwrap().as_contiguous().unwrap()[0] != 2 {} };
         tokio::time::timeout(HANG, answered).await.expect("it hangs");
         attacked.goes_on(&uri).await;
     }
@@ -369,26 +377,31 @@ async fn a_server_that_answers_at_random_fails_calls_and_hangs_none() {
         let fabric = fabric(&uri);
         let mut listener = fabric.listen(&uri).await.unwrap();
         let uri = listener.local_uri().to_string();
+        let seed = numbers.below(u64::MAX) | 1;
+        let server = tokio::spawn(async move {
+            let mut numbers = Numbers(seed);
+            loop {
+                let connection = listener.accept().await.unwrap();
+                let _ = connection.send(settings()).await;
+                for _ in 0..20 {
+                    let _ = connection.send(numbers.frame()).await;
+                }
+                // Whatever it meant, that was all: with the connection ends what is still open.
+            }
+        });
         let channel = Channel::new(&fabric, &uri).unwrap();
         for _ in 0..100 {
             let calls = (0..3).map(|_| {
                 let call = channel.clone().oneshot(Request::get("/").body(Empty::<Bytes>::new()).unwrap());
                 tokio::spawn(async move { call.await?.into_body().collect().await.map(drop) })
             });
-            let calls: Vec<_> = calls.collect();
-            let server = listener.accept().await.unwrap();
-            let _ = server.send(settings()).await;
-            for _ in 0..20 {
-                let _ = server.send(numbers.frame()).await;
-            }
-            // Whatever it meant, that was all: the connection ends, and with it what is still open.
-            drop(server);
-            for call in calls {
+            for call in calls.collect::<Vec<_>>() {
                 let ended = tokio::time::timeout(HANG, call).await.expect("a call hangs").unwrap();
                 if let Err(error) = ended {
                     assert_ne!(error.to_string(), "", "{error:?}");
                 }
             }
         }
+        server.abort();
     }
 }

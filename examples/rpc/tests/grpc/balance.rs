@@ -126,8 +126,7 @@ const ALL_AT_ONCE: Tries = Tries { answered: 60, not_executed: 0, maybe: 0 };
 async fn a_server_that_dies_costs_no_call_and_is_found_again() {
     for one in transports() {
         let [two, three] = [one.again(), one.again()];
-        let mut members =
-            [Member::start(&one).await, Member::start(&two).await, Member::start(&three).await];
+        let mut members = [Member::start(&one).await, Member::start(&two).await, Member::start(&three).await];
         let mut client = balanced(&members);
         assert_eq!(calls(&mut client, 60).await, ALL_AT_ONCE);
         assert!(members.iter().all(|member| member.served() > 0), "{one:?}: not balanced");

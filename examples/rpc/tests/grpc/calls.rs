@@ -170,9 +170,9 @@ async fn stalled_streams_never_block_the_others() {
         wait_for(&service.alive, 10).await;
         for size in [5, 5000, 300_000].into_iter().cycle().take(60) {
             let call = client.unary(payload(vec![1; size]));
-            let answer = tokio::time::timeout(HANG, call).await.unwrap_or_else(|_| {
-                panic!("{transport:?}: {size} bytes wait for streams that stalled")
-            });
+            let answer = tokio::time::timeout(HANG, call)
+                .await
+                .unwrap_or_else(|_| panic!("{transport:?}: {size} bytes wait for streams that stalled"));
             assert_eq!(answer.unwrap().into_inner().data.len(), size);
         }
         assert!(unread.iter().all(|call| !call.is_finished()));

@@ -152,12 +152,8 @@ fn framed(message: &[u8], compressed: bool) -> Bytes {
 /// The service as it is, for those who compress, too.
 pub(crate) fn service(
     service: crate::Service,
-) -> impl Service<
-    http::Request<zc_http::Body>,
-    Response = http::Response<Body>,
-    Error = BoxError,
-    Future: Send,
-> + Clone
+) -> impl Service<http::Request<zc_http::Body>, Response = http::Response<Body>, Error = BoxError, Future: Send>
++ Clone
 + Send {
     let service = TestServiceServer::new(service)
         .accept_compressed(CompressionEncoding::Gzip)
@@ -176,8 +172,11 @@ pub(crate) fn service(
 /// A channel whose responses tell which of their messages came compressed.
 pub(crate) fn watched<S, B>(
     channel: S,
-) -> impl GrpcService<Body, ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send, Error: Into<StdError>>
-+ Clone
+) -> impl GrpcService<
+    Body,
+    ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send,
+    Error: Into<StdError>,
+> + Clone
 where
     S: Service<http::Request<Body>, Response = http::Response<B>, Error: Into<StdError>> + Clone,
     B: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,

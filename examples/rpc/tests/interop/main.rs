@@ -204,8 +204,10 @@ where
     assert_eq!(large.payload.unwrap().body, vec![0; 314_159]);
 
     // client_streaming
-    let requests = REQUESTS
-        .map(|size| StreamingInputCallRequest { payload: payload(size), ..StreamingInputCallRequest::default() });
+    let requests = REQUESTS.map(|size| StreamingInputCallRequest {
+        payload: payload(size),
+        ..StreamingInputCallRequest::default()
+    });
     let sum = client.streaming_input_call(stream::iter(requests)).await.unwrap().into_inner();
     assert_eq!(sum.aggregated_payload_size, 74_922);
 
