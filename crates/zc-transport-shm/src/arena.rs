@@ -228,11 +228,16 @@ impl Arena {
         self.slabs.iter().skip(1).flatten().count()
     }
 
+    /// Blocks of the size that `len` bytes take.
+    pub(crate) fn blocks_for(&self, len: usize) -> usize {
+        let same = self.slabs.iter().flatten().filter(|s| s.block_len == block_len(len));
+        same.map(|s| s.blocks).sum()
+    }
+
     /// What a further arena for `len` bytes would be; `None` beyond the bounds.
     fn plan(&self, len: usize) -> Option<Grow> {
         let slab = (1..MAX_SLABS).find(|at| self.slabs.get(*at).is_none_or(Option::is_none))?;
-        let same: usize =
-            self.slabs.iter().flatten().filter(|s| s.block_len == block_len(len)).map(|s| s.blocks).sum();
+        let same = self.blocks_for(len);
         let blocks: usize = self.slabs.iter().flatten().map(|s| s.blocks).sum();
         let spare_blocks = (MAX_ARENA_BLOCKS as usize).saturating_sub(blocks);
         let spare_bytes = self.max_bytes.saturating_sub(self.bytes);

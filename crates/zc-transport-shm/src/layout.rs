@@ -144,6 +144,10 @@ pub(crate) enum Kind {
     Close = 5,
     /// A one-sided request or answer.
     Remote = 6,
+    /// A message longer than all arenas begins: its length. Its parts follow.
+    Large = 7,
+    /// The next part of it.
+    Part = 8,
     /// A region of a group; its descriptor went over the link before.
     Share = 9,
 }

@@ -14,6 +14,12 @@ pub const INLINE_MAX: usize = 112;
 pub const SLOT_DESCRIPTORS: usize = 7;
 /// Slots that one frame can need.
 pub const MAX_FRAME_SLOTS: u64 = zc_core::memory::MAX_SEGMENTS.div_ceil(SLOT_DESCRIPTORS) as u64;
+/// Bytes of a part of a message that is longer than all arenas, at most: a block that both sides have in their caches.
+pub const PART_BYTES: usize = 256 << 10;
+/// Blocks that are made for such parts.
+pub const MAX_PARTS: usize = 8;
+/// Parts of it that are sent, or taken, before other tasks get their turn.
+pub const PARTS_PER_TURN: usize = 16;
 /// Slots kept free of data and records, for the entries that manage the arena and the end.
 pub const CONTROL_SLOTS: u64 = 4;
 /// So many slots are published at the latest, also without a flush.

@@ -1,5 +1,6 @@
 //! The receiving half.
 
+mod large;
 mod payload;
 mod slots;
 
@@ -12,6 +13,7 @@ use zc_core::memory::{
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
 use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError};
 
+use self::large::Large;
 use super::credit::Credit;
 use super::shared::Shared;
 use crate::layout::{ACK, CONSUMED, Geometry, Head, Kind, RX_SLEEP};
@@ -41,7 +43,9 @@ enum Stall {
     Descriptor,
     /// So many bytes could not be had.
     Memory(usize),
-    /// It is a second arena to be mapped, which takes long: others get their turn first.
+    /// The same, and some is left to others.
+    MuchMemory(usize),
+    /// It takes long, and much has been done in this turn: others get theirs first.
     Turn,
 }
 
@@ -96,6 +100,10 @@ pub(super) struct Rx {
     reported: u64,
     batch: u64,
     partial: Option<Partial>,
+    /// A message that comes in parts.
+    large: Option<Box<Large>>,
+    /// Bytes of it that came in this turn.
+    large_bytes: usize,
     /// An arena was mapped in this turn.
     mapped: bool,
     closed: bool,
@@ -130,6 +138,8 @@ impl Rx {
             reported: 0,
             batch: u64::from(geometry.slots) / 4,
             partial: None,
+            large: None,
+            large_bytes: 0,
             mapped: false,
             closed: false,
             failed: None,
@@ -141,6 +151,7 @@ impl Rx {
     fn take(&mut self, out: &mut Batch<Frame>) -> Option<Stall> {
         let mut stall = None;
         self.mapped = false;
+        self.large_bytes = 0;
         let allowed = self.credit.allowed();
         // What is kept of chunks is more than the message: no more of them when too much is kept.
         let cut = self.leases.pressure() == Pressure::None;
@@ -182,7 +193,7 @@ impl Rx {
             self.report();
         }
         self.count_inline();
-        if self.waiter.is_queued() && !matches!(stall, Some(Stall::Memory(_))) {
+        if self.waiter.is_queued() && !matches!(stall, Some(Stall::Memory(_) | Stall::MuchMemory(_))) {
             // Served otherwise: a place that nobody looks after holds up all others.
             self.waiter = AllocWaiter::new();
         }
@@ -195,7 +206,7 @@ impl Rx {
     fn take_small(&mut self, head: Head) -> Option<PinnedBuf> {
         let len = head.count as usize;
         let usual = head.kind == Kind::Data as u8 && head.flags & !ACK == 0 && 0 < len && len <= INLINE_MAX;
-        if !usual || self.partial.is_some() {
+        if !usual || self.partial.is_some() || self.large.is_some() {
             return None;
         }
         self.cut(len)
@@ -224,6 +235,7 @@ impl Rx {
     /// Nothing more is read: no memory is kept, and no place of those who wait for it.
     fn end(&mut self, error: LaneError) {
         self.partial = None;
+        self.large = None;
         self.ready = None;
         self.waiter = AllocWaiter::new();
         self.failed = Some(error);
@@ -260,6 +272,12 @@ impl Rx {
         match stall {
             Stall::Memory(len) => {
                 if let Ok(buf) = ready!(self.pool.poll_alloc(len, &mut self.waiter, cx)) {
+                    self.ready = Some(buf);
+                }
+                Poll::Ready(())
+            }
+            Stall::MuchMemory(len) => {
+                if let Ok(buf) = ready!(self.pool.poll_alloc_sparing(len, &mut self.waiter, cx)) {
                     self.ready = Some(buf);
                 }
                 Poll::Ready(())

@@ -30,7 +30,10 @@ impl Tx {
     #[inline]
     pub(super) fn put(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
         if frame.payload.len() > INLINE_MAX {
-            return self.put_by_reference(frame, token);
+            return match frame.kind == FrameKind::Data && frame.payload.len() > self.max_whole {
+                false => self.put_by_reference(frame, token),
+                true => self.put_large(frame, token),
+            };
         }
         if self.put_inline(&frame) { Ok(()) } else { Err(Refused::NoRoom(frame)) }
     }
@@ -194,7 +197,7 @@ impl Tx {
     }
 }
 
-fn kind_of(frame: &Frame) -> (Kind, u8) {
+pub(super) fn kind_of(frame: &Frame) -> (Kind, u8) {
     match frame.kind {
         FrameKind::Data => (Kind::Data, if frame.ack { ACK } else { 0 }),
         FrameKind::Session => (Kind::Session, 0),
