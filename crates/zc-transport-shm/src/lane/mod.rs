@@ -84,7 +84,8 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
         &cx,
     );
     let returns_at = theirs.geometry.returns_at();
-    let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine, opened, longer_in_parts }, &cx);
+    let tx =
+        tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine, opened, longer_in_parts }, &cx);
     caps.max_message = tx.max_message();
     let drive = drive::Drive::new(shared, credit);
     let remote = remote.map(|remote| Box::new(remote) as Box<dyn LaneRemote>);

@@ -174,7 +174,14 @@ impl Rx {
     }
 
     #[inline]
-    pub(super) fn deliver(&mut self, kind: FrameKind, flags: u8, seq: u64, payload: Message, out: &mut Batch<Frame>) {
+    pub(super) fn deliver(
+        &mut self,
+        kind: FrameKind,
+        flags: u8,
+        seq: u64,
+        payload: Message,
+        out: &mut Batch<Frame>,
+    ) {
         if kind == FrameKind::Data {
             self.received += frame_credit_bytes(payload.len());
         }

@@ -1,7 +1,7 @@
 //! Messages that are longer than all arenas may be: in parts, as blocks come back.
 
 use zc_core::memory::{CopyPlace, Message, PinnedBuf, PinnedBufMut, copy_payload};
-use zc_core::transport::Frame;
+use zc_core::transport::{Frame, FrameKind};
 
 use super::Tx;
 use super::put::{Refused, kind_of};
@@ -30,6 +30,19 @@ impl Large {
 }
 
 impl Tx {
+    /// Whether it is longer than all arenas may be, or has begun in parts.
+    pub(super) fn goes_in_parts(&self, frame: &Frame) -> bool {
+        frame.kind == FrameKind::Data && (frame.payload.len() > self.max_whole || self.large.sent.is_some())
+    }
+
+    /// Whether there is no memory for the rest of a message because parts of it lie in the arenas: it would wait
+    /// for itself.
+    pub(super) fn is_in_its_own_way(&self, frame: &Frame) -> bool {
+        frame.kind == FrameKind::Data
+            && !self.arena.holds_any()
+            && frame.payload.segments().iter().any(|segment| self.arena.locate(segment).is_some())
+    }
+
     /// Puts as much of a message into the ring as there is room for and one turn may take.
     #[cold]
     pub(super) fn put_large(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {

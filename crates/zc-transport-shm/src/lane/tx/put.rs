@@ -30,7 +30,7 @@ impl Tx {
     #[inline]
     pub(super) fn put(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
         if frame.payload.len() > INLINE_MAX {
-            return match frame.kind == FrameKind::Data && frame.payload.len() > self.max_whole {
+            return match self.goes_in_parts(&frame) {
                 false => self.put_by_reference(frame, token),
                 true => self.put_large(frame, token),
             };
@@ -90,6 +90,7 @@ impl Tx {
         let (kind, flags) = kind_of(&frame);
         let pieces = match self.plan(&frame.payload, kind) {
             Ok(Some(pieces)) => pieces,
+            Ok(None) if self.is_in_its_own_way(&frame) => return self.put_large(frame, token),
             Ok(None) => return Err(Refused::NoRoom(frame)),
             Err(error) => return Err(Refused::Failed(frame, error)),
         };

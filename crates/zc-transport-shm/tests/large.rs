@@ -1,0 +1,263 @@
+//! Messages around and beyond the bound of the arenas.
+#![cfg(not(loom))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+mod common;
+
+use std::task::{Context, Poll, Waker};
+
+use common::*;
+use proptest::prelude::*;
+use zc_conformance::exchange;
+use zc_core::memory::{AllocError, BufPool, CopyPlace, Message, PinnedBuf};
+use zc_core::transport::*;
+
+const BOUND: u64 = 2 << 20;
+
+/// Arenas of at most `bytes`, and whether longer messages go in parts.
+fn bounded(bytes: u64, longer_in_parts: bool) -> Setup {
+    let mut setup = Setup::default();
+    setup.options.max_arena_bytes = bytes;
+    setup.options.longer_in_parts = longer_in_parts;
+    setup
+}
+
+fn untrusted(setup: Setup) -> Setup {
+    Setup { trust: Trust::Untrusted, ..setup }
+}
+
+/// What fits goes whole and without a copy; what does not is refused, and the lane goes on.
+#[test]
+fn beyond_the_bound_it_is_refused() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(BOUND, false)).await;
+        let max = a.lane.caps.max_message as usize;
+        assert!(max < BOUND as usize && max > BOUND as usize - (256 << 10), "{max}");
+        let mut cx = Context::from_waker(Waker::noop());
+        let refused = a.lane.tx.poll_alloc(&mut cx, max + 1);
+        let too_large = AllocError::TooLarge { need: max + 1, max };
+        let Poll::Ready(Err(AllocFailure::Pool(error))) = refused else { panic!("{refused:?}") };
+        assert_eq!(error.to_string(), too_large.to_string());
+        assert!(matches!(a.lane.tx.poll_ready(&mut cx, max + 1), Poll::Ready(Err(LaneError::Other(_)))));
+        let back = a.lane.tx.start_send(data(1, vec![0; max + 1]), false).unwrap_err();
+        assert_eq!(back.frame.payload.len(), max + 1);
+        let mut buf = a.alloc(max).await;
+        buf.put_slice(&body(max, 1));
+        a.send(data(1, buf.freeze())).await.unwrap();
+        assert!(b.recv().await.unwrap()[0].payload == body(max, 1)[..]);
+        assert_eq!(a.ledger.snapshot().copied_bytes() + b.ledger.snapshot().copied_bytes(), 0);
+    });
+}
+
+#[test]
+fn beyond_the_bound_it_goes_in_parts() {
+    for setup in [bounded(BOUND, true), untrusted(bounded(BOUND, true)), bounded(0, true)] {
+        run(async {
+            let (mut a, mut b) = pair(&setup).await;
+            assert_eq!(a.lane.caps.max_message, setup.limits.send_max_message);
+            let bound = setup.options.max_arena_bytes as usize;
+            let lens = [60, bound + 1, 4000, 3 * bound + 12_345, 5 * bound, 100];
+            let expect: Vec<_> = lens.iter().enumerate().map(|(i, n)| body(*n, i)).collect();
+            let (copied, got) = (a.ledger.snapshot(), b.ledger.snapshot());
+            for _ in 0..2 {
+                let messages = expect.iter().cloned().map(Message::from).collect();
+                exchange(&mut a.lane, &mut b.lane, &TokioReactor::new(), messages, &expect).await;
+            }
+            if bound > 0 {
+                let large: usize = 2 * lens.iter().filter(|n| **n > bound).sum::<usize>();
+                let copied =
+                    a.ledger.snapshot().copied_at(CopyPlace::Foreign) - copied.copied_at(CopyPlace::Foreign);
+                let got =
+                    b.ledger.snapshot().copied_at(CopyPlace::CopyOut) - got.copied_at(CopyPlace::CopyOut);
+                assert!(copied as usize >= large && got as usize >= large, "{copied} {got} {large}");
+            }
+            assert_eq!(b.lane.leases.outstanding_bytes(), 0);
+        });
+    }
+}
+
+/// Its own buffers are taken as they lie, and are reported when the peer has given them back.
+#[test]
+fn parts_in_the_arena_are_not_copied_by_the_sender() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(BOUND, true)).await;
+        let mut own = a.alloc(1 << 20).await;
+        own.put_slice(&body(1 << 20, 1));
+        let mut message = Message::from(body(1 << 20, 2));
+        message.push(own.freeze()).unwrap();
+        message.push(PinnedBuf::from(body(700, 3))).unwrap();
+        let expect = [body(1 << 20, 2), body(1 << 20, 1), body(700, 3)].concat();
+        let token = a.lane.tx.start_send(data(1, message), true).unwrap();
+        let flush = std::future::poll_fn(|cx| {
+            a.drive(cx);
+            a.lane.tx.poll_flush(cx)
+        });
+        let (flushed, got) = futures::future::join(flush, b.recv()).await;
+        flushed.unwrap();
+        assert!(got.unwrap()[0].payload == expect[..]);
+        assert_eq!(a.ledger.snapshot().copied_bytes(), (1 << 20) + 700);
+        let mut out = Batch::new();
+        std::future::poll_fn(|cx| a.lane.tx.poll_completions(cx, &mut out)).await.unwrap();
+        assert_eq!(out.drain().collect::<Vec<_>>(), [(token, SendReport::Sent)]);
+    });
+}
+
+/// All memory of the arenas is in the message itself, behind what must be copied.
+#[test]
+fn a_message_that_holds_all_memory_gets_through() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(512 << 10, true)).await;
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut message, mut expect) = (Message::from(body(300_000, 9)), body(300_000, 9));
+        for len in [100_000, 4000] {
+            while message.segments().len() < 60
+                && let Poll::Ready(Ok(mut buf)) = a.lane.tx.poll_alloc(&mut cx, len)
+            {
+                let bytes = body(len, message.segments().len());
+                buf.put_slice(&bytes);
+                expect.extend(bytes);
+                message.push(buf.freeze()).unwrap();
+            }
+        }
+        assert!(expect.len() > 512 << 10 && a.lane.tx.poll_alloc(&mut cx, 4000).is_pending());
+        let (sent, got) = futures::future::join(a.send(data(1, message)), b.recv()).await;
+        sent.unwrap();
+        assert!(got.unwrap()[0].payload == expect[..]);
+        assert!(a.ledger.snapshot().inline_bytes > 0);
+    });
+}
+
+/// Records of the session and messages that come meanwhile are behind it.
+#[test]
+fn what_is_sent_meanwhile_comes_after_it() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(BOUND, true)).await;
+        let mut cx = Context::from_waker(Waker::noop());
+        let len = 3 * BOUND as usize;
+        a.lane.tx.start_send(data(1, body(len, 1)), false).unwrap();
+        assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
+        assert!(a.lane.tx.poll_ready(&mut cx, 1).is_pending());
+        let record = Frame { kind: FrameKind::Session, ack: false, seq: 0, payload: body(50, 2).into() };
+        a.lane.tx.start_send(record, false).unwrap();
+        let sends = a.send(data(2, body(60, 3)));
+        let receives = async {
+            let mut got = Vec::new();
+            while got.len() < 3 {
+                for frame in b.recv().await.unwrap() {
+                    if frame.kind == FrameKind::Data {
+                        b.lane.rx.release(frame.payload.len());
+                    }
+                    got.push(frame);
+                }
+            }
+            got
+        };
+        let (sent, got) = futures::future::join(sends, receives).await;
+        sent.unwrap();
+        assert!(got[0].payload == body(len, 1)[..] && got[2].payload == body(60, 3)[..]);
+        assert_eq!((got[1].kind, got[1].payload.len()), (FrameKind::Session, 50));
+    });
+}
+
+/// Whichever end goes in the middle: nothing is delivered, nothing is kept.
+#[test]
+fn an_end_in_the_middle_leaves_nothing() {
+    run(async {
+        for reader_goes in [false, true] {
+            let (mut a, mut b) = pair(&bounded(BOUND, true)).await;
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut out = Batch::new();
+            let pool = BufPool::builder().max_bytes(64 << 20).build();
+            let mut buf = pool.try_alloc(4 * BOUND as usize).unwrap();
+            buf.put_slice(&body(4 * BOUND as usize, 1));
+            a.lane.tx.start_send(data(1, buf.freeze()), true).unwrap();
+            assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
+            b.drive(&mut cx);
+            assert!(b.lane.rx.poll_recv(&mut cx, &mut out).is_pending());
+            assert!(b.pool.stats().in_use_bytes > 0 && b.ledger.snapshot().copied_bytes() > 0);
+            if reader_goes {
+                let theirs = b.pool.clone();
+                drop(b);
+                assert_eq!(theirs.stats().in_use_bytes, 0);
+                let error = std::future::poll_fn(|cx| {
+                    a.drive(cx);
+                    a.lane.tx.poll_flush(cx)
+                });
+                assert!(matches!(error.await, Err(LaneError::PeerGone(_))));
+                let mut ends = Batch::new();
+                std::future::poll_fn(|cx| a.lane.tx.poll_completions(cx, &mut ends)).await.unwrap();
+                assert!(ends.drain().all(|(_, how)| how == SendReport::Failed));
+                drop(a);
+            } else {
+                drop(a);
+                assert!(matches!(b.recv().await, Err(LaneError::PeerGone(_))));
+                assert_eq!(b.pool.stats().in_use_bytes, 0);
+                assert_eq!(b.lane.leases.outstanding_bytes(), 0);
+            }
+            assert!(out.is_empty());
+            assert_eq!(pool.stats().in_use_bytes, 0, "the sender keeps it");
+        }
+    });
+}
+
+/// The receiver waits for memory, of which it leaves a part to others, and takes nothing that it can never hold.
+#[test]
+fn it_waits_for_the_receivers_pool() {
+    run(async {
+        let setup = Setup { pool_bytes: 16 << 20, ..bounded(BOUND, true) };
+        let (mut a, mut b) = pair(&setup).await;
+        let kept = b.pool.try_alloc(6 << 20).unwrap();
+        let len = 8 << 20;
+        a.lane.tx.start_send(data(1, body(len, 1)), false).unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut out = Batch::new();
+        let _ = a.lane.tx.poll_flush(&mut cx);
+        b.drive(&mut cx);
+        assert!(b.lane.rx.poll_recv(&mut cx, &mut out).is_pending());
+        assert!(b.pool.try_alloc(1 << 20).is_ok(), "some is left to others");
+        drop(kept);
+        let flush = std::future::poll_fn(|cx| {
+            a.drive(cx);
+            a.lane.tx.poll_flush(cx)
+        });
+        let (flushed, got) = futures::future::join(flush, b.recv()).await;
+        flushed.unwrap();
+        assert!(got.unwrap()[0].payload == body(len, 1)[..]);
+        b.lane.rx.release(len);
+        // Three quarters of the pool are 12 MiB.
+        a.lane.tx.start_send(data(2, body(14 << 20, 1)), false).unwrap();
+        let _ = a.lane.tx.poll_flush(&mut cx);
+        assert!(matches!(b.recv().await, Err(LaneError::Memory(_))));
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn ropes_arrive_whole(
+        ropes in prop::collection::vec(prop::collection::vec((any::<bool>(), 0usize..90_000), 0..40), 1..5),
+        bound in prop_oneof![Just(0u64), Just(300 << 10), Just(1 << 20)],
+        untrust: bool,
+    ) {
+        run(async {
+            let setup = bounded(bound, true);
+            let (mut a, mut b) = pair(&if untrust { untrusted(setup) } else { setup }).await;
+            let mut cx = Context::from_waker(Waker::noop());
+            for rope in &ropes {
+                let (mut m, mut all) = (Message::new(), Vec::new());
+                for (i, (own, n)) in rope.iter().enumerate() {
+                    let part = body(*n, i);
+                    all.extend(&part);
+                    match own.then(|| a.lane.tx.poll_alloc(&mut cx, *n)) {
+                        Some(Poll::Ready(Ok(mut buf))) => {
+                            buf.put_slice(&part);
+                            m.push(buf.freeze()).unwrap();
+                        }
+                        _ => m.push(part).unwrap(),
+                    }
+                }
+                exchange(&mut a.lane, &mut b.lane, &TokioReactor::new(), vec![Message::new(), m], &[vec![], all]).await;
+            }
+        });
+    }
+}
