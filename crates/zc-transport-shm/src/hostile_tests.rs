@@ -83,6 +83,19 @@ enum Step {
     Grant,
 }
 
+/// A message in parts begins, or goes on.
+fn large() -> impl Strategy<Value = (Head, Vec<u64>)> {
+    let begin = prop_oneof![8 => 0u64..20_000, 1 => any::<u64>()];
+    let begin = begin.prop_map(|total| (Head::new(Kind::Large, 0, 8), vec![total]));
+    let lens = prop_oneof![Just(4160u32), 0u32..4161];
+    let part = (0u16..3, 26u32..42, lens).prop_map(|(generation, block, len)| {
+        let at = Descriptor { slab: 0, generation, block, offset: 0, len };
+        (Head::new(Kind::Part, BY_REFERENCE, 1), at.pack().to_vec())
+    });
+    let inline = (0usize..120).prop_map(|len| (Head::new(Kind::Part, 0, len), vec![7; 14]));
+    prop_oneof![1 => begin, 3 => part, 1 => inline]
+}
+
 /// The number of an arena, or of a region of a group.
 fn arena() -> impl Strategy<Value = u8> {
     prop_oneof![0u8..4, SHARED..SHARED + 4]
@@ -125,6 +138,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => (0usize..14_000, any::<u64>()).prop_map(|(at, word)| Step::Word(at, word)),
         8 => (head, 0u64..4, payload()).prop_map(|(head, seq, words)| Step::Slot(head, seq, words)),
+        4 => (large(), 1u64..3).prop_map(|((head, words), seq)| Step::Slot(head, seq, words)),
         2 => (arena(), 0u16..3, 0u16..30).prop_map(|(slab, generation, block)| Step::Return(Return { slab, generation, block })),
         1 => (counts.clone(), counts).prop_map(|(a, b)| Step::Counts(a, b)),
         1 => any::<u64>().prop_map(Step::Sleep),
@@ -364,6 +378,68 @@ proptest! {
     #[test]
     fn fuzz_hostile_stranger(steps in prop::collection::vec(step(), 1..80)) {
         run(attack(steps, Trust::Untrusted));
+    }
+}
+
+/// What a lie about a message in parts is, and that a good one after it would have been taken.
+#[test]
+fn lies_about_messages_in_parts() {
+    type Slots = Vec<(Head, u64, Vec<u64>)>;
+    let begin = |total: u64| (Head::new(Kind::Large, 0, 8), 1, vec![total]);
+    let part = |evil: &Evil, nth: u32, len: u32| {
+        let block = evil.geometry.first_block() + nth;
+        let at = Descriptor { slab: 0, generation: 0, block, offset: 0, len };
+        (Head::new(Kind::Part, BY_REFERENCE, 1), 1, at.pack().to_vec())
+    };
+    let inline = |len: usize| (Head::new(Kind::Part, 0, len), 1, vec![1; 14]);
+    let cases: Vec<(&str, Box<dyn Fn(&Evil) -> Slots>)> = vec![
+        ("no message", Box::new(move |e| vec![part(e, 0, 100)])),
+        ("no bytes", Box::new(move |_| vec![begin(0)])),
+        ("longer than agreed", Box::new(move |_| vec![begin(1 << 31)])),
+        ("longer than the pool", Box::new(move |_| vec![begin(1 << 30)])),
+        ("no length", Box::new(move |_| vec![(Head::new(Kind::Large, 0, 0), 1, vec![])])),
+        ("two at once", Box::new(move |_| vec![begin(5000), begin(5000)])),
+        ("more than it said", Box::new(move |e| vec![begin(5000), part(e, 0, 4000), part(e, 1, 1001)])),
+        ("more than it said, in a slot", Box::new(move |_| vec![begin(100), inline(101)])),
+        ("a part of nothing", Box::new(move |e| vec![begin(100), part(e, 0, 0)])),
+        ("a slot of nothing", Box::new(move |_| vec![begin(100), inline(0)])),
+        ("a slot of too much", Box::new(move |_| vec![begin(1000), inline(113)])),
+        ("outside", Box::new(move |e| vec![begin(100_000), part(e, 0, 4161)])),
+        ("another block", Box::new(move |e| vec![begin(100_000), part(e, 99, 100)])),
+        ("another number", Box::new(move |e| vec![begin(5000), (part(e, 0, 10).0, 2, part(e, 0, 10).2)])),
+        (
+            "two places",
+            Box::new(move |e| vec![begin(5000), (Head { count: 2, ..part(e, 0, 9).0 }, 1, vec![0; 4])]),
+        ),
+        ("data between", Box::new(move |_| vec![begin(5000), (Head::new(Kind::Data, 0, 8), 1, vec![1])])),
+        (
+            "a record between",
+            Box::new(move |_| vec![begin(5000), (Head::new(Kind::Session, 0, 8), 0, vec![1])]),
+        ),
+        ("the end between", Box::new(move |_| vec![begin(5000), (Head::new(Kind::Close, 0, 0), 0, vec![])])),
+    ];
+    for trust in [Trust::Cooperative, Trust::Untrusted] {
+        for (what, lie) in &cases {
+            run(async {
+                let (mut good, mut evil) = join(trust).await;
+                for (head, seq, words) in lie(&evil) {
+                    evil.slot(head, seq, &words);
+                }
+                let error = good.recv().await;
+                assert!(
+                    matches!(error, Err(LaneError::Protocol(_) | LaneError::Memory(_))),
+                    "{what}: {error:?}"
+                );
+                assert_eq!(good.pool.stats().in_use_bytes, 0, "{what}");
+            });
+        }
+        run(async {
+            let (mut good, mut evil) = join(trust).await;
+            for (head, seq, words) in [begin(5000), part(&evil, 0, 4160), inline(40), part(&evil, 1, 800)] {
+                evil.slot(head, seq, &words);
+            }
+            assert_eq!(good.recv().await.unwrap()[0].payload.len(), 5000);
+        });
     }
 }
 
