@@ -18,10 +18,10 @@ use crate::limits::{MAX_ARENA_BYTES, RING_SLOTS};
 pub struct ShmOptions {
     /// Slots of the ring, rounded up to a power of two.
     pub ring_slots: u32,
-    /// Most bytes of memory that one direction of a connection may use, and so the longest message ...
+    /// Most bytes of memory that one direction of a connection may use, and so the longest message that goes in one piece.
     pub max_arena_bytes: u64,
-    /// ... unless this side sends longer ones in parts, up to the length that the peer takes: each byte is copied once by
-    /// either side, and lies in the peer's pool then. Off by default: nothing is slow unless asked for.
+    /// Whether this side sends longer ones in parts, up to the length that the peer takes: each byte is copied once by either
+    /// side, and lies in the peer's pool then. Off by default: they are refused.
     pub longer_in_parts: bool,
 }
 
