@@ -384,7 +384,7 @@ proptest! {
 /// What a lie about a message in parts is, and that a good one after it would have been taken.
 #[test]
 fn lies_about_messages_in_parts() {
-    type Slots = Vec<(Head, u64, Vec<u64>)>;
+    type Lie = Box<dyn Fn(&Evil) -> Vec<(Head, u64, Vec<u64>)>>;
     let begin = |total: u64| (Head::new(Kind::Large, 0, 8), 1, vec![total]);
     let part = |evil: &Evil, nth: u32, len: u32| {
         let block = evil.geometry.first_block() + nth;
@@ -392,7 +392,7 @@ fn lies_about_messages_in_parts() {
         (Head::new(Kind::Part, BY_REFERENCE, 1), 1, at.pack().to_vec())
     };
     let inline = |len: usize| (Head::new(Kind::Part, 0, len), 1, vec![1; 14]);
-    let cases: Vec<(&str, Box<dyn Fn(&Evil) -> Slots>)> = vec![
+    let cases: Vec<(&str, Lie)> = vec![
         ("no message", Box::new(move |e| vec![part(e, 0, 100)])),
         ("no bytes", Box::new(move |_| vec![begin(0)])),
         ("longer than agreed", Box::new(move |_| vec![begin(1 << 31)])),
