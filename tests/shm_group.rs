@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use zc::memory::{AllocError, BufPool, RegionKind};
-use zc::transport::LaneLimits;
+use zc::transport::{Completion, LaneLimits};
 use zc::{Connection, Fabric, Group, Listener, PinnedBuf};
 
 /// Set in a process that is a member: what it does, and where.
@@ -390,6 +390,90 @@ fn what_is_forwarded_stays_until_all_are_done() {
             }
         }
         assert_eq!(ends.iter().map(|(a, b)| copied(a) + copied(b)).sum::<u64>(), 0);
+    });
+}
+
+/// The hub has nothing else to send, and nobody looks: its sender hears all the same when the reader is done. Once a second would
+/// be too late for the guard.
+#[test]
+fn a_sender_hears_when_what_was_forwarded_is_done_with() {
+    const LEN: usize = 50_000;
+    run(async {
+        let fabric = Fabric::auto().unwrap();
+        let mut ends = pairs(&fabric, &uri("hears"), 2).await;
+        let hub = fabric.forwarding_group();
+        ends.iter().for_each(|(here, _)| hub.admit(here).unwrap());
+        let [(from, source), (to, sink)] = &mut ends[..] else { panic!() };
+        let sender = source.sender();
+        for _ in 0..200 {
+            let mut buf = source.alloc(LEN).await.unwrap();
+            buf.resize(LEN, 1);
+            let sent = sender.send_with(buf.freeze(), Completion::Sent);
+            let forwarded = async {
+                to.send(take(from).await).await.unwrap();
+                drop(take(sink).await);
+            };
+            tokio::join!(async { sent.await.unwrap() }, forwarded);
+        }
+        assert_eq!(ends.iter().map(|(a, b)| copied(a) + copied(b)).sum::<u64>(), 0);
+    });
+}
+
+/// A message as long as its sender's lease is copied on: a reader that keeps it keeps no credit.
+#[test]
+fn a_long_message_that_a_reader_keeps_stops_no_sender() {
+    const LEN: usize = 3 << 20;
+    run(async {
+        let mut limits = LaneLimits::default();
+        (limits.lease_soft, limits.lease_hard) = (1 << 20, 3 << 20);
+        (limits.recv_window, limits.send_window) = (1 << 20, 1 << 20);
+        let fabric = Fabric::auto_builder().limits(limits).build().unwrap();
+        let mut ends = pairs(&fabric, &uri("long"), 2).await;
+        let hub = fabric.forwarding_group();
+        ends.iter().for_each(|(here, _)| hub.admit(here).unwrap());
+        let [(from, source), (to, sink)] = &mut ends[..] else { panic!() };
+        let mut kept = None;
+        for len in [LEN, 500_000, 500_000, 500_000, 500_000, 500_000] {
+            let mut buf = source.alloc(len).await.unwrap();
+            buf.resize(len, 1);
+            source.send(buf.freeze()).await.unwrap();
+            let message = take(from).await;
+            if kept.is_none() {
+                to.send(message).await.unwrap();
+                kept = Some(take(sink).await);
+            }
+        }
+        assert!(kept.unwrap() == vec![1; LEN][..]);
+        assert_eq!(copied(to), LEN as u64);
+    });
+}
+
+/// One who keeps all it can, goes and comes back: whoever sent that can still send.
+#[test]
+fn what_is_kept_of_a_member_counts_after_its_reader_has_gone() {
+    const LEN: usize = 200;
+    run(async {
+        let (uri, fabric) = (uri("kept"), Fabric::auto().unwrap());
+        let mut listener = fabric.listen(&uri).await.unwrap();
+        let (source, mut from) = tokio::join!(fabric.connect(&uri), accept(&mut listener));
+        let (source, hub) = (source.unwrap(), fabric.forwarding_group());
+        hub.admit(&from).unwrap();
+        let mut kept = Vec::new();
+        for _ in 0..4 {
+            let (sink, to) = tokio::join!(fabric.connect(&uri), accept(&mut listener));
+            let mut sink = sink.unwrap();
+            hub.admit(&to).unwrap();
+            for _ in 0..300 {
+                let seq = kept.len() as u64;
+                let mut buf = source.alloc(LEN).await.unwrap();
+                buf.resize(LEN, 0);
+                buf.iter_mut().enumerate().for_each(|(at, b)| *b = byte(seq, at));
+                source.send(buf.freeze()).await.unwrap();
+                to.send(take(&mut from).await).await.unwrap();
+                kept.push(take(&mut sink).await);
+            }
+        }
+        assert!(kept.iter().enumerate().all(|(seq, part)| is_whole(part, seq as u64, LEN)));
     });
 }
 

@@ -4,19 +4,45 @@
 //! last reader is gone, or the application's clone is. Memory of a group outlives the lane, and would be written again
 //! at once: what the peer holds of that is kept until its last reader is gone, whoever else has it.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use zc_core::memory::{PinnedBuf, PinnedBufMut};
 
-use crate::group::Left;
+use crate::group::{Chores, Left};
 use crate::lane::Link;
 use crate::layout::PASSED_ON;
 use crate::limits::{MAX_ABANDONED_LINKS, TRIM_INTERVAL_MS};
 use crate::words::{PeerWords, ReadWords};
 
 static ABANDONED: Mutex<Vec<Abandoned>> = Mutex::new(Vec::new());
+/// How many of them have something of a group; changed under the lock.
+static OF_GROUPS: AtomicUsize = AtomicUsize::new(0);
+/// At most one entry per lane that is in a group.
+static WATCHERS: Mutex<Vec<Weak<Chores>>> = Mutex::new(Vec::new());
+
+/// Whether somebody has to look, for the sake of groups.
+pub(crate) fn any_of_groups() -> bool {
+    OF_GROUPS.load(Ordering::Acquire) > 0
+}
+
+/// From now on the lane is woken when there is.
+pub(crate) fn watch(lane: &Arc<Chores>) {
+    let mut watchers = WATCHERS.lock();
+    watchers.retain(|known| known.strong_count() > 0 && !std::ptr::eq(known.as_ptr(), Arc::as_ptr(lane)));
+    watchers.push(Arc::downgrade(lane));
+}
+
+fn wake_watchers() {
+    let watchers: Vec<_> = WATCHERS.lock().iter().filter_map(Weak::upgrade).collect();
+    watchers.iter().for_each(|lane| lane.wake());
+}
+
+fn count_of_groups(all: &[Abandoned]) {
+    OF_GROUPS.store(all.iter().filter(|one| !one.lent.is_empty()).count(), Ordering::Release);
+}
 
 struct Abandoned {
     buffers: Vec<PinnedBuf>,
@@ -63,15 +89,23 @@ pub(crate) fn keep(buffers: Vec<PinnedBuf>, lent: Vec<Left>, link: Arc<Link>, wo
             one.lent.drain(..).for_each(std::mem::forget);
         }
         all.retain(|one| !one.is_empty());
+        count_of_groups(&all);
     }
     drop(gone);
+    if any_of_groups() {
+        wake_watchers();
+    }
 }
 
 /// Lets go of what nobody reads or keeps any more.
 pub(crate) fn sweep() {
     look_at_links();
     let mut gone = Gone::default();
-    ABANDONED.lock().retain_mut(|one| one.look(&mut gone));
+    {
+        let mut all = ABANDONED.lock();
+        all.retain_mut(|one| one.look(&mut gone));
+        count_of_groups(&all);
+    }
     drop(gone);
 }
 

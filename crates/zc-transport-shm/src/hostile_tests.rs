@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
 
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use zc_core::memory::{Backing, BufPool, ExportMemory, MemoryGroup, Region, Sealing};
 use zc_core::transport::*;
 
@@ -361,24 +362,28 @@ fn group() -> MemoryGroup {
     MemoryGroup::forwarding(BufPool::builder().backing(Backing::Memfd).max_bytes(8 << 20))
 }
 
-/// A case brings up a whole lane, which takes most of a second: far fewer than decoders get.
-fn cases() -> ProptestConfig {
-    let all = ProptestConfig::default();
-    ProptestConfig { cases: (all.cases / 400).max(32), ..all }
+/// A case brings up a whole lane: far fewer than decoders get. A runner of its own, since the macro's takes the number
+/// that is asked for.
+fn fuzz(trust: Trust) {
+    let all = ProptestConfig::default().cases;
+    let config =
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases((all / 20).max(32)) };
+    let steps = prop::collection::vec(step(), 1..80);
+    let done = TestRunner::new(config).run(&steps, |steps| {
+        run(attack(steps, trust));
+        Ok(())
+    });
+    done.unwrap_or_else(|failed| panic!("{failed}"));
 }
 
-proptest! {
-    #![proptest_config(cases())]
+#[test]
+fn fuzz_hostile_peer_of_our_user() {
+    fuzz(Trust::Cooperative);
+}
 
-    #[test]
-    fn fuzz_hostile_peer_of_our_user(steps in prop::collection::vec(step(), 1..80)) {
-        run(attack(steps, Trust::Cooperative));
-    }
-
-    #[test]
-    fn fuzz_hostile_stranger(steps in prop::collection::vec(step(), 1..80)) {
-        run(attack(steps, Trust::Untrusted));
-    }
+#[test]
+fn fuzz_hostile_stranger() {
+    fuzz(Trust::Untrusted);
 }
 
 /// What a lie about a message in parts is, and that a good one after it would have been taken.

@@ -12,6 +12,7 @@ mod arena;
 mod bell;
 mod free_list;
 mod group;
+mod kept;
 mod lane;
 mod lap;
 mod layout;

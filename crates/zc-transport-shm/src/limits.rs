@@ -37,6 +37,11 @@ pub const MAX_SLABS: usize = 64;
 pub const MAX_SHARED_LOANS: u32 = 256;
 /// ... which leaves room for so many blocks.
 pub const MAX_ARENA_BLOCKS: u32 = MAX_BLOCKS - MAX_SHARED_LOANS;
+/// Of blocks that are lent where they lie, a receiver keeps such as lie in arenas with at most half of all blocks ...
+pub const MAX_KEPT_BLOCKS: u32 = MAX_ARENA_BLOCKS / 2;
+/// ... and in at most half of the arenas. Beyond, and beyond half of what its arenas may have, messages are copied out, so that
+/// the sender always has something left to send from.
+pub const MAX_KEPT_SLABS: usize = MAX_SLABS / 2;
 /// Regions of groups that one side of a connection shows the other at a time; together no more than an arena may have.
 pub const MAX_SHARED_REGIONS: usize = 128;
 /// Groups that one connection is in.
@@ -87,7 +92,7 @@ pub const MAX_REMOTE_KEYS: usize = 1024;
 /// Exports of one connection that the peer can have mapped at a time; one that is granted both for reading only and for
 /// writing counts twice.
 pub const MAX_REMOTE_WINDOWS: usize = 256;
-/// Bytes of all of them: addresses, since pages are made when they are touched.
+/// Bytes of all of them, all of whose pages are there.
 pub const MAX_REMOTE_BYTES: u64 = 64 << 30;
 /// Notifications of one connection on their way to the exports of their keys, all exports together; one more is `Busy`.
 pub const NOTIFY_WINDOW: u64 = 256;

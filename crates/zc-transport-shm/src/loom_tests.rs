@@ -177,19 +177,32 @@ const RECORDS: usize = 2;
 
 /// A bell, or a task that was woken.
 #[derive(Clone)]
-struct Signal(Arc<Mutex<bool>>);
+struct Signal(Arc<Mutex<(bool, bool)>>);
 
 impl Signal {
     fn new() -> Self {
-        Self(Arc::new(Mutex::new(false)))
+        Self(Arc::new(Mutex::new((false, false))))
     }
 
     fn set(&self) {
-        *self.0.lock().unwrap() = true;
+        self.0.lock().unwrap().0 = true;
     }
 
     fn try_take(&self) -> bool {
-        std::mem::take(&mut *self.0.lock().unwrap())
+        std::mem::take(&mut self.0.lock().unwrap().0)
+    }
+
+    /// As a poll of it: if it is silent, the reactor tells of the next ring, once.
+    fn hear(&self) -> bool {
+        let (set, heard) = &mut *self.0.lock().unwrap();
+        *heard |= !*set;
+        std::mem::take(set)
+    }
+
+    /// The reactor: whether it tells of a ring.
+    fn tell(&self) -> bool {
+        let (set, heard) = &mut *self.0.lock().unwrap();
+        *set && std::mem::take(heard)
     }
 }
 
@@ -215,19 +228,29 @@ impl Half {
         self.seen = self.cells.load(RECORDS);
     }
 
+    /// Until there is nothing more.
     fn poll(&mut self, task: &std::task::Waker) {
+        while self.poll_once(task) {}
+    }
+
+    /// True: it has found something.
+    fn poll_once(&mut self, task: &std::task::Waker) -> bool {
+        let before = self.seen;
         loop {
             self.calls.register(task);
             self.look();
-            if self.calls.is_resting() {
-                return;
+            if self.seen != before || self.calls.is_resting() {
+                return self.seen != before;
             }
             self.calls.rest(&mut self.sleeper);
             self.look();
-            if !self.bell.try_take() {
-                return;
+            let rung = self.bell.hear();
+            if rung {
+                self.calls.wake();
             }
-            self.calls.wake();
+            if self.seen != before || !rung {
+                return self.seen != before;
+            }
         }
     }
 }
@@ -273,7 +296,7 @@ fn calls_lose_no_wake_up(records: u64, aside: bool) {
     peer.join().unwrap();
     // From here on the reactor is the one to hear the bell. After a lost wake-up nobody wakes the task any more.
     while half.seen < records {
-        if bell.try_take() {
+        if bell.tell() {
             half.calls.wake();
         }
         assert!(task.try_take(), "asleep for ever");

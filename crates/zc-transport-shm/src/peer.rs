@@ -7,9 +7,10 @@ use zc_core::memory::{FrameTable, LeaseBudget, LendError, PinnedBuf, Reclaim, Re
 use zc_core::transport::LaneError;
 
 use crate::group::{Opened, Seen};
+use crate::kept::{Kept, KeptOf, Size};
 use crate::layout::{Descriptor, Geometry, Grow, Return, SHARED, Share};
 use crate::lie::lie;
-use crate::limits::{MAX_ARENA_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
+use crate::limits::{FIRST_BLOCK_BYTES, MAX_ARENA_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
 use crate::returns::Returns;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys;
@@ -19,10 +20,13 @@ struct Home {
     slab: u8,
     generations: Box<[AtomicU32]>,
     returns: Arc<Returns>,
+    /// Of all but the first arena.
+    kept: Option<KeptOf>,
 }
 
 impl Reclaim for Home {
     fn reclaim(&self, index: u32) {
+        self.kept.iter().for_each(KeptOf::sub);
         let generation = self.generations[index as usize].load(Ordering::Relaxed) as u16;
         self.returns.push(give_back(self.slab, generation, index));
     }
@@ -49,6 +53,14 @@ struct Lent {
     home: Arc<Home>,
 }
 
+/// How much the peer may have, and we keep.
+pub(crate) struct Bounds {
+    /// Most bytes of all its arenas.
+    pub(crate) max_bytes: u64,
+    /// Whoever keeps so many bytes of messages gets no more of them.
+    pub(crate) lease_hard: usize,
+}
+
 /// The arenas of the peer.
 pub(crate) struct PeerArena {
     /// The peer is in our trust domain: its messages may be lent where they are.
@@ -57,6 +69,9 @@ pub(crate) struct PeerArena {
     returns: Arc<Returns>,
     bytes: u64,
     max_bytes: u64,
+    kept: Arc<Kept>,
+    /// Whoever keeps so many bytes of messages gets no more of them.
+    lease_hard: usize,
     /// What is lent from can be forwarded as it lies.
     opened: Arc<Opened>,
     /// Regions of groups.
@@ -64,17 +79,21 @@ pub(crate) struct PeerArena {
 }
 
 impl PeerArena {
-    /// The arena in `region`; at most `max_bytes` in all.
+    /// The arena in `region`, and how far the peer may go beyond.
     pub(crate) fn new(
         region: Region,
         geometry: Geometry,
-        max_bytes: u64,
+        bounds: Bounds,
         cooperative: bool,
         returns: Arc<Returns>,
         opened: Arc<Opened>,
     ) -> Result<Self, LaneError> {
+        let Bounds { max_bytes, lease_hard } = bounds;
         let seen = Seen::new(max_bytes, cooperative, returns.clone());
-        let mut arena = Self { cooperative, slabs: Vec::new(), returns, bytes: 0, max_bytes, opened, seen };
+        let kept = Kept::new(max_bytes.saturating_sub(region.len() as u64));
+        let (slabs, bytes) = (Vec::new(), 0);
+        let mut arena =
+            Self { cooperative, slabs, returns, bytes, max_bytes, kept, lease_hard, opened, seen };
         arena.add(0, region, geometry.block_len, geometry.first_block(), geometry.frames())?;
         Ok(arena)
     }
@@ -104,7 +123,9 @@ impl PeerArena {
     fn lend_from(&self, slab: u8, region: &Region, block_len: u32, count: u32) -> Result<Lent, LaneError> {
         assert!(self.cooperative);
         let generations = (0..count).map(|_| AtomicU32::new(0)).collect();
-        let home = Arc::new(Home { slab, generations, returns: self.returns.clone() });
+        let size = Size { blocks: count.into(), bytes: region.len() as u64 };
+        let kept = (slab > 0).then(|| KeptOf::new(self.kept.clone(), size));
+        let home = Arc::new(Home { slab, generations, returns: self.returns.clone(), kept });
         // SAFETY: this is the region's only table, and the peer is in our trust domain, by the assertion: it
         // does not write what it sent until it has it back (M5).
         let frames = unsafe { FrameTable::new(region.clone(), block_len as usize, count, home.clone()) };
@@ -114,6 +135,33 @@ impl PeerArena {
     /// Whether the parts of a message may be lent where they are.
     pub(crate) fn lends(&self, parts: &[Descriptor]) -> bool {
         self.cooperative && parts.iter().all(|at| at.slab & SHARED == 0 || self.seen.lends(at))
+    }
+
+    /// Whether the peer has enough to send from while the parts of a message are kept. Of groups it always has: it copies.
+    pub(crate) fn leaves_enough(&self, parts: &[Descriptor]) -> bool {
+        let another = Grow { slab: 1, block_len: FIRST_BLOCK_BYTES, blocks: 1 }.bytes();
+        let (mut slabs, mut more) = (0, Size::default());
+        for (n, at) in parts.iter().enumerate() {
+            let slab = self.slabs.get(usize::from(at.slab)).and_then(Option::as_ref);
+            // What names no arena is refused when it is lent.
+            let Some(Slab { lent: Some(lent), block_len, .. }) = slab else { continue };
+            let cost = match &lent.home.kept {
+                // All of the first may be kept if there can be others, of one such block at least.
+                None if self.kept.ever_takes(another) => None,
+                None => return false,
+                // The peer stands still in any case until this is given back.
+                Some(_) if *block_len as usize >= self.lease_hard => None,
+                Some(kept) => kept.cost(),
+            };
+            if let Some(size) = cost
+                && parts[..n].iter().all(|other| other.slab != at.slab)
+            {
+                slabs += 1;
+                more.blocks += size.blocks;
+                more.bytes += size.bytes;
+            }
+        }
+        slabs == 0 || self.kept.takes(slabs, more)
     }
 
     /// Whether a further arena is allowed; ask before its descriptor is looked at.
@@ -213,8 +261,9 @@ impl Lent {
             LendError::Busy => lie("shm descriptor: block sent twice"),
             _ => lie("shm descriptor: length"),
         })?;
-        // Nobody else has the block, so its last reference can't be dropped before this store.
+        // Nobody else has the block, so its last reference can't be dropped before this.
         self.home.generations[at.block as usize].store(at.generation.into(), Ordering::Relaxed);
+        self.home.kept.iter().for_each(KeptOf::add);
         Ok(lent)
     }
 }

@@ -84,10 +84,23 @@ pub(crate) fn has_all_pages(fd: impl AsFd, bytes: usize) -> io::Result<bool> {
 /// Maps a peer's memory read-only, if it is sealed as it has to be, has exactly `bytes` and all of them. What the
 /// peer writes into it is only read atomically, copied out, or lent when it is in our trust domain (M5).
 pub(crate) fn map_peer(fd: OwnedFd, bytes: usize) -> Result<Region, PeerMemory> {
+    map_with(fd, bytes, PeerMapping::map)
+}
+
+/// The same for what is passed on to nobody: the descriptor is closed.
+pub(crate) fn map_and_close(fd: OwnedFd, bytes: usize) -> Result<Region, PeerMemory> {
+    map_with(fd, bytes, PeerMapping::map_and_close)
+}
+
+fn map_with(
+    fd: OwnedFd,
+    bytes: usize,
+    map: impl FnOnce(PeerMapping, OwnedFd) -> Result<Region, RegionError>,
+) -> Result<Region, PeerMemory> {
     if !is_whole(&fd, bytes)? {
         return Err(PeerMemory::Bad("shm memory with holes, or of another size"));
     }
-    let region = PeerMapping::new(bytes).map(fd).map_err(|error| match error {
+    let region = map(PeerMapping::new(bytes), fd).map_err(|error| match error {
         RegionError::Os { what: "F_GET_SEALS", .. } => PeerMemory::Bad("shm memory without seals"),
         RegionError::Os { errno, .. } => PeerMemory::Os(errno),
         RegionError::NotSealed { .. } => PeerMemory::Bad("shm memory that is not sealed"),
@@ -186,6 +199,7 @@ mod tests {
         assert!(rustix::fs::fallocate(fd(), punch, 0, 4096).is_err());
         let theirs = map_peer(fd(), 8192).unwrap();
         assert!(theirs.is_read_only() && !mine.is_read_only());
+        assert!(theirs.fd().is_some() && map_and_close(fd(), 8192).unwrap().fd().is_none());
         assert!(matches!(map_peer(fd(), 4096), Err(PeerMemory::Bad(_))));
         assert!(matches!(map_peer(fd(), 12288), Err(PeerMemory::Bad(_))));
         let mut out = [1; 19];

@@ -164,8 +164,10 @@ fn killed_members_leave_the_others_everything() {
             let (at, mut acks) = (kill.wrapping_mul(7919) % MESSAGES, 0);
             for round in 0..MESSAGES {
                 seq += 1;
+                let kept = hub.group.pool().stats().in_use_bytes;
                 let buf = hub.filled(seq);
                 if round == at {
+                    assert!(at == 0 || kept > 0, "kill {kill} met nobody with a buffer");
                     holder.0.kill().unwrap();
                 }
                 let mut held = holding.send(data(2 * round + 1, buf.clone())).await.is_ok();
@@ -189,10 +191,6 @@ fn killed_members_leave_the_others_everything() {
                     assert_eq!(copied, 0, "kill {kill}: it was sent copies");
                 }
             }
-            assert!(
-                at == 0 || hub.group.pool().stats().in_use_bytes > 0,
-                "kill {kill} met nobody with a buffer"
-            );
             holder.0.wait().unwrap();
             while holding.recv().await.is_ok() {}
             assert!(holding.send(data(1, vec![0; 500])).await.is_err());

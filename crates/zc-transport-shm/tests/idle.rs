@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use common::*;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use zc_core::memory::{BufPool, MemoryGroup};
 use zc_core::transport::*;
 
 const PAIRS: usize = 1000;
@@ -63,6 +64,8 @@ fn a_thousand_idle_connections() {
     let count = pairs();
     run(async {
         let setup = Setup { pool_bytes: 1 << 20, ..Setup::default() };
+        // They are also in a group, of which nothing is sent.
+        let group = MemoryGroup::new(BufPool::builder().max_bytes(1 << 20));
         drop(pair(&setup).await);
         let (fds, bytes) = (descriptors(), proportional_bytes());
         let mut all = Vec::new();
@@ -74,6 +77,7 @@ fn a_thousand_idle_connections() {
                     b.lane.rx.release(frame.payload.len());
                 }
             }
+            a.lane.tx.join_group(&group).unwrap();
             all.push((a, b));
         }
         let each = proportional_bytes().saturating_sub(bytes) / count;

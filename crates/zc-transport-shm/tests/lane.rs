@@ -300,7 +300,9 @@ fn waiting_for_memory_ends_when_the_reader_gives_some_back() {
     run(async {
         let mut setup = Setup::default();
         setup.options.max_arena_bytes = 0;
-        let (mut a, mut b) = pair(&setup).await;
+        // The reader would copy out rather than keep all blocks, but has no memory.
+        let (mut a, mut b) = pair_of(&setup, &Setup { pool_bytes: 4096, ..setup.clone() }).await;
+        let _all = b.pool.try_alloc(4096).unwrap();
         for seq in 1..=15 {
             let mut buf = a.alloc(4000).await;
             buf.put_slice(&body(4000, 1));

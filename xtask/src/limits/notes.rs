@@ -107,7 +107,9 @@ memory and HTTP come on top:
 
 ```text
 shm, each direction    12 KiB + ring_slots x {SLOT_BYTES} + {FIRST_BLOCKS} x {FIRST_BLOCK_BYTES} at once, up to max_arena_bytes on demand
-                       in up to {MAX_SLABS} pieces, each with a descriptor of its own
+                       in up to {MAX_SLABS} pieces, each with a descriptor of its own;
+                       of groups, max_arena_bytes more in up to {MAX_SHARED_REGIONS} mappings without descriptors, each with
+                       tables of 17 KiB for {MAX_SHARED_LOANS} loans
 HTTP, per connection   received: connection_window_bytes + max_calls x max_header_bytes
                        to be sent: max_calls x (send_buffer_bytes + one piece of a body)
                        calls that wait for their turn: up to {MAX_WAITING}, with their headers

@@ -372,6 +372,15 @@ impl SharedBlock {
         self.0.region()
     }
 
+    /// The bytes that it keeps from being used again. What went around as `Bytes` does not say of which block it is a part, so it
+    /// may be anything up to all of its region.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let is_foreign =
+            matches!(self.0.private().table.as_deref(), Some(Table { home: Home::Foreign(_), .. }));
+        let region = self.region().filter(|_| is_foreign);
+        region.map_or_else(|| self.capacity(), Region::len)
+    }
+
     /// The unique owner, if this is the only reference and the block is writable.
     #[inline]
     pub(super) fn try_unique(self) -> Result<OwnedBlock, Self> {

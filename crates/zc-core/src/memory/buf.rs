@@ -72,9 +72,10 @@ impl PinnedBuf {
         Some((region, region.offset_of(self.ptr.as_ptr(), self.len)?))
     }
 
-    /// Bytes of memory that this keeps from being used again: all of its block, however short a part this is.
+    /// Bytes of memory that this keeps from being used again, or more: all of its block, however short a part this is. Of what
+    /// went through [`Bytes`] the block is not known; if it lies in a region, all of that is counted.
     pub fn kept_bytes(&self) -> usize {
-        self.block.as_ref().map_or(0, SharedBlock::capacity)
+        self.block.as_ref().map_or(0, SharedBlock::kept_bytes)
     }
 
     /// A part of this buffer, without a copy.
@@ -270,6 +271,9 @@ mod tests {
         let back = PinnedBuf::from(buf.clone().into_bytes().slice(2..));
         assert_eq!(&back[..], b"hello");
         assert_eq!(back.region().unwrap().id(), id);
+        assert!(buf.slice(1..2).kept_bytes() >= 100);
+        assert_eq!(back.slice(1..2).kept_bytes(), buf.region().unwrap().len(), "of which block is not known");
+        assert_eq!(PinnedBuf::from(vec![1; 7]).slice(..1).kept_bytes(), 7);
         let buf = buf.try_into_mut().unwrap_err();
         drop(back);
         let m = buf.try_into_mut().unwrap();

@@ -61,7 +61,8 @@ pub enum OneSided {
     None,
 }
 
-/// Who else can see the memory of a connection.
+/// Who else can see the memory of a connection as it was made. Whoever admits it to a group later shows it, or the group's
+/// memory, to more: see [`MemoryGroup`](crate::memory::MemoryGroup).
 ///
 /// ```
 /// use zc_core::transport::{Caps, Isolation};
@@ -73,7 +74,7 @@ pub enum OneSided {
 pub enum Isolation {
     /// Only the two ends.
     PerConnection,
-    /// Every member of a group.
+    /// Every member of a group, which the transport itself puts its connections in.
     Group,
 }
 

@@ -131,8 +131,8 @@ impl Opened {
     /// From now on they may not, and those that they were shown are taken away again.
     pub(super) fn close(&self, circle: &Arc<Circle>) {
         let mut members = circle.members.lock();
-        let all = members.clone();
-        members.retain(|member| !std::ptr::eq(member.opened.as_ptr(), self));
+        let at = members.iter().position(|member| std::ptr::eq(member.opened.as_ptr(), self));
+        let own = at.map(|at| members.swap_remove(at));
         circle.set_arena_bytes(&members);
         drop(members);
         let mut state = self.state.lock();
@@ -142,6 +142,8 @@ impl Opened {
             region.deregister_from(circle.slot.id());
         }
         drop(state);
+        // Only now: one that came meanwhile may have been shown them before they were out.
+        let all: Vec<_> = circle.members.lock().iter().cloned().chain(own).collect();
         for Member { opened, shown } in all {
             let Some(opened) = opened.upgrade() else { continue };
             for region in regions.iter().filter(|region| !opened.may_be_shown(region)) {

@@ -1,6 +1,6 @@
 //! Buffers of shown regions that the peer holds. One buffer may be out to many peers: each has a loan of its own.
 
-use zc_core::memory::{LeftBehind, MemoryGroup, PinnedBuf};
+use zc_core::memory::{LeftBehind, Membership, PinnedBuf, Region};
 use zc_core::wire::WireError;
 
 use super::Place;
@@ -20,20 +20,19 @@ struct Lent {
     /// The send whose report waits for it.
     token: Option<u64>,
     place: Place,
-    /// The group, unless it is another member's.
-    group: Option<MemoryGroup>,
+    /// It counts against the parts of all members, since this one has left the group.
+    left: Option<LeftBehind>,
 }
 
 /// What a peer may read after the lane is gone.
 pub(crate) struct Left {
     _buf: PinnedBuf,
-    /// It counts against the share of all members.
     _counted: Option<LeftBehind>,
 }
 
 impl From<Lent> for Left {
-    fn from(Lent { buf, group, .. }: Lent) -> Self {
-        Self { _counted: group.map(|group| group.leave_behind(buf.kept_bytes())), _buf: buf }
+    fn from(Lent { buf, left, .. }: Lent) -> Self {
+        Self { _buf: buf, _counted: left }
     }
 }
 
@@ -44,7 +43,7 @@ pub(super) struct Loans {
     free: Vec<u16>,
     /// How many there are of each region.
     of_region: [u16; MAX_SHARED_REGIONS],
-    /// Bytes of our own groups.
+    /// Bytes of groups of our own that the peer is in.
     bytes: usize,
     /// Buffers of other members, and their bytes.
     forwarded: usize,
@@ -81,13 +80,7 @@ impl Loans {
 
     /// Keeps a buffer until the peer gives it back (M1, M2). What names it to the peer; `None` when there are too
     /// many already.
-    pub(super) fn lend(
-        &mut self,
-        place: Place,
-        buf: PinnedBuf,
-        token: Option<u64>,
-        group: Option<MemoryGroup>,
-    ) -> Option<Descriptor> {
+    pub(super) fn lend(&mut self, place: Place, buf: PinnedBuf, token: Option<u64>) -> Option<Descriptor> {
         let at = match self.free.pop() {
             Some(at) => at,
             None if self.all.len() < MAX_SHARED_LOANS as usize => {
@@ -111,7 +104,7 @@ impl Loans {
             self.bytes += buf.kept_bytes();
         }
         self.of_region[usize::from(place.region)] += 1;
-        loan.lent = Some(Lent { buf, token, place, group });
+        loan.lent = Some(Lent { buf, token, place, left: None });
         Some(name)
     }
 
@@ -125,15 +118,27 @@ impl Loans {
         loan.generation = loan.generation.wrapping_add(1);
         let lent = loan.lent.take();
         self.free.push(back.block);
-        let Some(Lent { buf, token, place, .. }) = lent else { return Ok(None) };
+        let Some(Lent { buf, token, place, left }) = lent else { return Ok(None) };
         if place.forwarded {
             self.forwarded -= 1;
             self.forwarded_bytes -= buf.kept_bytes();
-        } else {
+        } else if left.is_none() {
             self.bytes -= buf.kept_bytes();
         }
         self.of_region[usize::from(place.region)] -= 1;
         Ok(token)
+    }
+
+    /// The peer leaves a group: what it holds of that counts for all members from now on.
+    pub(super) fn leave(&mut self, membership: &Membership) {
+        for lent in self.all.iter_mut().filter_map(|loan| loan.lent.as_mut()) {
+            let group = lent.buf.region().and_then(Region::group);
+            if group == Some(membership.group()) && lent.left.is_none() {
+                let bytes = lent.buf.kept_bytes();
+                lent.left = Some(membership.leave_behind(bytes));
+                self.bytes -= bytes;
+            }
+        }
     }
 
     /// Everything that the peer holds. No loan is made or comes back after this.
@@ -150,7 +155,7 @@ mod tests {
 
     fn lend(loans: &mut Loans, region: u8, token: u64) -> Option<Descriptor> {
         let place = Place { region, offset: 4, forwarded: false };
-        loans.lend(place, PinnedBuf::from(vec![1; 10]), Some(token), None)
+        loans.lend(place, PinnedBuf::from(vec![1; 10]), Some(token))
     }
 
     fn back(at: Descriptor) -> Return {

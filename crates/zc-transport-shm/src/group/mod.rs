@@ -7,11 +7,13 @@
 //! a hub      Circle    whose peers' arenas may be shown to whom: messages that are forwarded as they lie
 //! ```
 
+mod chores;
 mod circle;
 mod loans;
 mod seen;
 mod shown;
 
+pub(crate) use chores::Chores;
 pub(crate) use circle::Opened;
 pub(crate) use loans::Left;
 pub(crate) use seen::Seen;

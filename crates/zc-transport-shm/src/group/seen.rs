@@ -98,7 +98,8 @@ impl Seen {
         let bytes = usize::try_from(share.bytes).map_err(|_| lie("shm region: length"))?;
         // Who writes it need not be the peer: a hub passes on what others have made.
         let of_our_user = sys::is_of_our_user(&fd);
-        let region = sys::map_peer(fd, bytes)?;
+        // It is shown to nobody else.
+        let region = sys::map_and_close(fd, bytes)?;
         self.bytes.fetch_add(share.bytes, Ordering::AcqRel);
         let mapped = Arc::new(Mapped { all: self.bytes.clone(), bytes: share.bytes });
         let lends = self.cooperative && of_our_user;

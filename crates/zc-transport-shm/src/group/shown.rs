@@ -8,10 +8,13 @@ use zc_core::memory::{
     GroupId, Membership, MemoryGroup, PinnedBuf, Region, RegionId, RegionKind, RegisterError, Registrar,
     RegistrarId, RegistrarSlot,
 };
+use zc_core::transport::LaneLimits;
 use zc_core::wire::WireError;
 
+use super::chores::Chores;
 use super::circle::{Circle, Opened};
 use super::loans::{Left, Loans};
+use crate::abandoned;
 use crate::layout::{Descriptor, Return, SHARED, Share};
 use crate::limits::{MAX_ARENA_BLOCKS, MAX_GROUPS, MAX_SHARED_LOANS, MAX_SHARED_REGIONS};
 use crate::sys;
@@ -59,7 +62,7 @@ struct Joined {
 
 impl Joined {
     fn id(&self) -> GroupId {
-        self.membership.group().id()
+        self.membership.group()
     }
 }
 
@@ -74,23 +77,35 @@ pub(crate) struct Shown {
     /// The peer's own memory, which it opens to forwarding groups.
     opened: Arc<Opened>,
     max_bytes: u64,
-    /// Of each member's messages, up to so many bytes are lent here.
+    /// Of each member's messages, up to so many bytes are lent here ...
     lease_bytes: usize,
+    /// ... and so many more until its credit is withheld.
+    spare_bytes: usize,
+    chores: Arc<Chores>,
 }
 
 impl Shown {
-    /// Nothing yet, and at most `max_bytes` at a time. Of a member, up to `lease_bytes` are lent here.
-    pub(crate) fn new(max_bytes: u64, lease_bytes: usize, opened: Arc<Opened>) -> Self {
-        let (announced, loans) = ([false; MAX_SHARED_REGIONS], Loans::default());
-        Self { groups: Vec::new(), regions: None, announced, loans, opened, max_bytes, lease_bytes }
+    /// Nothing yet, and at most `max_bytes` at a time.
+    pub(crate) fn new(max_bytes: u64, limits: &LaneLimits, opened: Arc<Opened>, chores: Arc<Chores>) -> Self {
+        Self {
+            groups: Vec::new(),
+            regions: None,
+            announced: [false; MAX_SHARED_REGIONS],
+            loans: Loans::default(),
+            opened,
+            max_bytes,
+            lease_bytes: limits.lease_soft,
+            spare_bytes: limits.lease_hard.saturating_sub(limits.lease_soft),
+            chores,
+        }
     }
 
     pub(crate) fn join(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
         let regions = match &self.regions {
             Some(regions) => regions.clone(),
-            None => self.regions.insert(Arc::new(Regions::new(self.max_bytes)?)).clone(),
+            None => self.regions.insert(Arc::new(Regions::new(self.max_bytes, self.chores.clone())?)).clone(),
         };
-        self.leave_closed();
+        self.leave_over();
         if self.groups.iter().any(|joined| joined.id() == group.id()) {
             return Err(RegisterError::AlreadyMember);
         }
@@ -108,13 +123,18 @@ impl Shown {
             self.opened.open(circle.clone(), shown);
         }
         self.groups.push(Joined { membership, circle });
+        self.chores.set_in_group(true);
+        abandoned::watch(&self.chores);
+        self.chores.wake();
         Ok(())
     }
 
     pub(crate) fn leave(&mut self, group: GroupId) {
         let Some(at) = self.groups.iter().position(|joined| joined.id() == group) else { return };
         let Joined { membership, circle } = self.groups.swap_remove(at);
+        self.loans.leave(&membership);
         drop(membership);
+        self.chores.set_in_group(!self.groups.is_empty());
         let (Some(circle), Some(regions)) = (circle, &self.regions) else { return };
         self.opened.close(&circle);
         let elsewhere = |region: &Region| self.groups.iter().any(|joined| joined.may_forward(region));
@@ -124,15 +144,21 @@ impl Shown {
     }
 
     /// Leaves groups of which nothing can be sent any more: nobody has a handle or a buffer.
-    pub(crate) fn leave_closed(&mut self) {
-        while let Some(closed) = self.groups.iter().find(|joined| joined.membership.group().is_closed()) {
-            self.leave(closed.id());
+    pub(crate) fn leave_over(&mut self) {
+        while let Some(over) = self.groups.iter().find(|joined| joined.membership.is_over()) {
+            self.leave(over.id());
         }
     }
 
     /// Whether there is, or was lately, something that the peer maps.
     pub(crate) fn is_used(&self) -> bool {
         !self.groups.is_empty() || self.announced.contains(&true)
+    }
+
+    /// Whether the peer holds anything.
+    #[inline]
+    pub(crate) fn has_loans(&self) -> bool {
+        self.loans.count() > 0
     }
 
     /// Where the peer will find a buffer, if it may see it and does not hold too much already. Its region is
@@ -158,6 +184,9 @@ impl Shown {
     fn forward(&self, region: &Region) -> Option<(&Joined, u64)> {
         let regions = self.regions.as_ref()?;
         let joined = self.groups.iter().find(|joined| joined.may_forward(region))?;
+        if let Some(key) = region.key_for(regions.slot.id()) {
+            return Some((joined, key));
+        }
         let registrar: Arc<dyn Registrar> = regions.clone();
         let key = region.register_with(&registrar).ok()?;
         if !joined.may_forward(region) {
@@ -168,22 +197,21 @@ impl Shown {
         Some((joined, key))
     }
 
-    /// Members that never give anything back can't have it all between them: something is left for others. What those
-    /// keep who are members no more counts for all, so that nobody gets another share by coming back.
+    /// Members that never give anything back can't have it all between them: something is left for others.
     fn is_within_share(&self, joined: &Joined, place: &Place, bytes: usize, planned: &Planned) -> bool {
-        let (group, loans) = (joined.membership.group(), &self.loans);
-        let shares = group.members() + 1;
+        let (member, loans) = (&joined.membership, &self.loans);
         if !place.forwarded {
-            let kept = group.left_behind_bytes() + loans.bytes() + planned.bytes;
-            return kept + bytes <= group.pool().max_bytes() / shares;
+            return loans.bytes() + planned.bytes + bytes <= member.share_bytes();
         }
-        // Blocks of whoever sent them. Of his lease here one leaves the others half: past it all is copied.
+        let shares = member.members() + 1;
+        // Blocks of whoever sent them. Of his lease here one leaves the others half: past it all is copied. A single long
+        // one may be more, but never so much that he gets no credit.
         let (blocks, kept) =
             (loans.forwarded() + planned.forwarded, loans.forwarded_bytes() + planned.forwarded_bytes);
         let arena_bytes = joined.circle.as_ref().map_or(0, |circle| circle.arena_bytes());
         blocks < MAX_ARENA_BLOCKS as usize / shares
             && (kept + bytes) as u64 <= arena_bytes / shares as u64
-            && (kept == 0 || kept + bytes <= self.lease_bytes / 2)
+            && (kept == 0 && bytes < self.spare_bytes || kept + bytes <= self.lease_bytes / 2)
     }
 
     pub(crate) fn is_announced(&self, region: u8) -> bool {
@@ -205,27 +233,28 @@ impl Shown {
     /// It could not be told.
     pub(crate) fn take_word_back(&self, region: u8) {
         if let Some(regions) = &self.regions {
-            regions.state.lock().untell(region);
+            let mut state = regions.state.lock();
+            state.untell(region);
+            regions.count_gone(&state);
         }
     }
 
     /// A region of which the peer is to be told that it is gone: nobody will send from it, and nothing of it is with the
     /// peer. Its number is free again.
     pub(crate) fn take_gone(&mut self) -> Option<u8> {
-        let mut state = self.regions.as_ref()?.state.lock();
+        let regions = self.regions.as_ref()?;
+        let mut state = regions.state.lock();
         let at = state.gone.iter().position(|region| !self.loans.are_of(*region))?;
         let region = state.gone.remove(at)?;
         state.release(region);
+        regions.count_gone(&state);
         self.announced[usize::from(region)] = false;
         Some(SHARED | region)
     }
 
     /// Keeps a buffer until the peer gives it back (M1, M2).
     pub(crate) fn lend(&mut self, place: Place, buf: PinnedBuf, token: Option<u64>) -> Option<Descriptor> {
-        let group = buf.region().and_then(Region::group);
-        let joined = self.groups.iter().find(|joined| Some(joined.id()) == group);
-        let group = joined.map(|joined| joined.membership.group().clone());
-        self.loans.lend(place, buf, token, group)
+        self.loans.lend(place, buf, token)
     }
 
     /// The peer gave something back (M6).
@@ -235,6 +264,7 @@ impl Shown {
 
     /// Everything that the peer holds, which is not looked after here any more.
     pub(crate) fn end(&mut self) -> Vec<Left> {
+        self.groups.iter().for_each(|joined| self.loans.leave(&joined.membership));
         self.loans.end()
     }
 }
@@ -251,6 +281,7 @@ impl Joined {
     /// Whether it is memory of another member, or of this one.
     fn may_forward(&self, region: &Region) -> bool {
         region.info().kind == RegionKind::Peer
+            && !self.membership.is_over()
             && self.circle.as_ref().is_some_and(|circle| circle.has(region))
     }
 }
@@ -260,6 +291,7 @@ struct Regions {
     slot: RegistrarSlot,
     max_bytes: u64,
     state: Mutex<State>,
+    chores: Arc<Chores>,
 }
 
 #[derive(Default)]
@@ -334,8 +366,12 @@ impl State {
 }
 
 impl Regions {
-    fn new(max_bytes: u64) -> Result<Self, RegisterError> {
-        Ok(Self { slot: RegistrarSlot::allocate()?, max_bytes, state: Mutex::default() })
+    fn new(max_bytes: u64, chores: Arc<Chores>) -> Result<Self, RegisterError> {
+        Ok(Self { slot: RegistrarSlot::allocate()?, max_bytes, state: Mutex::default(), chores })
+    }
+
+    fn count_gone(&self, state: &State) {
+        self.chores.set_gone(state.gone.len());
     }
 }
 
@@ -360,7 +396,11 @@ impl Registrar for Regions {
 
     fn deregister(&self, _: RegionId, key: u64) -> std::io::Result<()> {
         if let Ok(region) = u8::try_from(key) {
-            self.state.lock().forget(region);
+            let mut state = self.state.lock();
+            state.forget(region);
+            self.count_gone(&state);
+            drop(state);
+            self.chores.wake();
         }
         Ok(())
     }
@@ -392,7 +432,11 @@ mod tests {
         // SAFETY: nobody writes it (M5).
         let windows = unsafe { WindowTable::new(region, 1, Arc::new(Nobody)) };
         let message = windows.lend(0, 100, 5000, None).unwrap();
-        Connection { shown: Shown::new(1 << 20, 1 << 20, opened), message, _memory: memory }
+        Connection {
+            shown: Shown::new(1 << 20, &LaneLimits::default(), opened, Arc::default()),
+            message,
+            _memory: memory,
+        }
     }
 
     fn place(shown: &Shown, buf: &PinnedBuf) -> Option<Place> {
@@ -465,15 +509,18 @@ mod tests {
         assert!(to.shown.take_gone().is_none() && to.shown.tell(at).is_none());
     }
 
-    /// One large message is passed on, whatever the lease; of smaller ones half of it, within a share of the arena.
+    /// One large message is passed on, unless its sender would get no more credit; of smaller ones half of the lease, within a
+    /// share of the arena.
     #[test]
     fn what_is_forwarded_has_a_share() {
         let hub = MemoryGroup::forwarding(BufPool::builder());
         let (mut from, mut to) = (connection(), connection());
-        to.shown.lease_bytes = 8000;
+        (to.shown.lease_bytes, to.shown.spare_bytes) = (8000, from.message.kept_bytes() + 1);
         from.shown.join(&hub).unwrap();
         to.shown.join(&hub).unwrap();
         let first = place(&to.shown, &from.message).unwrap();
+        to.shown.spare_bytes -= 1;
+        assert_eq!(place(&to.shown, &from.message), None);
         let lent = to.shown.lend(first, from.message.clone(), None).unwrap();
         assert_eq!(place(&to.shown, &from.message), None);
         to.shown.lease_bytes = 20_000;

@@ -28,6 +28,7 @@ impl LaneDrive for Drive {
     fn poll_drive(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, LaneError> {
         let shared = &self.shared;
         shared.wakers.drive.register(cx.waker());
+        shared.chores.register(cx.waker());
         if shared.read_link(cx) {
             shared.wakers.rx.wake();
         }
@@ -50,10 +51,10 @@ impl LaneDrive for Drive {
 }
 
 impl Drive {
-    /// Has unused arenas looked for, and says when next.
+    /// Has unused arenas looked for, and what is gone of groups, and says when next.
     fn trim(&mut self, now: Instant) -> Option<Instant> {
         let shared = &self.shared;
-        if shared.grown.load(Ordering::Acquire) == 0 {
+        if shared.grown.load(Ordering::Acquire) == 0 && !shared.chores.any() {
             self.next_trim = None;
             return None;
         }

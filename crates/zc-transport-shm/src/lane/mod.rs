@@ -18,7 +18,7 @@ use zc_core::transport::{Caps, Lane, LaneError, LaneRemote, OfferContext};
 use crate::bell::{Bell, PeerBell};
 use crate::group::Opened;
 use crate::layout::{Geometry, REMOTE_CALLS, TX_SLEEP};
-use crate::peer::PeerArena;
+use crate::peer::{Bounds, PeerArena};
 use crate::remote::{Calls, Remote};
 use crate::returns::{Returning, Returns};
 use crate::sleep::Ringer;
@@ -69,7 +69,8 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     });
     let Half { region, geometry, max_arena_bytes } = theirs;
     let opened = Arc::new(Opened::new(max_arena_bytes));
-    let arena = PeerArena::new(region, geometry, max_arena_bytes, cooperative, returns, opened.clone())?;
+    let bounds = Bounds { max_bytes: max_arena_bytes, lease_hard: cx.limits.lease_hard };
+    let arena = PeerArena::new(region, geometry, bounds, cooperative, returns, opened.clone())?;
     let rx = rx::Rx::new(
         shared.clone(),
         rx::Memory {

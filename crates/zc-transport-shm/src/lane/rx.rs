@@ -324,7 +324,10 @@ impl LaneRx for Rx {
                 }
                 (None, None) => {}
             }
-            self.report();
+            // Not for its own sake: a peer that sleeps as we do would be rung, and ring back.
+            if self.ring.count() != self.reported {
+                self.report();
+            }
             self.sleeper.arm();
             if self.ring.peek().is_some() || self.shared.ended().is_some() {
                 continue;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -11,6 +11,7 @@ use zc_core::transport::{ControlLink, LaneError};
 
 use super::link::{Link, News, Readers};
 use crate::bell::{Bell, PeerBell};
+use crate::group::Chores;
 use crate::remote::Calls;
 use crate::words::PeerWords;
 
@@ -20,9 +21,16 @@ pub(crate) struct Wakers {
     pub(super) tx: Arc<AtomicWaker>,
     pub(super) drive: AtomicWaker,
     pub(crate) remote: Calls<PeerWords>,
+    /// An export may have room for a notification.
+    room: AtomicBool,
 }
 
 impl Wakers {
+    /// Whether an export may have room for a notification again since the last call.
+    pub(crate) fn take_room(&self) -> bool {
+        self.room.load(Ordering::Relaxed) && self.room.swap(false, Ordering::Acquire)
+    }
+
     /// The bell rang, or there is room on the link: for whichever half it was.
     pub(crate) fn wake_all(&self) {
         self.rx.wake();
@@ -40,12 +48,13 @@ impl ArcWake for Halves {
     }
 }
 
-/// A waker of the one-sided half for who may keep it when the lane is gone.
+/// What an export wakes when it has room; it may keep this when the lane is gone.
 struct OneSided(Weak<Wakers>);
 
 impl ArcWake for OneSided {
     fn wake_by_ref(this: &Arc<Self>) {
         if let Some(wakers) = this.0.upgrade() {
+            wakers.room.store(true, Ordering::Release);
             wakers.remote.wake();
         }
     }
@@ -58,7 +67,10 @@ pub(crate) struct Shared {
     pub(super) trim: AtomicBool,
     /// Arenas of ours beyond the first.
     pub(super) grown: AtomicUsize,
+    pub(super) chores: Arc<Chores>,
     bell: Bell,
+    /// It was silenced since the sending half last looked.
+    rang: AtomicBool,
     halves: Waker,
     /// The link on which further arenas are announced, and whose end is the peer's.
     link: Arc<Link>,
@@ -78,6 +90,7 @@ impl Shared {
             tx: Arc::new(AtomicWaker::new()),
             drive: AtomicWaker::new(),
             remote,
+            room: AtomicBool::new(false),
         });
         Arc::new(Self {
             halves: futures::task::waker(Arc::new(Halves(wakers.clone()))),
@@ -85,7 +98,9 @@ impl Shared {
             peer_bell,
             trim: AtomicBool::new(false),
             grown: AtomicUsize::new(0),
+            chores: Arc::default(),
             bell,
+            rang: AtomicBool::new(false),
             link: reader.0.clone(),
             _reader: reader,
             ended: OnceLock::new(),
@@ -120,12 +135,20 @@ impl Shared {
     pub(crate) fn poll_rung(&self) -> Poll<()> {
         match self.bell.poll_rung(&mut Context::from_waker(&self.halves)) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Ready(Ok(())) => {
+                self.rang.store(true, Ordering::Release);
+                Poll::Ready(())
+            }
             Poll::Ready(Err(error)) => {
                 self.end(LaneError::os("wait for the peer's bell", &error));
                 Poll::Ready(())
             }
         }
+    }
+
+    /// Whether the bell rang since this was asked, for whomever.
+    pub(super) fn take_rang(&self) -> bool {
+        self.rang.load(Ordering::Acquire) && self.rang.swap(false, Ordering::AcqRel)
     }
 
     pub(super) fn adopt(&self, link: Box<dyn ControlLink>) {
@@ -154,8 +177,8 @@ impl Shared {
         self.link.take_export()
     }
 
-    /// Wakes the one-sided half, which must be in use.
-    pub(crate) fn remote_waker(&self) -> Waker {
+    /// For exports that have no room; the one-sided half must be in use.
+    pub(crate) fn room_waker(&self) -> Waker {
         futures::task::waker(Arc::new(OneSided(Arc::downgrade(&self.wakers))))
     }
 

@@ -31,7 +31,7 @@ use zc_core::wire::RemoteStatus;
 
 use self::channel::Channel;
 use self::owner::Owner;
-use self::record::{Key, key_of};
+use self::record::{Granted, Key, key_of};
 use self::user::User;
 use crate::lane::Shared;
 use crate::lie::lie;
@@ -46,6 +46,13 @@ struct Waiting {
     op: RemoteOp,
 }
 
+/// What the peer granted.
+struct Given {
+    granted: Granted,
+    /// And took back.
+    revoked: bool,
+}
+
 /// The one-sided half of a lane.
 pub(crate) struct Remote {
     owner: Owner,
@@ -55,6 +62,8 @@ pub(crate) struct Remote {
     waiting: VecDeque<Waiting>,
     /// What the first of them waits for: the peer was asked about its key.
     asked: bool,
+    /// The answer, whose descriptor may still be on its way. Other records don't wait for that.
+    given: Option<Given>,
     done: VecDeque<RemoteCompletion>,
     tokens: u64,
     ledger: Arc<CopyLedger>,
@@ -71,10 +80,11 @@ impl Remote {
             channel: Channel::new(own, peer),
             waiting: VecDeque::new(),
             asked: false,
+            given: None,
             done: VecDeque::new(),
             tokens: 0,
             ledger,
-            room: shared.remote_waker(),
+            room: shared.room_waker(),
             shared,
         }
     }
@@ -87,32 +97,36 @@ impl Remote {
             self.owner.hand_over(&mut self.channel, &self.room);
             return Err(ended);
         }
-        let advanced = self.listen().and_then(|()| self.act());
+        let advanced = self.listen().and_then(|()| self.accept()).and_then(|()| self.act());
         advanced.inspect_err(|error| self.shared.end(error.clone()))
     }
 
-    /// Reads what the peer said, as far as what belongs to it has come.
+    /// Reads what the peer said.
     fn listen(&mut self) -> Result<(), LaneError> {
         while let Some(record) = self.channel.next()? {
-            if !self.take(record)? {
-                break;
-            }
+            self.take(record)?;
             self.channel.advance();
         }
         Ok(())
     }
 
-    /// False: not yet.
-    fn take(&mut self, record: record::Record) -> Result<bool, LaneError> {
+    fn take(&mut self, record: record::Record) -> Result<(), LaneError> {
         use record::Record as R;
         match record {
             R::Ask(key) => self.owner.asked(key, &self.channel)?,
             R::Revoke(key) => {
-                self.user.revoke(key)?;
+                match &mut self.given {
+                    Some(given) if self.waiting.front().is_some_and(|w| w.key == Some(key)) => {
+                        if std::mem::replace(&mut given.revoked, true) {
+                            return Err(lie("shm remote: revoked key").into());
+                        }
+                    }
+                    _ => self.user.revoke(key)?,
+                }
                 self.channel.take_revoked();
             }
             R::Notify { key, value } => self.owner.notified(key, value)?,
-            R::Grant(_) | R::Refuse { .. } if !self.asked => {
+            R::Grant(_) | R::Refuse { .. } if !self.asked || self.given.is_some() => {
                 return Err(lie("shm remote: no question").into());
             }
             R::Refuse { later } => {
@@ -122,22 +136,36 @@ impl Remote {
                 self.done.extend(refused.map(|w| completion(w.token, status, w.op)));
             }
             R::Grant(granted) => {
-                let fd = if granted.fresh { self.shared.take_export() } else { None };
-                if granted.fresh && fd.is_none() {
-                    return Ok(false);
-                }
-                let key = self.waiting.front().and_then(|w| w.key);
-                let key = key.ok_or_else(|| lie("shm remote: no question"))?;
-                self.user.grant(key, granted, fd)?;
-                self.asked = false;
+                self.given = Some(Given { granted, revoked: false });
+                self.accept()?;
             }
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// Takes what was given, if its descriptor has come.
+    fn accept(&mut self) -> Result<(), LaneError> {
+        let Some(given) = self.given.take() else { return Ok(()) };
+        let fd = if given.granted.fresh { self.shared.take_export() } else { None };
+        if given.granted.fresh && fd.is_none() {
+            self.given = Some(given);
+            return Ok(());
+        }
+        let key = self.waiting.front().and_then(|w| w.key);
+        let key = key.ok_or_else(|| lie("shm remote: no question"))?;
+        self.user.grant(key, given.granted, fd)?;
+        if given.revoked {
+            self.user.revoke(key)?;
+        }
+        self.asked = false;
+        Ok(())
     }
 
     fn act(&mut self) -> Result<(), LaneError> {
         self.owner.answer(&self.shared, &mut self.channel)?;
-        self.owner.hand_over(&mut self.channel, &self.room);
+        if self.shared.wakers.take_room() || self.owner.has_news() {
+            self.owner.hand_over(&mut self.channel, &self.room);
+        }
         while self.may_begin()?
             && let Some(Waiting { token, key, offset, op }) = self.waiting.pop_front()
         {
@@ -243,15 +271,19 @@ impl LaneRemote for Remote {
             }
             self.channel.rest(&self.shared.wakers.remote);
             let advanced = self.advance();
+            // In any case: it rests, and that somebody hears the bell is what it relies on from now on. If another half
+            // silences the bell, it wakes this one.
+            let rung = self.shared.poll_rung().is_ready();
+            if rung {
+                self.shared.wakers.wake_all();
+            }
             if self.deliver(out) {
                 return Poll::Ready(Ok(()));
             }
             advanced?;
-            // If another half silences the bell, it wakes this one.
-            if self.shared.poll_rung().is_pending() {
+            if !rung {
                 return Poll::Pending;
             }
-            self.shared.wakers.wake_all();
         }
         cx.waker().wake_by_ref();
         Poll::Pending

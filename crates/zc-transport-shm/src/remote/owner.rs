@@ -45,6 +45,8 @@ pub(super) struct Owner {
     question: Option<Key>,
     /// Notifications for which their exports had no room.
     notifications: VecDeque<(Key, u64)>,
+    /// Something has changed since they were looked at.
+    news: bool,
     /// Notifications that no longer wait.
     handed_over: u64,
 }
@@ -111,6 +113,7 @@ impl Owner {
     /// Ends a grant. What the peer has mapped, it keeps as long as it likes.
     pub(super) fn revoke(&mut self, key: &Key, channel: &mut Channel) -> Revoked {
         let Some(gone) = self.grants.remove(key) else { return Revoked::Done };
+        self.news = true;
         if let Some(at) = self.windows.iter().position(|window| window.number == gone.window) {
             let window = &mut self.windows[at];
             window.grants -= 1;
@@ -175,12 +178,19 @@ impl Owner {
             return Err(lie("shm remote: notifications"));
         }
         self.notifications.push_back((key, value));
+        self.news = true;
         Ok(())
+    }
+
+    /// Whether handing over may do something, as far as we know.
+    pub(super) fn has_news(&self) -> bool {
+        self.news
     }
 
     /// Hands notifications over, those of one export in order. Those for which it has no room stay, and `waker` is woken when
     /// it may have some.
     pub(super) fn hand_over(&mut self, channel: &mut Channel, waker: &Waker) {
+        self.news = false;
         let Self { notifications, grants, .. } = self;
         let before = notifications.len();
         let mut full = Vec::new();

@@ -37,6 +37,14 @@ struct Sink {
     waiting: Mutex<Option<Waker>>,
 }
 
+impl Sink {
+    fn make_room(&self, count: usize) {
+        self.room.store(count, SeqCst);
+        let waiting = self.waiting.lock().take();
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
 impl NotifySink for Sink {
     fn poll_notify(&self, cx: &mut Context<'_>, value: u64) -> Poll<()> {
         if self.room.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_err() {
@@ -205,13 +213,13 @@ fn notifications_are_bounded_and_none_is_lost() {
         }
         assert_eq!(operate(&mut a, &mut b, &key, 0, notify(0)).await.status, Busy);
         assert_eq!(memory.load_u64(64).unwrap(), NOTIFY_WINDOW, "and nothing was written");
-        sink.room.store(3, SeqCst);
+        sink.make_room(3);
         turn(&mut b, &mut Batch::new()).unwrap();
         assert_eq!(sink.taken.load(SeqCst), 3);
         for n in 1..=3 {
             assert_eq!(operate(&mut a, &mut b, &key, 0, notify(NOTIFY_WINDOW + n)).await.status, Done);
         }
-        sink.room.store(1000, SeqCst);
+        sink.make_room(1000);
         while sink.taken.load(SeqCst) < NOTIFY_WINDOW + 3 {
             turn(&mut a, &mut Batch::new()).unwrap();
             turn(&mut b, &mut Batch::new()).unwrap();
@@ -467,7 +475,7 @@ fn what_was_told_before_a_key_is_revoked_is_handed_over() {
     run(async {
         let (mut a, mut b) = pair(&Setup::default()).await;
         let (memory, sink) = (memory(4096), Arc::new(Sink::default()));
-        sink.room.store(1000, SeqCst);
+        sink.make_room(1000);
         let key = grant_to(&mut b, &memory, Access::WRITE, &sink);
         assert_eq!(operate(&mut a, &mut b, &key, 0, tell(1)).await.status, Done);
         // More than the ring holds, while the owner does nothing.
@@ -494,6 +502,40 @@ fn what_was_told_before_a_key_is_revoked_is_handed_over() {
     });
 }
 
+/// Also behind an answer whose descriptor nobody has read from the link.
+#[test]
+fn what_was_told_behind_an_export_is_handed_over_too() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let (ours, theirs, sink) = (memory(4096), memory(4096), Arc::new(Sink::default()));
+        sink.make_room(1000);
+        let key = grant_to(&mut b, &ours, Access::WRITE, &sink);
+        assert_eq!(operate(&mut a, &mut b, &key, 0, tell(1)).await.status, Done);
+        let other = grant_to(&mut a, &theirs, Access::READ, &Arc::default());
+        let op = read(&b, 8);
+        b.lane.remote.as_mut().unwrap().start(&other, 0, op).unwrap();
+        let mut out = Batch::new();
+        turn(&mut a, &mut out).unwrap();
+        a.lane.remote.as_mut().unwrap().start(&key, 0, tell(2)).unwrap();
+        turn(&mut a, &mut out).unwrap();
+        assert_eq!(out.drain().next().map(|done| done.status), Some(Done));
+        assert_eq!(b.lane.remote.as_mut().unwrap().revoke(&key), zc_core::transport::Revoked::Retired);
+        assert_eq!(sink.taken.load(SeqCst), 2);
+        // What was granted is taken back before its descriptor is read.
+        a.lane.remote.as_mut().unwrap().revoke(&other);
+        b.lane.remote.as_mut().unwrap().revoke(&key);
+        while out.is_empty() {
+            turn(&mut b, &mut out).unwrap();
+            turn(&mut a, &mut Batch::new()).unwrap();
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(out.drain().next().map(|done| done.status), Some(RemoteStatus::Revoked));
+        let again = grant_to(&mut a, &theirs, Access::READ, &Arc::default());
+        let op = read(&b, 8);
+        assert_eq!(operate(&mut b, &mut a, &again, 0, op).await.status, Done);
+    });
+}
+
 #[test]
 fn what_was_told_before_the_peer_went_is_handed_over() {
     run(async {
@@ -506,7 +548,7 @@ fn what_was_told_before_the_peer_went_is_handed_over() {
                 .status,
             Done
         );
-        sink.room.store(1000, SeqCst);
+        sink.make_room(1000);
         let mut out = Batch::new();
         a.lane.remote.as_mut().unwrap().start(&key, 0, tell(1)).unwrap();
         turn(&mut a, &mut out).unwrap();

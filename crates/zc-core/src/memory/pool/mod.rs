@@ -28,7 +28,7 @@ pub use waiters::{AllocWaiter, MAX_MISSED, MAX_OVERTAKEN};
 
 use super::{PinnedBufMut, Region, RegionError};
 use shared::Shared;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use waiters::rank;
 
@@ -109,6 +109,17 @@ pub struct BufPool {
     headroom: usize,
 }
 
+/// A pool that this does not keep.
+#[derive(Debug)]
+pub(super) struct WeakPool(Weak<Shared>);
+
+impl WeakPool {
+    /// Whether anyone has a handle to the pool, or a buffer of it.
+    pub(super) fn is_used(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
 impl std::fmt::Debug for BufPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BufPool").field("name", &self.name()).finish_non_exhaustive()
@@ -119,6 +130,10 @@ impl BufPool {
     /// Describes a new pool.
     pub fn builder() -> BufPoolBuilder {
         BufPoolBuilder::default()
+    }
+
+    pub(super) fn downgrade(&self) -> WeakPool {
+        WeakPool(Arc::downgrade(self.shared()))
     }
 
     fn shared(&self) -> &Arc<Shared> {

@@ -18,7 +18,7 @@ impl Rx {
     ) -> Result<(), Stop> {
         // A record is small and soon done with, but whoever parses it must have it to himself.
         let lend = kind == FrameKind::Data && self.arena.lends(descriptors);
-        if lend && self.leases.pressure() == Pressure::None {
+        if lend && self.leases.pressure() == Pressure::None && self.arena.leaves_enough(descriptors) {
             return self.lend(descriptors, out);
         }
         let mut buf = match self.memory(len) {

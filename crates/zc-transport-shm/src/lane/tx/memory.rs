@@ -133,7 +133,6 @@ impl Tx {
         self.announced.push_back(self.ring.count());
         self.announce(Kind::Share, &share.pack());
         self.shown.set_announced(place.region);
-        self.count_arenas();
         true
     }
 
@@ -152,7 +151,7 @@ impl Tx {
     }
 
     pub(super) fn count_arenas(&self) {
-        let grown = self.arena.grown() + usize::from(self.shown.is_used());
+        let grown = self.arena.grown();
         if self.shared.grown.swap(grown, Ordering::AcqRel) == 0 && grown > 0 {
             self.shared.wakers.drive.wake();
         }
@@ -169,9 +168,8 @@ impl Tx {
         }
         self.arena.age();
         if self.shown.is_used() {
-            self.shown.leave_closed();
+            self.shown.leave_over();
             self.tell_gone();
-            // Members that are gone may hold what others wait for.
             abandoned::sweep_at_times();
         }
         self.count_arenas();

@@ -105,6 +105,7 @@ impl Tx {
         let max_whole = max_arena.min(max_message);
         let max_message = if longer_in_parts { max_message } else { max_whole };
         let window = u64::from(cx.limits.send_window);
+        let chores = shared.chores.clone();
         Self {
             shared,
             ring: Producer::new(own.clone(), geometry.ring_at(), geometry.slots),
@@ -114,7 +115,7 @@ impl Tx {
             returned: Returned::new(peer.clone(), returns_at, geometry.returns),
             peer,
             arena,
-            shown: Shown::new(max_arena_bytes, cx.limits.lease_soft, opened),
+            shown: Shown::new(max_arena_bytes, &cx.limits, opened, chores),
             taken: 0,
             small: SmallBuffers::new(cx.pool.with_origin("shm tx")),
             ledger: cx.ledger.clone(),
@@ -273,7 +274,7 @@ impl Tx {
             self.ring_bell();
             if done? {
                 self.sleeper.disarm();
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(self.watch_loans(cx));
             }
             if self.large.take_turn_over() {
                 break;
@@ -286,6 +287,32 @@ impl Tx {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Has the bell rung for what the peer gives back of groups. Nobody waits for it here, but others do: for credit and
+    /// blocks of the connection it was forwarded from, or for memory of the group.
+    #[inline]
+    fn watch_loans(&mut self, cx: &mut Context<'_>) -> Result<(), LaneError> {
+        if self.shown.has_loans() { self.wait_for_loans(cx) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn wait_for_loans(&mut self, cx: &mut Context<'_>) -> Result<(), LaneError> {
+        for _ in 0..MAX_IDLE_RINGS {
+            self.shared.wakers.tx.register(cx.waker());
+            // Who was rung for once is not again, so that a stream of messages costs few rings.
+            if self.shared.take_rang() || !self.sleeper.is_armed() {
+                self.sleeper.arm();
+                self.reap()?;
+            }
+            if self.shared.poll_rung().is_pending() {
+                return Ok(());
+            }
+            self.shared.wakers.rx.wake();
+            self.shared.wakers.remote.wake();
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
     }
 
     /// Whether a message of `len` bytes can go into the next slot as it is.
@@ -414,7 +441,7 @@ impl LaneTx for Tx {
         }
         self.ring_bell();
         if self.queue.is_empty() {
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(self.watch_loans(cx));
         }
         self.park(cx, |tx| Ok(tx.queue.is_empty()))
     }
@@ -466,15 +493,12 @@ impl LaneTx for Tx {
             // Before anyone else can read it, so that the peer knows whenever we are gone.
             self.own.publish(PASSED_ON, 1);
         }
-        self.shown.join(group)?;
-        self.count_arenas();
-        Ok(())
+        self.shown.join(group)
     }
 
     fn leave_group(&mut self, group: &MemoryGroup) {
-        self.shown.leave(group.id());
         // Nobody needs to hear of it soon: the next look for unused arenas tells the peer.
-        self.count_arenas();
+        self.shown.leave(group.id());
     }
 }
 
