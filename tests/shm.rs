@@ -165,6 +165,27 @@ async fn one(tx: &Sender, b: &mut Connection, len: usize) {
     assert!(is_filled(&got.unwrap().unwrap(), len), "{len} bytes");
 }
 
+/// Of every size, through arenas for the longest and through small ones.
+#[test]
+fn all_sizes_arrive() {
+    run(async {
+        let limits = LaneLimits::default();
+        for (bytes, whole) in [(1 << 30, usize::MAX), (4 << 20, 3 << 20)] {
+            let name = format!("sizes-{}", bytes >> 20);
+            let (mut a, mut b) = pair_of(&bounded(bytes, true, limits, None), &name).await;
+            let (tx, _rx) = a.split();
+            let mut copied = 0;
+            for size in (6..26).step_by(2).map(|bits| 1 << bits) {
+                for len in [size - 1, size, size + 49] {
+                    one(&tx, &mut b, len).await;
+                    copied += if len > whole { len as u64 } else { 0 };
+                }
+            }
+            assert_eq!((a.ledger().copied_bytes(), b.ledger().copied_bytes()), (copied, copied));
+        }
+    });
+}
+
 /// By default up to 1 GiB goes whole: that much under `ZC_SOAK`, and where there is memory for it.
 #[test]
 fn large_messages_go_whole() {

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use zc_conformance::exchange;
 use zc_core::memory::{AllocError, BufPool, CopyPlace, Message, PinnedBuf};
 use zc_core::transport::*;
+use zc_transport_shm::{MAX_PARTS, MAX_PENDING_DESCRIPTORS, PART_BYTES, PARTS_TURN_BYTES};
 
 const BOUND: u64 = 2 << 20;
 
@@ -228,6 +229,242 @@ fn it_waits_for_the_receivers_pool() {
         a.lane.tx.start_send(data(2, body(14 << 20, 1)), false).unwrap();
         let _ = a.lane.tx.poll_flush(&mut cx);
         assert!(matches!(b.recv().await, Err(LaneError::Memory(_))));
+    });
+}
+
+/// One look at what came, without waiting.
+fn look(end: &mut End) -> Vec<Frame> {
+    let mut out = Batch::new();
+    end.drive(&mut Context::from_waker(Waker::noop()));
+    let _ = end.lane.rx.try_recv(&mut out).unwrap();
+    out.drain().collect()
+}
+
+/// Sends and takes one message at the same time.
+async fn through(a: &mut End, b: &mut End, message: impl Into<Message>) -> Message {
+    let (sent, got) = futures::future::join(a.send(data(1, message)), b.recv()).await;
+    sent.unwrap();
+    got.unwrap().pop().unwrap().payload
+}
+
+/// Blocks of the size of parts that others keep are no parts.
+#[test]
+fn blocks_that_others_keep_hold_up_no_message() {
+    run(async {
+        for bound in [3 << 20, 8 << 20] {
+            let (mut a, mut b) = pair(&bounded(bound, true)).await;
+            let mut own = a.alloc(4000).await;
+            own.put_slice(&body(4000, 1));
+            let kept_there = through(&mut a, &mut b, own.freeze()).await;
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut kept_here = Vec::new();
+            while kept_here.len() < 12
+                && let Poll::Ready(Ok(buf)) = a.lane.tx.poll_alloc(&mut cx, 256 << 10)
+            {
+                kept_here.push(buf);
+                look(&mut b);
+            }
+            assert!(kept_here.len() >= 8);
+            let len = bound as usize + 300_000;
+            assert!(through(&mut a, &mut b, body(len, 2)).await == body(len, 2)[..]);
+            assert_eq!(kept_there.len(), 4000);
+        }
+    });
+}
+
+/// However many blocks there are, the peer has only a few of a message in parts.
+#[test]
+fn few_parts_are_out_at_a_time() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(32 << 20, true)).await;
+        let mut cx = Context::from_waker(Waker::noop());
+        let len = 40 << 20;
+        a.lane.tx.start_send(data(1, body(len, 1)), false).unwrap();
+        let few = (MAX_PARTS * PART_BYTES) as u64;
+        for _ in 0..20 {
+            assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
+            assert!(a.ledger.snapshot().copied_bytes() <= few);
+        }
+        assert_eq!(a.ledger.snapshot().copied_bytes(), few);
+        look(&mut b);
+        assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
+        assert_eq!(a.ledger.snapshot().copied_bytes(), 2 * few);
+    });
+}
+
+/// What has room when somebody else drops something waits for that, and goes whole.
+#[test]
+fn a_message_waits_for_the_buffers_of_others() {
+    for longer_in_parts in [false, true] {
+        run(async {
+            let (mut a, mut b) = pair(&bounded(BOUND, longer_in_parts)).await;
+            let others = a.alloc(1_500_000).await;
+            let mut own = a.alloc(4000).await;
+            own.put_slice(&body(4000, 1));
+            let mut message = Message::from(body(600_000, 2));
+            message.push(own.freeze()).unwrap();
+            let mut cx = Context::from_waker(Waker::noop());
+            a.lane.tx.start_send(data(1, message), false).unwrap();
+            for _ in 0..5 {
+                assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
+                assert!(look(&mut b).is_empty());
+            }
+            drop(others);
+            let flush = std::future::poll_fn(|cx| {
+                a.drive(cx);
+                a.lane.tx.poll_flush(cx)
+            });
+            let (flushed, got) = futures::future::join(flush, b.recv()).await;
+            flushed.unwrap();
+            assert!(got.unwrap()[0].payload == [body(600_000, 2), body(4000, 1)].concat()[..]);
+            assert_eq!(
+                (a.ledger.snapshot().copied_bytes(), b.ledger.snapshot().copied_bytes()),
+                (600_000, 0)
+            );
+        });
+    }
+}
+
+/// So does what only waits for the peer to hear of earlier arenas.
+#[test]
+fn a_message_waits_for_the_peer_to_look() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(64 << 20, false)).await;
+        let mut cx = Context::from_waker(Waker::noop());
+        for step in 0..MAX_PENDING_DESCRIPTORS {
+            let Poll::Ready(Ok(_)) = a.lane.tx.poll_alloc(&mut cx, 5000 << step) else { panic!("{step}") };
+        }
+        let mut own = a.alloc(4000).await;
+        own.put_slice(&body(4000, 1));
+        let mut message = Message::from(body(3 << 20, 2));
+        message.push(own.freeze()).unwrap();
+        a.lane.tx.start_send(data(1, message), false).unwrap();
+        assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
+        let flush = std::future::poll_fn(|cx| {
+            a.drive(cx);
+            a.lane.tx.poll_flush(cx)
+        });
+        let (flushed, got) = futures::future::join(flush, b.recv()).await;
+        flushed.unwrap();
+        assert!(got.unwrap()[0].payload == [body(3 << 20, 2), body(4000, 1)].concat()[..]);
+        assert_eq!(b.ledger.snapshot().copied_bytes(), 0, "it went whole");
+    });
+}
+
+/// What can never have room beside itself goes in parts, whatever the option, and whatever the peer keeps.
+#[test]
+fn a_message_in_its_own_way_waits_for_nobody() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(1 << 20, false)).await;
+        let mut small = a.alloc(4000).await;
+        small.put_slice(&body(4000, 1));
+        let kept = through(&mut a, &mut b, small.freeze()).await;
+        let mut own = a.alloc(500_000).await;
+        own.put_slice(&body(500_000, 2));
+        let mut message = Message::from(body(400_000, 3));
+        message.push(own.freeze()).unwrap();
+        let got = through(&mut a, &mut b, message).await;
+        assert!(got == [body(400_000, 3), body(500_000, 2)].concat()[..]);
+        assert_eq!(kept.len(), 4000);
+    });
+}
+
+/// A few short blocks do, where there are no long ones.
+#[test]
+fn short_blocks_are_used_before_slots() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(512 << 10, true)).await;
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut all = Vec::new();
+        for len in [100_000, 4000] {
+            while let Poll::Ready(Ok(buf)) = a.lane.tx.poll_alloc(&mut cx, len) {
+                all.push(buf);
+            }
+        }
+        all.truncate(all.len() - 3);
+        assert!(through(&mut a, &mut b, body(600_000, 2)).await == body(600_000, 2)[..]);
+        assert_eq!(a.ledger.snapshot().inline_bytes, 0);
+        // And where there are none at all, slots.
+        while let Poll::Ready(Ok(buf)) = a.lane.tx.poll_alloc(&mut cx, 4000) {
+            all.push(buf);
+        }
+        assert!(through(&mut a, &mut b, body(600_000, 3)).await == body(600_000, 3)[..]);
+        assert_eq!(a.ledger.snapshot().inline_bytes, 600_000);
+    });
+}
+
+/// One call sends no more than one turn's bytes.
+#[test]
+fn one_call_is_one_turn() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(20 << 20, true)).await;
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut message = Message::new();
+        for n in 0..56 {
+            let mut buf = a.alloc(256 << 10).await;
+            buf.put_slice(&body(256 << 10, n));
+            message.push(buf.freeze()).unwrap();
+            look(&mut b);
+        }
+        message.push(body(8 << 20, 99)).unwrap();
+        let mut sent_bytes = |a: &mut End| {
+            a.lane.tx.poll_flush(&mut cx).is_pending().then_some(()).unwrap();
+            (0..20).for_each(|_| assert!(look(&mut b).is_empty()));
+            b.ledger.snapshot().copied_bytes() as usize
+        };
+        a.lane.tx.start_send(data(1, message), false).unwrap();
+        assert_eq!(sent_bytes(&mut a), PARTS_TURN_BYTES);
+        assert_eq!(sent_bytes(&mut a), 2 * PARTS_TURN_BYTES);
+    });
+}
+
+/// A peer that is gone will never send the rest of what waits for memory.
+#[test]
+fn the_end_is_told_while_memory_is_waited_for() {
+    for waits in [false, true] {
+        run(async {
+            let setup = Setup { pool_bytes: 16 << 20, ..bounded(BOUND, true) };
+            let (mut a, mut b) = pair(&setup).await;
+            let kept = b.pool.try_alloc(10 << 20).unwrap();
+            a.lane.tx.start_send(data(1, body(8 << 20, 1)), false).unwrap();
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
+            assert!(look(&mut b).is_empty());
+            drop(a);
+            let error = match waits {
+                true => b.recv().await.unwrap_err(),
+                false => loop {
+                    b.drive(&mut cx);
+                    match b.lane.rx.try_recv(&mut Batch::new()) {
+                        Ok(_) => tokio::task::yield_now().await,
+                        Err(error) => break error,
+                    }
+                },
+            };
+            assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
+            drop(kept);
+        });
+    }
+}
+
+/// Neither side takes the other for dead while it goes on with a message.
+#[test]
+fn who_goes_on_with_a_message_is_heard() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(BOUND, true)).await;
+        let mut cx = Context::from_waker(Waker::noop());
+        let heard = |end: &mut End| end.lane.drive.as_mut().unwrap().heard();
+        through(&mut a, &mut b, body(100_000, 1)).await;
+        assert!(!heard(&mut a) && !heard(&mut b), "there are frames for it");
+        a.lane.tx.start_send(data(1, body(8 << 20, 1)), false).unwrap();
+        assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
+        assert!(!heard(&mut a) && !heard(&mut b), "nobody has looked");
+        for _ in 0..2 {
+            assert!(look(&mut b).is_empty());
+            assert!(heard(&mut b) && !heard(&mut b));
+            assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
+            assert!(heard(&mut a) && !heard(&mut a));
+        }
     });
 }
 

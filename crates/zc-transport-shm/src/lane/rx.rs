@@ -151,7 +151,6 @@ impl Rx {
     fn take(&mut self, out: &mut Batch<Frame>) -> Option<Stall> {
         let mut stall = None;
         self.mapped = false;
-        self.large_bytes = 0;
         let allowed = self.credit.allowed();
         // What is kept of chunks is more than the message: no more of them when too much is kept.
         let cut = self.leases.pressure() == Pressure::None;
@@ -267,6 +266,16 @@ impl Rx {
         None
     }
 
+    /// Whether nothing more can come of a peer that is gone.
+    fn is_over(&self, stall: Option<Stall>) -> bool {
+        match stall {
+            None | Some(Stall::Descriptor) => true,
+            // So long a message can't have been sent to its end before we took the first of it.
+            Some(Stall::MuchMemory(len)) => self.arena.is_beyond(len),
+            Some(Stall::Memory(_) | Stall::Turn) => false,
+        }
+    }
+
     /// Waits for what stands in the way. Ready: try again.
     fn poll_stall(&mut self, cx: &mut Context<'_>, stall: Stall) -> Poll<()> {
         match stall {
@@ -298,6 +307,7 @@ impl LaneRx for Rx {
         cx: &mut Context<'_>,
         out: &mut Batch<Frame>,
     ) -> Poll<Result<Received, LaneError>> {
+        self.large_bytes = 0;
         for _ in 0..MAX_IDLE_RINGS {
             // Looked at first: what was sent before the end is delivered before it.
             let ended = self.shared.ended().cloned();
@@ -311,7 +321,7 @@ impl LaneRx for Rx {
                 return Poll::Ready(end);
             }
             match (stall, ended) {
-                (Some(Stall::Descriptor) | None, Some(error)) => {
+                (stall, Some(error)) if self.is_over(stall) => {
                     self.fail(error.clone());
                     return Poll::Ready(Err(error));
                 }
@@ -322,7 +332,7 @@ impl LaneRx for Rx {
                     ready!(self.poll_stall(cx, stall));
                     continue;
                 }
-                (None, None) => {}
+                (None, _) => {}
             }
             // Not for its own sake: a peer that sleeps as we do would be rung, and ring back.
             if self.ring.count() != self.reported {
@@ -350,6 +360,7 @@ impl LaneRx for Rx {
 
     #[inline]
     fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
+        self.large_bytes = 0;
         let ended = self.shared.ended().is_some();
         let stall = self.take(out);
         if !out.is_empty() {
@@ -359,7 +370,7 @@ impl LaneRx for Rx {
         if let Some(end) = self.nothing() {
             return end.map(Some);
         }
-        if ended && matches!(stall, None | Some(Stall::Descriptor)) {
+        if ended && self.is_over(stall) {
             let error = self.shared.ended().cloned().unwrap_or(LaneError::Closed);
             self.fail(error.clone());
             return Err(error);

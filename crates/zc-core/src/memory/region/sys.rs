@@ -41,6 +41,8 @@ fn are_given(all: &str, of_2m: &str) -> bool {
     let is = |list: &str, choice: &str| list.split_whitespace().any(|word| word == choice);
     match of_2m {
         _ if is(all, "[deny]") => false,
+        // Then only what leaves it to the other.
+        own if !own.is_empty() && is(all, "[force]") => is(own, "[inherit]"),
         own if is(own, "[never]") => false,
         own if !own.is_empty() && !is(own, "[inherit]") => true,
         _ => !all.is_empty() && !is(all, "[never]"),
@@ -235,6 +237,11 @@ mod tests {
         assert!(are_given(&all("never"), "always inherit within_size [advise] never"));
         assert!(!are_given(&all("deny"), "always inherit within_size [advise] never"));
         assert!(!are_given(&all("always"), "always inherit within_size advise [never]"));
+        for (own, given) in
+            [("[inherit] always", true), ("inherit [always]", false), ("[never]", false), ("", true)]
+        {
+            assert_eq!(are_given(&all("force"), own), given, "{own}");
+        }
         assert!(!are_given("", ""));
     }
 }

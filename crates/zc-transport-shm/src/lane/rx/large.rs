@@ -6,7 +6,7 @@ use zc_core::transport::{Batch, Frame, FrameKind};
 use super::{Rx, Stall, Stop};
 use crate::layout::{ACK, BY_REFERENCE, Descriptor, Head};
 use crate::lie::lie;
-use crate::limits::{INLINE_MAX, PART_BYTES, PARTS_PER_TURN};
+use crate::limits::{INLINE_MAX, MIN_PART_COST_BYTES, PARTS_TURN_BYTES};
 
 /// A message of which not all parts have come.
 pub(super) struct Large {
@@ -41,7 +41,7 @@ impl Rx {
         if self.ring.seq() != large.seq {
             return Err(lie("shm part of another message").into());
         }
-        if self.large_bytes >= PARTS_PER_TURN * PART_BYTES {
+        if self.large_bytes >= PARTS_TURN_BYTES {
             return Err(Stop::Stall(Stall::Turn));
         }
         let left = large.total - large.buf.len();
@@ -73,7 +73,8 @@ impl Rx {
             _ => return Err(lie("shm slot flags").into()),
         };
         large.buf.advance(bytes);
-        self.large_bytes += bytes;
+        self.large_bytes += bytes.max(MIN_PART_COST_BYTES);
+        self.shared.hear();
         if bytes == left
             && let Some(large) = self.large.take()
         {

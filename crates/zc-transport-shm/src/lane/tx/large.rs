@@ -1,12 +1,16 @@
 //! Messages that are longer than all arenas may be: in parts, as blocks come back.
 
+use smallvec::SmallVec;
 use zc_core::memory::{CopyPlace, Message, PinnedBuf, PinnedBufMut, copy_payload};
 use zc_core::transport::{Frame, FrameKind};
 
 use super::Tx;
 use super::put::{Refused, kind_of};
 use crate::layout::{BY_REFERENCE, Descriptor, Head, Kind};
-use crate::limits::{CONTROL_SLOTS, FIRST_BLOCK_BYTES, INLINE_MAX, MAX_PARTS, PART_BYTES, PARTS_PER_TURN};
+use crate::limits::{
+    CONTROL_SLOTS, FIRST_BLOCK_BYTES, INLINE_MAX, MAX_PARTS, MIN_PART_COST_BYTES, PART_BYTES,
+    PARTS_TURN_BYTES,
+};
 
 /// What is sent in parts.
 pub(super) struct Large {
@@ -24,47 +28,109 @@ impl Large {
         Self { sent: None, part_bytes, turn_over: false }
     }
 
+    pub(super) fn has_begun(&self) -> bool {
+        self.sent.is_some()
+    }
+
+    pub(super) fn is_turn_over(&self) -> bool {
+        self.turn_over
+    }
+
     pub(super) fn take_turn_over(&mut self) -> bool {
         std::mem::take(&mut self.turn_over)
     }
 }
 
+/// What one turn may still do.
+struct Turn {
+    bytes: usize,
+    /// No arena was refused yet.
+    may_grow: bool,
+}
+
+/// Blocks of our arenas, each once.
+type Blocks = SmallVec<[(usize, usize); 8]>;
+
 impl Tx {
     /// Whether it is longer than all arenas may be, or has begun in parts.
     pub(super) fn goes_in_parts(&self, frame: &Frame) -> bool {
-        frame.kind == FrameKind::Data && (frame.payload.len() > self.max_whole || self.large.sent.is_some())
+        frame.kind == FrameKind::Data && (frame.payload.len() > self.max_whole || self.large.has_begun())
     }
 
-    /// Whether there is no memory for the rest of a message because parts of it lie in the arenas: it would wait
-    /// for itself.
-    pub(super) fn is_in_its_own_way(&self, frame: &Frame) -> bool {
+    /// Whether there was no memory for a message, and there is none to wait for: it is kept by the message itself, or by
+    /// what waits behind it.
+    #[cold]
+    pub(super) fn is_in_its_own_way(&mut self, frame: &Frame) -> bool {
+        let mut kept = Blocks::new();
+        self.add_blocks(&frame.payload, &mut kept);
         frame.kind == FrameKind::Data
-            && !self.arena.holds_any()
-            && frame.payload.segments().iter().any(|segment| self.arena.locate(segment).is_some())
+            && (self.never_fits(&frame.payload, &kept) || self.nothing_comes_back(kept))
+    }
+
+    /// Whether what must be copied could not be had if all else came back.
+    fn never_fits(&self, payload: &Message, kept: &[(usize, usize)]) -> bool {
+        let (mut run, mut longest) = (0, 0);
+        for segment in payload.segments() {
+            run = if self.arena.block_of(segment).is_some() { 0 } else { run + segment.len() };
+            longest = longest.max(run);
+        }
+        // What is of a group need not be copied, at another time.
+        longest > 0 && !self.shown.is_used() && !self.arena.could_hold(longest, kept)
+    }
+
+    /// Whether nobody has a block but the message that keeps `kept`, and those behind it.
+    fn nothing_comes_back(&mut self, mut kept: Blocks) -> bool {
+        let read = self.ring.consumed();
+        let lives = self.refresh().is_ok();
+        let waits = self.arena.holds_any()
+            || self.shown.has_loans()
+            || self.new_slab.is_some()
+            || !self.shared.has_link()
+            || self.ring.free() <= CONTROL_SLOTS
+            || !self.may_announce();
+        // With what the peer has read meanwhile there may be more: that is looked at first.
+        if waits || !lives || self.ring.consumed() != read {
+            return false;
+        }
+        for waiting in &self.queue {
+            self.add_blocks(&waiting.frame.payload, &mut kept);
+        }
+        self.arena.blocks_out() == kept.len()
+    }
+
+    fn add_blocks(&self, payload: &Message, to: &mut Blocks) {
+        for block in payload.segments().iter().filter_map(|segment| self.arena.block_of(segment)) {
+            if !to.contains(&block) {
+                to.push(block);
+            }
+        }
     }
 
     /// Puts as much of a message into the ring as there is room for and one turn may take.
     #[cold]
     pub(super) fn put_large(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
-        if self.large.sent.is_none() && !self.begin_large(&frame) {
+        if !self.large.has_begun() && !self.begin_large(&frame) {
             return Err(Refused::NoRoom(frame));
         }
-        for _ in 0..PARTS_PER_TURN {
-            let sent = self.large.sent.unwrap_or(0);
-            let Some(rest) = rest_from(&frame.payload, sent) else {
-                self.large.sent = None;
-                return Ok(());
-            };
-            let Some(bytes) = self.put_part(rest, frame.seq, token) else {
+        let mut turn = Turn { bytes: PARTS_TURN_BYTES, may_grow: true };
+        while let Some(rest) = rest_from(&frame.payload, self.large.sent.unwrap_or(0)) {
+            if turn.bytes == 0 {
+                self.large.turn_over = true;
+                return Err(Refused::NoRoom(frame));
+            }
+            let Some(bytes) = self.put_part(rest, frame.seq, token, &mut turn) else {
                 return Err(Refused::NoRoom(frame));
             };
-            self.large.sent = Some(sent + bytes);
-            // The peer takes it while the next one is copied.
+            self.large.sent = self.large.sent.map(|sent| sent + bytes);
+            turn.bytes = turn.bytes.saturating_sub(bytes.max(MIN_PART_COST_BYTES));
             self.published = true;
-            self.ring_bell();
+            if bytes > INLINE_MAX {
+                // The peer takes it while the next one is copied.
+                self.ring_bell();
+            }
         }
-        self.large.turn_over = true;
-        Err(Refused::NoRoom(frame))
+        self.large.sent = None;
+        Ok(())
     }
 
     fn begin_large(&mut self, frame: &Frame) -> bool {
@@ -78,33 +144,34 @@ impl Tx {
     }
 
     /// Sends some of `rest`, which lies in one segment. How much, unless there is no room.
-    fn put_part(&mut self, rest: PinnedBuf, seq: u64, token: Option<u64>) -> Option<usize> {
+    fn put_part(&mut self, rest: PinnedBuf, seq: u64, token: Option<u64>, turn: &mut Turn) -> Option<usize> {
         if self.ring.free() <= CONTROL_SLOTS {
             return None;
         }
         if let Some(at) = self.arena.locate(&rest) {
             let bytes = rest.len();
             self.reports.expect(token, 1);
-            self.put_part_at(at, rest, seq, token);
+            self.name_part(at, seq);
+            self.arena.hold(at, rest, token);
             return Some(bytes);
         }
-        let Some(mut buf) = self.part_memory() else {
-            // What the peer holds will come back. If it holds nothing, all may be in this very message.
-            let stuck = !self.arena.holds_any();
-            return stuck.then(|| self.put_part_inline(&rest, seq));
+        let Some(mut buf) = self.part_memory(turn) else {
+            // Copied parts come back at once. All else may be kept for ever, or be in this very message.
+            let waits = self.arena.parts_out() > 0;
+            return (!waits).then(|| self.put_part_inline(&rest, seq));
         };
-        let bytes = rest.len().min(self.large.part_bytes);
+        let bytes = rest.len().min(self.large.part_bytes).min(buf.capacity());
         copy_payload(&mut buf.unfilled_mut()[..bytes], &rest[..bytes], &self.ledger, CopyPlace::Foreign);
         buf.advance(bytes);
         let buf = buf.freeze();
         let at = self.arena.locate(&buf)?;
-        self.put_part_at(at, buf, seq, None);
+        self.name_part(at, seq);
+        self.arena.hold_part(at, buf);
         Some(bytes)
     }
 
-    fn put_part_at(&mut self, at: Descriptor, buf: PinnedBuf, seq: u64, token: Option<u64>) {
+    fn name_part(&mut self, at: Descriptor, seq: u64) {
         self.ring.push(Head::new(Kind::Part, BY_REFERENCE, 1), seq, &at.pack());
-        self.arena.hold(at, buf, token);
     }
 
     fn put_part_inline(&mut self, rest: &PinnedBuf, seq: u64) -> usize {
@@ -114,19 +181,26 @@ impl Tx {
         bytes
     }
 
-    /// A block for a part; only a few are made.
-    fn part_memory(&mut self) -> Option<PinnedBufMut> {
-        let len = self.large.part_bytes;
+    /// A block for a part: a shorter one rather than none.
+    fn part_memory(&mut self, turn: &mut Turn) -> Option<PinnedBufMut> {
         // A lie has ended the lane: whoever asks next is told.
         self.reap().ok()?;
+        if self.arena.parts_out() >= MAX_PARTS {
+            return None;
+        }
+        let len = self.large.part_bytes;
         if let Some(buf) = self.arena.take(len) {
             return Some(buf);
         }
-        if self.arena.blocks_for(len) >= MAX_PARTS {
-            return None;
+        if turn.may_grow {
+            // What the system does not grant is done without, and not asked for again in this turn.
+            let grown = self.memory(len).ok().flatten();
+            turn.may_grow = grown.is_some();
+            if grown.is_some() {
+                return grown;
+            }
         }
-        // What the system does not grant is done without.
-        self.memory(len).ok().flatten()
+        self.arena.take(1)
     }
 }
 

@@ -224,9 +224,15 @@ impl Tx {
 
     /// Everything that may have become possible.
     fn advance(&mut self) -> Result<(), LaneError> {
+        let read = self.ring.consumed();
         self.refresh()?;
         self.reap()?;
-        while let Some(Waiting { frame, token }) = self.queue.pop_front() {
+        if self.large.has_begun() && self.ring.consumed() != read {
+            self.shared.hear();
+        }
+        while !self.large.is_turn_over()
+            && let Some(Waiting { frame, token }) = self.queue.pop_front()
+        {
             match self.put(frame, token) {
                 Ok(()) => self.reports.settle(token),
                 Err(Refused::NoRoom(frame)) => {
