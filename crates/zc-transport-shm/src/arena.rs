@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures::task::AtomicWaker;
+use smallvec::SmallVec;
 use zc_core::memory::{FrameTable, PinnedBuf, PinnedBufMut, Region};
 use zc_core::wire::WireError;
 
@@ -229,15 +230,24 @@ impl Arena {
 
     /// Whether there would be `len` bytes if all came back but these blocks, each named once.
     pub(crate) fn could_hold(&self, len: usize, kept: &[(usize, usize)]) -> bool {
+        let here = |at: usize| kept.iter().filter(|(slab, _)| *slab == at).count();
+        let mut slabs = self.slabs.iter().enumerate();
+        slabs.any(|(at, slab)| slab.as_ref().is_some_and(|s| s.block_len >= len && s.blocks > here(at)))
+            || self.could_grow(len, |at| here(at) > 0)
+    }
+
+    /// Whether there would be room for a further arena for `len` bytes if all idle ones were gone.
+    pub(crate) fn could_make(&mut self, len: usize) -> bool {
+        let busy: SmallVec<[bool; MAX_SLABS]> =
+            self.slabs.iter_mut().map(|s| s.as_mut().is_some_and(|s| !s.is_idle())).collect();
+        self.could_grow(len, |at| busy[at])
+    }
+
+    /// The same with none but those that stay, and the first.
+    fn could_grow(&self, len: usize, stays: impl Fn(usize) -> bool) -> bool {
         let (mut slabs, mut blocks, mut bytes) = (0, 0, 0);
         for (at, slab) in self.slabs.iter().enumerate() {
-            let Some(slab) = slab else { continue };
-            let here = kept.iter().filter(|(slab, _)| *slab == at).count();
-            if slab.block_len >= len && slab.blocks > here {
-                return true;
-            }
-            // All others can be taken away.
-            if at == 0 || here > 0 {
+            if let Some(slab) = slab.as_ref().filter(|_| at == 0 || stays(at)) {
                 (slabs, blocks, bytes) = (slabs + 1, blocks + slab.blocks, bytes + slab.bytes as u64);
             }
         }

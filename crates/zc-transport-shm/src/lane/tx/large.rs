@@ -192,7 +192,8 @@ impl Tx {
         if let Some(buf) = self.arena.take(len) {
             return Some(buf);
         }
-        if turn.may_grow {
+        // In vain, it would take away short ones.
+        if turn.may_grow && self.arena.could_make(len) {
             // What the system does not grant is done without, and not asked for again in this turn.
             let grown = self.memory(len).ok().flatten();
             turn.may_grow = grown.is_some();

@@ -215,7 +215,12 @@ impl Tx {
     fn reap(&mut self) -> Result<(), LaneError> {
         while let Some(back) = self.returned.next() {
             match self.take_back(back) {
-                Ok(token) => self.reports.settle(token),
+                Ok(token) => {
+                    self.reports.settle(token);
+                    if self.large.has_begun() {
+                        self.shared.hear();
+                    }
+                }
                 Err(error) => return Err(self.caught(error.into())),
             }
         }
