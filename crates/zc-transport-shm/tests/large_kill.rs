@@ -28,10 +28,10 @@ const LARGE_BYTES: usize = 14 << 20;
 /// Killed when this much of it has been taken.
 const THRESHOLDS: [u64; 4] = [0, 1, 3 << 20, 5 << 20];
 
-/// Every other one goes in parts.
+/// Every other one goes in parts. A window of one pattern that is soon made, of no length that parts have.
 fn message(seq: u64) -> &'static [u8] {
     static PATTERN: OnceLock<Vec<u8>> = OnceLock::new();
-    let pattern = PATTERN.get_or_init(|| body(LARGE_BYTES + 4096, 0));
+    let pattern = PATTERN.get_or_init(|| body((1 << 20) + 4099, 0).repeat(LARGE_BYTES >> 20));
     let at = (seq % 4096) as usize;
     let len = if seq.is_multiple_of(2) { LARGE_BYTES } else { 1000 };
     &pattern[at..at + len]
