@@ -302,7 +302,8 @@ mod tests {
         let begin = [Head::new(Kind::Large, ACK, 8).pack(3), 9, 5 << 20];
         assert_eq!(bytes(&begin), *b"\x03\0\0\0\x07\x04\x08\0\x09\0\0\0\0\0\0\0\0\0\x50\0\0\0\0\0");
         let at = Descriptor { slab: 2, generation: 0x102, block: 5, offset: 64, len: 256 << 10 };
-        let part = [vec![Head::new(Kind::Part, BY_REFERENCE, 1).pack(3), 9], at.pack().to_vec()].concat();
+        let [place, piece] = at.pack();
+        let part = [Head::new(Kind::Part, BY_REFERENCE, 1).pack(3), 9, place, piece];
         let named = b"\x03\0\0\0\x08\x01\x01\0\x09\0\0\0\0\0\0\0\x02\0\x02\x01\x05\0\0\0\x40\0\0\0\0\0\x04\0";
         assert_eq!(bytes(&part), *named);
         assert_eq!(bytes(&[Head::new(Kind::Part, 0, 112).pack(3)]), *b"\x03\0\0\0\x08\0\x70\0");
