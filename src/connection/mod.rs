@@ -24,6 +24,7 @@ mod tracked;
 mod turn;
 mod tx_state;
 mod waiters;
+mod waiting;
 mod wake;
 
 use std::future::poll_fn;
@@ -169,7 +170,7 @@ impl Connection {
         // In front of the driver, which ends what nobody uses.
         let connection = Self {
             sender: Sender::new(handle.clone()),
-            receiver: Some(Receiver::new(handle, options.polling)),
+            receiver: Some(Receiver::new(handle, options.polling, &caps)),
             caps,
             role,
             drain: options.drain,

@@ -144,6 +144,7 @@ impl ShmTransport {
         caps.zero_copy_tx =
             ZeroCopy::Conditional("memory from the connection's own alloc, or of a group that it is in");
         caps.zero_copy_rx = ZeroCopy::Conditional("peers of the same user, until the soft lease limit");
+        caps.user_polled = true;
         caps.sources = SourceMatrix { connection: true, pool: false, foreign: false };
         caps.one_sided = OneSided::Native;
         caps.isolation = Isolation::PerConnection;
