@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures::task::AtomicWaker;
+use smallvec::SmallVec;
 use zc_core::memory::{FrameTable, PinnedBuf, PinnedBufMut, Region};
 use zc_core::wire::WireError;
 
@@ -22,6 +23,8 @@ pub(crate) struct Held {
     buf: PinnedBuf,
     /// The send whose report waits for it.
     pub(crate) token: Option<u64>,
+    /// A copied part of a message in parts, which comes back at once.
+    part: bool,
 }
 
 struct Slab {
@@ -89,6 +92,8 @@ pub(crate) struct Arena {
     bytes: u64,
     max_bytes: u64,
     held: usize,
+    /// Of those, copied parts of a message in parts.
+    parts: usize,
     /// The slab that a block was taken from last.
     last: usize,
 }
@@ -107,7 +112,7 @@ impl Arena {
     pub(crate) fn new(region: Region, geometry: Geometry, max_bytes: u64, waker: Arc<AtomicWaker>) -> Self {
         let bytes = region.len() as u64;
         let first = Slab::new(region, geometry.block_len, geometry.first_block(), geometry.frames(), &waker);
-        Self { slabs: vec![first], waker, bytes, max_bytes: max_bytes.max(bytes), held: 0, last: 0 }
+        Self { slabs: vec![first], waker, bytes, max_bytes: max_bytes.max(bytes), held: 0, parts: 0, last: 0 }
     }
 
     /// The longest message that can ever be sent.
@@ -160,11 +165,8 @@ impl Arena {
     /// Where bytes lie, if it is in a block of ours that the peer does not hold. The generation is
     /// that of the next send.
     pub(crate) fn locate(&self, buf: &PinnedBuf) -> Option<Descriptor> {
-        let addr = buf.as_ptr().addr();
-        let inside = |s: &Slab| addr >= s.base && addr - s.base < s.bytes;
-        let (at, slab) = self.slabs.iter().enumerate().find(|(_, s)| s.as_ref().is_some_and(inside))?;
-        let slab = slab.as_ref()?;
-        let (block, offset) = ((addr - slab.base) / slab.block_len, (addr - slab.base) % slab.block_len);
+        let (at, slab, place) = self.find(buf)?;
+        let (block, offset) = (place / slab.block_len, place % slab.block_len);
         if offset + buf.len() > slab.block_len || slab.held.get(block)?.is_some() {
             return None;
         }
@@ -177,11 +179,36 @@ impl Arena {
         })
     }
 
+    /// The arena in which bytes begin, and where in it.
+    #[inline]
+    fn find(&self, buf: &PinnedBuf) -> Option<(usize, &Slab, usize)> {
+        let addr = buf.as_ptr().addr();
+        let inside = |s: &Slab| addr >= s.base && addr - s.base < s.bytes;
+        let (at, slab) = self.slabs.iter().enumerate().find(|(_, s)| s.as_ref().is_some_and(inside))?;
+        slab.as_ref().map(|slab| (at, slab, addr - slab.base))
+    }
+
+    /// The arena and block in which bytes begin, whoever has it.
+    pub(crate) fn block_of(&self, buf: &PinnedBuf) -> Option<(usize, usize)> {
+        self.find(buf).map(|(at, slab, place)| (at, place / slab.block_len))
+    }
+
     /// Keeps a located buffer until the peer gives it back (M1, M2).
     pub(crate) fn hold(&mut self, at: Descriptor, buf: PinnedBuf, token: Option<u64>) {
+        self.keep(at, Held { buf, token, part: false });
+    }
+
+    /// The same for a copied part of a message in parts.
+    pub(crate) fn hold_part(&mut self, at: Descriptor, buf: PinnedBuf) {
+        self.parts += 1;
+        self.keep(at, Held { buf, token: None, part: true });
+    }
+
+    #[inline]
+    fn keep(&mut self, at: Descriptor, what: Held) {
         let slab = self.slabs.get_mut(at.slab as usize).and_then(Option::as_mut);
         if let Some(held) = slab.and_then(|s| s.held.get_mut(at.block as usize)) {
-            *held = Some(Held { buf, token });
+            *held = Some(what);
             self.held += 1;
         }
     }
@@ -189,6 +216,45 @@ impl Arena {
     /// Whether the peer holds anything.
     pub(crate) fn holds_any(&self) -> bool {
         self.held > 0
+    }
+
+    /// Copied parts of a message in parts that the peer has.
+    pub(crate) fn parts_out(&self) -> usize {
+        self.parts
+    }
+
+    /// Blocks that somebody has, on this side or the other.
+    pub(crate) fn blocks_out(&mut self) -> usize {
+        self.slabs.iter_mut().flatten().map(|s| s.blocks - s.free.len()).sum()
+    }
+
+    /// Whether there would be `len` bytes if all came back but these blocks, each named once.
+    pub(crate) fn could_hold(&self, len: usize, kept: &[(usize, usize)]) -> bool {
+        let here = |at: usize| kept.iter().filter(|(slab, _)| *slab == at).count();
+        let mut slabs = self.slabs.iter().enumerate();
+        slabs.any(|(at, slab)| slab.as_ref().is_some_and(|s| s.block_len >= len && s.blocks > here(at)))
+            || self.could_grow(len, |at| here(at) > 0)
+    }
+
+    /// Whether there would be room for a further arena for `len` bytes if all idle ones were gone.
+    pub(crate) fn could_make(&mut self, len: usize) -> bool {
+        let busy: SmallVec<[bool; MAX_SLABS]> =
+            self.slabs.iter_mut().map(|s| s.as_mut().is_some_and(|s| !s.is_idle())).collect();
+        self.could_grow(len, |at| busy[at])
+    }
+
+    /// The same with none but those that stay, and the first.
+    fn could_grow(&self, len: usize, stays: impl Fn(usize) -> bool) -> bool {
+        let (mut slabs, mut blocks, mut bytes) = (0, 0, 0);
+        for (at, slab) in self.slabs.iter().enumerate() {
+            if let Some(slab) = slab.as_ref().filter(|_| at == 0 || stays(at)) {
+                (slabs, blocks, bytes) = (slabs + 1, blocks + slab.blocks, bytes + slab.bytes as u64);
+            }
+        }
+        let need = len.next_multiple_of(64).next_multiple_of(4096) as u64;
+        slabs < MAX_SLABS
+            && blocks < MAX_ARENA_BLOCKS as usize
+            && need <= self.max_bytes.saturating_sub(bytes)
     }
 
     /// The peer gave a block back: checks that it had it (M6) and lets it go. The send that waits for it.
@@ -202,18 +268,20 @@ impl Arena {
         }
         *generation = generation.wrapping_add(1);
         self.held -= 1;
-        Ok(held.take().and_then(|h| h.token))
+        let held = held.take();
+        self.parts -= usize::from(held.as_ref().is_some_and(|h| h.part));
+        Ok(held.and_then(|h| h.token))
     }
 
     /// The peer reads nothing any more: nothing is held.
     pub(crate) fn release_all(&mut self) {
         self.slabs.iter_mut().flatten().flat_map(|s| s.held.iter_mut()).for_each(|h| *h = None);
-        self.held = 0;
+        (self.held, self.parts) = (0, 0);
     }
 
     /// The lane ends while the peer still reads: what is kept here and must not be written (M4).
     pub(crate) fn abandon(&mut self) -> Vec<PinnedBuf> {
-        self.held = 0;
+        (self.held, self.parts) = (0, 0);
         let held = self.slabs.iter_mut().flatten().flat_map(|slab| slab.held.iter_mut());
         held.filter_map(Option::take).filter_map(|held| held.buf.try_into_mut().err()).collect()
     }
@@ -228,11 +296,16 @@ impl Arena {
         self.slabs.iter().skip(1).flatten().count()
     }
 
+    /// Blocks of the size that `len` bytes take.
+    fn blocks_for(&self, len: usize) -> usize {
+        let same = self.slabs.iter().flatten().filter(|s| s.block_len == block_len(len));
+        same.map(|s| s.blocks).sum()
+    }
+
     /// What a further arena for `len` bytes would be; `None` beyond the bounds.
     fn plan(&self, len: usize) -> Option<Grow> {
         let slab = (1..MAX_SLABS).find(|at| self.slabs.get(*at).is_none_or(Option::is_none))?;
-        let same: usize =
-            self.slabs.iter().flatten().filter(|s| s.block_len == block_len(len)).map(|s| s.blocks).sum();
+        let same = self.blocks_for(len);
         let blocks: usize = self.slabs.iter().flatten().map(|s| s.blocks).sum();
         let spare_blocks = (MAX_ARENA_BLOCKS as usize).saturating_sub(blocks);
         let spare_bytes = self.max_bytes.saturating_sub(self.bytes);

@@ -164,6 +164,11 @@ impl PeerArena {
         slabs == 0 || self.kept.takes(slabs, more)
     }
 
+    /// More than can ever be out at a time: what is in slots lies in the first arena as well.
+    pub(crate) fn is_beyond(&self, len: usize) -> bool {
+        len as u64 > self.max_bytes.max(self.bytes)
+    }
+
     /// Whether a further arena is allowed; ask before its descriptor is looked at.
     pub(crate) fn check(&self, grow: Grow) -> Result<(), LaneError> {
         let at = grow.slab as usize;

@@ -12,9 +12,15 @@ use crate::lie::lie;
 /// What `st_blocks` counts, whatever the file system's own blocks are, bytes.
 const STAT_BLOCK_BYTES: u64 = 512;
 
+/// Memory of multiples of this many bytes is of huge pages, where there are any.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// Makes memory of ours that a peer can map read-only: whole pages, all there, sealed for good.
 pub(crate) fn create(bytes: usize) -> io::Result<Region> {
-    let memory = Region::builder(bytes).backing(Backing::Memfd).sealing(Sealing::OwnerWrites);
+    // Its length is in both sides' books, so huge pages must not make it longer.
+    let huge = bytes.is_multiple_of(HUGE_PAGE_BYTES);
+    let backing = if huge { Backing::MemfdHuge2M } else { Backing::Memfd };
+    let memory = Region::builder(bytes).backing(backing).sealing(Sealing::OwnerWrites);
     // Prefaulted: now rather than as a SIGBUS later.
     memory.prefault(true).name("zc-shm").build().map_err(|error| match error {
         RegionError::Os { errno, .. } => errno,
@@ -199,6 +205,25 @@ mod tests {
         let mut out = [1; 19];
         copy_from_peer(&mut out, &theirs, 8192 - 19);
         assert_eq!(out, [0; 19]);
+    }
+
+    #[test]
+    fn whole_huge_pages_are_asked_for_and_the_length_stays() {
+        use zc_core::memory::PageKind;
+        for bytes in [2 << 20, (2 << 20) + 4096, 10 << 20] {
+            let mine = create(bytes).unwrap();
+            assert_eq!(mine.len(), bytes);
+            let info = mine.info();
+            let wanted: Vec<_> = info.fallbacks.iter().map(|fall| fall.wanted).collect();
+            match (bytes % HUGE_PAGE_BYTES, info.page) {
+                (0, PageKind::Huge2M) => assert!(wanted.is_empty()),
+                (0, PageKind::Transparent) => assert_eq!(wanted, ["2 MiB pages"]),
+                (0, _) => assert_eq!(wanted, ["2 MiB pages", "transparent huge pages"]),
+                _ => assert_eq!(info.page, PageKind::Base),
+            }
+            let theirs = map_peer(mine.fd().unwrap().try_clone_to_owned().unwrap(), bytes).unwrap();
+            assert!(is_whole(mine.fd().unwrap(), bytes).unwrap() && theirs.len() == bytes);
+        }
     }
 
     /// Pages that are not there would be made by us, for whatever length the peer says.

@@ -99,6 +99,7 @@ impl ShmTransport {
             peer_bell,
             cooperative,
             native,
+            longer_in_parts: self.options.longer_in_parts,
         };
         let mut caps = self.caps();
         caps.zero_copy_rx = match cooperative {

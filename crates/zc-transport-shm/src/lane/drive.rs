@@ -48,6 +48,10 @@ impl LaneDrive for Drive {
         self.shared.adopt(link);
         None
     }
+
+    fn heard(&mut self) -> bool {
+        self.shared.take_heard()
+    }
 }
 
 impl Drive {

@@ -42,11 +42,13 @@ pub(crate) struct Joined {
     pub(crate) cooperative: bool,
     /// One-sided operations are done in the peer's memory itself.
     pub(crate) native: bool,
+    /// What is longer than all our arenas is sent in parts.
+    pub(crate) longer_in_parts: bool,
 }
 
 /// A lane over what was exchanged.
 pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<Lane, LaneError> {
-    let Joined { mine, theirs, bell, peer_bell, cooperative, native } = joined;
+    let Joined { mine, theirs, bell, peer_bell, cooperative, native, longer_in_parts } = joined;
     crate::abandoned::sweep();
     let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
     let peer_bell = Arc::new(peer_bell);
@@ -83,7 +85,8 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
         &cx,
     );
     let returns_at = theirs.geometry.returns_at();
-    let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine, opened }, &cx);
+    let tx =
+        tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine, opened, longer_in_parts }, &cx);
     caps.max_message = tx.max_message();
     let drive = drive::Drive::new(shared, credit);
     let remote = remote.map(|remote| Box::new(remote) as Box<dyn LaneRemote>);

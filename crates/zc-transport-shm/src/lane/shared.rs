@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     bell: Bell,
     /// It was silenced since the sending half last looked.
     rang: AtomicBool,
+    /// The peer went on with a message in parts.
+    heard: AtomicBool,
     halves: Waker,
     /// The link on which further arenas are announced, and whose end is the peer's.
     link: Arc<Link>,
@@ -101,6 +103,7 @@ impl Shared {
             chores: Arc::default(),
             bell,
             rang: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
             link: reader.0.clone(),
             _reader: reader,
             ended: OnceLock::new(),
@@ -149,6 +152,16 @@ impl Shared {
     /// Whether the bell rang since this was asked, for whomever.
     pub(super) fn take_rang(&self) -> bool {
         self.rang.load(Ordering::Acquire) && self.rang.swap(false, Ordering::AcqRel)
+    }
+
+    /// The peer went on with a message of which there is no frame yet: it lives.
+    pub(super) fn hear(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it did since this was asked.
+    pub(super) fn take_heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed) && self.heard.swap(false, Ordering::Relaxed)
     }
 
     pub(super) fn adopt(&self, link: Box<dyn ControlLink>) {

@@ -1,6 +1,6 @@
 //! Payload that lies in blocks: lent where it is, or copied out.
 
-use zc_core::memory::{AllocError, CopyPlace, Message, PinnedBuf, PinnedBufMut, Pressure};
+use zc_core::memory::{AllocError, BufPool, CopyPlace, Message, PinnedBuf, PinnedBufMut, Pressure};
 use zc_core::transport::{FrameKind, LaneError};
 
 use super::{Rx, Stall, Stop};
@@ -69,10 +69,24 @@ impl Rx {
 
     /// Memory of the pool, under the lease.
     pub(super) fn memory(&mut self, len: usize) -> Result<PinnedBufMut, Stop> {
+        self.memory_by(len, BufPool::try_alloc, Stall::Memory(len))
+    }
+
+    /// The same for what the peer only says it will send: some is left to others.
+    pub(super) fn much_memory(&mut self, len: usize) -> Result<PinnedBufMut, Stop> {
+        self.memory_by(len, BufPool::try_alloc_sparing, Stall::MuchMemory(len))
+    }
+
+    fn memory_by(
+        &mut self,
+        len: usize,
+        try_alloc: fn(&BufPool, usize) -> Result<PinnedBufMut, AllocError>,
+        stall: Stall,
+    ) -> Result<PinnedBufMut, Stop> {
         let ready = self.ready.take().filter(|buf| buf.capacity() >= len);
-        let mut buf = match ready.map_or_else(|| self.pool.try_alloc(len), Ok) {
+        let mut buf = match ready.map_or_else(|| try_alloc(&self.pool, len), Ok) {
             Ok(buf) => buf,
-            Err(AllocError::Exhausted { .. }) => return Err(Stop::Stall(Stall::Memory(len))),
+            Err(AllocError::Exhausted { .. }) => return Err(Stop::Stall(stall)),
             Err(error) => return Err(LaneError::Memory(error.to_string()).into()),
         };
         buf.attach_lease(self.leases.clone());

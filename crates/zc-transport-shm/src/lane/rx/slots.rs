@@ -12,9 +12,12 @@ use crate::limits::{INLINE_MAX, SLOT_DESCRIPTORS};
 impl Rx {
     pub(super) fn take_slot(&mut self, head: Head, out: &mut Batch<Frame>) -> Result<(), Stop> {
         match head.kind {
+            k if k == Kind::Part as u8 => self.take_large_part(head, out),
+            k if self.large.is_some() && !may_be_between_parts(k) => Err(lie("shm message cut short").into()),
             k if k == Kind::Data as u8 => self.take_part(head, FrameKind::Data, out),
             k if k == Kind::Session as u8 => self.take_part(head, FrameKind::Session, out),
             k if k == Kind::Remote as u8 => self.take_part(head, FrameKind::Remote, out),
+            k if k == Kind::Large as u8 => self.begin_large(head),
             k => self.take_control(head, k),
         }
     }
@@ -171,10 +174,22 @@ impl Rx {
     }
 
     #[inline]
-    fn deliver(&mut self, kind: FrameKind, flags: u8, seq: u64, payload: Message, out: &mut Batch<Frame>) {
+    pub(super) fn deliver(
+        &mut self,
+        kind: FrameKind,
+        flags: u8,
+        seq: u64,
+        payload: Message,
+        out: &mut Batch<Frame>,
+    ) {
         if kind == FrameKind::Data {
             self.received += frame_credit_bytes(payload.len());
         }
         out.push(Frame { kind, ack: flags & ACK != 0, seq, payload });
     }
+}
+
+/// The sender's arenas come and go while it sends a message in parts.
+fn may_be_between_parts(kind: u8) -> bool {
+    [Kind::Grow, Kind::Retire, Kind::Share].iter().any(|may| *may as u8 == kind)
 }
