@@ -12,6 +12,7 @@ use crate::layout::{Descriptor, Geometry, Grow, Return, SHARED, Share};
 use crate::lie::lie;
 use crate::limits::{FIRST_BLOCK_BYTES, MAX_ARENA_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
 use crate::returns::Returns;
+use crate::spare;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys;
 
@@ -190,7 +191,9 @@ impl PeerArena {
     pub(crate) fn grow(&mut self, grow: Grow, fd: OwnedFd) -> Result<(), LaneError> {
         self.check(grow)?;
         let bytes = usize::try_from(grow.bytes()).map_err(|_| lie("shm arena: length"))?;
-        let region = sys::map_peer(fd, bytes)?;
+        // Its descriptor is only for those to whom it is passed on, who get copies then.
+        let region = if spare::is_there() { sys::map_peer(fd, bytes) } else { sys::map_and_close(fd, bytes) };
+        let region = region?;
         self.add(grow.slab, region, grow.block_len, 0, grow.blocks)
     }
 
