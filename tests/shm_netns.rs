@@ -13,7 +13,8 @@ use zc::transport::{
     BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, LinkProvider, Reactor, Unavailable,
 };
 use zc::{Connection, Fabric, Outcome, SelectionReport};
-use zc_transport_tcp::StreamLinks;
+use zc_transport_shm::ShmTransport;
+use zc_transport_tcp::{StreamLinks, TcpTransport};
 
 const GUARD: Duration = Duration::from_secs(60);
 /// Set in the other process: where it connects to.
@@ -57,15 +58,15 @@ impl LinkProvider for Leaving {
 #[tokio::test]
 async fn other_process() {
     let Ok(uri) = std::env::var(URI) else { return };
-    let builder = Fabric::auto_builder();
     let connected = if uri.starts_with("zc://") {
-        builder.links(Arc::new(Leaving)).build().unwrap().connect(&uri).await
+        let fabric = Fabric::builder().links(Arc::new(Leaving)).transport(Arc::new(ShmTransport::default()));
+        fabric.transport(Arc::new(TcpTransport)).build().unwrap().connect(&uri).await
     } else {
         if let Err(error) = leave() {
             println!("\nskipped: no network namespace: {error}");
             return;
         }
-        builder.build().unwrap().connect(&uri).await
+        Fabric::auto().unwrap().connect(&uri).await
     };
     let mut connection = match connected {
         Err(zc::Error::Open { source: LinkError::Io { operation: "unshare", source }, .. }) => {
@@ -75,6 +76,7 @@ async fn other_process() {
         connected => connected.unwrap(),
     };
     println!("\n{}", connection.report());
+    // Until the other side is done.
     while let Some(message) = connection.recv().await.unwrap() {
         connection.send(message).await.unwrap();
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use zc_core::memory::{
-    GroupId, LentBytes, Membership, MemoryGroup, PinnedBuf, Region, RegionId, RegionKind, RegisterError, Registrar,
-    RegistrarId, RegistrarSlot,
+    GroupId, LentBytes, Membership, MemoryGroup, PinnedBuf, Region, RegionId, RegionKind, RegisterError,
+    Registrar, RegistrarId, RegistrarSlot,
 };
 use zc_core::transport::LaneLimits;
 use zc_core::wire::WireError;
