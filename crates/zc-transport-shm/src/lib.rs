@@ -26,6 +26,7 @@ mod returns;
 mod ring;
 mod sleep;
 mod small;
+mod spare;
 mod sync;
 mod sys;
 mod transport;

@@ -12,12 +12,17 @@ use crate::layout::{Descriptor, Geometry, Grow, Return, SHARED, Share};
 use crate::lie::lie;
 use crate::limits::{FIRST_BLOCK_BYTES, MAX_ARENA_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
 use crate::returns::Returns;
+use crate::spare;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys;
+
+/// Beside the generation of a block, above its 16 bits: it counts as kept.
+const COUNTED: u32 = 1 << 16;
 
 /// Gives the blocks of one arena back.
 struct Home {
     slab: u8,
+    /// And whether they count.
     generations: Box<[AtomicU32]>,
     returns: Arc<Returns>,
     /// Of all but the first arena.
@@ -26,9 +31,11 @@ struct Home {
 
 impl Reclaim for Home {
     fn reclaim(&self, index: u32) {
-        self.kept.iter().for_each(KeptOf::sub);
-        let generation = self.generations[index as usize].load(Ordering::Relaxed) as u16;
-        self.returns.push(give_back(self.slab, generation, index));
+        let loan = self.generations[index as usize].load(Ordering::Relaxed);
+        if loan & COUNTED != 0 {
+            self.kept.iter().for_each(KeptOf::sub);
+        }
+        self.returns.push(give_back(self.slab, loan as u16, index));
     }
 }
 
@@ -123,8 +130,8 @@ impl PeerArena {
     fn lend_from(&self, slab: u8, region: &Region, block_len: u32, count: u32) -> Result<Lent, LaneError> {
         assert!(self.cooperative);
         let generations = (0..count).map(|_| AtomicU32::new(0)).collect();
-        let size = Size { blocks: count.into(), bytes: region.len() as u64 };
-        let kept = (slab > 0).then(|| KeptOf::new(self.kept.clone(), size));
+        let size = || Size::of_arena(count, region.len() as u64);
+        let kept = (slab > 0).then(|| KeptOf::new(self.kept.clone(), size()));
         let home = Arc::new(Home { slab, generations, returns: self.returns.clone(), kept });
         // SAFETY: this is the region's only table, and the peer is in our trust domain, by the assertion: it
         // does not write what it sent until it has it back (M5).
@@ -140,7 +147,7 @@ impl PeerArena {
     /// Whether the peer has enough to send from while the parts of a message are kept. Of groups it always has: it copies.
     pub(crate) fn leaves_enough(&self, parts: &[Descriptor]) -> bool {
         let another = Grow { slab: 1, block_len: FIRST_BLOCK_BYTES, blocks: 1 }.bytes();
-        let (mut slabs, mut more) = (0, Size::default());
+        let mut more = Size::default();
         for (n, at) in parts.iter().enumerate() {
             let slab = self.slabs.get(usize::from(at.slab)).and_then(Option::as_ref);
             // What names no arena is refused when it is lent.
@@ -156,12 +163,10 @@ impl PeerArena {
             if let Some(size) = cost
                 && parts[..n].iter().all(|other| other.slab != at.slab)
             {
-                slabs += 1;
-                more.blocks += size.blocks;
-                more.bytes += size.bytes;
+                more = more.and(size);
             }
         }
-        slabs == 0 || self.kept.takes(slabs, more)
+        more == Size::default() || self.kept.takes(more)
     }
 
     /// More than can ever be out at a time: what is in slots lies in the first arena as well.
@@ -191,7 +196,9 @@ impl PeerArena {
     pub(crate) fn grow(&mut self, grow: Grow, fd: OwnedFd) -> Result<(), LaneError> {
         self.check(grow)?;
         let bytes = usize::try_from(grow.bytes()).map_err(|_| lie("shm arena: length"))?;
-        let region = sys::map_peer(fd, bytes)?;
+        // Its descriptor is only for those to whom it is passed on, who get copies then.
+        let region = if spare::is_there() { sys::map_peer(fd, bytes) } else { sys::map_and_close(fd, bytes) };
+        let region = region?;
         self.add(grow.slab, region, grow.block_len, 0, grow.blocks)
     }
 
@@ -266,9 +273,13 @@ impl Lent {
             LendError::Busy => lie("shm descriptor: block sent twice"),
             _ => lie("shm descriptor: length"),
         })?;
+        // What is only copied and given back is not kept.
+        let counted = if lease.is_some() { COUNTED } else { 0 };
+        if lease.is_some() {
+            self.home.kept.iter().for_each(KeptOf::add);
+        }
         // Nobody else has the block, so its last reference can't be dropped before this.
-        self.home.generations[at.block as usize].store(at.generation.into(), Ordering::Relaxed);
-        self.home.kept.iter().for_each(KeptOf::add);
+        self.home.generations[at.block as usize].store(u32::from(at.generation) | counted, Ordering::Relaxed);
         Ok(lent)
     }
 }

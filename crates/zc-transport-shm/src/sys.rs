@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
+use rustix::io::Errno;
 use zc_core::memory::{Backing, ExportMemory, PeerMapping, Region, RegionError, RegionKind, Sealing};
 use zc_core::transport::LaneError;
 
@@ -136,7 +137,8 @@ pub(crate) fn map_export(fd: OwnedFd, bytes: usize, writable: bool) -> Result<Ex
     }
     let sealing = Sealing::AnyoneWrites;
     let mapping = PeerMapping { max_bytes: bytes, sealing, writable, prefault: false };
-    let region = mapping.map(fd).map_err(|error| match error {
+    // It is shown to nobody else.
+    let region = mapping.map_and_close(fd).map_err(|error| match error {
         RegionError::Os { what: "F_GET_SEALS", .. } | RegionError::NotSealed { .. } => {
             PeerMemory::Bad("shm export: seals")
         }
@@ -150,6 +152,11 @@ pub(crate) fn map_export(fd: OwnedFd, bytes: usize, writable: bool) -> Result<Ex
         Ok(memory) if memory.len() == bytes as u64 => Ok(memory),
         _ => Err(PeerMemory::Bad("shm export: size")),
     }
+}
+
+/// Whether the process, or the system, has no descriptor left.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].map(Some).contains(&Errno::from_io_error(error))
 }
 
 /// Copies out of memory that the peer may write meanwhile: whatever comes is a private copy (M5).

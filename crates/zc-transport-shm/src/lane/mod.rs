@@ -22,6 +22,7 @@ use crate::peer::{Bounds, PeerArena};
 use crate::remote::{Calls, Remote};
 use crate::returns::{Returning, Returns};
 use crate::sleep::Ringer;
+use crate::spare::Reserve;
 use crate::words::{OwnWords, PeerWords};
 
 /// One side's memory.
@@ -56,7 +57,8 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     let own = OwnWords::new(&mine.region, mine.geometry.control_bytes());
     let peer = PeerWords::new(&theirs.region, theirs.geometry.control_bytes());
     let calls = Calls::new(peer.clone(), REMOTE_CALLS);
-    let shared = Shared::new(bell, peer_bell.clone(), reader.clone(), calls);
+    let reserve = Reserve::new();
+    let shared = Shared::new(bell, peer_bell.clone(), reader.clone(), calls, reserve);
     let remote = native.then(|| Remote::new(shared.clone(), own.clone(), peer.clone(), cx.ledger.clone()));
     let sender = Arc::new(Ringer::new(peer.clone(), TX_SLEEP));
     let credit = credit::Credit::new(cx.limits.recv_window, leases.clone(), own.clone(), sender.clone());

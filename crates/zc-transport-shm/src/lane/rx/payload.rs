@@ -17,13 +17,15 @@ impl Rx {
         out: &mut Message,
     ) -> Result<(), Stop> {
         // A record is small and soon done with, but whoever parses it must have it to himself.
-        let lend = kind == FrameKind::Data && self.arena.lends(descriptors);
-        if lend && self.leases.pressure() == Pressure::None && self.arena.leaves_enough(descriptors) {
+        let lends = kind == FrameKind::Data && self.arena.lends(descriptors);
+        let lend = lends && self.arena.leaves_enough(descriptors);
+        if lend && self.leases.pressure() == Pressure::None {
             return self.lend(descriptors, out);
         }
         let mut buf = match self.memory(len) {
             Ok(buf) => buf,
-            // Memory that can't be had is no reason to keep a friend waiting.
+            // Memory that can't be had is no reason to keep a friend waiting, unless he would wait for longer: for what
+            // this would leave him nothing to send from.
             Err(Stop::Stall(Stall::Memory(_))) if lend => return self.lend(descriptors, out),
             Err(Stop::Stall(Stall::Memory(_))) if kind != FrameKind::Data => {
                 return self.fetch_to_heap(descriptors, len, out);

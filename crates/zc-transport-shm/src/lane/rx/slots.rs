@@ -8,6 +8,7 @@ use super::{Partial, Rx, Stall, Stop};
 use crate::layout::{ACK, BY_REFERENCE, Descriptor, Grow, Head, Kind, MORE, Share};
 use crate::lie::lie;
 use crate::limits::{INLINE_MAX, SLOT_DESCRIPTORS};
+use crate::spare;
 
 impl Rx {
     pub(super) fn take_slot(&mut self, head: Head, out: &mut Batch<Frame>) -> Result<(), Stop> {
@@ -35,7 +36,7 @@ impl Rx {
                 self.arena.check(grow)?;
                 let fd = self.shared.take_fd().ok_or(Stop::Stall(Stall::Descriptor))?;
                 self.arena.grow(grow, fd)?;
-                self.mapped = true;
+                self.has_mapped();
             }
             (k, 16) if k == Kind::Share as u8 && self.mapped => return Err(Stop::Stall(Stall::Turn)),
             (k, 16) if k == Kind::Share as u8 => {
@@ -44,7 +45,7 @@ impl Rx {
                 self.arena.check_share(share)?;
                 let fd = self.shared.take_fd().ok_or(Stop::Stall(Stall::Descriptor))?;
                 self.arena.share(share, fd)?;
-                self.mapped = true;
+                self.has_mapped();
             }
             (k, 8) if k == Kind::Retire as u8 => {
                 self.ring.read(&mut words[..1]);
@@ -55,6 +56,12 @@ impl Rx {
             _ => return Err(lie("shm slot kind").into()),
         }
         Ok(())
+    }
+
+    /// An arena was mapped; perhaps its descriptor took the place of the reserve.
+    fn has_mapped(&mut self) {
+        self.mapped = true;
+        spare::restock();
     }
 
     /// Takes one slot of a data or session frame.

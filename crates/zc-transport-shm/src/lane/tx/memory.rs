@@ -170,6 +170,7 @@ impl Tx {
         if self.shown.is_used() {
             self.shown.leave_over();
             self.tell_gone();
+            self.shown.rest();
             abandoned::sweep_at_times();
         }
         self.count_arenas();

@@ -510,6 +510,7 @@ impl LaneTx for Tx {
     fn leave_group(&mut self, group: &MemoryGroup) {
         // Nobody needs to hear of it soon: the next look for unused arenas tells the peer.
         self.shown.leave(group.id());
+        self.shown.rest();
     }
 }
 
