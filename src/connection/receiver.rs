@@ -74,10 +74,16 @@ impl Receiver {
         if rx.arrived.inbox.is_empty() {
             let _ = core.poll_ingest(&mut rx, Look::Once);
         }
-        next(core, &mut rx).unwrap_or_else(|| {
-            core.watch.leave(rx.arrived.eager);
-            Ok(None)
-        })
+        match next(core, &mut rx) {
+            Some(received) => {
+                self.waiting.forget();
+                received
+            }
+            None => {
+                core.watch.leave(rx.arrived.eager);
+                Ok(None)
+            }
+        }
     }
 
     /// Like [`Receiver::recv`], for code that polls.
@@ -90,14 +96,16 @@ impl Receiver {
     fn poll_next_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, ConnectionError>> {
         let core = self.handle.core();
         let mut rx = core.lock_rx();
-        let mut has_read = false;
+        let (fresh, mut has_read) = (!self.pending, false);
         for _ in 0..READS_PER_TURN {
             if let Some(received) = next(core, &mut rx) {
                 self.waiting.served(Instant::now);
                 return Poll::Ready(received);
             }
             if self.waiting.spins() {
-                let found = (0..self.looks).any(|_| {
+                // Others may have something to do because of the last message: they come first.
+                let looks = if fresh { 1 } else { self.looks };
+                let found = (0..looks).any(|_| {
                     let found = core.poll_ingest(&mut rx, Look::Once).is_ready();
                     if !found {
                         spin_loop();
@@ -126,7 +134,11 @@ impl Receiver {
         }
         // Other tasks have their turn, even if the peer floods this one with records.
         drop(rx);
-        cx.waker().wake_by_ref();
+        if fresh {
+            cx.waker().wake_by_ref();
+        } else {
+            core.reactor.yield_now(cx);
+        }
         Poll::Pending
     }
 }
@@ -163,6 +175,7 @@ impl Drop for Unregister<'_> {
             return;
         }
         self.0.pending = false;
+        self.0.waiting.leave(Instant::now);
         let core = self.0.handle.core();
         core.lock_rx().waiting = false;
         core.watch.unregister();

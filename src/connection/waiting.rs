@@ -20,6 +20,8 @@ pub(super) struct Waiting {
     /// So long it looks now.
     window: Duration,
     since: Option<Instant>,
+    /// The receiver was left in the middle of a wait.
+    left: Option<Instant>,
     slept: bool,
     /// Waits in a row that ended soon after it had gone to sleep.
     misses: u32,
@@ -34,22 +36,27 @@ impl Waiting {
             Polling::Adaptive { spin } => spin.min(FIRST_SPIN),
             Polling::Busy | Polling::Interrupt => Duration::ZERO,
         };
-        Self { polling, window, since: None, slept: false, misses: 0, rest: 0, last_rest: 0 }
+        Self { polling, window, since: None, left: None, slept: false, misses: 0, rest: 0, last_rest: 0 }
     }
 
     /// Whether it looks more than once before it sleeps.
+    #[inline]
     pub(super) fn spins(&self) -> bool {
         self.polling.spins()
     }
 
     /// Nothing has come: whether to look again soon instead of sleeping.
     pub(super) fn goes_on(&mut self, now: impl FnOnce() -> Instant) -> bool {
-        match self.polling {
+        let spin = match self.polling {
             Polling::Busy => return true,
             Polling::Interrupt => return false,
-            Polling::Adaptive { .. } => {}
-        }
+            Polling::Adaptive { spin } => spin,
+        };
         let now = now();
+        if self.left.take().is_some_and(|left| now.saturating_duration_since(left) > spin) {
+            // Time in which nobody waited teaches nothing.
+            self.forget();
+        }
         let goes_on = now.saturating_duration_since(*self.since.get_or_insert(now)) < self.window;
         self.slept |= !goes_on;
         goes_on
@@ -59,6 +66,7 @@ impl Waiting {
     #[inline]
     pub(super) fn served(&mut self, now: impl FnOnce() -> Instant) {
         let Some(since) = self.since.take() else { return };
+        self.left = None;
         let Polling::Adaptive { spin } = self.polling else { return };
         if std::mem::take(&mut self.slept) {
             self.learn(now().saturating_duration_since(since), spin);
@@ -67,12 +75,27 @@ impl Waiting {
         }
     }
 
+    /// The wait has ended, and it is not known how long it was.
+    #[inline]
+    pub(super) fn forget(&mut self) {
+        (self.since, self.left, self.slept) = (None, None, false);
+    }
+
+    /// Whoever waited does something else, for now.
+    pub(super) fn leave(&mut self, now: impl FnOnce() -> Instant) {
+        if self.since.is_some() {
+            self.left = Some(now());
+        }
+    }
+
     /// It had gone to sleep.
     #[cold]
     fn learn(&mut self, waited: Duration, spin: Duration) {
         if waited.saturating_sub(self.window) > spin {
             // There was nothing to see for long.
-            self.window = if self.rest > 0 { Duration::ZERO } else { FIRST_SPIN.min(spin) };
+            if self.rest == 0 {
+                (self.window, self.misses) = (FIRST_SPIN.min(spin), 0);
+            }
             return;
         }
         if self.rest > 0 {
@@ -149,5 +172,31 @@ mod tests {
         }
         assert_eq!(looks(&mut Waiting::new(Polling::Busy), start, 1_000), 1_000);
         assert_eq!(looks(&mut Waiting::new(Polling::Interrupt), start, 1_000), 0);
+    }
+
+    #[test]
+    fn time_in_which_nobody_waits_teaches_nothing() {
+        let start = Instant::now();
+        let mut waiting = Waiting::new(Polling::Adaptive { spin: 200 * US });
+        looks(&mut waiting, start, 80);
+        assert_eq!(looks(&mut waiting, start, 90), 90);
+        // Left in the middle of a wait, and taken up again much later.
+        assert!(waiting.goes_on(|| start));
+        waiting.leave(|| start + 5 * US);
+        assert_eq!(looks(&mut waiting, start + 50_000 * US, 90), 90);
+        // Taken up again at once, it is the same wait.
+        assert!(waiting.goes_on(|| start));
+        waiting.leave(|| start + 100 * US);
+        assert_eq!(looks(&mut waiting, start + 110 * US, 90), 50);
+    }
+
+    #[test]
+    fn single_messages_between_pauses_are_no_vain_looks() {
+        let start = Instant::now();
+        let mut waiting = Waiting::new(Polling::Adaptive { spin: 200 * US });
+        for _ in 0..100 {
+            assert_eq!(looks(&mut waiting, start, 80), 20);
+            looks(&mut waiting, start, 10_000);
+        }
     }
 }

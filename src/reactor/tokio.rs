@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -49,14 +49,22 @@ impl TokioReactor {
             None => Handle::try_current().map_err(|error| io::Error::new(io::ErrorKind::NotConnected, error)),
         }
     }
+
+    fn watch(&self, fd: OwnedFd, interest: tokio::io::Interest) -> io::Result<Box<dyn Readiness>> {
+        let handle = self.handle()?;
+        let _inside = handle.enter();
+        let watched = watch(fd, interest)?;
+        Ok(Box::new(Descriptor { watched, handle: handle.clone(), writer: Mutex::new(None) }))
+    }
 }
 
 impl Reactor for TokioReactor {
     fn register(&self, fd: OwnedFd) -> io::Result<Box<dyn Readiness>> {
-        let handle = self.handle()?;
-        let _inside = handle.enter();
-        let watched = watch(fd, tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE)?;
-        Ok(Box::new(Descriptor { watched, handle: handle.clone(), writer: Mutex::new(None) }))
+        self.watch(fd, tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE)
+    }
+
+    fn register_to_read(&self, fd: OwnedFd) -> io::Result<Box<dyn Readiness>> {
+        self.watch(fd, tokio::io::Interest::READABLE)
     }
 
     fn timer(&self) -> io::Result<Box<dyn Timer>> {
@@ -72,6 +80,12 @@ impl Reactor for TokioReactor {
 
     fn now(&self) -> Instant {
         tokio::time::Instant::now().into_std()
+    }
+
+    fn yield_now(&self, cx: &mut Context<'_>) {
+        // Tokio has the task woken once it has looked at descriptors, timers and the future of `block_on`. A task that wakes
+        // itself runs up to 61 times before that (`event_interval`).
+        let _ = pin!(tokio::task::yield_now()).poll(cx);
     }
 }
 

@@ -159,19 +159,23 @@ impl<H: Handler> Driver<H> {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, ErrorKind> {
         let link = self.link.clone();
+        if link.with(|state| self.waits(state)) {
+            cx.waker().wake_by_ref();
+            return Ok(Poll::Pending);
+        }
+        // First, since a look for what has come may take a microsecond. What had come counts before an error.
+        let mut failed = self.write(cx).err();
         for _ in 0..ROUNDS {
             let (more, end) = self.read(cx);
-            let quiet = self.inbox.is_empty();
             if let Err(violation) = self.dispatch() {
                 self.reject(&violation, cx);
                 return Err(violation.into());
             }
-            if quiet && end.is_none() && link.with(|state| self.waits(state)) {
-                cx.waker().wake_by_ref();
-                return Ok(Poll::Pending);
-            }
             self.waited = false;
-            let all = self.write(cx)?;
+            let all = match failed.take() {
+                Some(error) => return Err(error),
+                None => self.write(cx)?,
+            };
             if let Some(end) = end {
                 return Err(end);
             }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use rustix::event::EventfdFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use zc_core::transport::{Interest, Reactor, Readiness};
+use zc_core::transport::{Reactor, Readiness};
 
 /// What the bells of a connection are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,19 +41,19 @@ impl Bell {
                 None,
             )?,
         };
-        Ok((Self { io: reactor.register(ours)?, kind }, theirs))
+        Ok((Self { io: reactor.register_to_read(ours)?, kind }, theirs))
     }
 
     /// Ready when it rang; it is silent again then.
     pub(crate) fn poll_rung(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let kind = self.kind;
-        let done = self.io.poll_io(cx, Interest::Read, &mut |fd| silence(fd, kind));
+        let done = self.io.poll_read_stream(cx, &mut |fd| silence(fd, kind));
         done.map_ok(drop)
     }
 }
 
-/// Takes what rang off; never blocks, even if the peer cleared `O_NONBLOCK`.
-fn silence(fd: BorrowedFd<'_>, kind: BellKind) -> io::Result<usize> {
+/// Takes what rang off, and says whether that was all; never blocks, even if the peer cleared `O_NONBLOCK`.
+fn silence(fd: BorrowedFd<'_>, kind: BellKind) -> io::Result<(usize, bool)> {
     let mut bytes = [0; 64];
     let done = match kind {
         BellKind::Eventfd => {
@@ -68,8 +68,9 @@ fn silence(fd: BorrowedFd<'_>, kind: BellKind) -> io::Result<usize> {
     match done {
         Ok(0) => Err(Errno::PIPE.into()),
         // A signal: look again rather than sleep.
-        Err(Errno::INTR) => Ok(0),
-        done => Ok(done?),
+        Err(Errno::INTR) => Ok((0, false)),
+        // An eventfd is read as a whole.
+        done => done.map(|n| (n, kind == BellKind::Eventfd || n < bytes.len())).map_err(io::Error::from),
     }
 }
 

@@ -59,6 +59,14 @@ pub trait Reactor: Send + Sync + 'static {
     /// # Errors
     /// The registration failed, or no runtime is running (`ErrorKind::NotConnected`).
     fn register(&self, fd: OwnedFd) -> io::Result<Box<dyn Readiness>>;
+    /// The same for a descriptor that is only read: nobody is woken because there is room to write. (An eventfd says so after
+    /// each read.)
+    ///
+    /// # Errors
+    /// As [`Reactor::register`].
+    fn register_to_read(&self, fd: OwnedFd) -> io::Result<Box<dyn Readiness>> {
+        self.register(fd)
+    }
     /// A timer that is not set.
     ///
     /// # Errors
@@ -71,6 +79,11 @@ pub trait Reactor: Send + Sync + 'static {
     fn spawn(&self, task: BoxFuture<'static, ()>) -> io::Result<Box<dyn TaskHandle>>;
     /// The runtime's clock; simulated in tests.
     fn now(&self) -> Instant;
+    /// Has the task that is being polled polled again, after all others, descriptors and timers have had their turn. Some
+    /// runtimes run tasks that wake themselves many times before they look at anything else.
+    fn yield_now(&self, cx: &mut Context<'_>) {
+        cx.waker().wake_by_ref();
+    }
 }
 
 /// A watched descriptor.
@@ -115,7 +128,7 @@ pub trait Readiness: Send + Sync {
         interest: Interest,
         io: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>>;
-    /// As [`Readiness::poll_io`] to read a stream socket; `io` also says whether it took all there was (a short
+    /// As [`Readiness::poll_io`] to read a stream socket or an eventfd; `io` also says whether it took all there was (a short
     /// read). The next call may then wait for news at once, instead of trying in vain first.
     fn poll_read_stream(
         &self,
