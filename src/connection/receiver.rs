@@ -19,7 +19,7 @@ use crate::options::Polling;
 
 /// Looks of a receiver that does not sleep before other tasks get their turn, where a look is no system call: about a
 /// microsecond, several times as long as it takes to come round again.
-const LOOKS_PER_TURN: u32 = 32;
+const LOOKS_PER_TURN: u8 = 32;
 
 /// Receives messages, in order. There is one per connection.
 ///
@@ -41,7 +41,7 @@ pub struct Receiver {
     handle: Handle,
     waiting: Waiting,
     /// So often in a turn, if it does not sleep.
-    looks: u32,
+    looks: u8,
     /// The last poll found nothing.
     pending: bool,
 }

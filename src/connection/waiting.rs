@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use crate::options::{FIRST_SPIN, Polling};
 
 /// So often in a row looking longer may be in vain.
-const MISSES: u32 = 4;
+const MISSES: u8 = 4;
 /// Waits without looking after that, doubled each time it happens again at once.
-const RESTS: (u32, u32) = (64, 1024);
+const RESTS: (u16, u16) = (64, 1024);
 
 /// A receiver's wait for one message, and what earlier ones have taught.
 ///
@@ -17,17 +17,17 @@ const RESTS: (u32, u32) = (64, 1024);
 /// does not help, because the peer needs this very processor, it rests.
 pub(super) struct Waiting {
     polling: Polling,
-    /// So long it looks now.
-    window: Duration,
+    /// So long it looks now, nanoseconds: at most four seconds.
+    window: u32,
     since: Option<Instant>,
     /// The receiver was left in the middle of a wait.
     left: Option<Instant>,
     slept: bool,
     /// Waits in a row that ended soon after it had gone to sleep.
-    misses: u32,
+    misses: u8,
     /// Waits that it does not look.
-    rest: u32,
-    last_rest: u32,
+    rest: u16,
+    last_rest: u16,
 }
 
 impl Waiting {
@@ -36,7 +36,7 @@ impl Waiting {
             Polling::Adaptive { spin } => spin.min(FIRST_SPIN),
             Polling::Busy | Polling::Interrupt => Duration::ZERO,
         };
-        Self { polling, window, since: None, left: None, slept: false, misses: 0, rest: 0, last_rest: 0 }
+        Self { polling, window: nanos(window), since: None, left: None, slept: false, misses: 0, rest: 0, last_rest: 0 }
     }
 
     /// Whether it looks more than once before it sleeps.
@@ -57,7 +57,7 @@ impl Waiting {
             // Time in which nobody waited teaches nothing.
             self.forget();
         }
-        let goes_on = now.saturating_duration_since(*self.since.get_or_insert(now)) < self.window;
+        let goes_on = now.saturating_duration_since(*self.since.get_or_insert(now)) < self.window();
         self.slept |= !goes_on;
         goes_on
     }
@@ -88,13 +88,17 @@ impl Waiting {
         }
     }
 
+    fn window(&self) -> Duration {
+        Duration::from_nanos(self.window.into())
+    }
+
     /// It had gone to sleep.
     #[cold]
     fn learn(&mut self, waited: Duration, spin: Duration) {
-        if waited.saturating_sub(self.window) > spin {
+        if waited.saturating_sub(self.window()) > spin {
             // There was nothing to see for long.
             if self.rest == 0 {
-                (self.window, self.misses) = (FIRST_SPIN.min(spin), 0);
+                (self.window, self.misses) = (nanos(FIRST_SPIN.min(spin)), 0);
             }
             return;
         }
@@ -105,12 +109,16 @@ impl Waiting {
         self.misses += 1;
         if self.misses < MISSES {
             // Twice, since wake-ups are not all the same.
-            self.window = self.window.max(2 * waited).min(spin);
+            self.window = self.window.max(nanos((2 * waited).min(spin)));
         } else {
             self.last_rest = (2 * self.last_rest).clamp(RESTS.0, RESTS.1);
-            (self.window, self.rest, self.misses) = (Duration::ZERO, self.last_rest, MISSES - 2);
+            (self.window, self.rest, self.misses) = (0, self.last_rest, MISSES - 2);
         }
     }
+}
+
+fn nanos(time: Duration) -> u32 {
+    u32::try_from(time.as_nanos()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -80,6 +80,7 @@ fn perf_prints_one_object_with_the_promised_keys() {
             "polling",
             "rtt_ns",
             "selection",
+            "server_ledger",
             "size_bytes",
             "test",
             "transport",
@@ -87,7 +88,9 @@ fn perf_prints_one_object_with_the_promised_keys() {
         ];
         assert_eq!(keys(result), promised);
         assert_eq!(keys(&result["cpu_s"]), ["client", "server"]);
-        assert_eq!(keys(&result["ledger"]), ["copied_bytes", "inline_bytes", "kernel_copied", "moved_bytes"]);
+        for ledger in ["ledger", "server_ledger"] {
+            assert_eq!(keys(&result[ledger]), ["copied_bytes", "inline_bytes", "kernel_copied", "moved_bytes"]);
+        }
         assert_eq!((&result["transport"], &result["size_bytes"]), (&"tcp".into(), &1000.into()));
         assert!(result["messages"].as_u64().unwrap() > 0 && result["selection"]["chosen"] == "tcp");
     }

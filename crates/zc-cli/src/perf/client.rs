@@ -11,7 +11,7 @@ use zc::Connection;
 use zc_core::memory::LedgerSnapshot;
 
 use super::output::Outcome;
-use super::protocol::{Order, Summary, Test, begin, parse, read, write};
+use super::protocol::{Counts, Order, Summary, Test, begin, parse, read, write};
 use super::{Run, pin_to};
 use crate::machine::cpu_s;
 use crate::{Result, block_on};
@@ -23,8 +23,8 @@ pub(super) struct One {
     pub(super) messages: u64,
     pub(super) spent: Duration,
     pub(super) rtt: Histogram<u64>,
-    pub(super) ledger: LedgerSnapshot,
-    pub(super) server_cpu_s: f64,
+    pub(super) ledger: Counts,
+    pub(super) server: Summary,
     pub(super) transport: String,
     pub(super) report: serde_json::Value,
 }
@@ -124,7 +124,7 @@ async fn one(
         Test::Latency => latency(&mut conn, &order, started, warm, duration, &mut rtt, &progress).await?,
         Test::Throughput => throughput(&mut conn, &order, started, warm, duration, &progress).await?,
     };
-    let ledger = conn.ledger().since(&before);
+    let ledger = conn.ledger().since(&before).into();
     conn.send(zc::Message::new()).await?;
     let summary: Summary = loop {
         let message = conn.recv().await?.ok_or("the server ended without a summary")?;
@@ -134,7 +134,7 @@ async fn one(
     };
     let (transport, report) = (conn.report().chosen().to_owned(), conn.report().to_json());
     conn.drain(Duration::ZERO).await?;
-    Ok(One { messages, spent, rtt, ledger, server_cpu_s: summary.cpu_s, transport, report })
+    Ok(One { messages, spent, rtt, ledger, server: summary, transport, report })
 }
 
 async fn latency(

@@ -2,11 +2,10 @@
 
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
-use zc_core::memory::KernelCopied;
 
 use super::Run;
 use super::client::One;
-use super::protocol::Test;
+use super::protocol::{Counts, Test};
 use crate::Result;
 use crate::say::say;
 
@@ -16,21 +15,15 @@ impl Outcome {
     pub(super) fn of(test: Test, run: &Run, uri: &str, parts: Vec<One>, client_cpu_s: f64) -> Self {
         let mut rtt = Histogram::<u64>::new_from(&parts[0].rtt);
         let (mut messages, mut per_s, mut spent_s, mut server_cpu_s) = (0, 0.0, 0.0_f64, 0.0_f64);
-        let (mut moved, mut copied, mut inline, mut kernel) = (0, 0, 0, Some(0));
         for part in &parts {
             let _ = rtt.add(&part.rtt);
             messages += part.messages;
             per_s += part.messages as f64 / part.spent.as_secs_f64();
             spent_s = spent_s.max(part.spent.as_secs_f64());
-            server_cpu_s = server_cpu_s.max(part.server_cpu_s);
-            moved += part.ledger.moved_bytes;
-            copied += part.ledger.copied_bytes();
-            inline += part.ledger.inline_bytes;
-            kernel = match (kernel, part.ledger.kernel_copied) {
-                (Some(sum), KernelCopied::Known(n)) => Some(sum + n),
-                _ => None,
-            };
+            server_cpu_s = server_cpu_s.max(part.server.cpu_s);
         }
+        let client: Counts = parts.iter().map(|part| part.ledger).sum();
+        let server: Counts = parts.iter().map(|part| part.server.ledger).sum();
         let q = |q| rtt.value_at_quantile(q);
         let rtt = (test == Test::Latency).then(|| {
             json!({
@@ -52,9 +45,8 @@ impl Outcome {
             "messages_per_s": per_s,
             "payload_bytes_per_s": per_s * run.size as f64,
             "cpu_s": { "client": client_cpu_s, "server": server_cpu_s },
-            "ledger": {
-                "moved_bytes": moved, "copied_bytes": copied, "inline_bytes": inline, "kernel_copied": kernel,
-            },
+            "ledger": client,
+            "server_ledger": server,
             "selection": parts[0].report,
         }))
     }
@@ -90,14 +82,15 @@ impl Outcome {
                 us("max")
             )?;
         }
-        let ledger = &v["ledger"];
-        say!(
-            "ledger: moved {} B, copied by us {} B, inline {} B, by the kernel {} B",
-            ledger["moved_bytes"],
-            ledger["copied_bytes"],
-            ledger["inline_bytes"],
-            ledger["kernel_copied"]
-        )?;
+        for (side, ledger) in [("client", &v["ledger"]), ("server", &v["server_ledger"])] {
+            say!(
+                "{side}'s ledger: moved {} B, copied by us {} B, inline {} B, by the kernel {}",
+                ledger["moved_bytes"],
+                ledger["copied_bytes"],
+                ledger["inline_bytes"],
+                ledger["kernel_copied"].as_u64().map_or("unknown".into(), |bytes| format!("{bytes} B"))
+            )?;
+        }
         say!(
             "cpu s: client {:.2}, server {:.2}",
             v["cpu_s"]["client"].as_f64().unwrap_or(0.0),

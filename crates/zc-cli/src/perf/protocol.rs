@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use zc::{Connection, Message};
+use zc_core::memory::{KernelCopied, LedgerSnapshot};
 
 use crate::Result;
 
@@ -34,6 +35,44 @@ pub(crate) struct Order {
 pub(crate) struct Summary {
     pub(crate) messages: u64,
     pub(crate) cpu_s: f64,
+    /// Since the order, warming up included.
+    pub(crate) ledger: Counts,
+}
+
+/// A side's ledger.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    pub(crate) moved_bytes: u64,
+    pub(crate) copied_bytes: u64,
+    pub(crate) inline_bytes: u64,
+    /// `None` if the kernel did not say.
+    pub(crate) kernel_copied: Option<u64>,
+}
+
+impl From<LedgerSnapshot> for Counts {
+    fn from(ledger: LedgerSnapshot) -> Self {
+        Self {
+            moved_bytes: ledger.moved_bytes,
+            copied_bytes: ledger.copied_bytes(),
+            inline_bytes: ledger.inline_bytes,
+            kernel_copied: match ledger.kernel_copied {
+                KernelCopied::Known(bytes) => Some(bytes),
+                KernelCopied::Unknown => None,
+            },
+        }
+    }
+}
+
+impl std::iter::Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        let none = Self { moved_bytes: 0, copied_bytes: 0, inline_bytes: 0, kernel_copied: Some(0) };
+        all.fold(none, |sum, one| Self {
+            moved_bytes: sum.moved_bytes + one.moved_bytes,
+            copied_bytes: sum.copied_bytes + one.copied_bytes,
+            inline_bytes: sum.inline_bytes + one.inline_bytes,
+            kernel_copied: sum.kernel_copied.zip(one.kernel_copied).map(|(a, b)| a + b),
+        })
+    }
 }
 
 /// Sends the order and waits for the server's agreement.

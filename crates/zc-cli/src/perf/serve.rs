@@ -54,14 +54,15 @@ async fn one(mut conn: Connection) -> Result<()> {
         return Err(format!("an order out of bounds: {order:?}").into());
     }
     conn.send(&b"ok"[..]).await?;
-    let cpu = cpu_s();
+    let (cpu, ledger) = (cpu_s(), conn.ledger());
     let asked = match order.test {
         Test::Latency => echo(&mut conn, &order).await?,
         Test::Throughput => count(&mut conn, &order).await?,
     };
     // `zc ping` goes when it has had enough, and waits for no summary.
     let Some(messages) = asked else { return Ok(()) };
-    let summary = Summary { messages, cpu_s: cpu_s() - cpu };
+    let ledger = conn.ledger().since(&ledger).into();
+    let summary = Summary { messages, cpu_s: cpu_s() - cpu, ledger };
     conn.send(serde_json::to_vec(&summary)?).await?;
     conn.drain(std::time::Duration::ZERO).await?;
     Ok(())
