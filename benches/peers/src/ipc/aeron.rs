@@ -2,14 +2,14 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::hint::spin_loop;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusteron_client::*;
 use rusteron_media_driver::bindings::aeron_threading_mode_t;
-use rusteron_media_driver::testing::EmbeddedDriver;
+use rusteron_media_driver::{AeronDriver, AeronDriverContext};
 use rustix::process::{Pid, getpid, getppid};
 
 use super::ready::say_ready;
@@ -31,6 +31,8 @@ const LARGE_TERM_BYTES: usize = 128 << 20;
 /// The largest frame that Aeron takes, so that large messages are cut into as few as can be.
 const MTU_BYTES: usize = 65504;
 const FRAME_HEADER_BYTES: usize = 32;
+/// Between two turns of the driver: it moves the sender's limit, which is megabytes away.
+const DRIVER_SLEEP: &CStr = c"1ms";
 
 pub(super) struct Aeron;
 
@@ -48,7 +50,7 @@ pub(super) struct Log {
 
 /// What has to outlive the client.
 enum Keeper {
-    Driver(#[expect(dead_code, reason = "kept")] EmbeddedDriver),
+    Driver(#[expect(dead_code, reason = "kept")] AeronDriver),
     Files(#[expect(dead_code, reason = "kept")] Scratch),
 }
 
@@ -164,19 +166,20 @@ fn beside_spinners<T>(core: usize, start: impl FnOnce() -> T) -> Result<T> {
     Ok(started)
 }
 
-fn driver(directory: &Path, size: usize) -> Result<EmbeddedDriver> {
+/// With threads of its own: the crate's ready-made driver yields in a loop, which at a real-time priority keeps a core.
+fn driver(directory: &Path, size: usize) -> Result<AeronDriver> {
     let directory = CString::new(directory.as_os_str().as_encoded_bytes())?;
-    beside_spinners(Cores::TWO.server, || {
-        EmbeddedDriver::launch_with(|context| {
-            context.set_dir(&directory)?;
-            context.set_threading_mode(aeron_threading_mode_t::AERON_THREADING_MODE_SHARED)?;
-            context.set_shared_idle_strategy(c"sleep-ns")?;
-            let large = size > TERM_BYTES / 8;
-            context.set_ipc_term_buffer_length(if large { LARGE_TERM_BYTES } else { TERM_BYTES })?;
-            context.set_ipc_mtu_length(MTU_BYTES)?;
-            context.set_term_buffer_sparse_file(false)?;
-            Ok(())
-        })
-    })?
-    .map_err(Into::into)
+    let context = AeronDriverContext::new()?;
+    context.set_dir(&directory)?;
+    context.set_dir_delete_on_shutdown(true)?;
+    context.set_threading_mode(aeron_threading_mode_t::AERON_THREADING_MODE_SHARED)?;
+    context.set_shared_idle_strategy(c"sleep-ns")?;
+    context.set_shared_idle_strategy_init_args(DRIVER_SLEEP)?;
+    let large = size > TERM_BYTES / 8;
+    context.set_ipc_term_buffer_length(if large { LARGE_TERM_BYTES } else { TERM_BYTES })?;
+    context.set_ipc_mtu_length(MTU_BYTES)?;
+    context.set_term_buffer_sparse_file(false)?;
+    let driver = AeronDriver::new(&context)?;
+    beside_spinners(Cores::TWO.server, || driver.start(false))??;
+    Ok(driver)
 }
