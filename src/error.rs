@@ -29,7 +29,18 @@ pub enum Error {
     /// The policy can't be read.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// The control link could not be opened, or broke.
+    /// A transport can't be called that: no URI and no `ZC_TRANSPORTS` could name it.
+    #[error("{0:?} is no name of a transport: 1 to 32 letters, digits, '-', '_' and '.'")]
+    TransportName(String),
+    /// The address could not be connected to, or not be listened on.
+    #[error("{at}: {source}")]
+    Open {
+        /// The address.
+        at: String,
+        /// What happened.
+        source: LinkError,
+    },
+    /// The control link broke.
     #[error("{stage}: {source}")]
     Link {
         /// Where it stopped.
@@ -60,7 +71,16 @@ pub enum Error {
         /// The stage.
         stage: Stage,
     },
-    /// The listener was closed, and nothing is left to accept.
+    /// Code of the application panicked in a handshake of a listener: an authentication method, a transport,
+    /// an observer.
+    #[error("{stage}: panicked: {message}")]
+    Panicked {
+        /// The stage.
+        stage: Stage,
+        /// What the panic said.
+        message: String,
+    },
+    /// The listener was closed, or its runtime has ended, and nothing is left to accept.
     #[error("the listener is closed")]
     ListenerClosed,
     /// No transport could carry the connection.
@@ -92,7 +112,7 @@ impl Error {
     /// True when trying again later can succeed without changing anything here.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Link { source, .. } => matches!(source, LinkError::Io { .. }),
+            Self::Open { source, .. } | Self::Link { source, .. } => matches!(source, LinkError::Io { .. }),
             Self::Timeout { .. } | Self::Connection(_) | Self::Join(_) => true,
             _ => false,
         }
@@ -104,7 +124,9 @@ impl Error {
             Self::Link { stage, .. }
             | Self::Wire { stage, .. }
             | Self::Timeout { stage }
-            | Self::Evicted { stage } => Some(*stage),
+            | Self::Evicted { stage }
+            | Self::Panicked { stage, .. } => Some(*stage),
+            Self::Open { .. } => Some(Stage::Connect),
             Self::Auth(_) => Some(Stage::Authenticate),
             Self::NoTransport(report) => Some(report.stage()),
             Self::Join(_) | Self::Connection(_) => Some(Stage::Commit),

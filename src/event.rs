@@ -1,5 +1,6 @@
 //! What happens in a fabric, as plain structs for an [`Observer`].
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -174,6 +175,13 @@ pub trait Observer: Send + Sync + 'static {
     fn accept_failed(&self, _event: &AcceptFailed) {}
     /// See [`Closed`].
     fn closed(&self, _event: &Closed) {}
+}
+
+/// Tells an observer of a failure; its panic must not become another. The panic's own hook has told of it.
+pub(crate) fn quietly(tell: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(tell)).is_err() {
+        tracing::error!(target: "zc", "an observer panicked");
+    }
 }
 
 /// Hands events to `tracing`, under the target `zc`.

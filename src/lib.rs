@@ -28,7 +28,7 @@
 //! # Which transport
 //! Cargo features decide what is compiled in: `tcp` (default; TCP, Unix sockets, links inside one process) and `shm`
 //! (shared memory between processes of one host). [`Fabric::auto`] uses all of it, [`Fabric::builder`] only
-//! what is named. A `zc://` address lets the [`Policy`] choose, `zc+tcp://` and the like name one
+//! the transports that are named, and the control link itself when none comes up. A `zc://` address lets the [`Policy`] choose, `zc+tcp://` and the like name one
 //! ([`Uri`]); `ZC_TRANSPORTS=tcp` or `^shm` in the environment has the last word. The
 //! [`SelectionReport`] holds each candidate with the typed reason why it was not taken, and a
 //! remedy; nothing falls back in silence ([`Fallback`]).
@@ -77,12 +77,14 @@ mod mem;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod options;
+mod pause;
 mod policy;
 mod reactor;
 mod remote;
 mod report;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod time;
 mod uri;
 mod wireup;
 
@@ -94,7 +96,9 @@ pub use connection::{
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};
 pub use fabric::{
-    ACCEPT_RETRY, Fabric, FabricBuilder, Group, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE,
+    Fabric, FabricBuilder, Group, Incoming, Listener, MAX_HANDSHAKES, MAX_READY, MIN_HANDSHAKE,
+    MixedListener, PLAIN, PLAIN_KEEPALIVE_IDLE, PLAIN_KEEPALIVE_INTERVAL, PLAIN_KEEPALIVE_PROBES,
+    PlainStream,
 };
 pub use identity::PeerIdentity;
 #[cfg(feature = "tcp")]
@@ -105,12 +109,13 @@ pub use options::{
     ConnectionOptions, DEFAULT_DRAIN, DEFAULT_KEEPALIVE_INTERVAL, DEFAULT_KEEPALIVE_TIMEOUT, DEFAULT_SPIN,
     DEFAULT_STAGE, DEFAULT_TOTAL, Deadlines, Polling,
 };
+pub use pause::ACCEPT_RETRY;
 pub use policy::{DEFAULT_ORDER, ENV_TRANSPORTS, Fallback, Policy, PolicyError};
 #[cfg(feature = "tokio")]
 pub use reactor::TokioReactor;
 pub use remote::{
-    Export, GrantError, MAX_GRANTS, MAX_NOTIFICATIONS, MAX_NOTIFICATIONS_PER_KEY, Notification, RemoteError,
-    RemoteFault,
+    Export, GrantError, MAX_GRANTS, MAX_NOTIFICATIONS, MAX_NOTIFICATIONS_PER_CONNECTION, Notification,
+    RemoteError, RemoteFault,
 };
 pub use report::{Candidate, Outcome, SelectionReport};
 pub use uri::{MAX_URI, Uri, UriError};

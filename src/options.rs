@@ -75,7 +75,9 @@ pub struct ConnectionOptions {
     /// Time for what was accepted to go out when the last handle is dropped.
     pub drain: Duration,
     /// Time without a message in either direction after which the connection is closed with
-    /// [`CloseCode::IDLE`](crate::CloseCode::IDLE), at most a quarter of it late. Default: `None`, never.
+    /// [`CloseCode::IDLE`](crate::CloseCode::IDLE), at most a quarter of it late. One-sided operations count
+    /// as messages; where they are native the owner of the memory can't see them, so for it the connection is not idle while a
+    /// key is valid. Default: `None`, never.
     pub idle: Option<Duration>,
 }
 

@@ -2,6 +2,8 @@
 
 use zc_core::transport::{PeerCred, Trust, Unavailable};
 
+use crate::uri::is_transport_name;
+
 /// The default order; others follow in the order they were registered.
 pub const DEFAULT_ORDER: [&str; 5] = ["shm", "rdma", "xdp", "uring", "tcp"];
 /// The environment variable that overrides a policy: `shm,tcp` (only these, in this order) or
@@ -113,7 +115,7 @@ impl Policy {
             None => (false, value.trim()),
         };
         let names: Vec<String> = names.split(',').map(|name| name.trim().to_owned()).collect();
-        if names.iter().any(|name| name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric())) {
+        if !names.iter().all(|name| is_transport_name(name)) {
             return Err(wrong());
         }
         if exclude {
@@ -123,6 +125,11 @@ impl Policy {
             self.only = Some(names);
         }
         Ok(self)
+    }
+
+    /// The transports that are asked for by name, best first.
+    pub(crate) fn named(&self) -> &[String] {
+        &self.prefer
     }
 
     /// Whether a transport is asked for by name.
@@ -208,7 +215,9 @@ mod tests {
         assert!(only.refuses("tcp").is_none() && only.rank("shm") < only.rank("tcp"));
         let not = Policy::default().with_override("^rdma").unwrap();
         assert!(not.refuses("rdma").is_some() && not.refuses("tcp").is_none());
-        for bad in ["", "^", "a,,b", "a;b", "^a,^b"] {
+        let own = Policy::default().with_override("my-own_v1.2").unwrap();
+        assert!(own.refuses("my-own_v1.2").is_none(), "whatever a URI can name");
+        for bad in ["", "^", "a,,b", "a;b", "^a,^b", "a-name-of-more-than-thirty-two-bytes"] {
             assert!(Policy::default().with_override(bad).is_err(), "{bad}");
         }
     }

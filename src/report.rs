@@ -31,7 +31,7 @@ use crate::policy::Policy;
 pub enum Outcome {
     /// It carries the connection.
     Chosen,
-    /// Something before it in the ranking was chosen.
+    /// Something before it in our ranking was chosen.
     NotNeeded,
     /// It can't, for this reason.
     Unavailable(Unavailable),
@@ -92,10 +92,22 @@ impl SelectionReport {
     pub(crate) fn lost_above(&self, transport: &str, policy: &Policy) -> bool {
         let above = self.candidates.iter().take_while(|candidate| candidate.transport != transport);
         above.into_iter().any(|candidate| match &candidate.outcome {
-            Outcome::Unavailable(Unavailable::ForbiddenByPolicy | Unavailable::NotCompiled { .. }) => false,
+            Outcome::Unavailable(Unavailable::ForbiddenByPolicy) => false,
+            Outcome::Unavailable(Unavailable::NotCompiled { .. }) => policy.names(&candidate.transport),
             Outcome::Unavailable(why) => !why.is_expected() || policy.names(&candidate.transport),
-            Outcome::Chosen | Outcome::NotNeeded => false,
+            // It could be had, but the peer put something else first.
+            Outcome::NotNeeded => true,
+            Outcome::Chosen => false,
         })
+    }
+
+    /// What we rank above `transport`, and nothing was said about, is not tried before it: so the peer wants it.
+    pub(crate) fn outranked(&mut self, transport: &str) {
+        let above = self.candidates.iter_mut().take_while(|candidate| candidate.transport != transport);
+        for candidate in above.filter(|candidate| candidate.outcome == Outcome::NotNeeded) {
+            let why = Unavailable::OutrankedByPeer;
+            (candidate.stage, candidate.outcome) = (Stage::Offers, Outcome::Unavailable(why));
+        }
     }
 
     /// Gives every candidate that nothing was said about this end.
@@ -122,7 +134,8 @@ impl SelectionReport {
         chosen.map_or("", |candidate| candidate.transport.as_str())
     }
 
-    /// `{"chosen": …, "candidates": [{"transport", "stage", "outcome", "reason"?, "remedy"?}]}`.
+    /// `{"chosen": …, "candidates": [{"transport", "stage", "outcome", "reason"?, "detail"?, "remedy"?}]}`:
+    /// the last three where the outcome is `unavailable`.
     pub fn to_json(&self) -> Value {
         let candidates: Vec<Value> = self.candidates.iter().map(Candidate::to_json).collect();
         json!({ "chosen": self.chosen(), "candidates": candidates })
@@ -172,10 +185,16 @@ mod tests {
     fn text_and_json_say_the_same() {
         let mut report = SelectionReport::default();
         report.set("shm", Stage::Offers, Outcome::Unavailable(Unavailable::ForbiddenByPolicy));
-        report.set("rdma", Stage::Offers, Outcome::NotNeeded);
         report.set("tcp", Stage::Commit, Outcome::Chosen);
+        report.set("rdma", Stage::Offers, Outcome::NotNeeded);
         let policy = Policy::default();
         assert!(!report.lost_above("tcp", &policy), "what policy forbids is not missed");
+        assert!(report.lost_above("other", &policy), "what stands above it and was not tried");
+        report.outranked("tcp");
+        assert_eq!(report.candidates()[2].outcome, Outcome::NotNeeded, "it ranks below");
+        report.outranked("other");
+        assert_eq!(report.candidates()[2].outcome, Outcome::Unavailable(Unavailable::OutrankedByPeer));
+        report.candidates.swap(1, 2);
         report.set("rdma", Stage::Offers, Outcome::Unavailable(Unavailable::NoDevice));
         assert!(report.lost_above("tcp", &policy) && !report.lost_above("rdma", &policy));
         assert_eq!(report.stage(), Stage::Offers);

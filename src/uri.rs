@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use zc_core::transport::{LinkAddr, UriParams};
+use zc_core::wire::MAX_TRANSPORT_NAME;
 
 /// Longest URI, bytes.
 pub const MAX_URI: usize = 4096;
@@ -99,7 +100,7 @@ impl FromStr for Uri {
         let transport = match scheme.strip_prefix("zc") {
             Some("") => None,
             Some(name) => match name.strip_prefix('+') {
-                Some(name) if is_name(name) => Some(name.to_owned()),
+                Some(name) if is_transport_name(name) => Some(name.to_owned()),
                 _ => return Err(UriError::Scheme(text.to_owned())),
             },
             None => return Err(UriError::Scheme(text.to_owned())),
@@ -124,6 +125,11 @@ impl FromStr for Uri {
         };
         Ok(Self { transport, addr, params: UriParams::new(params) })
     }
+}
+
+/// What a transport may be called: it must have a place in a URI, in `ZC_TRANSPORTS` and on the wire.
+pub(crate) fn is_transport_name(name: &str) -> bool {
+    is_name(name) && name.len() <= MAX_TRANSPORT_NAME
 }
 
 fn is_name(name: &str) -> bool {
@@ -187,6 +193,7 @@ mod tests {
             "zc+shm://@zc-an odd one",
             "zc+shm:///run/zc.sock",
             "zc+rdma://host:1?dev=rxe0&gid=1",
+            "zc+my-own_v1.2://host:1",
         ] {
             assert_eq!(text.parse::<Uri>().unwrap().to_string(), text);
         }
@@ -201,6 +208,8 @@ mod tests {
             "http://x:1",
             "zcx://h:1",
             "zc+://h:1",
+            "zc+a,b://h:1",
+            "zc+a-name-of-more-than-thirty-two-bytes://h:1",
             "zc://h",
             "zc://:1",
             "zc://::1:1",

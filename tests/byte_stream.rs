@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use zc::memory::CopyPlace;
+use zc::memory::{BufPool, CopyPlace};
 use zc::transport::LaneLimits;
 use zc::{BYTE_STREAM_MESSAGE, ByteStream, CloseCode, Connection, ConnectionError, Fabric, Message};
 
@@ -130,6 +130,33 @@ async fn a_writer_waits_for_a_peer_that_does_not_read() {
     let got = reading.await.unwrap();
     assert_eq!(got.len(), written + 3);
     assert!(got.chunks(block.len()).all(|chunk| chunk == &block[..] || chunk == b"end"));
+}
+
+/// Nobody else waits for a stream that was polled and left alone, nor for one that was served otherwise.
+#[tokio::test]
+async fn a_stream_that_waits_for_memory_holds_up_nobody() {
+    const LEN: usize = 256 << 10;
+    let pool = BufPool::builder().max_bytes(1 << 20).build();
+    let fabric = Fabric::auto_builder().pool(pool.clone()).build().unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let (client, server) = zc::testing::pair(&fabric).await.unwrap();
+        streams.push((client.into_byte_stream().unwrap(), server));
+    }
+    let mut held: Vec<_> = std::iter::from_fn(|| pool.try_alloc(LEN).ok()).collect();
+    // What they have is the pool's memory, too: the least that a stream wants is a byte.
+    while let Ok(buf) = pool.try_alloc(1) {
+        held.push(buf);
+    }
+    for (stream, _) in &mut streams {
+        assert!(stream.write(b"x").now_or_never().is_none());
+    }
+    let mut last = Box::pin(pool.alloc(LEN));
+    assert!(futures::poll!(&mut last).is_pending());
+    held.retain(|buf| buf.capacity() < LEN);
+    // The first is served at once, the others stay away.
+    assert!(streams[0].0.write(b"x").now_or_never().is_some());
+    assert!(futures::poll!(&mut last).is_ready(), "it waits for streams");
 }
 
 #[tokio::test(start_paused = true)]

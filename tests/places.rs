@@ -179,7 +179,7 @@ async fn an_abstract_name_serves_accepted_users_only() {
     assert!(said.contains("no transport carries") && said.contains("peer_uid (65534)"), "{said}");
     assert!(futures::FutureExt::now_or_never(listener.accept()).is_none());
 
-    // A squatter on the name gets a HELLO and no more.
+    // A squatter on the name hears nothing.
     let mut squatter = of_another_user(&format!("listen {}", name("squatted"))).unwrap();
     let uri = line(&mut squatter, "uri=");
     let error = guarded(Fabric::auto().unwrap().connect(&uri)).await.err().unwrap();
@@ -223,7 +223,7 @@ async fn other_namespace_process() {
     let Ok(uri) = std::env::var("ZC_TEST_OTHER_NETNS") else { return };
     let fabric = with_links(Arc::new(Leaving)).build().unwrap();
     match fabric.connect(&uri).await {
-        Err(Error::Link { source: LinkError::Io { operation: "unshare", source }, .. }) => {
+        Err(Error::Open { source: LinkError::Io { operation: "unshare", source }, .. }) => {
             println!("\nskipped: no network namespace: {source}");
         }
         connected => {

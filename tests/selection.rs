@@ -77,3 +77,24 @@ async fn the_report_of_a_good_connection() {
         assert_eq!(tcp["outcome"], "chosen");
     }
 }
+
+#[tokio::test]
+async fn what_was_asked_for_and_is_not_compiled_in_names_its_feature() {
+    let policy = Policy::default().with_override("shm,rdma,tcp").unwrap();
+    let fabric = Fabric::auto_builder().policy(policy).build().unwrap();
+    assert_eq!(fabric.missing("tcp"), None);
+    let (client, _server) = try_connect(&fabric, "zc").await.unwrap();
+    let report = client.report();
+    let found = |name| report.candidates().iter().find(|one| one.transport == name).unwrap().outcome.clone();
+    let missing = fabric.missing("shm");
+    assert_eq!(missing.is_none(), cfg!(feature = "shm"));
+    if let Some(why) = missing {
+        assert_eq!(why, Unavailable::NotCompiled { feature: "shm" });
+        assert_eq!(why.remedy(), "build with the Cargo feature `shm`");
+        assert_eq!(found("shm"), Outcome::Unavailable(why));
+    }
+    // No feature of this build has it.
+    let rdma = fabric.missing("rdma").unwrap();
+    assert!(rdma.code() == "not_registered" && rdma.remedy().contains("`rdma`"), "{rdma}");
+    assert!(matches!(found("rdma"), Outcome::Unavailable(_)));
+}

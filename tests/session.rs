@@ -182,6 +182,29 @@ async fn an_application_that_takes_long_does_not_look_dead() {
     assert_eq!(server.recv().await.unwrap().unwrap(), [99][..]);
 }
 
+/// One that failed while it waited for memory is kept, and must not be in front of those that wait, too.
+#[tokio::test(start_paused = true)]
+async fn a_failed_connection_has_no_place_in_the_queue_for_memory() {
+    const POOL: usize = 64 << 10;
+    let pool = zc::BufPool::builder().max_bytes(POOL).build();
+    let brisk = |o: &mut ConnectionOptions| {
+        o.keepalive_interval = Duration::from_millis(50);
+        o.keepalive_timeout = Duration::from_millis(50);
+    };
+    let (client, mut server) = pair_of(options(brisk).pool(pool.clone())).await;
+    pool.trim();
+    let all = pool.try_alloc(POOL).unwrap();
+    client.send(vec![1; 5000]).await.unwrap();
+    assert!(server.recv().now_or_never().is_none());
+    let mut second = Box::pin(pool.alloc(100));
+    assert!((&mut second).now_or_never().is_none());
+    // It can't read the answers to its pings.
+    assert!(timeout(LONG, server.recv()).await.unwrap().is_err());
+    drop(all);
+    assert!(timeout(LONG, second).await.is_ok(), "nobody is in front of it");
+    drop((client, server));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_acknowledgement_does_not_wait_for_the_application() {
     let (client, mut server) = pair().await;

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test helpers")]
 
 use std::future::poll_fn;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
-use zc::transport::{LinkAddr, LinkProvider, Trust, Unavailable};
+use zc::transport::{
+    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, LinkProvider, Reactor, Trust, Unavailable,
+};
 use zc::wire::{
     ClientHandshake, CloseCode, ControlDecoder, ControlMessage, Hello, HelloRole, OfferEntry, SameHost,
     ServerHandshake, VersionRange,
@@ -260,6 +262,34 @@ async fn half_done_proofs_do_not_hold_up_good_ones() {
     assert_eq!(server.unwrap().report().chosen(), "passed");
 }
 
+#[tokio::test]
+async fn a_burst_of_good_clients_does_not_throw_out_its_own_proofs() {
+    const BURST: usize = 200;
+    // No shorter time ends a proof on a busy machine.
+    let patient = || {
+        let mut deadlines = zc::Deadlines::default();
+        (deadlines.offers, deadlines.join, deadlines.total) = (GUARD, GUARD, GUARD);
+        passing().deadlines(deadlines)
+    };
+    let (mut listener, address) = tcp_listener(patient()).await;
+    let client = patient().build().unwrap();
+    let uri = format!("zc://{address}");
+    let connecting = futures::future::join_all((0..BURST).map(|_| client.connect(&uri)));
+    let accepting = async {
+        let mut accepted = Vec::new();
+        while accepted.len() < BURST {
+            accepted.push(listener.accept().await.unwrap());
+        }
+        accepted
+    };
+    let (clients, servers) = guarded(async { tokio::join!(connecting, accepting) }).await;
+    for client in clients {
+        let client = client.unwrap();
+        assert_eq!(client.report().chosen(), "passed", "{}", client.report());
+    }
+    assert!(servers.iter().all(|server| server.report().chosen() == "passed"));
+}
+
 /// Lets a client with "passed" connect to a server by hand that says `place`; the client's report.
 async fn told(place: SameHost) -> SelectionReport {
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -302,7 +332,7 @@ async fn what_a_server_says_about_its_place_is_typed_and_never_believed() {
         Unavailable::DifferentHost,
         "refused, unknown tags"
     );
-    assert_eq!(passed(told(place("", 0)).await), Unavailable::PeerLacks, "it takes no proofs");
+    assert_eq!(passed(told(place("", 0)).await), Unavailable::HostNotProved, "it takes no proofs");
 
     // A socket that is none of ours is not even connected to.
     let name = format!("victim-{}", std::process::id());
@@ -325,6 +355,52 @@ async fn what_a_server_says_about_its_place_is_typed_and_never_believed() {
     let why = passed(told(place(&name, 0)).await);
     assert_eq!(why.code(), "same_host_impostor");
     squatting.await.unwrap();
+}
+
+/// Opens no abstract Unix socket.
+struct NoAbstract;
+
+impl LinkProvider for NoAbstract {
+    fn accepts(&self, addr: &LinkAddr) -> bool {
+        StreamLinks.accepts(addr)
+    }
+    fn connect<'a>(
+        &'a self,
+        addr: &'a LinkAddr,
+        reactor: &'a Arc<dyn Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn ControlLink>, LinkError>> {
+        StreamLinks.connect(addr, reactor)
+    }
+    fn bind<'a>(
+        &'a self,
+        addr: &'a LinkAddr,
+        reactor: &'a Arc<dyn Reactor>,
+    ) -> BoxFuture<'a, Result<Box<dyn LinkListener>, LinkError>> {
+        match addr {
+            LinkAddr::UnixAbstract(_) => {
+                let source = rustix::io::Errno::ADDRINUSE.into();
+                Box::pin(std::future::ready(Err(LinkError::Io { operation: "bind", source })))
+            }
+            _ => StreamLinks.bind(addr, reactor),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_listener_without_a_proof_socket_says_why() {
+    let server = Fabric::builder()
+        .links(Arc::new(NoAbstract))
+        .transport(Arc::new(Passed { torn: false, trust: Trust::Cooperative }))
+        .transport(Arc::new(zc_transport_tcp::TcpTransport));
+    let (client, server) = pair_on(TCP, passing(), server).await;
+    assert_eq!((client.report().chosen(), server.report().chosen()), ("tcp", "tcp"));
+    let why = |report| match outcome(report, "passed") {
+        Outcome::Unavailable(why) => why,
+        other => panic!("{other:?}"),
+    };
+    let errno = rustix::io::Errno::ADDRINUSE.raw_os_error();
+    assert_eq!(why(server.report()), Unavailable::Os { errno, operation: "bind" });
+    assert_eq!(why(client.report()), Unavailable::HostNotProved, "the transport is there, the proof is not");
 }
 
 #[derive(Default)]
@@ -458,7 +534,8 @@ async fn a_closed_listener_lets_handshakes_finish() {
 #[tokio::test]
 async fn a_dropped_listener_frees_its_address_at_once() {
     let fabric = Fabric::auto().unwrap();
-    let listener = fabric.listen("zc+tcp://127.0.0.1:0").await.unwrap();
+    // One whose ports no other test takes.
+    let listener = fabric.listen("zc+tcp://127.0.0.77:0").await.unwrap();
     let uri = listener.local_uri().to_string();
     drop(listener);
     fabric.listen(&uri).await.unwrap();
@@ -545,4 +622,87 @@ async fn a_listener_without_descriptors_recovers() {
     let output = guarded(spawn_blocking(move || child)).await.unwrap().unwrap();
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stdout).contains("recovered"));
+}
+
+/// The process of the next test: it has fewer descriptors than there are silent links.
+#[tokio::test]
+async fn crowded_process() {
+    if std::env::var_os("ZC_TEST_CROWDED").is_none() {
+        return;
+    }
+    let limit = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let seen = Arc::new(Seen::default());
+    // Not their deadline ends the silent ones.
+    let mut deadlines = zc::Deadlines::default();
+    (deadlines.hello, deadlines.total) = (GUARD, GUARD);
+    let fabric = Fabric::auto_builder().observer(seen.clone()).deadlines(deadlines).build().unwrap();
+    let mut listener = fabric.listen("zc+tcp://127.0.0.1:0").await.unwrap();
+    println!("\nuri={}", listener.local_uri());
+    let mut connection = guarded(listener.accept()).await.unwrap();
+    let message = connection.recv().await.unwrap().unwrap();
+    connection.send(message).await.unwrap();
+    connection.drain(GUARD).await.unwrap();
+    assert!(!seen.accept_failed.lock().unwrap().is_empty(), "it had descriptors enough");
+    let failed = seen.failed.lock().unwrap();
+    assert!(!failed.is_empty(), "nobody was evicted");
+    assert!(
+        failed.iter().all(|(stage, why)| *stage == Stage::Hello && why.contains("evicted")),
+        "{failed:?}"
+    );
+    println!("\nserved");
+}
+
+#[tokio::test]
+async fn silent_links_give_up_their_descriptors_when_there_are_none_left() {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crowded_process", "--nocapture"])
+        .env("ZC_TEST_CROWDED", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let uri = lines.find_map(|line| line.strip_prefix("uri=").map(str::to_owned)).expect("no listener");
+    let address = uri.strip_prefix("zc+tcp://").unwrap().to_owned();
+    // More than it has descriptors for, also after each of them was taken once.
+    let silent: Vec<_> = (0..150).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let mut deadlines = zc::Deadlines::default();
+    (deadlines.hello, deadlines.total) = (GUARD, GUARD);
+    let fabric = Fabric::auto_builder().deadlines(deadlines).build().unwrap();
+    let connected = tokio::time::timeout(GUARD, async {
+        let mut client = fabric.connect(&uri).await.unwrap();
+        client.send(&b"good"[..]).await.unwrap();
+        assert_eq!(client.recv().await.unwrap().unwrap(), b"good"[..]);
+        assert!(client.recv().await.unwrap().is_none());
+    })
+    .await;
+    if connected.is_err() {
+        let _ = child.kill();
+    }
+    let said: Vec<String> = spawn_blocking(move || lines.collect()).await.unwrap();
+    assert!(child.wait().unwrap().success(), "{said:?}");
+    assert!(said.iter().any(|line| line == "served"), "{said:?}");
+    // Not before: the process looks at what became of them.
+    drop(silent);
+    connected.expect("it hangs");
+}
+
+#[tokio::test]
+async fn deadlines_without_a_bound_are_no_panic() {
+    let mut deadlines = zc::Deadlines::default();
+    deadlines.connect = Duration::MAX;
+    deadlines.hello = Duration::MAX;
+    deadlines.authenticate = Duration::MAX;
+    deadlines.offers = Duration::MAX;
+    deadlines.join = Duration::MAX;
+    deadlines.total = Duration::MAX;
+    for uri in [format!("zc+mem://unbounded-{}", std::process::id()), "zc://127.0.0.1:0".into()] {
+        let fabric = Fabric::auto_builder().deadlines(deadlines.clone()).build().unwrap();
+        let mut listener = fabric.listen(&uri).await.unwrap();
+        let uri = listener.local_uri().to_string();
+        let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
+        client.unwrap().send(&b"hello"[..]).await.unwrap();
+        assert_eq!(server.unwrap().recv().await.unwrap().unwrap(), b"hello"[..]);
+    }
 }

@@ -8,10 +8,10 @@ use bytes::Buf;
 use zc_core::memory::{AllocWaiter, CopyPlace, Message, PinnedBufMut, copy_payload};
 
 use super::Connection;
+use super::core::READS_PER_TURN;
 use super::lane_alloc::try_lane_alloc;
 use super::receiver::Receiver;
 use super::sender::push_out;
-use super::wake::deferred;
 
 /// The most bytes that one write puts into one message.
 pub const BYTE_STREAM_MESSAGE: usize = 64 << 10;
@@ -55,7 +55,7 @@ pub struct ByteStream {
 
 impl ByteStream {
     pub(super) fn new(connection: Connection, receiver: Receiver) -> Self {
-        Self { connection, receiver, current: Message::new(), waiter: AllocWaiter::new() }
+        Self { connection, receiver, current: Message::new(), waiter: AllocWaiter::fleeting() }
     }
 
     /// The connection under it, for its reports; its receiver is taken.
@@ -64,13 +64,18 @@ impl ByteStream {
     }
 
     fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        while !self.current.has_remaining() {
+        for _ in 0..READS_PER_TURN {
+            if self.current.has_remaining() {
+                return Poll::Ready(Ok(self.current.chunk()));
+            }
             match ready!(self.receiver.poll_recv(cx))? {
                 Some(message) => self.current = message,
                 None => return Poll::Ready(Ok(&[])),
             }
         }
-        Poll::Ready(Ok(self.current.chunk()))
+        // Other tasks have their turn, even if the peer floods this one with empty messages.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn consume_read(&mut self, len: usize) {
@@ -100,13 +105,18 @@ impl ByteStream {
         if len == 0 {
             return Poll::Ready(Ok(0));
         }
-        ready!(polled.poll_ready(core, cx))?;
+        if let Err(error) = ready!(polled.poll_ready(core, cx)) {
+            self.waiter = AllocWaiter::fleeting();
+            return Poll::Ready(Err(error.into()));
+        }
         // A stream may be left alone after any poll, so it never waits in the queue for a lane's memory.
         let mut buf = match try_lane_alloc(core, len).map_or_else(|| core.pool.try_alloc(len), Ok) {
-            Ok(buf) => buf,
+            Ok(buf) => {
+                self.waiter = AllocWaiter::fleeting();
+                buf
+            }
             Err(_) => {
-                let waker = deferred(cx.waker());
-                let got = core.pool.poll_alloc(len, &mut self.waiter, &mut Context::from_waker(&waker));
+                let got = core.pool.poll_alloc(len, &mut self.waiter, cx);
                 ready!(got).map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?
             }
         };
@@ -190,7 +200,13 @@ mod with_tokio {
             cx: &mut Context<'_>,
             out: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            let len = ready!(self.get_mut().read_into(cx, out.initialize_unfilled()))?;
+            let this = self.get_mut();
+            if out.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            // As much as there is, so that no more of the caller's buffer is cleared than is filled.
+            let len = ready!(this.fill(cx))?.len().min(out.remaining());
+            let len = ready!(this.read_into(cx, out.initialize_unfilled_to(len)))?;
             out.advance(len);
             Poll::Ready(Ok(()))
         }

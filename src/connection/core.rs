@@ -94,6 +94,29 @@ pub(super) struct Arrived {
     pub(super) pong: Option<u64>,
 }
 
+/// Bytes that the session layer sends: `front`, and `len` more that `fill` fills. A full pool must not silence it.
+pub(crate) fn control_bytes(
+    pool: &BufPool,
+    front: &[u8],
+    len: usize,
+    fill: impl FnOnce(&mut [u8]),
+) -> Message {
+    match pool.try_alloc(front.len() + len) {
+        Ok(mut buf) => {
+            buf.put_slice(front);
+            fill(&mut buf.unfilled_mut()[..len]);
+            buf.advance(len);
+            buf.into()
+        }
+        Err(_) => {
+            let mut bytes = Vec::from(front);
+            bytes.resize(front.len() + len, 0);
+            fill(&mut bytes[front.len()..]);
+            bytes.into()
+        }
+    }
+}
+
 pub(super) struct Core {
     tx: Mutex<TxState>,
     rx: Mutex<RxState>,
@@ -207,7 +230,7 @@ impl Core {
     pub(super) fn fail(&self, error: ConnectionError) {
         let mut rx = self.lock_rx();
         rx.failed.get_or_insert_with(|| error.clone());
-        rx.ended = true;
+        rx.end_reading();
         self.lock_tx().fail(error);
         self.watch.wake_receiver();
         self.watch.wake_driver();
@@ -226,6 +249,8 @@ impl Core {
         rx.failed.get_or_insert_with(|| error.clone());
         let mut tx = self.lock_tx();
         if tx.failed.is_none() {
+            // What comes from now on is not received: the peer is told that it was not sent.
+            rx.arrived.refused.get_or_insert(0);
             self.push_parked(&mut tx);
             self.push_close(&mut tx, SessionRecord::Close { code, last_seq, reason: reason.into() });
             let _ = tx.lane.poll_close(&mut Context::from_waker(&self.tx_waker));
@@ -252,14 +277,7 @@ impl Core {
     ) -> Result<(), ConnectionError> {
         let mut bytes = SmallVec::<[u8; 64]>::new();
         record.encode(&mut bytes);
-        let payload = match self.pool.try_alloc(bytes.len()) {
-            Ok(mut buf) => {
-                buf.put_slice(&bytes);
-                Message::from(buf.freeze())
-            }
-            // A full pool must not silence the session layer.
-            Err(_) => Message::from(bytes.into_vec()),
-        };
+        let payload = control_bytes(&self.pool, &bytes, 0, |_| ());
         let frame = Frame { kind: FrameKind::Session, ack: false, seq: 0, payload };
         match tx.lane.start_send(frame, false) {
             Ok(_) => Ok(()),

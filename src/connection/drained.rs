@@ -25,8 +25,10 @@ impl Drained<'_> {
         }
         let last = tx.seq.last_sent();
         match self.ticket {
-            Some(ticket) if ticket.seq == last => tx.tracked.refresh(ticket, cx.waker()),
-            // Messages that sinks had taken may have gone out since.
+            Some(ticket) if ticket.seq == last && last > tx.seq.acked() => {
+                tx.tracked.refresh(ticket, cx.waker());
+            }
+            // Messages that sinks had taken have gone out since, or are about to: any later acknowledgement wakes.
             old => {
                 old.into_iter().for_each(|ticket| tx.tracked.remove(ticket));
                 self.ticket = Some(tx.tracked.await_ack(last, cx.waker()));

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use zc_core::memory::Deferral;
 use zc_core::transport::{ControlLink, LaneDrive, LaneError, Timer};
-use zc_core::wire::{CloseCode, Keepalive, KeepaliveAction, SessionRecord};
+use zc_core::wire::{CloseCode, Keepalive, KeepaliveAction, MAX_KEEPALIVE, MIN_KEEPALIVE, SessionRecord};
 
 use super::core::{Core, READS_PER_TURN};
 use super::end::Obituary;
@@ -16,8 +17,9 @@ use super::error::ConnectionError;
 use super::idle::Idle;
 use super::ingest::Look;
 use super::sender::finish;
-use super::wake::{LOOK_INTERVAL, Section};
+use super::wake::LOOK_INTERVAL;
 use crate::options::ConnectionOptions;
+use crate::time::later;
 
 /// Room for messages that an idle connection keeps.
 const IDLE_INBOX: usize = 64;
@@ -115,7 +117,7 @@ impl Driver {
         next = sooner(next, self.keep_alive(now)?);
         next = sooner(next, self.end_idle(now));
         if let Some(drive) = &mut self.drive {
-            let _section = Section::enter();
+            let _deferral = Deferral::begin();
             let polled = drive.poll_drive(&mut Context::from_waker(&self.core.tx_waker), now);
             next = sooner(next, polled?);
         }
@@ -230,7 +232,8 @@ impl Driver {
                     return Ok(Some(next));
                 }
                 KeepaliveAction::Dead => {
-                    let silence = self.options.keepalive_interval + self.options.keepalive_timeout;
+                    let times = [self.options.keepalive_interval, self.options.keepalive_timeout];
+                    let silence = times.map(|time| time.clamp(MIN_KEEPALIVE, MAX_KEEPALIVE)).iter().sum();
                     return Err(ConnectionError::Dead { silence });
                 }
                 KeepaliveAction::SendPing(nonce) => {
@@ -255,7 +258,8 @@ impl Driver {
         }
         let received = self.core.lock_rx().arrived.seq.last();
         let sent = self.core.lock_tx().seq.last_sent() + self.core.remote.requests();
-        if idle.is_over((received, sent), now) {
+        let unseen = self.core.remote.is_lent();
+        if idle.is_over((received, sent), unseen, now) {
             let error = ConnectionError::Idle { idle: idle.after() };
             self.core.close(CloseCode::IDLE, "no messages", error);
         }
@@ -275,7 +279,7 @@ impl Driver {
         let (last_seq, peer_ended) = (rx.arrived.seq.last(), rx.ended);
         drop(rx);
         let mut tx = core.lock_tx();
-        let deadline = *self.closing.get_or_insert_with(|| now + self.options.drain);
+        let deadline = *self.closing.get_or_insert_with(|| later(now, self.options.drain));
         if !failed && tx.queue.parked() > 0 && now < deadline {
             *next = sooner(*next, Some(deadline));
             return Poll::Pending;

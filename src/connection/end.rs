@@ -9,7 +9,7 @@ use zc_core::wire::CloseCode;
 
 use super::core::Core;
 use super::error::ConnectionError;
-use crate::event::{Closed, Connected, Observer};
+use crate::event::{Closed, Connected, Observer, quietly};
 
 /// Resolves with the reason of the end.
 pub(super) type Ending = Shared<oneshot::Receiver<ConnectionError>>;
@@ -47,17 +47,18 @@ impl Obituary {
 impl Drop for Obituary {
     fn drop(&mut self) {
         let reason = self.core.reason().unwrap_or(ConnectionError::ClosedHere);
-        self.observer.closed(&Closed {
+        let told = Closed {
             role: self.connected.role,
             peer: self.connected.peer.clone(),
             transport: self.connected.report.chosen().to_owned(),
             reason: if is_orderly(&reason) { None } else { Some(reason.to_string()) },
             ledger: self.core.ledger.snapshot(),
             lifetime: self.core.reactor.now().saturating_duration_since(self.core.started),
-        });
+        };
         if let Some(ending) = self.ending.take() {
             let _ = ending.send(reason);
         }
+        quietly(|| self.observer.closed(&told));
     }
 }
 

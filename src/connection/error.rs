@@ -7,7 +7,12 @@ use zc_core::memory::Message;
 use zc_core::transport::LaneError;
 use zc_core::wire::{CloseCode, Delivery, SeqError, WireError};
 
-/// Why a connection carries nothing more. Every later operation returns the same.
+/// Why an operation was not done.
+///
+/// Most of them are the end: of the connection, or of sending. From then on every operation that it concerns
+/// fails; sending and receiving may give different reasons, since a write that fails knows less than the CLOSE that
+/// is read after it. [`Connection::closed`](crate::Connection::closed) gives the best one. `TooLarge`, `Deadline`,
+/// `ReceiverTaken` and `NotReady` are about one call, and the connection goes on.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

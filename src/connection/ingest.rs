@@ -68,7 +68,7 @@ impl Core {
             // After our CLOSE the peer may hang up as it likes.
             let error = if tx.close_sent { ConnectionError::ClosedHere } else { error };
             rx.failed.get_or_insert_with(|| error.clone());
-            rx.ended = true;
+            rx.end_reading();
             tx.fail(error);
             self.watch.wake_driver();
         }
@@ -77,6 +77,25 @@ impl Core {
 
     fn ingest(&self, rx: &mut RxState) -> Result<(), ConnectionError> {
         let mut asked = Asked::default();
+        let before = rx.arrived.bytes;
+        let sorted = self.sort(rx, &mut asked);
+        // Once per batch: it costs as much as a message of its own.
+        self.ledger.moved((rx.arrived.bytes - before) as usize);
+        sorted?;
+        let seq = &mut rx.arrived.seq;
+        let ack = if asked.fin { seq.flush_ack() } else { seq.take_ack() };
+        if let Some((_, code, reason)) = &asked.close {
+            rx.end_reading();
+            if *code != CloseCode::NORMAL {
+                let error = ConnectionError::ClosedByPeer { code: *code, reason: reason.clone() };
+                rx.failed.get_or_insert(error);
+            }
+        }
+        if asked.is_nothing() && ack.is_none() { Ok(()) } else { self.answer(asked, ack) }
+    }
+
+    /// Messages go to the inbox; of records it is noted what they ask for.
+    fn sort(&self, rx: &mut RxState, asked: &mut Asked) -> Result<(), ConnectionError> {
         let RxState { lane, batch, arrived, .. } = rx;
         (arrived.heard, arrived.eager) = (true, self.remote.is_granted());
         for frame in batch.drain() {
@@ -108,15 +127,7 @@ impl Core {
                 },
             }
         }
-        let ack = if asked.fin { arrived.seq.flush_ack() } else { arrived.seq.take_ack() };
-        if let Some((_, code, reason)) = &asked.close {
-            rx.ended = true;
-            if *code != CloseCode::NORMAL {
-                let error = ConnectionError::ClosedByPeer { code: *code, reason: reason.clone() };
-                rx.failed.get_or_insert(error);
-            }
-        }
-        if asked.is_nothing() && ack.is_none() { Ok(()) } else { self.answer(asked, ack) }
+        Ok(())
     }
 
     /// Queues a message, unless none is taken any more.
@@ -144,7 +155,6 @@ impl Core {
         }
         arrived.eager |= frame.ack;
         arrived.bytes += len as u64;
-        self.ledger.moved(len);
         arrived.inbox.push_back(frame.payload);
         Ok(())
     }
@@ -224,6 +234,14 @@ impl Arrived {
 }
 
 impl RxState {
+    /// Nothing more is read: what the lane keeps for it goes back now, however long handles are kept.
+    pub(super) fn end_reading(&mut self) {
+        if !self.ended {
+            self.ended = true;
+            self.lane.stop();
+        }
+    }
+
     /// How receiving ends, once the inbox is empty; `None` while more may come.
     pub(super) fn end(&self) -> Option<Result<(), ConnectionError>> {
         if self.arrived.fin || (self.arrived.refused.is_some() && self.failed.is_none()) {

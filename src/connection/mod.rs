@@ -41,14 +41,16 @@ use zc_core::wire::{CloseCode, Keepalive};
 
 pub use self::byte_stream::{BYTE_STREAM_MESSAGE, ByteStream};
 pub use self::core::INBOX_SLACK;
+pub(crate) use self::core::control_bytes;
 pub use self::error::{ConnectionError, SendError, TrySendError};
 pub use self::permit::Permit;
 pub use self::receiver::Receiver;
 pub use self::remote::{MAX_REMOTE_READ, RemoteMemory};
-pub(crate) use self::remote::{quietly, wake_later};
 pub use self::send::Send;
 pub use self::sender::Sender;
 pub use self::stats::ConnectionStats;
+pub(crate) use self::waiters::{FairQueue, Place};
+pub(crate) use self::wake::{quietly, renew};
 
 use self::core::{Core, Halves};
 use self::drained::Drained;
@@ -60,6 +62,7 @@ use crate::event::{Connected, Observer};
 use crate::identity::PeerIdentity;
 use crate::options::ConnectionOptions;
 use crate::report::SelectionReport;
+use crate::time::later;
 
 /// What wire-up hands over.
 pub(crate) struct Parts {
@@ -212,6 +215,11 @@ impl Connection {
         self.sender.core().lock_tx().lane.join_group(group)
     }
 
+    /// Ends that.
+    pub(crate) fn leave_group(&self, group: &MemoryGroup) {
+        self.sender.core().lock_tx().lane.leave_group(group);
+    }
+
     /// See [`Sender::send`].
     ///
     /// # Errors
@@ -296,7 +304,7 @@ impl Connection {
         self.sender.finish().await?;
         let mut timer =
             core.reactor.timer().map_err(|error| ConnectionError::NoRuntime(error.to_string()))?;
-        timer.reset(core.reactor.now() + deadline);
+        timer.reset(later(core.reactor.now(), deadline));
         let mut drained = Drained { core, ticket: None };
         poll_fn(|cx| match drained.poll(cx) {
             Poll::Pending => timer.poll_expired(cx).map(|()| Err(ConnectionError::Deadline)),
@@ -313,9 +321,12 @@ impl Connection {
         self.sender.closed()
     }
 
-    /// Ends the connection now, both directions, and tells the peer why. Messages that arrived and
-    /// were not received are dropped. What the lane has accepted goes out before the CLOSE; messages that
-    /// sinks and permits had sent without room, and that still wait for it, do not.
+    /// Ends the connection now, both directions, and tells the peer why. What the lane has accepted goes out
+    /// before the CLOSE; messages that sinks and permits had sent without room, and that still wait for it, do not.
+    ///
+    /// Messages that had arrived are `Delivered` for the peer. They are dropped with this handle, unless the receiver was
+    /// split off: that one returns them first, and then [`ConnectionError::ClosedHere`]. Messages that come
+    /// after this call are dropped, and `NotSent` for the peer.
     pub async fn close(self, code: CloseCode, reason: &str) {
         self.sender.core().close(code, reason, ConnectionError::ClosedHere);
     }

@@ -13,11 +13,13 @@ use super::sender::finish;
 use super::turn::submit;
 use super::waiters::Place;
 
-/// What such a sender has in the queue: at most one message and one flush.
+/// What such a sender has in the queue: at most one message, one flush and one wait for room.
 #[derive(Debug, Default)]
 pub(super) struct Polled {
     parked: Option<Place>,
     flush: Option<Place>,
+    /// Where it waits while too much is parked.
+    crowded_out: Option<Place>,
 }
 
 impl Polled {
@@ -35,7 +37,7 @@ impl Polled {
             return Poll::Pending;
         }
         self.parked = None;
-        if tx.queue.may_park(cx.waker()) { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if tx.queue.may_park(&mut self.crowded_out, cx.waker()) { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     /// Takes a message. True if it was handed over, false if it waits for its turn.
@@ -79,8 +81,10 @@ impl Polled {
 
     /// Nobody polls any more. What was taken still goes out.
     pub(super) fn leave(&mut self, core: &Core) {
-        if self.flush.is_some() {
-            core.leave(&mut core.lock_tx(), &mut self.flush);
+        if self.flush.is_some() || self.crowded_out.is_some() {
+            let mut tx = core.lock_tx();
+            core.leave(&mut tx, &mut self.flush);
+            tx.queue.stay_out(&mut self.crowded_out);
         }
     }
 }

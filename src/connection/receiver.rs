@@ -81,6 +81,7 @@ impl Receiver {
     fn poll_next_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, ConnectionError>> {
         let core = self.handle.core();
         let mut rx = core.lock_rx();
+        let mut has_read = false;
         for _ in 0..READS_PER_TURN {
             if let Some(received) = next(core, &mut rx) {
                 self.spinning_since = None;
@@ -88,6 +89,7 @@ impl Receiver {
             }
             if self.polling.spins() {
                 if core.poll_ingest(&mut rx, Look::Once).is_ready() {
+                    has_read = true;
                     continue;
                 }
                 if goes_on(self.polling, &mut self.spinning_since) {
@@ -100,6 +102,11 @@ impl Receiver {
             if core.poll_ingest(&mut rx, Look::Armed).is_pending() {
                 return Poll::Pending;
             }
+            has_read = true;
+        }
+        // Whoever polls may not come back, and the lane wakes nobody since it was read.
+        if has_read {
+            core.watch.leave(rx.arrived.eager);
         }
         // Other tasks have their turn, even if the peer floods this one with records.
         drop(rx);
@@ -118,6 +125,7 @@ fn goes_on(polling: Polling, since: &mut Option<Instant>) -> bool {
 }
 
 /// What a receiver that asks now gets, unless it has to wait.
+#[inline]
 fn next(core: &Core, rx: &mut RxState) -> Option<Result<Option<Message>, ConnectionError>> {
     let next = match take(rx) {
         Some(message) => Ok(Some(message)),
@@ -131,6 +139,7 @@ fn next(core: &Core, rx: &mut RxState) -> Option<Result<Option<Message>, Connect
 }
 
 /// The first message of the inbox; its credit may go back to the peer.
+#[inline]
 fn take(rx: &mut RxState) -> Option<Message> {
     let message = rx.arrived.inbox.pop_front()?;
     rx.lane.release(message.len());

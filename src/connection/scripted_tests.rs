@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
+use futures::{FutureExt, SinkExt, StreamExt};
 use parking_lot::Mutex;
 use zc_core::memory::{BufPool, CopyLedger, LeaseBudget, Message, PinnedBufMut};
 use zc_core::transport::{
@@ -118,11 +119,23 @@ fn start_on(
     reactor: Arc<dyn Reactor>,
     observer: Arc<dyn Observer>,
 ) -> Connection {
-    let limits = LaneLimits::default();
     let options = ConnectionOptions { polling: Polling::Interrupt, ..ConnectionOptions::default() };
+    let script = Box::new(Script(frames.into_iter().collect()));
+    start_lane(tx, script, link, reactor, observer, options)
+}
+
+fn start_lane(
+    tx: Box<dyn LaneTx>,
+    rx: Box<dyn LaneRx>,
+    link: Option<Box<dyn ControlLink>>,
+    reactor: Arc<dyn Reactor>,
+    observer: Arc<dyn Observer>,
+    options: ConnectionOptions,
+) -> Connection {
+    let limits = LaneLimits::default();
     let lane = Lane {
         tx,
-        rx: Box::new(Script(frames.into_iter().collect())),
+        rx,
         drive: None,
         remote: None,
         caps: Caps::stream(),
@@ -363,4 +376,213 @@ async fn a_flood_of_records_lets_other_tasks_run() {
     });
     assert_eq!(message.await.unwrap().unwrap(), b"data"[..]);
     assert!(polls > 1, "the driver has its turn, too");
+}
+
+/// A lane whose other end is the test.
+#[derive(Clone)]
+struct Wire(Arc<Mutex<Ends>>);
+
+struct Ends {
+    incoming: VecDeque<Frame>,
+    rx_waker: Option<Waker>,
+    sent: Vec<Frame>,
+    room: u64,
+    tx_waker: Option<Waker>,
+}
+
+impl Wire {
+    /// With room for so many messages.
+    fn new(room: u64) -> Self {
+        let ends = Ends { incoming: VecDeque::new(), rx_waker: None, sent: Vec::new(), room, tx_waker: None };
+        Self(Arc::new(Mutex::new(ends)))
+    }
+
+    fn start(&self, change: impl FnOnce(&mut ConnectionOptions)) -> Connection {
+        let mut options = ConnectionOptions { polling: Polling::Interrupt, ..ConnectionOptions::default() };
+        change(&mut options);
+        let (tx, rx) = (Box::new(self.clone()), Box::new(self.clone()));
+        start_lane(tx, rx, None, Arc::new(TokioReactor::new()), Arc::new(TracingObserver), options)
+    }
+
+    /// The frame is there, but nobody has been told yet.
+    fn slip(&self, frame: Frame) {
+        self.0.lock().incoming.push_back(frame);
+    }
+
+    fn feed(&self, frame: Frame) {
+        self.slip(frame);
+        let waker = self.0.lock().rx_waker.take();
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    fn make_room(&self, room: u64) {
+        let waker = {
+            let mut ends = self.0.lock();
+            ends.room += room;
+            ends.tx_waker.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// The session records that have been sent.
+    fn records(&self) -> Vec<SessionRecord> {
+        let decode = |frame: &Frame| SessionRecord::decode(frame.payload.as_contiguous().unwrap()).unwrap();
+        self.0.lock().sent.iter().filter(|frame| frame.kind == FrameKind::Session).map(decode).collect()
+    }
+}
+
+impl LaneTx for Wire {
+    fn poll_alloc(&mut self, _: &mut Context<'_>, _: usize) -> Poll<Result<PinnedBufMut, AllocFailure>> {
+        Poll::Ready(Err(LaneError::Closed.into()))
+    }
+    fn poll_ready(&mut self, cx: &mut Context<'_>, _: usize) -> Poll<Result<(), LaneError>> {
+        let mut ends = self.0.lock();
+        ends.tx_waker = Some(cx.waker().clone());
+        if ends.room > 0 { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+    fn start_send(&mut self, frame: Frame, _: bool) -> Result<SendToken, SendRejected> {
+        let mut ends = self.0.lock();
+        ends.room -= u64::from(frame.kind == FrameKind::Data);
+        ends.sent.push(frame);
+        Ok(SendToken(0))
+    }
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_completions(
+        &mut self,
+        _: &mut Context<'_>,
+        _: &mut Batch<(SendToken, SendReport)>,
+    ) -> Poll<Result<(), LaneError>> {
+        Poll::Pending
+    }
+    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl LaneRx for Wire {
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<Frame>,
+    ) -> Poll<Result<Received, LaneError>> {
+        match self.try_recv(out) {
+            Ok(None) => {
+                self.0.lock().rx_waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            done => Poll::Ready(done.map(|_| Received::Some)),
+        }
+    }
+    fn release(&mut self, _: usize) {}
+    fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
+        let mut ends = self.0.lock();
+        let Some(frame) = ends.incoming.pop_front() else { return Ok(None) };
+        // Who was served comes back.
+        ends.rx_waker = None;
+        out.push(frame);
+        Ok(Some(Received::Some))
+    }
+}
+
+/// As long as whatever is under way at this moment takes.
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_after_our_close_is_not_received() {
+    let wire = Wire::new(u64::MAX);
+    let mut conn = wire.start(|_| ());
+    let (sender, mut receiver) = conn.split();
+    wire.feed(data(1));
+    settle().await;
+    conn.close(CloseCode::app(1).unwrap(), "enough").await;
+    wire.feed(data(2));
+    settle().await;
+    // The peer is told that the second one was not sent: whoever repeats it must not make two of it.
+    let told = wire.records();
+    assert!(matches!(told[..], [SessionRecord::Close { last_seq: 1, .. }]), "{told:?}");
+    assert_eq!(receiver.recv().await.unwrap().unwrap(), b"data"[..]);
+    let error = receiver.recv().await.unwrap_err();
+    assert!(matches!(error, ConnectionError::ClosedHere), "{error}");
+    assert_eq!(sender.core().stats().discarded_messages, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_with_the_last_acknowledgement() {
+    let wire = Wire::new(1);
+    let conn = Arc::new(wire.start(|_| ()));
+    conn.send(&b"one"[..]).await.unwrap();
+    let mut sink = conn.sender();
+    SinkExt::feed(&mut sink, Message::from(&b"two, without room"[..])).await.unwrap();
+    let drained = conn.clone();
+    let draining = tokio::spawn(async move { drained.drain(Duration::from_secs(100)).await });
+    settle().await;
+    wire.feed(record(SessionRecord::Ack { seq: 1 }));
+    settle().await;
+    wire.make_room(1);
+    settle().await;
+    assert!(!draining.is_finished());
+    wire.feed(record(SessionRecord::Ack { seq: 2 }));
+    let began = tokio::time::Instant::now();
+    draining.await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_empty_messages_lets_other_tasks_run() {
+    let empty = |seq| Frame { payload: Message::new(), ..data(seq) };
+    let conn = start((1..=1000).map(empty).chain([data(1001)]), None);
+    let mut stream = conn.into_byte_stream().unwrap();
+    let (mut polls, mut out) = (0, [0; 10]);
+    let len = std::future::poll_fn(|cx| {
+        polls += 1;
+        futures::AsyncRead::poll_read(std::pin::Pin::new(&mut stream), cx, &mut out)
+    });
+    assert_eq!(len.await.unwrap(), 4);
+    assert!(polls > 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_spins_and_is_left_alone_leaves_the_lane_to_the_driver() {
+    let wire = Wire::new(u64::MAX);
+    let mut conn = wire.start(|options| options.polling = Polling::Busy);
+    settle().await;
+    let mut receiver = conn.take_receiver().unwrap();
+    // Found by the receiver, so that the lane forgets whom to wake.
+    wire.slip(record(SessionRecord::Ping { nonce: 1 }));
+    assert!(receiver.next().now_or_never().is_none());
+    wire.feed(record(SessionRecord::Ping { nonce: 2 }));
+    settle().await;
+    let answers = wire.records();
+    let [SessionRecord::Pong { nonce: 1 }, SessionRecord::Pong { nonce: 2 }] = answers[..] else {
+        panic!("{answers:?}")
+    };
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_without_a_bound_are_no_panic() {
+    let wire = Wire::new(1);
+    let conn = wire.start(|options| {
+        options.drain = Duration::MAX;
+        options.idle = Some(Duration::MAX);
+        options.keepalive_interval = Duration::MAX;
+        options.keepalive_timeout = Duration::MAX;
+    });
+    conn.send(&b"one"[..]).await.unwrap();
+    let waiting = conn.send(&b"two"[..]).timeout(Duration::MAX);
+    assert!(tokio::time::timeout(Duration::from_secs(1), waiting).await.is_err());
+    let draining = conn.drain(Duration::MAX);
+    assert!(tokio::time::timeout(Duration::from_secs(1), draining).await.is_err());
+    // Keepalive has a bound of its own.
+    let error = conn.closed().await;
+    assert!(matches!(error, ConnectionError::Dead { .. }), "{error}");
+
+    let wire = Wire::new(1);
+    drop(wire.start(|options| options.drain = Duration::MAX));
+    settle().await;
+    let said = wire.records();
+    assert!(matches!(said.last(), Some(SessionRecord::Close { .. })), "{said:?}");
 }

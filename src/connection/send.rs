@@ -15,6 +15,7 @@ use super::sender::{hand_over, push_out};
 use super::tracked::Ticket;
 use super::turn::{Turn, poll_turn};
 use super::wake::Locked;
+use crate::time::later;
 
 /// A send under way. [`Send::timeout`] bounds it.
 ///
@@ -147,7 +148,7 @@ impl<'a> Send<'a> {
             let reactor = &self.turn.core.reactor;
             match reactor.timer() {
                 Ok(mut timer) => {
-                    timer.reset(reactor.now() + after);
+                    timer.reset(later(reactor.now(), after));
                     self.deadline = Deadline::At(timer);
                 }
                 Err(error) => return Poll::Ready(ConnectionError::NoRuntime(error.to_string())),

@@ -3,9 +3,9 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
-use zc_core::memory::{AllocWaiter, Message, PinnedBufMut};
+use zc_core::memory::{Message, PinnedBufMut};
 use zc_core::transport::{AllocFailure, Completion, Frame, FrameKind, SendToken};
 use zc_core::wire::SessionRecord;
 
@@ -17,7 +17,7 @@ use super::permit::Permit;
 use super::polled::Polled;
 use super::send::Send;
 use super::turn::{Turn, poll_turn};
-use super::wake::{Locked, deferred};
+use super::wake::Locked;
 
 /// Sends messages. Clones share the connection and take turns: each waits in its own place.
 ///
@@ -79,17 +79,7 @@ impl Sender {
             let mut alloc = LaneAlloc::new(self.core());
             return poll_fn(|cx| alloc.poll(cx, len)).await;
         }
-        let pool = &self.core().pool;
-        if let Ok(buf) = pool.try_alloc(len) {
-            return Ok(buf);
-        }
-        let mut waiter = AllocWaiter::new();
-        let alloc = poll_fn(|cx| {
-            // Memory comes back wherever it is dropped, also inside a lane.
-            let waker = deferred(cx.waker());
-            pool.poll_alloc(len, &mut waiter, &mut Context::from_waker(&waker))
-        });
-        Ok(alloc.await?)
+        Ok(self.core().pool.alloc(len).await?)
     }
 
     /// Sends a message: ready when the lane owns it ([`Completion::Accepted`]).
@@ -217,6 +207,7 @@ pub(super) fn finish(core: &Core, tx: &mut TxState) -> Result<(), ConnectionErro
 }
 
 /// Gives the message to the lane; its number, and its token if a completion was asked for.
+#[inline]
 pub(super) fn hand_over(
     core: &Core,
     tx: &mut TxState,
@@ -247,6 +238,7 @@ pub(super) fn hand_over(
 }
 
 /// Rings the doorbell after a message was handed over.
+#[inline]
 pub(super) fn push_out(core: &Core, mut tx: Locked<'_, TxState>) -> Result<(), SendError> {
     core.flush(&mut tx).map(drop).map_err(|error| {
         let delivery = tx.delivery(tx.seq.last_sent());

@@ -6,9 +6,10 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
+use zc_core::memory::Deferral;
 use zc_core::transport::{SendReport, SendToken};
 
-use super::wake::wake;
+use super::wake::renew;
 
 /// Names a waiting future: its slot, and an id that no other ever has in that slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +80,9 @@ impl Tracked {
             self.delivered.remove(at);
         }
         if let Some(slot) = self.slots.get_mut(ticket.slot as usize)
-            && slot.take().is_some()
+            && let Some(entry) = slot.take()
         {
+            Deferral::discard(entry.waker);
             self.free.push(ticket.slot);
         }
     }
@@ -88,7 +90,7 @@ impl Tracked {
     /// Waits on with this waker.
     pub(super) fn refresh(&mut self, ticket: Ticket, waker: &Waker) {
         if let Some(Some(entry)) = self.slots.get_mut(ticket.slot as usize) {
-            entry.waker.clone_from(waker);
+            renew(&mut entry.waker, waker);
         }
     }
 
@@ -118,7 +120,7 @@ impl Tracked {
         {
             self.delivered.pop_front();
             if let Some(entry) = self.entry(ticket) {
-                wake(entry.waker.clone());
+                Deferral::wake(entry.waker.clone());
             }
         }
     }
@@ -129,13 +131,13 @@ impl Tracked {
         let Some((_, ticket)) = at.and_then(|at| self.reports.remove(at)) else { return };
         if let Some(entry) = self.entry(ticket) {
             entry.report = Some(report);
-            wake(entry.waker.clone());
+            Deferral::wake(entry.waker.clone());
         }
     }
 
     /// Everyone is to look again.
     pub(super) fn wake_all(&self) {
-        self.slots.iter().flatten().for_each(|entry| wake(entry.waker.clone()));
+        self.slots.iter().flatten().for_each(|entry| Deferral::wake(entry.waker.clone()));
     }
 
     fn entry(&mut self, ticket: Ticket) -> Option<&mut Entry> {

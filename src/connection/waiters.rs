@@ -7,9 +7,9 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use zc_core::memory::Message;
+use zc_core::memory::{Deferral, Message};
 
-use super::wake::wake;
+use super::wake::renew;
 
 /// Messages that wait in the queue after which sinks are not ready; see [`FairQueue::park`].
 pub(super) const MAX_PARKED: usize = 1024;
@@ -18,7 +18,7 @@ pub(super) const MAX_PARKED_BYTES: usize = 16 << 20;
 
 /// A place in the queue. Places are handed out in increasing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place(u64);
+pub(crate) struct Place(u64);
 
 #[derive(Debug)]
 enum Waiting {
@@ -41,19 +41,19 @@ impl Waiting {
 
 /// The queue.
 #[derive(Debug, Default)]
-pub(super) struct FairQueue {
+pub(crate) struct FairQueue {
     waiting: VecDeque<(Place, Waiting)>,
     next: u64,
     flushes: usize,
     parked: usize,
     parked_bytes: usize,
     /// Whoever waits until fewer messages are parked.
-    crowded_out: Vec<Waker>,
+    crowded_out: Vec<(Place, Waker)>,
 }
 
 impl FairQueue {
     /// True when `place` (or a newcomer, if `None`) may go now.
-    pub(super) fn may_go(&self, place: Option<Place>) -> bool {
+    pub(crate) fn may_go(&self, place: Option<Place>) -> bool {
         match (self.waiting.front(), place) {
             (None, _) => true,
             (Some((first, _)), Some(place)) => *first == place,
@@ -65,7 +65,7 @@ impl FairQueue {
         self.waiting.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
@@ -78,15 +78,20 @@ impl FairQueue {
         self.find(place).is_some()
     }
 
-    fn push(&mut self, waiting: Waiting) -> Place {
+    fn draw(&mut self) -> Place {
         let place = Place(self.next);
         self.next += 1;
+        place
+    }
+
+    fn push(&mut self, waiting: Waiting) -> Place {
+        let place = self.draw();
         self.waiting.push_back((place, waiting));
         place
     }
 
     /// Waits for its turn, or waits on with another waker. True for a newcomer.
-    pub(super) fn wait(&mut self, place: &mut Option<Place>, waker: &Waker) -> bool {
+    pub(crate) fn wait(&mut self, place: &mut Option<Place>, waker: &Waker) -> bool {
         let stays = place.is_some_and(|place| self.wait_on(place, waker));
         if !stays {
             *place = Some(self.push(Waiting::Task(waker.clone())));
@@ -104,8 +109,8 @@ impl FairQueue {
     pub(super) fn wait_on(&mut self, place: Place, waker: &Waker) -> bool {
         let Some(at) = self.find(place) else { return false };
         match &mut self.waiting[at].1 {
-            Waiting::Task(old) | Waiting::Flush(old) => old.clone_from(waker),
-            Waiting::Parked(_, old) => *old = Some(waker.clone()),
+            Waiting::Task(old) | Waiting::Flush(old) | Waiting::Parked(_, Some(old)) => renew(old, waker),
+            Waiting::Parked(_, none) => *none = Some(waker.clone()),
         }
         true
     }
@@ -125,7 +130,7 @@ impl FairQueue {
                 let first = at == 0;
                 if let Some((_, Waiting::Flush(waker))) = self.waiting.remove(at) {
                     self.flushes -= 1;
-                    wake(waker);
+                    Deferral::wake(waker);
                 }
                 if first && self.wake_first() {
                     return true;
@@ -147,15 +152,30 @@ impl FairQueue {
         Ok(self.push(Waiting::Parked(message, None)))
     }
 
-    /// Whether a message may be parked: if not, waits until some are gone.
-    pub(super) fn may_park(&mut self, waker: &Waker) -> bool {
+    /// Whether a message may be parked: if not, waits at `place`, which it is given, until some are gone.
+    pub(super) fn may_park(&mut self, place: &mut Option<Place>, waker: &Waker) -> bool {
         if !self.is_crowded() {
+            self.stay_out(place);
             return true;
         }
-        if !self.crowded_out.iter().any(|other| other.will_wake(waker)) {
-            self.crowded_out.push(waker.clone());
+        let id = *place.get_or_insert_with(|| self.draw());
+        match self.crowded_out.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, old)) => renew(old, waker),
+            None => self.crowded_out.push((id, waker.clone())),
         }
         false
+    }
+
+    /// Waits no more until it may park.
+    pub(super) fn stay_out(&mut self, place: &mut Option<Place>) {
+        let Some(id) = place.take() else { return };
+        if let Some(at) = self.crowded_out.iter().position(|(other, _)| *other == id) {
+            Deferral::discard(self.crowded_out.swap_remove(at).1);
+        }
+    }
+
+    fn admit_all(&mut self) {
+        self.crowded_out.drain(..).for_each(|(_, waker)| Deferral::wake(waker));
     }
 
     fn is_crowded(&self) -> bool {
@@ -179,11 +199,11 @@ impl FairQueue {
     pub(super) fn unpark(&mut self) -> Option<Message> {
         self.first_parked()?;
         let Some((_, Waiting::Parked(message, waker))) = self.waiting.pop_front() else { return None };
-        waker.into_iter().for_each(wake);
+        waker.into_iter().for_each(Deferral::wake);
         self.parked -= 1;
         self.parked_bytes -= message.len();
         if !self.is_crowded() {
-            self.crowded_out.drain(..).for_each(wake);
+            self.admit_all();
         }
         Some(message)
     }
@@ -191,18 +211,23 @@ impl FairQueue {
     /// Gives up a place; whoever is first now, if that changed, is woken. True if it is a parked
     /// message, which is the driver's.
     #[must_use]
-    pub(super) fn leave(&mut self, place: &mut Option<Place>) -> bool {
+    pub(crate) fn leave(&mut self, place: &mut Option<Place>) -> bool {
         let Some(at) = place.take().and_then(|place| self.find(place)) else { return false };
-        if let Some((_, Waiting::Flush(_))) = self.waiting.remove(at) {
-            self.flushes -= 1;
+        match self.waiting.remove(at) {
+            Some((_, Waiting::Task(waker))) => Deferral::discard(waker),
+            Some((_, Waiting::Flush(waker))) => {
+                self.flushes -= 1;
+                Deferral::discard(waker);
+            }
+            _ => {}
         }
         at == 0 && self.wake_first()
     }
 
     /// Wakes the first one. True if it is a parked message, which is the driver's.
-    pub(super) fn wake_first(&self) -> bool {
+    pub(crate) fn wake_first(&self) -> bool {
         match self.waiting.front() {
-            Some((_, Waiting::Task(waker) | Waiting::Flush(waker))) => wake(waker.clone()),
+            Some((_, Waiting::Task(waker) | Waiting::Flush(waker))) => Deferral::wake(waker.clone()),
             Some((_, Waiting::Parked(..))) => return true,
             None => {}
         }
@@ -210,22 +235,25 @@ impl FairQueue {
     }
 
     /// Wakes everyone; the places stay valid.
-    pub(super) fn wake_all(&mut self) {
-        self.waiting.iter().filter_map(|(_, waiting)| waiting.waker()).for_each(|waker| wake(waker.clone()));
-        self.crowded_out.drain(..).for_each(wake);
+    pub(crate) fn wake_all(&mut self) {
+        self.waiting
+            .iter()
+            .filter_map(|(_, waiting)| waiting.waker())
+            .for_each(|waker| Deferral::wake(waker.clone()));
+        self.admit_all();
     }
 
     /// Takes out all parked messages: they can't be sent any more.
     pub(super) fn drop_parked(&mut self) {
         self.waiting.retain_mut(|(_, waiting)| match waiting {
             Waiting::Parked(_, waker) => {
-                waker.take().into_iter().for_each(wake);
+                waker.take().into_iter().for_each(Deferral::wake);
                 false
             }
             _ => true,
         });
         (self.parked, self.parked_bytes) = (0, 0);
-        self.crowded_out.drain(..).for_each(wake);
+        self.admit_all();
     }
 }
 
@@ -298,20 +326,24 @@ mod tests {
         let count = Arc::new(Count::default());
         let waker = &Waker::from(count.clone());
         let mut queue = FairQueue::default();
-        while queue.may_park(waker) {
+        let (mut here, mut gone) = (None, None);
+        while queue.may_park(&mut here, waker) {
             queue.park(Message::new()).unwrap();
         }
         assert_eq!(queue.parked(), MAX_PARKED);
+        assert!(!queue.may_park(&mut gone, waker) && !queue.may_park(&mut here, waker));
+        queue.stay_out(&mut gone);
+        assert_eq!(queue.crowded_out.len(), 1, "one for each that waits, however often it asks");
         queue.unpark().unwrap();
         assert_eq!(count.take(), 1, "there is room again");
-        assert!(queue.may_park(waker));
+        assert!(queue.may_park(&mut here, waker));
         // Those who had been told that they may.
         while queue.park(Message::new()).is_ok() {}
         assert_eq!(queue.parked(), 2 * MAX_PARKED);
         queue.drop_parked();
         assert_eq!((queue.parked(), queue.len()), (0, 0));
         queue.park(vec![0; MAX_PARKED_BYTES].into()).unwrap();
-        assert!(!queue.may_park(waker));
+        assert!(!queue.may_park(&mut here, waker));
         queue.drop_parked();
         assert_eq!(count.take(), 1);
     }

@@ -1,9 +1,9 @@
-//! Wakers are called after every lock is released, and the right one is called.
+//! Wakers are called and dropped after every lock is released, and the right one is called.
 //!
-//! Two things live here. A [`Section`] surrounds each use of a lane: wake-ups that fall due inside are
-//! kept and called when the thread has left its outermost section, so that an executor that polls
+//! Two things live here. A [`Deferral`] surrounds each use of a lane: wake-ups that fall due inside are
+//! kept and called when the thread has left its outermost one, so that an executor that polls
 //! inside `wake` finds no lock held. It covers what a lane calls by itself, too, because the wakers
-//! that a lane gets are [`RxWake`] and [`TxWake`].
+//! that a lane gets are [`RxWake`] and [`TxWake`]. Nor do destructors of the application run inside.
 //!
 //! The [`Watch`] says who looks at the lane for incoming frames:
 //!
@@ -20,98 +20,60 @@
 //! side followed by a load of what the other side stores, all sequentially consistent; so at least one
 //! of the two sides sees the other, and wakes the driver.
 
-use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use futures::task::AtomicWaker;
-use parking_lot::MutexGuard;
-use smallvec::SmallVec;
+use parking_lot::{Mutex, MutexGuard};
+use zc_core::memory::Deferral;
 
 /// How long incoming frames wait at most while the application neither receives nor waits for them.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Few fall due in one section, so that keeping them costs no memory.
-type Due = SmallVec<[Waker; 8]>;
-
-thread_local! {
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
-    /// Whether anything is in `DUE`, which costs more to look at.
-    static ANY_DUE: Cell<bool> = const { Cell::new(false) };
-    static DUE: RefCell<Due> = RefCell::default();
-}
-
-/// While it lives, this thread calls no waker of a connection.
-pub(super) struct Section(std::marker::PhantomData<*const ()>);
-
-impl Section {
-    pub(super) fn enter() -> Self {
-        DEPTH.with(|depth| depth.set(depth.get() + 1));
-        Self(std::marker::PhantomData)
+/// From now on the other waker is the one to call.
+pub(crate) fn renew(old: &mut Waker, waker: &Waker) {
+    if !old.will_wake(waker) {
+        Deferral::discard(std::mem::replace(old, waker.clone()));
     }
 }
 
-impl Drop for Section {
-    fn drop(&mut self) {
-        let left = DEPTH.with(|depth| {
-            depth.set(depth.get() - 1);
-            depth.get() == 0
-        });
-        if left && ANY_DUE.get() {
-            wake_due();
+/// Runs `f` with wakers called after it, not inside.
+pub(crate) fn quietly<R>(f: impl FnOnce() -> R) -> R {
+    let _deferral = Deferral::begin();
+    f()
+}
+
+/// A place for one waker. Unlike `AtomicWaker` it never calls any by itself.
+#[derive(Default)]
+pub(super) struct Slot(Mutex<Option<Waker>>);
+
+impl Slot {
+    pub(super) fn register(&self, waker: &Waker) {
+        let mut slot = self.0.lock();
+        if slot.as_ref().is_none_or(|old| !old.will_wake(waker)) {
+            let old = slot.replace(waker.clone());
+            drop(slot);
+            old.into_iter().for_each(Deferral::discard);
         }
     }
-}
 
-/// Calls the wakers that were kept. What is woken may poll at once and enter sections of its own.
-#[cold]
-fn wake_due() {
-    ANY_DUE.set(false);
-    if let Ok(due) = DUE.try_with(RefCell::take) {
-        due.into_iter().for_each(Waker::wake);
+    pub(super) fn take(&self) -> Option<Waker> {
+        self.0.lock().take()
     }
 }
 
-/// Calls the waker, as soon as this thread is in no section.
-pub(super) fn wake(waker: Waker) {
-    if DEPTH.with(Cell::get) == 0 {
-        return waker.wake();
-    }
-    ANY_DUE.set(true);
-    let mut waker = Some(waker);
-    let kept = DUE.try_with(|due| due.borrow_mut().extend(waker.take()));
-    // A thread that is being taken down keeps nothing.
-    if let (Err(_), Some(waker)) = (kept, waker) {
-        waker.wake();
-    }
-}
-
-/// A waker for what is not a connection's own but may be called inside a [`Section`], like a pool's.
-pub(super) fn deferred(waker: &Waker) -> Waker {
-    Waker::from(Arc::new(Deferred(waker.clone())))
-}
-
-struct Deferred(Waker);
-
-impl Wake for Deferred {
-    fn wake(self: Arc<Self>) {
-        wake(self.0.clone());
-    }
-}
-
-/// A lock that is held inside a [`Section`].
+/// A lock that is held inside a [`Deferral`].
 pub(super) struct Locked<'a, T> {
     // Dropped in this order: first unlocked, then left.
     guard: MutexGuard<'a, T>,
-    _section: Section,
+    _deferral: Deferral,
 }
 
 impl<'a, T> Locked<'a, T> {
     pub(super) fn new(guard: MutexGuard<'a, T>) -> Self {
-        Self { guard, _section: Section::enter() }
+        Self { guard, _deferral: Deferral::begin() }
     }
 }
 
@@ -139,20 +101,20 @@ pub(super) struct Watch {
     look: AtomicBool,
     /// The driver looks within [`LOOK_INTERVAL`], or has been woken to see to it.
     watched: AtomicBool,
-    receiver: AtomicWaker,
-    pub(super) driver: AtomicWaker,
+    receiver: Slot,
+    pub(super) driver: Slot,
 }
 
 impl Watch {
     pub(super) fn wake_driver(&self) {
         if let Some(waker) = self.driver.take() {
-            wake(waker);
+            Deferral::wake(waker);
         }
     }
 
     pub(super) fn wake_receiver(&self) {
         if let Some(waker) = self.receiver.take() {
-            wake(waker);
+            Deferral::wake(waker);
         }
     }
 
@@ -163,7 +125,7 @@ impl Watch {
 
     /// The receiver does not wait any more.
     pub(super) fn unregister(&self) {
-        self.receiver.take();
+        self.receiver.take().into_iter().for_each(Deferral::discard);
     }
 
     /// The lane is about to be polled with our waker. Set in front, so that a waker called meanwhile counts.
@@ -256,7 +218,7 @@ impl Wake for RxWake {
         } else {
             watch.watch()
         }
-        wake(receiver);
+        Deferral::wake(receiver);
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::event::{Observer, TracingObserver};
 use crate::options::{ConnectionOptions, Deadlines};
 use crate::policy::{ENV_TRANSPORTS, Policy};
+use crate::uri::is_transport_name;
 use crate::wireup::Shared;
 
 /// Names what a [`Fabric`] uses.
@@ -124,8 +125,8 @@ impl FabricBuilder {
     /// Makes the fabric; `ZC_TRANSPORTS` overrides the policy.
     ///
     /// # Errors
-    /// `ZC_TRANSPORTS` can't be read, the authenticator's method has no proper name, there is no reactor,
-    /// or no random numbers.
+    /// `ZC_TRANSPORTS` can't be read, a transport or the authenticator's method has no proper name, there is
+    /// no reactor, or no random numbers.
     pub fn build(self) -> Result<Fabric, Error> {
         let policy = match std::env::var(ENV_TRANSPORTS) {
             Ok(value) => self.policy.with_override(&value)?,
@@ -133,6 +134,9 @@ impl FabricBuilder {
             // An override that can't be read must not be taken for none.
             Err(VarError::NotUnicode(value)) => self.policy.with_override(&value.to_string_lossy())?,
         };
+        if let Some(bad) = self.transports.iter().find(|transport| !is_transport_name(transport.name())) {
+            return Err(Error::TransportName(bad.name().to_owned()));
+        }
         if let Some(authenticator) = &self.authenticator {
             check_method(authenticator.method())?;
         }

@@ -54,10 +54,41 @@ impl Fabric {
     /// the fabric's pool; it maps nothing until the first buffer is wanted. If a transport of this fabric passes
     /// descriptors, it is memory that a peer on this host can map.
     pub fn group(&self) -> Group {
+        self.group_with(self.group_pool())
+    }
+
+    /// As [`Fabric::group`], for a hub: what one member sends is forwarded to another without a copy.
+    ///
+    /// Besides the group's memory, members whose peers are processes of this host then see what the others' peers write
+    /// for this process: everything that they send here, not only what is forwarded. Peers are not asked; admit only
+    /// such as may see all of each other's messages.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let fabric = zc::Fabric::auto()?;
+    /// let mut listener = fabric.listen("zc+mem://hub").await?;
+    /// # let (one, from_one) = tokio::try_join!(fabric.connect("zc+mem://hub"), listener.accept())?;
+    /// # let (mut other, to_other) = tokio::try_join!(fabric.connect("zc+mem://hub"), listener.accept())?;
+    /// let (mut from_one, to_other) = // accepted …
+    /// #   (from_one, to_other);
+    /// let hub = fabric.forwarding_group();
+    /// hub.admit(&from_one)?;
+    /// hub.admit(&to_other)?;
+    /// # one.send(b"news".to_vec()).await?;
+    /// let message = from_one.recv().await?.unwrap();
+    /// to_other.send(message).await?;
+    /// # assert_eq!(other.recv().await?.unwrap(), b"news"[..]);
+    /// # Ok(()) }
+    /// ```
+    pub fn forwarding_group(&self) -> Group {
+        Group { memory: MemoryGroup::forwarding(self.group_pool()) }
+    }
+
+    fn group_pool(&self) -> BufPoolBuilder {
         let shown = self.shared.transports.iter().any(|transport| transport.wants_descriptors());
         let backing = if shown { Backing::Memfd } else { Backing::Anonymous };
-        let pool = BufPool::builder().name("group").backing(backing);
-        self.group_with(pool.max_bytes(self.shared.pool.max_bytes()))
+        BufPool::builder().name("group").backing(backing).max_bytes(self.shared.pool.max_bytes())
     }
 
     /// As [`Fabric::group`], on memory described by the caller. A peer on this host can map
@@ -98,6 +129,13 @@ impl Group {
             Err(RegisterError::AlreadyMember) => Ok(()),
             done => done,
         }
+    }
+
+    /// Takes a connection out again: its later messages are copied, and its peer is shown nothing more. A peer on
+    /// this host that keeps to the protocol then lets go of the memory; one that does not can go on reading the memory
+    /// that it was shown, whatever is written there. To be sure of such a one, go on with a new group without it.
+    pub fn dismiss(&self, connection: &Connection) {
+        connection.leave_group(&self.memory);
     }
 
     /// The group as transports know it: its pool with statistics, its id, how many registered members it has.

@@ -3,25 +3,28 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use futures::future::{AbortHandle, Abortable};
+use futures::future::{AbortHandle, Abortable, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use zc_core::transport::{
-    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, Role, TaskHandle, Timer,
+    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, Role, TaskHandle, Unavailable,
 };
 use zc_core::wire::Stage;
 
 use super::crowd::{Crowd, Source};
+use super::plain::PlainStream;
 
 use crate::connection::Connection;
 use crate::error::Error;
-use crate::event::AcceptFailed;
+use crate::event::{AcceptFailed, quietly};
+use crate::pause::Pause;
 use crate::uri::Uri;
 use crate::wireup::{self, Progress, Prover, Request, Shared, Side};
 
@@ -33,8 +36,6 @@ pub const MIN_HANDSHAKE: Duration = Duration::from_millis(200);
 /// Connections that wait for [`Listener::accept`]. Further ones wait as finished handshakes, of which
 /// there are at most [`MAX_HANDSHAKES`]; from half of that on no link is accepted.
 pub const MAX_READY: usize = 64;
-/// Pause after a link could not be accepted, for instance for want of a descriptor.
-pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Links accepted in one turn before handshakes get theirs.
 const ACCEPTS_PER_TURN: usize = 32;
 
@@ -60,6 +61,72 @@ pub struct Listener {
     _task: Box<dyn TaskHandle>,
 }
 
+/// What a [`MixedListener`] accepts.
+///
+/// ```
+/// fn about(incoming: &zc::Incoming) -> String {
+///     match incoming {
+///         zc::Incoming::Connection(connection) => format!("zc over {}", connection.report().chosen()),
+///         zc::Incoming::Plain(stream) => format!("something else from {}", stream.peer().addr),
+///     }
+/// }
+/// # let _ = about;
+/// ```
+pub enum Incoming {
+    /// A peer that speaks zc.
+    Connection(Connection),
+    /// One whose first bytes are no HELLO.
+    Plain(PlainStream),
+}
+
+/// A listener that serves zc and whatever else its user speaks at one address: the first bytes tell them
+/// apart, as a rule one. A peer that speaks no zc has proved nothing, whatever the fabric's [`Authenticator`](crate::Authenticator)
+/// asks of others: that is for the protocol that it speaks. Made by [`Fabric::listen_mixed`](crate::Fabric::listen_mixed).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fabric = zc::Fabric::auto()?;
+/// let mut listener = fabric.listen_mixed("zc+mem://mixed").await?;
+/// let (client, server) = tokio::try_join!(fabric.connect("zc+mem://mixed"), listener.accept())?;
+/// assert!(matches!(server, zc::Incoming::Connection(_)));
+/// # drop(client);
+/// # Ok(()) }
+/// ```
+pub struct MixedListener(pub(super) Listener);
+
+impl MixedListener {
+    /// The next connection that is up, or link that carries something else.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::ListenerClosed`]; see [`Listener::accept`].
+    pub async fn accept(&mut self) -> Result<Incoming, Error> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    /// Like [`MixedListener::accept`], for code that polls.
+    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming, Error>> {
+        self.0.poll_incoming(cx)
+    }
+
+    /// Where it listens, with the real port.
+    pub fn local_uri(&self) -> &Uri {
+        self.0.local_uri()
+    }
+
+    /// Handshakes that failed so far; a link that carries no zc is none.
+    pub fn failed_handshakes(&self) -> u64 {
+        self.0.failed_handshakes()
+    }
+
+    /// Stops listening; see [`Listener::close`].
+    pub fn close(&mut self) {
+        self.0.close();
+    }
+}
+
 /// What the listener and its task share.
 struct Gate {
     state: Mutex<GateState>,
@@ -69,7 +136,7 @@ struct Gate {
 struct GateState {
     /// Away while the task polls it.
     links: Option<Box<dyn LinkListener>>,
-    ready: VecDeque<Connection>,
+    ready: VecDeque<Incoming>,
     /// No link is accepted any more.
     closed: bool,
     /// Nothing comes any more.
@@ -84,7 +151,8 @@ impl Listener {
         links: Box<dyn LinkListener>,
         uri: Uri,
         request: Request,
-        prover: Option<Prover>,
+        prover: Result<Prover, Unavailable>,
+        mixed: bool,
     ) -> Result<Self, Error> {
         let local = links.local();
         let no_runtime = |error: std::io::Error| Error::NoRuntime(error.to_string());
@@ -100,18 +168,18 @@ impl Listener {
             failures: AtomicU64::new(0),
         });
         let mut acceptor = Acceptor {
-            retry: shared.reactor.timer().map_err(no_runtime)?,
+            pause: Pause::new(&*shared.reactor).map_err(no_runtime)?,
             shared: shared.clone(),
             gate: gate.clone(),
             local: local.clone(),
             request: Arc::new(request),
-            prover: prover.map(Arc::new),
+            prover: Arc::new(prover),
+            mixed,
             handshakes: FuturesUnordered::new(),
             live: HashMap::new(),
             crowd: Crowd::default(),
             next: 0,
             finished: VecDeque::new(),
-            paused: false,
         };
         let task = shared.reactor.spawn(Box::pin(async move { poll_fn(|cx| acceptor.poll(cx)).await }));
         Ok(Self { uri: uri.with_addr(local), gate, _task: task.map_err(no_runtime)? })
@@ -141,8 +209,18 @@ impl Listener {
 
     /// Like [`Listener::accept`], for code that polls.
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Connection, Error>> {
+        loop {
+            match std::task::ready!(self.poll_incoming(cx))? {
+                Incoming::Connection(connection) => return Poll::Ready(Ok(connection)),
+                // The listener of a `MixedListener` is asked for zc only.
+                Incoming::Plain(stream) => drop(stream),
+            }
+        }
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming, Error>> {
         let mut state = self.gate.state.lock();
-        let Some(connection) = state.ready.pop_front() else {
+        let Some(incoming) = state.ready.pop_front() else {
             if state.done {
                 return Poll::Ready(Err(Error::ListenerClosed));
             }
@@ -155,7 +233,7 @@ impl Listener {
         if let Some(task) = task {
             task.wake();
         }
-        Poll::Ready(Ok(connection))
+        Poll::Ready(Ok(incoming))
     }
 
     /// Stops listening. Handshakes under way end in their own time, and what comes of them can still
@@ -174,6 +252,11 @@ impl Drop for Listener {
 }
 
 impl Gate {
+    /// How many there are with this one.
+    fn count_failure(&self) -> u64 {
+        self.failures.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// The address is free again when this returns, or once the task has returned the links that it has.
     fn close(&self) {
         let mut state = self.state.lock();
@@ -201,14 +284,27 @@ impl Gate {
         drop(links);
     }
 
+    /// Nothing comes any more, whatever the reason: `accept` says so after what is there.
+    fn end(&self, finished: &mut VecDeque<Incoming>) {
+        self.close();
+        let mut state = self.state.lock();
+        state.ready.append(finished);
+        state.done = true;
+        let accept = state.accept.take();
+        drop(state);
+        if let Some(accept) = accept {
+            accept.wake();
+        }
+    }
+
     /// Hands over as much as there is room for.
-    fn hand_over(&self, finished: &mut VecDeque<Connection>, done: bool) {
+    fn hand_over(&self, finished: &mut VecDeque<Incoming>, done: bool) {
         let mut state = self.state.lock();
         let before = state.ready.len();
         while state.ready.len() < MAX_READY
-            && let Some(connection) = finished.pop_front()
+            && let Some(incoming) = finished.pop_front()
         {
-            state.ready.push_back(connection);
+            state.ready.push_back(incoming);
         }
         state.done = done && finished.is_empty();
         let accept = if state.ready.len() > before || state.done { state.accept.take() } else { None };
@@ -232,22 +328,23 @@ struct Live {
 struct Full;
 
 /// Ends with the handshake's number; its outcome is `None` when it failed.
-type Handshake = BoxFuture<'static, (u64, Option<Connection>)>;
+type Handshake = BoxFuture<'static, (u64, Option<Incoming>)>;
 
 struct Acceptor {
     shared: Arc<Shared>,
     gate: Arc<Gate>,
     local: LinkAddr,
     request: Arc<Request>,
-    prover: Option<Arc<Prover>>,
+    prover: Arc<Result<Prover, Unavailable>>,
+    /// Links that carry no zc are handed out, too.
+    mixed: bool,
     handshakes: FuturesUnordered<Handshake>,
     /// Those that were not evicted.
     live: HashMap<u64, Live>,
     crowd: Crowd,
     next: u64,
-    finished: VecDeque<Connection>,
-    retry: Box<dyn Timer>,
-    paused: bool,
+    finished: VecDeque<Incoming>,
+    pause: Pause,
 }
 
 impl Acceptor {
@@ -266,9 +363,7 @@ impl Acceptor {
     /// Accepts what waits; false once the listener is closed.
     fn poll_links(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(mut links) = self.gate.take_links() else { return false };
-        let waiting = self.paused && self.retry.poll_expired(cx).is_pending();
-        if !waiting {
-            self.paused = false;
+        if !self.pause.lasts(cx) {
             self.accept_some(&mut *links, cx);
         }
         self.gate.return_links(links);
@@ -299,13 +394,30 @@ impl Acceptor {
         self.next += 1;
         let progress = Arc::<Progress>::default();
         let (peer, source) = (link.peer(), Source::of(&*link));
-        let (shared, gate) = (self.shared.clone(), self.gate.clone());
+        let (shared, gate, mixed) = (self.shared.clone(), self.gate.clone(), self.mixed);
         let (request, prover, reached) = (self.request.clone(), self.prover.clone(), progress.clone());
+        let at = peer.clone();
         let handshake = async move {
-            let side =
-                Side { role: Role::Server, request: &request, prover: prover.as_deref(), progress: &reached };
-            let count = || gate.failures.fetch_add(1, Ordering::Relaxed) + 1;
-            wireup::run(&shared, side, link, count).await.ok()
+            let plain = Mutex::new(None);
+            let side = Side {
+                role: Role::Server,
+                request: &request,
+                prover: prover.as_ref().as_ref().map_err(Unavailable::clone),
+                progress: &reached,
+                plain: mixed.then_some(&plain),
+            };
+            // What runs in it is the application's in part: a method, a transport, an observer.
+            let run = AssertUnwindSafe(wireup::run(&shared, side, link, || gate.count_failure()));
+            let up = run.catch_unwind().await.unwrap_or_else(|panic| {
+                let error = Error::Panicked { stage: reached.stage(), message: panic_message(&*panic) };
+                let failures = gate.count_failure();
+                wireup::failed(&shared, Role::Server, at, &error, failures);
+                Err(error)
+            });
+            match up {
+                Ok(connection) => Some(Incoming::Connection(connection)),
+                Err(_) => plain.into_inner().map(Incoming::Plain),
+            }
         };
         let (abort, registration) = AbortHandle::new_pair();
         let handshake = Abortable::new(handshake, registration);
@@ -326,7 +438,7 @@ impl Acceptor {
         match due.filter(|due| *due > self.shared.reactor.now()) {
             None => Ok(Some(victim)),
             Some(due) => {
-                self.wake_at(cx, due);
+                self.pause.wake_at(cx, due);
                 Err(Full)
             }
         }
@@ -341,7 +453,7 @@ impl Acceptor {
     fn evict(&mut self, victim: u64) {
         let Some(live) = self.forget(victim) else { return };
         let error = Error::Evicted { stage: live.progress.stage() };
-        let failures = self.gate.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let failures = self.gate.count_failure();
         wireup::failed(&self.shared, Role::Server, live.peer, &error, failures);
         live.abort.abort();
     }
@@ -353,9 +465,8 @@ impl Acceptor {
     }
 
     fn pause(&mut self, cx: &mut Context<'_>, error: &LinkError) {
-        self.shared
-            .observer
-            .accept_failed(&AcceptFailed { local: self.local.clone(), reason: error.to_string() });
+        let event = AcceptFailed { local: self.local.clone(), reason: error.to_string() };
+        quietly(|| self.shared.observer.accept_failed(&event));
         let now = self.shared.reactor.now();
         if is_shortage(error) {
             // Links that came to nothing must not keep the descriptors that good ones need.
@@ -366,17 +477,7 @@ impl Acceptor {
                 self.evict(victim);
             }
         }
-        self.paused = self.wake_at(cx, now + ACCEPT_RETRY);
-    }
-
-    /// False if it is time already, and the task is woken at once.
-    fn wake_at(&mut self, cx: &mut Context<'_>, at: Instant) -> bool {
-        self.retry.reset(at);
-        let later = self.retry.poll_expired(cx).is_pending();
-        if !later {
-            cx.waker().wake_by_ref();
-        }
-        later
+        self.pause.begin(cx, now);
     }
 
     fn poll_handshakes(&mut self, cx: &mut Context<'_>) {
@@ -385,6 +486,18 @@ impl Acceptor {
             self.finished.extend(outcome);
         }
     }
+}
+
+/// Also when the runtime ends, or code of the application panics where nothing catches it.
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.gate.end(&mut self.finished);
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".into())
 }
 
 /// The process or the system has no descriptor left.

@@ -1,6 +1,6 @@
 //! Memory that peers may use.
 
-use std::ops::RangeBounds;
+use std::ops::{Range, RangeBounds};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -14,7 +14,7 @@ use super::error::GrantError;
 use super::notify::{KeySink, Notification, Notifications};
 use super::state::Remote;
 use super::target::Grant;
-use crate::connection::Connection;
+use crate::connection::{Connection, quietly};
 
 /// Bytes copied at a time when memory has to be replaced.
 const REPLACE_CHUNK: usize = 4096;
@@ -63,8 +63,19 @@ pub(super) struct Shared {
     in_memfd: bool,
     pub(super) notifications: Notifications,
     ledger: CopyLedger,
-    /// What was granted on which connection.
-    grants: Mutex<Vec<(RemoteKey, Weak<Remote>)>>,
+    grants: Mutex<Grants>,
+}
+
+/// A key, and the connection that it is valid on.
+type Granted = (RemoteKey, Weak<Remote>);
+
+#[derive(Default)]
+struct Grants {
+    keys: Vec<Granted>,
+    /// Of each connection that had a key, while it lives.
+    notified: Vec<(Weak<Remote>, Arc<AtomicUsize>)>,
+    /// A peer whose grant has ended keeps the memory, and it could not be replaced yet.
+    kept: bool,
 }
 
 impl Export {
@@ -153,33 +164,12 @@ impl Export {
     ) -> Result<RemoteKey, GrantError> {
         let range = self.checked(range)?;
         let remote = connection.remote_state();
-        let notified = Arc::new(AtomicUsize::new(0));
-        // Held meanwhile, so that the memory is not replaced.
-        let mut grants = self.shared.grants.lock();
-        let key = match remote.mode() {
-            OneSided::Emulated => {
-                remote.grant(|key| Grant { export: self.shared.clone(), range, access, key, notified })
-            }
-            OneSided::Native => {
-                let export = Arc::downgrade(&self.shared);
-                let sink = Arc::new(KeySink { export, key: OnceLock::new(), of_key: notified });
-                let memory = self.shared.memory().clone();
-                let grant = RemoteGrant { memory, range, access, notify: sink.clone() };
-                // The sink knows the key before the peer can.
-                remote.grant_native(grant, &self.shared).inspect(|key| {
-                    let _ = sink.key.set(*key);
-                })
-            }
-            _ => Err(GrantError::Unsupported),
-        }?;
-        grants.retain(|(_, remote)| remote.strong_count() > 0);
-        grants.push((key, Arc::downgrade(remote)));
-        drop(grants);
+        let key = self.shared.grant(remote, access, range)?;
         connection.watch_for_requests();
         Ok(key)
     }
 
-    fn checked(&self, range: impl RangeBounds<u64>) -> Result<std::ops::Range<u64>, GrantError> {
+    fn checked(&self, range: impl RangeBounds<u64>) -> Result<Range<u64>, GrantError> {
         use std::ops::Bound::{Excluded, Included, Unbounded};
         let size = self.len();
         let start = match range.start_bound() {
@@ -202,22 +192,24 @@ impl Export {
     /// fail with [`RemoteFault::Revoked`](crate::RemoteFault::Revoked). A key that is not valid is none to revoke.
     ///
     /// Where the peer can't be kept from the memory (a shared-memory peer keeps its mapping), the export goes
-    /// on with a copy, and all keys of native connections to the old memory are revoked with this one.
+    /// on with a copy, and all keys of native connections to the old memory are revoked with this one. An operation
+    /// that was under way when this was called may then be in the copy or not, and succeeds for the peer in either
+    /// case: where that matters, let the peer say that it is done before its key is revoked.
+    ///
+    /// Notifications that came before are kept, as far as there was room for them (see [`Export::notified`]).
     ///
     /// # Errors
-    /// There is no memory for that copy: the peer can still touch the export's.
+    /// There is no memory for that copy: the peer can still touch the export's. Revoking again, this key or any
+    /// other, tries again.
     pub fn revoke(&self, key: &RemoteKey) -> Result<(), RegionError> {
-        let mut grants = self.shared.grants.lock();
-        let found = grants.iter().position(|(granted, _)| granted == key).map(|at| grants.swap_remove(at));
-        drop(grants);
-        match found.and_then(|(key, remote)| Some(remote.upgrade()?.revoke(&key))) {
-            Some(Revoked::Retired) => self.shared.replace(),
-            Some(Revoked::Done) | None => Ok(()),
-        }
+        self.shared.revoke(key)
     }
 
     /// The next notification of a peer, in the order of their arrival. Cancel-safe; several tasks may wait. It
     /// waits as long as none comes, also when no key is valid any more.
+    ///
+    /// [`MAX_NOTIFICATIONS_PER_CONNECTION`](crate::MAX_NOTIFICATIONS_PER_CONNECTION) of a connection wait here; a native
+    /// lane may keep some more, which are lost if the key or the connection ends before there is room.
     pub async fn notified(&self) -> Notification {
         self.shared.notifications.next().await
     }
@@ -236,16 +228,8 @@ impl Export {
 #[cfg(test)]
 impl Export {
     /// A grant without a connection around it.
-    pub(super) fn granted_to(
-        &self,
-        remote: &Arc<Remote>,
-        access: Access,
-        range: std::ops::Range<u64>,
-    ) -> RemoteKey {
-        let notified = Arc::new(AtomicUsize::new(0));
-        let grant = |key| Grant { export: self.shared.clone(), range, access, key, notified };
-        let Ok(key) = remote.grant(grant) else { panic!("it is not granted") };
-        self.shared.grants.lock().push((key, Arc::downgrade(remote)));
+    pub(super) fn granted_to(&self, remote: &Arc<Remote>, access: Access, range: Range<u64>) -> RemoteKey {
+        let Ok(key) = self.shared.grant(remote, access, range) else { panic!("it is not granted") };
         key
     }
 }
@@ -258,13 +242,9 @@ impl std::fmt::Debug for Export {
 
 impl Drop for Export {
     fn drop(&mut self) {
-        let grants = std::mem::take(&mut *self.shared.grants.lock());
-        for (key, remote) in grants {
-            if let Some(remote) = remote.upgrade() {
-                // What is retired is the lane's alone now.
-                let _ = remote.revoke(&key);
-            }
-        }
+        let granted = std::mem::take(&mut self.shared.grants.lock().keys);
+        // What is retired is the lane's alone now.
+        revoke_all(granted);
     }
 }
 
@@ -274,12 +254,58 @@ impl Shared {
         self.memory.read()
     }
 
-    /// Goes on with a copy, to which no peer has access but through our session layer.
-    pub(super) fn replace(&self) -> Result<(), RegionError> {
-        let mut grants = self.grants.lock();
-        let mut memory = self.memory.write();
-        let len = memory.len();
+    fn grant(
+        self: &Arc<Self>,
+        remote: &Arc<Remote>,
+        access: Access,
+        range: Range<u64>,
+    ) -> Result<RemoteKey, GrantError> {
+        // Wakers are called after the lock, which is held meanwhile so that the memory is not replaced.
+        quietly(|| {
+            let mut grants = self.grants.lock();
+            let notified = grants.notified(remote);
+            let key = match remote.mode() {
+                OneSided::Emulated => {
+                    remote.grant(|key| Grant { export: self.clone(), range, access, key, notified })
+                }
+                OneSided::Native => {
+                    let export = Arc::downgrade(self);
+                    let sink = Arc::new(KeySink { export, key: OnceLock::new(), of_connection: notified });
+                    let memory = self.memory().clone();
+                    let grant = RemoteGrant { memory, range, access, notify: sink.clone() };
+                    // The sink knows the key before the peer can.
+                    remote.grant_native(grant, self).inspect(|key| {
+                        let _ = sink.key.set(*key);
+                    })
+                }
+                _ => Err(GrantError::Unsupported),
+            }?;
+            grants.keys.push((key, Arc::downgrade(remote)));
+            Ok(key)
+        })
+    }
+
+    /// Under one lock until the memory is replaced, if it has to be: whoever finds the key gone can rely on it.
+    pub(super) fn revoke(&self, key: &RemoteKey) -> Result<(), RegionError> {
+        quietly(|| {
+            let mut grants = self.grants.lock();
+            let found = grants.keys.iter().position(|(granted, _)| granted == key);
+            let remote = found.and_then(|at| grants.keys.swap_remove(at).1.upgrade());
+            grants.kept |= remote.is_some_and(|remote| remote.revoke(key) == Revoked::Retired);
+            if grants.kept { self.replace(&mut grants) } else { Ok(()) }
+        })
+    }
+
+    /// Goes on with a copy, to which no peer has access but through our session layer. Nobody grants meanwhile.
+    fn replace(&self, grants: &mut Grants) -> Result<(), RegionError> {
+        let len = self.memory().len();
         let fresh = self::memory(usize::try_from(len).unwrap_or(usize::MAX), self.in_memfd)?;
+        // Before it is copied: what peers are told is done afterwards would not be in the copy.
+        let is_stale = |remote: &Weak<Remote>| {
+            remote.upgrade().is_none_or(|remote| matches!(remote.mode(), OneSided::Native))
+        };
+        revoke_all(grants.keys.extract_if(.., |(_, remote)| is_stale(remote)));
+        let mut memory = self.memory.write();
         let mut chunk = [0; REPLACE_CHUNK];
         for at in (0..len).step_by(REPLACE_CHUNK) {
             let part = REPLACE_CHUNK.min((len - at) as usize);
@@ -288,25 +314,39 @@ impl Shared {
             let _ = fresh.write(at, &chunk[..part], &self.ledger);
         }
         *memory = fresh;
-        drop(memory);
-        let is_stale = |remote: &Weak<Remote>| {
-            remote.upgrade().is_none_or(|remote| matches!(remote.mode(), OneSided::Native))
-        };
-        let stale: Vec<_> = grants.extract_if(.., |(_, remote)| is_stale(remote)).collect();
-        drop(grants);
-        for (key, remote) in stale {
-            if let Some(remote) = remote.upgrade() {
-                let _ = remote.revoke(&key);
-            }
-        }
+        grants.kept = false;
         Ok(())
+    }
+}
+
+impl Grants {
+    /// How many notifications of this connection wait, whatever its keys.
+    fn notified(&mut self, remote: &Arc<Remote>) -> Arc<AtomicUsize> {
+        self.keys.retain(|(_, remote)| remote.strong_count() > 0);
+        self.notified.retain(|(remote, _)| remote.strong_count() > 0);
+        let known = self.notified.iter().find(|(other, _)| std::ptr::eq(other.as_ptr(), Arc::as_ptr(remote)));
+        if let Some((_, count)) = known {
+            return count.clone();
+        }
+        let count = Arc::new(AtomicUsize::new(0));
+        self.notified.push((Arc::downgrade(remote), count.clone()));
+        count
+    }
+}
+
+fn revoke_all(granted: impl IntoIterator<Item = Granted>) {
+    for (key, remote) in granted {
+        if let Some(remote) = remote.upgrade() {
+            remote.revoke(&key);
+        }
     }
 }
 
 fn memory(len: usize, in_memfd: bool) -> Result<ExportMemory, RegionError> {
     let builder = Region::builder(len).name("export");
     let builder = match in_memfd {
-        true => builder.backing(Backing::Memfd).sealing(Sealing::AnyoneWrites),
+        // Prefaulted: a page that a peer touches and that can't be made would end its process.
+        true => builder.backing(Backing::Memfd).sealing(Sealing::AnyoneWrites).prefault(true),
         false => builder,
     };
     ExportMemory::new(builder, len)

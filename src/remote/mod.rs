@@ -29,7 +29,7 @@ mod window;
 
 pub use self::error::{GrantError, RemoteError, RemoteFault};
 pub use self::export::Export;
-pub use self::notify::{MAX_NOTIFICATIONS, MAX_NOTIFICATIONS_PER_KEY, Notification};
+pub use self::notify::{MAX_NOTIFICATIONS, MAX_NOTIFICATIONS_PER_CONNECTION, Notification};
 pub use self::target::MAX_GRANTS;
 
 pub(crate) use self::state::Remote;

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use zc_core::memory::{BufPool, CopyLedger, Message};
+use zc_core::memory::{BufPool, CopyLedger, Deferral, Message};
 use zc_core::transport::{
     Batch, LaneError, LaneRemote, OneSided, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp, RemoteToken,
     Revoked, SendToken,
@@ -17,7 +17,7 @@ use super::error::GrantError;
 use super::export::Shared;
 use super::target::{Grant, MAX_GRANTS, Target};
 use super::window::{Expected, Operation, Window};
-use crate::connection::quietly;
+use crate::connection::{Place, quietly};
 
 pub(crate) struct Remote {
     mode: OneSided,
@@ -43,6 +43,8 @@ struct Native {
     lane: Box<dyn LaneRemote>,
     under_way: Vec<(RemoteToken, Arc<Operation>)>,
     granted: Vec<(RemoteKey, Weak<Shared>)>,
+    /// Nothing more is granted.
+    over: bool,
     batch: Batch<RemoteCompletion>,
 }
 
@@ -54,7 +56,13 @@ impl Remote {
         ledger: Arc<CopyLedger>,
         driver: Waker,
     ) -> Arc<Self> {
-        let native = |lane| Native { lane, under_way: Vec::new(), granted: Vec::new(), batch: Batch::new() };
+        let native = |lane| Native {
+            lane,
+            under_way: Vec::new(),
+            granted: Vec::new(),
+            over: false,
+            batch: Batch::new(),
+        };
         Arc::new(Self {
             mode,
             pool,
@@ -79,7 +87,13 @@ impl Remote {
         self.granted.load(Relaxed) > 0
     }
 
-    /// Requests of either side so far: a connection that has some is not idle.
+    /// Whether the peer can use memory of ours without our seeing it: then the connection may not be idle.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.mode == OneSided::Native
+            && self.native.lock().as_ref().is_some_and(|native| !native.granted.is_empty())
+    }
+
+    /// Requests of either side that were seen so far: a connection that has some is not idle.
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
     }
@@ -100,7 +114,7 @@ impl Remote {
     ) -> Result<RemoteKey, GrantError> {
         quietly(|| {
             let mut native = self.native.lock();
-            let native = native.as_mut().ok_or(GrantError::Ended)?;
+            let native = native.as_mut().filter(|native| !native.over).ok_or(GrantError::Ended)?;
             if native.granted.len() >= MAX_GRANTS {
                 return Err(GrantError::TooMany { max: MAX_GRANTS });
             }
@@ -115,7 +129,7 @@ impl Remote {
         if self.mode == OneSided::Native {
             return quietly(|| match &mut *self.native.lock() {
                 Some(native) => native.revoke(key),
-                // Settled when the connection ended.
+                // `settle` has ended all grants.
                 None => Revoked::Done,
             });
         }
@@ -206,7 +220,7 @@ impl Remote {
         target.reported(token);
         if target.is_waiting() {
             drop(target);
-            crate::connection::wake_later(self.driver.clone());
+            Deferral::wake(self.driver.clone());
         }
     }
 
@@ -216,7 +230,7 @@ impl Remote {
 
     // Our own requests. The caller holds the sending half.
 
-    pub(crate) fn may_begin(&self, place: Option<u64>) -> bool {
+    pub(crate) fn may_begin(&self, place: Option<Place>) -> bool {
         self.window.lock().may_begin(place)
     }
 
@@ -231,14 +245,14 @@ impl Remote {
         self.asking.store(true, Relaxed);
     }
 
-    pub(crate) fn wait(&self, place: &mut Option<u64>, waker: &Waker) {
+    pub(crate) fn wait(&self, place: &mut Option<Place>, waker: &Waker) {
         let mut window = self.window.lock();
         window.wait(place, waker);
         self.asking.store(true, Relaxed);
     }
 
-    /// The caller holds the sending half, or has no place.
-    pub(crate) fn leave(&self, place: &mut Option<u64>) {
+    /// Gives a place up. The caller then sees whether anybody is still in need (`Core::rest`).
+    pub(crate) fn leave(&self, place: &mut Option<Place>) {
         if place.is_some() {
             let mut window = self.window.lock();
             window.leave(place);
@@ -311,19 +325,28 @@ impl Remote {
         }
     }
 
-    /// The connection's task has ended: takes back what the lane itself had granted, and lets go of it. Memory
-    /// is copied where a peer could keep it, so no lock is held.
+    /// The connection's task has ended: takes back what the lane itself had granted, and lets go of it. Memory is
+    /// copied where a peer could keep it, so the lane's lock is only held for one key at a time.
     pub(crate) fn settle(&self) {
-        let Some(mut native) = quietly(|| self.native.lock().take()) else { return };
-        let granted = std::mem::take(&mut native.granted);
-        for (key, export) in granted {
-            let revoked = native.lane.revoke(&key);
-            if let (Revoked::Retired, Some(export)) = (revoked, export.upgrade())
-                && let Err(error) = export.replace()
+        while let Some((key, export)) = self.last_granted() {
+            // As the owner would, who may be about to: whoever is second finds that it is done.
+            if let Some(export) = export.upgrade()
+                && let Err(error) = export.revoke(&key)
             {
                 tracing::error!(%error, "no memory for a copy of an export: a peer that is gone may still write it");
             }
+            // The export is gone, or it knows the key no more.
+            self.revoke(&key);
         }
+        let native = self.native.lock().take();
+        drop(native);
+    }
+
+    fn last_granted(&self) -> Option<(RemoteKey, Weak<Shared>)> {
+        let mut native = self.native.lock();
+        let native = native.as_mut()?;
+        native.over = true;
+        native.granted.last().cloned()
     }
 }
 

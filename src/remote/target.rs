@@ -20,6 +20,7 @@ use zc_core::wire::{
 
 use super::error::GrantError;
 use super::export::Shared;
+use crate::connection::control_bytes;
 
 /// Grants of one connection.
 pub const MAX_GRANTS: usize = 1024;
@@ -32,7 +33,7 @@ pub(super) struct Grant {
     pub(super) range: Range<u64>,
     pub(super) access: Access,
     pub(super) key: RemoteKey,
-    /// Notifications that wait.
+    /// Notifications of this connection that wait.
     pub(super) notified: Arc<AtomicUsize>,
 }
 
@@ -51,7 +52,8 @@ pub(super) struct Target {
     over: bool,
 }
 
-/// What is dropped once no lock is held.
+/// What is dropped after this table's lock is released. The connection's own are held by then: nothing of it is the
+/// application's, and memory that goes back wakes nobody before they are released.
 pub(super) type Leftovers = (HashMap<WireKey, Grant>, VecDeque<(RemoteRequest, Message)>, VecDeque<Message>);
 
 impl Target {
@@ -191,7 +193,7 @@ impl Target {
                 let _ = grant.export.memory().read(at, out, ledger);
             }
         };
-        let answer = filled(&front, len as usize, pool, fill);
+        let answer = control_bytes(pool, &front, len as usize, fill);
         self.out.push_back(answer);
     }
 }
@@ -246,22 +248,4 @@ fn front_of(answer: &RemoteAnswer) -> SmallVec<[u8; REMOTE_ANSWER_BYTES]> {
     let mut front = SmallVec::new();
     answer.encode(&mut front);
     front
-}
-
-/// A record with room for `len` bytes, which `fill` fills. A full pool must not silence the session layer.
-fn filled(front: &[u8], len: usize, pool: &BufPool, fill: impl FnOnce(&mut [u8])) -> Message {
-    match pool.try_alloc(front.len() + len) {
-        Ok(mut buf) => {
-            buf.put_slice(front);
-            fill(&mut buf.unfilled_mut()[..len]);
-            buf.advance(len);
-            buf.into()
-        }
-        Err(_) => {
-            let mut bytes = Vec::from(front);
-            bytes.resize(front.len() + len, 0);
-            fill(&mut bytes[front.len()..]);
-            bytes.into()
-        }
-    }
 }

@@ -1,11 +1,18 @@
 //! Records of any kind and order, against a model that knows what may change.
 
-use std::sync::Arc;
-use std::task::Waker;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use zc_core::memory::{BufPool, CopyLedger, Message};
-use zc_core::transport::{Access, OneSided, SendToken};
-use zc_core::wire::{MAX_REMOTE_RECORDS, REMOTE_ANSWER_BYTES, RemoteAction, RemoteRequest};
+use parking_lot::Mutex;
+use zc_core::memory::{BufPool, CopyLedger, CopyPlace, ExportMemory, Message};
+use zc_core::transport::{
+    Access, Batch, LaneError, LaneRemote, OneSided, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp,
+    RemoteToken, Revoked, SendToken,
+};
+use zc_core::wire::{
+    MAX_REMOTE_RECORDS, REMOTE_ANSWER_BYTES, RemoteAction, RemoteAnswer, RemoteRequest, RemoteStatus,
+};
 
 use super::export::Export;
 use super::state::Remote;
@@ -159,4 +166,128 @@ fn fuzz_remote_answers_never_harm() {
             assert!(stand.open <= 1 && stand.done <= 1);
         }
     }
+}
+
+#[test]
+fn an_answer_with_the_highest_number_is_an_error() {
+    let remote = remote();
+    let asked: [Arc<Operation>; 2] = Default::default();
+    asked.iter().for_each(|operation| remote.begun(operation, Expected::Nothing));
+    let mut record = Vec::new();
+    RemoteAnswer { id: u64::MAX, status: RemoteStatus::Done, len: 0, value: 0 }.encode(&mut record);
+    let error = remote.arrived(record.into()).unwrap_err();
+    assert!(error.contains("out of order"), "{error}");
+}
+
+/// A lane that can't take memory back. While it is asked to for the first time, something else happens.
+struct Keeps {
+    granted: Arc<Mutex<Vec<ExportMemory>>>,
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl LaneRemote for Keeps {
+    fn grant(&mut self, grant: RemoteGrant) -> Result<RemoteKey, LaneError> {
+        let mut granted = self.granted.lock();
+        granted.push(grant.memory);
+        Ok(RemoteKey::from_bytes(&granted.len().to_le_bytes()).unwrap())
+    }
+    fn revoke(&mut self, _: &RemoteKey) -> Revoked {
+        self.meanwhile.take().into_iter().for_each(|meanwhile| meanwhile());
+        Revoked::Retired
+    }
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        Poll::Ready(Err(LaneError::Closed))
+    }
+    fn start(&mut self, _: &RemoteKey, _: u64, _: RemoteOp) -> Result<RemoteToken, LaneError> {
+        Err(LaneError::Closed)
+    }
+    fn poll_completions(
+        &mut self,
+        _: &mut Context<'_>,
+        _: &mut Batch<RemoteCompletion>,
+    ) -> Poll<Result<(), LaneError>> {
+        Poll::Pending
+    }
+}
+
+/// Whether what the peer has kept is still the export's.
+fn is_shared(kept: &ExportMemory, export: &Export) -> bool {
+    kept.store_u64(0, export.load_u64(0).unwrap() + 1).unwrap();
+    kept.load_u64(0).unwrap() == export.load_u64(0).unwrap()
+}
+
+#[test]
+fn revoking_while_the_connection_ends_waits_until_the_memory_is_replaced() {
+    let export = Arc::new(Export::new(SIZE as usize, false).unwrap());
+    let granted = Arc::new(Mutex::new(Vec::<ExportMemory>::new()));
+    let keys = Arc::new(Mutex::new(Vec::new()));
+    let (told, revoked) = mpsc::channel();
+    let meanwhile = {
+        let (export, granted, keys) = (export.clone(), granted.clone(), keys.clone());
+        move || {
+            let (started, begun) = mpsc::channel();
+            for key in std::mem::take(&mut *keys.lock()) {
+                let (export, kept, told) = (export.clone(), granted.lock()[0].clone(), told.clone());
+                let started = started.clone();
+                std::thread::spawn(move || {
+                    started.send(()).unwrap();
+                    export.revoke(&key).unwrap();
+                    told.send(is_shared(&kept, &export)).unwrap();
+                });
+                begun.recv().unwrap();
+            }
+            // Time for it to be wrong.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let lane = Keeps { granted: granted.clone(), meanwhile: Some(Box::new(meanwhile)) };
+    let pool = BufPool::builder().max_bytes(1 << 20).build();
+    let ledger = Arc::new(CopyLedger::new());
+    let remote = Remote::new(OneSided::Native, Some(Box::new(lane)), pool, ledger, Waker::noop().clone());
+    *keys.lock() = (0..3).map(|_| export.granted_to(&remote, Access::ALL, 0..SIZE)).collect();
+    remote.settle();
+    for _ in 0..3 {
+        assert!(!revoked.recv_timeout(Duration::from_secs(60)).unwrap(), "the peer still has it");
+    }
+    assert_eq!(export.ledger().copied_at(CopyPlace::Remote), 2 * SIZE, "one copy for all keys");
+}
+
+/// A lane whose peer begins an operation whenever one of its keys is about to go.
+struct Hasty(Arc<Mutex<Vec<ExportMemory>>>);
+
+impl LaneRemote for Hasty {
+    fn grant(&mut self, grant: RemoteGrant) -> Result<RemoteKey, LaneError> {
+        let mut granted = self.0.lock();
+        granted.push(grant.memory);
+        Ok(RemoteKey::from_bytes(&granted.len().to_le_bytes()).unwrap())
+    }
+    fn revoke(&mut self, _: &RemoteKey) -> Revoked {
+        self.0.lock()[0].fetch_add(0, 1).unwrap();
+        Revoked::Retired
+    }
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        Poll::Ready(Err(LaneError::Closed))
+    }
+    fn start(&mut self, _: &RemoteKey, _: u64, _: RemoteOp) -> Result<RemoteToken, LaneError> {
+        Err(LaneError::Closed)
+    }
+    fn poll_completions(
+        &mut self,
+        _: &mut Context<'_>,
+        _: &mut Batch<RemoteCompletion>,
+    ) -> Poll<Result<(), LaneError>> {
+        Poll::Pending
+    }
+}
+
+#[test]
+fn what_is_done_before_a_key_is_revoked_is_in_the_copy() {
+    let export = Export::new(SIZE as usize, false).unwrap();
+    let pool = BufPool::builder().max_bytes(1 << 20).build();
+    let ledger = Arc::new(CopyLedger::new());
+    let lane = Box::new(Hasty(Arc::default()));
+    let remote = Remote::new(OneSided::Native, Some(lane), pool, ledger, Waker::noop().clone());
+    let keys: Vec<_> = (0..3).map(|_| export.granted_to(&remote, Access::ALL, 0..SIZE)).collect();
+    export.revoke(&keys[1]).unwrap();
+    assert_eq!(export.load_u64(0).unwrap(), 3, "of all keys that ended with this one");
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use parking_lot::Mutex;
-use zc_core::memory::{BufPool, CopyLedger, Message};
+use zc_core::memory::{BufPool, CopyLedger, Deferral, Message};
 use zc_core::wire::{MAX_REMOTE_RECORDS, RemoteAnswer, RemoteStatus};
 
 use super::error::RemoteFault;
-use crate::connection::wake_later;
+use crate::connection::{FairQueue, Place, quietly, renew};
 
 /// What an answer must carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,11 +59,10 @@ impl Operation {
 
     /// Waits on with this waker.
     pub(crate) fn register(&self, waker: &Waker) {
-        let mut state = self.0.lock();
-        match &mut state.waker {
-            Some(old) => old.clone_from(waker),
+        quietly(|| match &mut self.0.lock().waker {
+            Some(old) => renew(old, waker),
             none => *none = Some(waker.clone()),
-        }
+        });
     }
 
     /// What was read, and what a word was.
@@ -74,11 +73,10 @@ impl Operation {
 
     /// Its future is gone: what still comes is dropped.
     pub(crate) fn abandon(&self) {
-        let dropped = {
-            let mut state = self.0.lock();
-            state.abandoned = true;
-            (state.waker.take(), std::mem::take(&mut state.read))
-        };
+        let mut state = self.0.lock();
+        state.abandoned = true;
+        let dropped = (state.waker.take(), std::mem::take(&mut state.read));
+        drop(state);
         drop(dropped);
     }
 
@@ -111,12 +109,12 @@ impl Operation {
         }
         let waker = state.waker.take();
         drop(state);
-        waker.into_iter().for_each(wake_later);
+        waker.into_iter().for_each(Deferral::wake);
     }
 
     pub(super) fn wake(&self) {
         let waker = self.0.lock().waker.take();
-        waker.into_iter().for_each(wake_later);
+        waker.into_iter().for_each(Deferral::wake);
     }
 }
 
@@ -143,16 +141,14 @@ pub(super) struct Window {
     /// The number of the last request.
     last: u64,
     pending: VecDeque<Pending>,
-    waiting: VecDeque<(u64, Waker)>,
-    next_place: u64,
+    waiting: FairQueue,
     over: bool,
 }
 
 impl Window {
     /// Whether the one at `place`, or a newcomer, may send a request now.
-    pub(super) fn may_begin(&self, place: Option<u64>) -> bool {
-        let first = self.waiting.front().map(|(first, _)| *first);
-        self.pending.len() < MAX_REMOTE_RECORDS && (first.is_none() || first == place)
+    pub(super) fn may_begin(&self, place: Option<Place>) -> bool {
+        self.pending.len() < MAX_REMOTE_RECORDS && self.waiting.may_go(place)
     }
 
     /// The number of the next request.
@@ -168,34 +164,18 @@ impl Window {
     }
 
     /// Waits for a place, or waits on with another waker.
-    pub(super) fn wait(&mut self, place: &mut Option<u64>, waker: &Waker) {
-        if let Some(at) = place.and_then(|place| self.find(place)) {
-            self.waiting[at].1.clone_from(waker);
-            return;
-        }
-        self.next_place += 1;
-        self.waiting.push_back((self.next_place, waker.clone()));
-        *place = Some(self.next_place);
-    }
-
-    fn find(&self, place: u64) -> Option<usize> {
-        self.waiting.binary_search_by_key(&place, |(place, _)| *place).ok()
+    pub(super) fn wait(&mut self, place: &mut Option<Place>, waker: &Waker) {
+        self.waiting.wait(place, waker);
     }
 
     /// Gives a place up; whoever is first now may go.
-    pub(super) fn leave(&mut self, place: &mut Option<u64>) {
-        if let Some(at) = place.take().and_then(|place| self.find(place)) {
-            let waker = self.waiting.remove(at);
-            drop(waker);
-            self.wake_first();
-        }
+    pub(super) fn leave(&mut self, place: &mut Option<Place>) {
+        let _nothing_is_parked_here = self.waiting.leave(place);
     }
 
     pub(super) fn wake_first(&self) {
-        if self.pending.len() < MAX_REMOTE_RECORDS
-            && let Some((_, waker)) = self.waiting.front()
-        {
-            wake_later(waker.clone());
+        if self.pending.len() < MAX_REMOTE_RECORDS {
+            self.waiting.wake_first();
         }
     }
 
@@ -213,7 +193,7 @@ impl Window {
             return Ok(None);
         }
         let Some(pending) = self.pending.pop_front() else { return Err("an answer to no remote request") };
-        if answer.id + self.pending.len() as u64 != self.last {
+        if answer.id.checked_add(self.pending.len() as u64) != Some(self.last) {
             return Err("a remote answer out of order");
         }
         let fits = match (answer.status, pending.expected) {
@@ -235,8 +215,6 @@ impl Window {
         for pending in self.pending.drain(..) {
             pending.operation.wake();
         }
-        for (_, waker) in self.waiting.drain(..) {
-            wake_later(waker);
-        }
+        self.waiting.wake_all();
     }
 }

@@ -207,3 +207,20 @@ fn a_run_over_memory_repeats_itself() {
     }
     assert_ne!(one, other, "another seed is another run");
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_time_of_a_plan_is_too_long() {
+    let never = Duration::MAX;
+    let plan = || FaultPlan::new(1);
+    for (plan, arrives) in [
+        (plan().delay(never, never), false),
+        (plan().stall_sending(1, never), false),
+        (plan().stall_receiving(1, never), false),
+        (plan().room(1, never), false),
+        (plan().late_reports(never), true),
+    ] {
+        let (client, mut server, _) = faulty(plan.clone()).await;
+        let both = async { tokio::join!(numbered(&client, 2), expect(&mut server, 2)) };
+        assert_eq!(tokio::time::timeout(HOUR, both).await.is_ok(), arrives, "{plan:?}");
+    }
+}

@@ -262,6 +262,10 @@ impl LaneTx for TraceTx {
     fn join_group(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
         self.inner.join_group(group)
     }
+
+    fn leave_group(&mut self, group: &MemoryGroup) {
+        self.inner.leave_group(group);
+    }
 }
 
 struct TraceRx {
@@ -291,5 +295,9 @@ impl LaneRx for TraceRx {
             self.pen.received(found, out);
         }
         found.transpose()
+    }
+
+    fn stop(&mut self) {
+        self.inner.stop();
     }
 }

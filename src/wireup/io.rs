@@ -10,6 +10,7 @@ use zc_core::transport::{ControlLink, LinkError, Reactor};
 use zc_core::wire::{CONTROL_HEADER_BYTES, ControlDecoder, ControlMessage, MAX_CONTROL, Stage, WireError};
 
 use crate::error::Error;
+use crate::time::later;
 
 /// Runs a future for at most `limit`.
 pub(crate) async fn deadline<T>(
@@ -19,7 +20,7 @@ pub(crate) async fn deadline<T>(
     future: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     let mut timer = reactor.timer().map_err(|error| Error::NoRuntime(error.to_string()))?;
-    timer.reset(reactor.now() + limit);
+    timer.reset(later(reactor.now(), limit));
     let mut future = pin!(future);
     poll_fn(|cx| {
         if let Poll::Ready(done) = future.as_mut().poll(cx) {
@@ -159,6 +160,14 @@ impl LinkIo {
     pub(super) fn take(&mut self) -> Vec<u8> {
         self.filled = 0;
         std::mem::take(&mut self.partial)
+    }
+
+    /// What was read of the current message.
+    pub(super) fn take_filled(&mut self) -> Vec<u8> {
+        let filled = self.filled;
+        let mut bytes = self.take();
+        bytes.truncate(filled);
+        bytes
     }
 
     /// Bytes of the current message, read up to `want`; they stay until [`LinkIo::take`].

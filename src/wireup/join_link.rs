@@ -14,9 +14,10 @@ use std::task::{Context, Poll, Waker, ready};
 
 use parking_lot::Mutex;
 use zc_core::transport::{ControlLink, LinkAddr, PeerCred};
-use zc_core::wire::{ControlMessage, MAX_JOIN_MESSAGES, WireError};
+use zc_core::wire::ControlMessage;
 
 use super::io::{IoFault, LinkIo};
+use super::machine::Machine;
 
 /// Most bytes of the transport in one JOIN.
 const MAX_CHUNK: usize = 32 * 1024;
@@ -73,17 +74,16 @@ impl Ways {
 struct Core {
     /// `None` once the wire-up has taken them back.
     ways: Option<Ways>,
-    index: u8,
+    /// It knows which JOINs are in order, and how many there may be.
+    machine: Machine,
     /// Descriptors may travel to this peer.
     descriptors: bool,
-    sent: u16,
-    received: u16,
     incoming: VecDeque<u8>,
     /// An empty JOIN came: the next byte carries descriptors.
     descriptors_next: bool,
     /// We announced descriptors and have not sent them yet.
     announced: bool,
-    /// The first message that is no JOIN: the peer has spoken about this lane.
+    /// The first message that is no JOIN, followed by the machine: the peer has spoken about this lane.
     spoken: Option<ControlMessage>,
     /// The link broke, or the peer broke the protocol.
     fault: Option<IoFault>,
@@ -134,33 +134,21 @@ impl Core {
     }
 
     fn take(&mut self, message: ControlMessage) -> Result<bool, IoFault> {
-        let ControlMessage::Join { index, bytes } = message else {
+        self.machine.handle(&message).map_err(IoFault::Wire)?;
+        let ControlMessage::Join { bytes, .. } = message else {
             self.spoken = Some(message);
             return Ok(false);
         };
-        if index != self.index {
-            return Err(IoFault::Wire(WireError::BadValue { field: "join index" }));
-        }
-        self.received += 1;
-        if self.received > MAX_JOIN_MESSAGES {
-            let (len, max) = (self.received.into(), MAX_JOIN_MESSAGES.into());
-            return Err(IoFault::Wire(WireError::TooLong { field: "join messages", len, max }));
-        }
         self.descriptors_next = bytes.is_empty();
         self.incoming.extend(bytes);
         Ok(true)
     }
 
     fn push_join(&mut self, bytes: Vec<u8>) -> io::Result<()> {
-        if self.sent == MAX_JOIN_MESSAGES {
-            return Err(invalid("too many messages of one join"));
-        }
-        self.sent += 1;
-        let mut encoded = Vec::new();
-        ControlMessage::Join { index: self.index, bytes }
-            .encode(&mut encoded)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        self.ways()?.io.push(encoded);
+        // The link is of no use any more once the ways are back.
+        let io = &mut self.ways.as_mut().ok_or(io::ErrorKind::NotConnected)?.io;
+        self.machine.send_join(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        io.push(self.machine.take_output());
         Ok(())
     }
 
@@ -220,13 +208,11 @@ impl Core {
 pub(super) struct Joining(Arc<Mutex<Core>>);
 
 impl Joining {
-    pub(super) fn new(ways: Ways, index: u8, descriptors: bool) -> Self {
+    pub(super) fn new(ways: Ways, machine: Machine, descriptors: bool) -> Self {
         Self(Arc::new(Mutex::new(Core {
             ways: Some(ways),
-            index,
+            machine,
             descriptors,
-            sent: 0,
-            received: 0,
             incoming: VecDeque::new(),
             descriptors_next: false,
             announced: false,
@@ -245,13 +231,13 @@ impl Joining {
     /// read: what comes is read ahead of it, up to [`READ_AHEAD`].
     pub(super) fn poll_given_up(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut core = self.0.lock();
-        let mut waiting = [None, None];
+        let mut waiting: Vec<Waker> = Vec::new();
         while !core.given_up() && core.may_read_ahead() {
             let unsent = core.ways.as_ref().is_some_and(|ways| ways.io.unsent() > 0);
             let next = core.poll_next(cx);
             let sent = unsent && core.ways.as_ref().is_some_and(|ways| ways.io.unsent() == 0);
             if next.is_ready() || sent {
-                waiting = std::mem::take(&mut core.waiting);
+                waiting.extend(core.waiting.iter_mut().filter_map(Option::take));
             }
             if next.is_pending() {
                 break;
@@ -259,7 +245,7 @@ impl Joining {
         }
         let given_up = core.given_up();
         drop(core);
-        waiting.into_iter().flatten().for_each(Waker::wake);
+        waiting.into_iter().for_each(Waker::wake);
         if given_up { Poll::Ready(()) } else { Poll::Pending }
     }
 

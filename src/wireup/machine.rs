@@ -1,31 +1,40 @@
 //! The state machine of either side.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use zc_core::transport::Role;
 use zc_core::wire::{
     ClientHandshake, CloseCode, ControlMessage, HandshakeState, Hello, HelloRole, OfferEntry, PlanEntry,
     ServerHandshake, Stage, WireError,
 };
 
-pub(super) enum Machine {
-    Client(Box<ClientHandshake>),
-    Server(Box<ServerHandshake>),
+/// A handle: while a transport joins, its link speaks and listens for the wire-up.
+#[derive(Debug, Clone)]
+pub(super) struct Machine(Arc<Mutex<Side>>);
+
+#[derive(Debug)]
+enum Side {
+    Client(ClientHandshake),
+    Server(ServerHandshake),
 }
 
 macro_rules! both {
     ($self:expr, $machine:ident => $body:expr) => {
-        match $self {
-            Machine::Client($machine) => $body,
-            Machine::Server($machine) => $body,
+        match &mut *$self.0.lock() {
+            Side::Client($machine) => $body,
+            Side::Server($machine) => $body,
         }
     };
 }
 
 impl Machine {
     pub(super) fn new(role: Role, hello: impl FnOnce(HelloRole) -> Hello) -> Result<Self, WireError> {
-        Ok(match role {
-            Role::Client => Self::Client(Box::new(ClientHandshake::new(hello(HelloRole::Client))?)),
-            Role::Server => Self::Server(Box::new(ServerHandshake::new(hello(HelloRole::Server))?)),
-        })
+        let side = match role {
+            Role::Client => Side::Client(ClientHandshake::new(hello(HelloRole::Client))?),
+            Role::Server => Side::Server(ServerHandshake::new(hello(HelloRole::Server))?),
+        };
+        Ok(Self(Arc::new(Mutex::new(side))))
     }
     pub(super) fn handle_hello(&mut self, input: &[u8]) -> Result<Option<usize>, WireError> {
         both!(self, m => m.handle_hello(input))
@@ -42,14 +51,18 @@ impl Machine {
     pub(super) fn stage(&self) -> Stage {
         both!(self, m => m.stage())
     }
-    pub(super) fn peer(&self) -> Option<&Hello> {
-        both!(self, m => m.peer())
+    pub(super) fn peer(&self) -> Option<Hello> {
+        both!(self, m => m.peer().cloned())
     }
-    pub(super) fn plan(&self) -> &[PlanEntry] {
-        both!(self, m => m.plan())
+    /// The name of a plan entry.
+    pub(super) fn planned(&self, index: u8) -> Option<String> {
+        both!(self, m => m.plan().get(usize::from(index)).map(|entry| entry.transport.clone()))
     }
     pub(super) fn send_auth(&mut self, bytes: Vec<u8>) -> Result<(), WireError> {
         both!(self, m => m.send_auth(bytes))
+    }
+    pub(super) fn send_join(&mut self, bytes: Vec<u8>) -> Result<(), WireError> {
+        both!(self, m => m.send_join(bytes))
     }
     pub(super) fn lane_up(&mut self) -> Result<(), WireError> {
         both!(self, m => m.lane_up())
@@ -58,25 +71,22 @@ impl Machine {
         both!(self, m => m.lane_down(reason))
     }
 
-    fn wrong_side<T>(&self, action: &'static str) -> Result<T, WireError> {
-        Err(WireError::OutOfOrder { action, stage: self.stage() })
-    }
     pub(super) fn send_offers(&mut self, offers: Vec<OfferEntry>) -> Result<(), WireError> {
-        match self {
-            Self::Client(m) => m.send_offers(offers),
-            Self::Server(_) => self.wrong_side("send OFFERS"),
+        match &mut *self.0.lock() {
+            Side::Client(m) => m.send_offers(offers),
+            Side::Server(m) => wrong_side(m.stage(), "send OFFERS"),
         }
     }
     pub(super) fn commit(&mut self) -> Result<u8, WireError> {
-        match self {
-            Self::Client(m) => m.commit(),
-            Self::Server(_) => self.wrong_side("send COMMIT"),
+        match &mut *self.0.lock() {
+            Side::Client(m) => m.commit(),
+            Side::Server(m) => wrong_side(m.stage(), "send COMMIT"),
         }
     }
     pub(super) fn accept_auth(&mut self) -> Result<(), WireError> {
-        match self {
-            Self::Server(m) => m.accept_auth(),
-            Self::Client(_) => self.wrong_side("send AUTH_OK"),
+        match &mut *self.0.lock() {
+            Side::Server(m) => m.accept_auth(),
+            Side::Client(m) => wrong_side(m.stage(), "send AUTH_OK"),
         }
     }
     pub(super) fn send_plan(
@@ -84,15 +94,19 @@ impl Machine {
         offers: Vec<OfferEntry>,
         plan: Vec<PlanEntry>,
     ) -> Result<(), WireError> {
-        match self {
-            Self::Server(m) => m.send_plan(offers, plan),
-            Self::Client(_) => self.wrong_side("send PLAN"),
+        match &mut *self.0.lock() {
+            Side::Server(m) => m.send_plan(offers, plan),
+            Side::Client(m) => wrong_side(m.stage(), "send PLAN"),
         }
     }
     pub(super) fn reject(&mut self, reason: &str) -> Result<(), WireError> {
-        match self {
-            Self::Server(m) => m.reject(CloseCode::REJECTED, reason),
-            Self::Client(_) => self.wrong_side("send REJECT"),
+        match &mut *self.0.lock() {
+            Side::Server(m) => m.reject(CloseCode::REJECTED, reason),
+            Side::Client(m) => wrong_side(m.stage(), "send REJECT"),
         }
     }
+}
+
+fn wrong_side<T>(stage: Stage, action: &'static str) -> Result<T, WireError> {
+    Err(WireError::OutOfOrder { action, stage })
 }

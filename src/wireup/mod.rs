@@ -2,12 +2,17 @@
 //! stage, and decides by policy. The order of things is the business of [`zc_core::wire`].
 
 mod authenticate;
+mod commit;
+mod hello;
 mod io;
+mod join;
 mod join_link;
 mod lanes;
 mod machine;
 mod offers;
+mod peer;
 mod same_host;
+mod shared;
 #[cfg(all(test, feature = "tcp", feature = "tokio"))]
 mod tests;
 mod trial;
@@ -18,116 +23,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use zc_core::memory::{BufPool, CopyLedger};
-use zc_core::transport::{
-    ControlLink, Lane, LaneLimits, LinkAddr, LinkError, LinkProvider, OfferContext, Reactor, Role, Transport,
-    Unavailable, UriParams,
-};
-use zc_core::wire::{
-    ControlMessage, HELLO_HEADER_BYTES, Hello, MAGIC, MAX_HELLO_BODY, SameHost, Stage, VersionRange,
-    WireError,
-};
+use parking_lot::Mutex;
+use zc_core::memory::CopyLedger;
+use zc_core::transport::{ControlLink, Lane, LinkAddr, LinkError, OfferContext, Role, Unavailable};
+use zc_core::wire::{ControlMessage, Hello, SameHost, Stage, VersionRange, WireError};
 
 pub(crate) use self::io::deadline;
 pub use self::same_host::MAX_HALF_PROOFS;
 pub(crate) use self::same_host::Prover;
+pub(crate) use self::shared::{Request, Shared};
 
-use self::io::{IoFault, LinkIo};
+use self::io::LinkIo;
 use self::join_link::{Side as DescriptorSide, Ways};
 use self::machine::Machine;
 use self::same_host::Claim;
-use crate::auth::Authenticator;
+use self::shared::stream_name;
 use crate::connection::{Connection, Parts};
 use crate::error::Error;
-use crate::event::{FellBack, HandshakeFailed, Observer};
+use crate::event::{FellBack, HandshakeFailed, quietly};
+use crate::fabric::PlainStream;
 use crate::identity::PeerIdentity;
-use crate::options::{ConnectionOptions, Deadlines};
-use crate::policy::{Fallback, Policy};
+use crate::policy::Fallback;
 use crate::report::SelectionReport;
-use crate::uri::{Uri, UriError};
-
-/// What every wire-up of a fabric shares.
-pub(crate) struct Shared {
-    pub(crate) transports: Vec<Arc<dyn Transport>>,
-    pub(crate) links: Vec<Arc<dyn LinkProvider>>,
-    /// What runs on the control link when nothing else does.
-    pub(crate) stream: Option<Arc<dyn Transport>>,
-    pub(crate) authenticator: Option<Arc<dyn Authenticator>>,
-    pub(crate) policy: Policy,
-    pub(crate) options: ConnectionOptions,
-    pub(crate) deadlines: Deadlines,
-    pub(crate) limits: LaneLimits,
-    pub(crate) pool: BufPool,
-    pub(crate) reactor: Arc<dyn Reactor>,
-    pub(crate) instance: [u8; 16],
-    pub(crate) observer: Arc<dyn Observer>,
-}
-
-/// What a URI asks of its connections.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Request {
-    /// The one transport that may be used.
-    named: Option<String>,
-    params: UriParams,
-}
-
-impl Request {
-    fn allows(&self, name: &str) -> bool {
-        self.named.as_ref().is_none_or(|named| named == name)
-    }
-}
-
-impl Shared {
-    /// Checks a URI's parameters against the transports that it allows.
-    pub(crate) fn request(&self, uri: &Uri) -> Result<Request, Error> {
-        // `unix` names a kind of address; what it carries is for the policy to choose.
-        let named = uri.transport().filter(|name| *name != "unix").map(str::to_owned);
-        let request = Request { named, params: uri.params().clone() };
-        let mut allowed = self.transports.iter().filter(|t| request.allows(t.name())).peekable();
-        // A transport that is not there is refused later, with its report.
-        if request.named.is_none() || allowed.peek().is_some() {
-            let known: Vec<&str> = allowed.flat_map(|transport| transport.params()).copied().collect();
-            if let Some((name, _)) = request.params.iter().find(|(key, _)| !known.contains(key)) {
-                return Err(UriError::UnknownParam { name: name.to_owned() }.into());
-            }
-        }
-        Ok(request)
-    }
-
-    pub(crate) fn provider(&self, addr: &LinkAddr) -> Result<&Arc<dyn LinkProvider>, Error> {
-        let found = self.links.iter().find(|links| links.accepts(addr));
-        found.ok_or_else(|| Error::NoLinks(addr.to_string()))
-    }
-
-    /// Whether a proof of the same host is of any use on links of this kind.
-    pub(crate) fn wants_proof(&self, addr: &LinkAddr, request: &Request) -> bool {
-        let wanted = |t: &Arc<dyn Transport>| {
-            t.wants_descriptors() && request.allows(t.name()) && self.policy.refuses(t.name()).is_none()
-        };
-        matches!(addr, LinkAddr::Tcp(_)) && self.transports.iter().any(wanted)
-    }
-
-    /// Whether the control link may carry the data when no lane comes up.
-    fn control_lane(&self, addr: &LinkAddr, request: &Request) -> bool {
-        let name = stream_name(addr);
-        self.stream.is_some()
-            && self.policy.fallback_rule() != Fallback::Deny
-            && self.policy.refuses(name).is_none()
-            && request.allows(name)
-    }
-}
-
-/// What the control link's own stream is called in policies and reports.
-fn stream_name(addr: &LinkAddr) -> &'static str {
-    if matches!(addr, LinkAddr::Memory(_)) { "mem" } else { "tcp" }
-}
 
 /// How far a handshake has come, for whoever has to choose one to give up.
 #[derive(Debug, Default)]
 pub(crate) struct Progress(AtomicU8);
 
 impl Progress {
-    /// The stage, as a number that grows.
+    /// The stage that it has reached.
     pub(crate) fn stage(&self) -> Stage {
         match self.0.load(Ordering::Relaxed) {
             0 => Stage::Hello,
@@ -154,9 +78,12 @@ impl Progress {
 pub(crate) struct Side<'a> {
     pub(crate) role: Role,
     pub(crate) request: &'a Request,
-    /// Where clients of this listener prove that they are on this host.
-    pub(crate) prover: Option<&'a Prover>,
+    /// Where clients of this listener prove that they are on this host; why they can't, at the end of a
+    /// client too.
+    pub(crate) prover: Result<&'a Prover, Unavailable>,
     pub(crate) progress: &'a Progress,
+    /// Where a link goes whose first bytes are no HELLO; without it that is a failure.
+    pub(crate) plain: Option<&'a Mutex<Option<PlainStream>>>,
 }
 
 /// Brings a connection up on an open link, and tells the observer how it went. `failures` counts one
@@ -167,7 +94,7 @@ pub(crate) async fn run(
     link: Box<dyn ControlLink>,
     failures: impl FnOnce() -> u64,
 ) -> Result<Connection, Error> {
-    let (role, peer) = (side.role, link.peer());
+    let (role, peer, plain) = (side.role, link.peer(), side.plain);
     let mut attempt = match Attempt::new(shared, side, link) {
         Ok(attempt) => attempt,
         Err(error) => {
@@ -179,6 +106,12 @@ pub(crate) async fn run(
         Ok(lane) => attempt.start(lane),
         Err(error) => Err(error),
     };
+    if let (Err(Error::Wire { source: WireError::BadMagic { .. }, .. }), Some(plain), None) =
+        (&result, plain, &attempt.foreign)
+    {
+        *plain.lock() = attempt.into_plain();
+        return result;
+    }
     // Whoever sees the link close can rely on the count.
     if let Err(error) = &result {
         failed(shared, role, peer, error, failures());
@@ -187,11 +120,20 @@ pub(crate) async fn run(
     result
 }
 
+/// Why nothing may run on this link, zc or not. Anyone may bind or connect to an abstract name: it has no file
+/// mode, so the policy's users count.
+pub(crate) fn foreign(shared: &Shared, link: &dyn ControlLink) -> Option<Unavailable> {
+    match link.peer() {
+        LinkAddr::UnixAbstract(_) => same_host::accepted(shared, link.peer_cred()).err(),
+        _ => None,
+    }
+}
+
 /// Tells the observer.
 pub(crate) fn failed(shared: &Shared, role: Role, peer: LinkAddr, error: &Error, failures: u64) {
     let stage = error.stage().unwrap_or(Stage::Connect);
     let event = HandshakeFailed { role, peer, stage, reason: error.to_string(), failures };
-    shared.observer.handshake_failed(&event);
+    quietly(|| shared.observer.handshake_failed(&event));
 }
 
 /// One wire-up under way.
@@ -199,7 +141,7 @@ struct Attempt<'a> {
     shared: &'a Shared,
     role: Role,
     request: &'a Request,
-    prover: Option<&'a Prover>,
+    prover: Result<&'a Prover, Unavailable>,
     progress: &'a Progress,
     machine: Machine,
     /// Away while a transport joins over it, and for good when one kept it.
@@ -217,18 +159,14 @@ struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     fn new(shared: &'a Shared, side: Side<'a>, link: Box<dyn ControlLink>) -> Result<Self, Error> {
-        let Side { role, request, prover, progress } = side;
+        let Side { role, request, prover, progress, plain: _ } = side;
         let addr = link.peer();
         // Even without a use for it here: the peer learns from the tags that there is nothing to miss.
         let same_host = match &addr {
-            LinkAddr::Tcp(_) => Some(same_host::hello(prover.map_or("", Prover::name))?),
+            LinkAddr::Tcp(_) => Some(same_host::hello(prover.as_ref().map_or("", |prover| prover.name()))?),
             _ => None,
         };
-        // Anyone may bind or connect to an abstract name: it has no file mode, so the policy's users count.
-        let foreign = match &addr {
-            LinkAddr::UnixAbstract(_) => same_host::accepted(shared, link.peer_cred()).err(),
-            _ => None,
-        };
+        let foreign = foreign(shared, &*link);
         let hello = |role| Hello {
             versions: VersionRange::SUPPORTED,
             role,
@@ -266,16 +204,19 @@ impl<'a> Attempt<'a> {
     }
 
     async fn run(&mut self) -> Result<Lane, Error> {
-        let (reactor, times) = (&*self.shared.reactor, &self.shared.deadlines);
-        let limit = self.limit(times.hello);
-        deadline(reactor, Stage::Hello, limit, self.hello()).await?;
+        // Not even the authentication method may hear of a server that squats on the name. A client that is
+        // not accepted is told so, at its offers.
+        if let (Role::Client, Some(why)) = (self.role, self.foreign.clone()) {
+            return Err(self.nothing_for(&why));
+        }
+        self.hello().await?;
         self.reached(Stage::Authenticate);
+        let (reactor, times) = (&*self.shared.reactor, &self.shared.deadlines);
         let limit = self.limit(times.authenticate);
         deadline(reactor, Stage::Authenticate, limit, self.authenticate()).await?;
         self.reached(Stage::Offers);
         let limit = self.limit(times.offers);
         let (mine, theirs) = deadline(reactor, Stage::Offers, limit, self.offers()).await?;
-        self.reached(Stage::Join);
         self.bring_up(&mine, &theirs).await
     }
 
@@ -306,6 +247,14 @@ impl<'a> Attempt<'a> {
             shared.observer.fell_back(&FellBack { peer, report });
         }
         Ok(connection)
+    }
+
+    /// The link, with what was read of it, for whoever speaks its protocol.
+    fn into_plain(self) -> Option<PlainStream> {
+        let Ways { mut io, .. } = self.ways?;
+        let seen = io.take_filled();
+        let transports = self.shared.transports.iter().map(|transport| &**transport);
+        Some(PlainStream::new(io.into_link(), seen, transports))
     }
 
     /// A stage's time, cut to what is left of the whole.
@@ -375,121 +324,6 @@ impl<'a> Attempt<'a> {
             let _ = deadline(reactor, self.machine.stage(), limit, self.flush()).await;
         }
         error
-    }
-
-    async fn hello(&mut self) -> Result<(), Error> {
-        self.flush().await?;
-        let result = self.read_hello().await;
-        if result.is_ok() && self.shared.authenticator.is_none() {
-            self.expect_proof();
-        }
-        // Even after an error: a peer of another version reads our range from it.
-        let flushed = self.flush().await;
-        if let Err(Error::Wire { source: WireError::VersionMismatch { .. }, .. }) = &result {
-            self.skip_hello().await;
-        }
-        result?;
-        flushed?;
-        if let Some(hello) = self.machine.peer() {
-            self.identity.agent.clone_from(&hello.agent);
-            self.identity.instance = hello.instance;
-            self.cx.limits.send_max_message = hello.max_message;
-            self.cx.limits.send_window = hello.window;
-        }
-        Ok(())
-    }
-
-    /// Magic first, so that whoever speaks another protocol is told at once; then the header, then the body.
-    async fn read_hello(&mut self) -> Result<(), Error> {
-        let at = |fault: IoFault| fault.at(Stage::Hello);
-        let gone = self.link_gone();
-        let Some(Ways { io, .. }) = &mut self.ways else { return Err(gone) };
-        let mut want = MAGIC.len();
-        loop {
-            let bytes = io.fill(want).await.map_err(at)?;
-            let taken = self.machine.handle_hello(bytes);
-            if taken.map_err(|source| Error::Wire { stage: Stage::Hello, source })?.is_some() {
-                io.take();
-                return Ok(());
-            }
-            want = match bytes.get(8..HELLO_HEADER_BYTES) {
-                None => HELLO_HEADER_BYTES,
-                // The machine has refused a length above its bound already.
-                Some(len) => HELLO_HEADER_BYTES + io::length(len),
-            };
-        }
-    }
-
-    /// Reads the rest of a HELLO that is not understood: closing a TCP link with bytes unread resets it, and
-    /// the peer might never see our own.
-    async fn skip_hello(&mut self) {
-        let Some(Ways { io, .. }) = &mut self.ways else { return };
-        if let Ok(header) = io.fill(HELLO_HEADER_BYTES).await {
-            let len = io::length(&header[8..HELLO_HEADER_BYTES]).min(MAX_HELLO_BODY);
-            let _ = io.fill(HELLO_HEADER_BYTES + len).await;
-        }
-    }
-
-    /// As the server: lets the client begin its proof, which it may once it is authenticated.
-    fn expect_proof(&mut self) {
-        if let (Some(prover), Some(ours)) = (self.prover, &self.same_host) {
-            self.claim = Some(prover.expect(ours.nonce));
-        }
-    }
-
-    /// Finds out who the peer is, and whether it is on this host. A proof that fails costs only the
-    /// transports that need it.
-    async fn find_peer(&mut self) {
-        let shared = self.shared;
-        let link = self.ways.as_ref().map(|ways| &ways.io.link);
-        let passes = link.is_some_and(|link| link.passes_descriptors());
-        let cred = link.and_then(|link| link.peer_cred());
-        let found = match &self.identity.addr {
-            LinkAddr::Memory(_) => {
-                self.cx.trust = shared.policy.trust_in_process();
-                self.cx.same_host = Ok(());
-                self.cx.descriptors = passes;
-                return;
-            }
-            LinkAddr::Tcp(_) => self.proof().await,
-            _ => same_host::accepted(shared, cred).map(|cred| (cred, None)),
-        };
-        match found {
-            Ok((cred, side)) => {
-                self.cx.descriptors = passes || side.is_some();
-                self.cx.same_host = Ok(());
-                self.cx.peer = Some(cred);
-                self.cx.trust = shared.policy.trust(Some(cred));
-                self.identity.cred = Some(cred);
-                if let Some(ways) = &mut self.ways {
-                    ways.side = side.map_or(DescriptorSide::Link, DescriptorSide::Socket);
-                }
-            }
-            Err(why) => self.cx.same_host = Err(why),
-        }
-    }
-
-    async fn proof(
-        &mut self,
-    ) -> Result<(zc_core::transport::PeerCred, Option<Box<dyn ControlLink>>), Unavailable> {
-        let shared = self.shared;
-        let peer = same_host::judge(self.machine.peer().and_then(|peer| peer.same_host.as_ref()))?;
-        if !shared.wants_proof(&self.identity.addr, self.request) {
-            return Err(Unavailable::HostNotProved);
-        }
-        // The server waits for our offers meanwhile.
-        let limit = self.limit(shared.deadlines.offers) / 2;
-        let claim = self.claim.take();
-        let proving = async {
-            Ok(match (self.role, claim) {
-                (Role::Client, _) => same_host::prove(shared, peer).await,
-                (Role::Server, Some(claim)) => claim.close().await,
-                (Role::Server, None) => Err(Unavailable::HostNotProved),
-            })
-        };
-        let proved = deadline(&*shared.reactor, Stage::Offers, limit, proving).await;
-        let proved = proved.unwrap_or(Err(Unavailable::Timeout { stage: Stage::Offers }))?;
-        Ok((proved.cred, Some(proved.link)))
     }
 }
 

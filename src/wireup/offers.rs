@@ -6,6 +6,7 @@ use zc_core::transport::{LinkAddr, Offer, Role, Transport, Unavailable};
 use zc_core::wire::{ControlMessage, MAX_OFFER, MAX_OFFERS, OfferEntry, PlanEntry, Stage, WireError};
 
 use super::Attempt;
+use super::shared::{STREAM_NAMES, missing};
 use crate::error::Error;
 use crate::policy::Fallback;
 use crate::report::Outcome;
@@ -25,7 +26,7 @@ fn entries(mine: &[Mine]) -> Vec<OfferEntry> {
     mine.iter().map(entry).collect()
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
     /// Exchanges offers; returns ours and the peer's once the plan is there.
     pub(super) async fn offers(&mut self) -> Result<(Vec<Mine>, Vec<OfferEntry>), Error> {
         match self.role {
@@ -37,9 +38,6 @@ impl Attempt<'_> {
     async fn offers_as_client(&mut self) -> Result<(Vec<Mine>, Vec<OfferEntry>), Error> {
         self.find_peer().await;
         let mine = self.mine();
-        if self.foreign.is_some() {
-            return Err(self.no_transport());
-        }
         let sent = self.machine.send_offers(entries(&mine));
         self.wire(sent)?;
         self.flush().await?;
@@ -72,48 +70,66 @@ impl Attempt<'_> {
         Ok((mine, theirs))
     }
 
-    /// Asks every transport, best first; what can't serve is written into the report.
-    fn mine(&mut self) -> Vec<Mine> {
-        let shared = self.shared;
+    /// The transports that are made for such a link, and those that were asked for by name and are not there;
+    /// best first.
+    fn candidates(&self) -> Vec<(&'a str, Option<&'a Arc<dyn Transport>>)> {
+        let (shared, request) = (self.shared, self.request);
         let in_process = matches!(self.identity.addr, LinkAddr::Memory(_));
-        let mut transports: Vec<_> = shared.transports.iter().collect();
-        transports.sort_by_key(|transport| shared.policy.rank(transport.name()));
-        let mut mine: Vec<Mine> = Vec::new();
-        for transport in transports {
-            let name = transport.name();
-            // "mem" is what the in-band transport is called on links inside the process.
-            if transport.in_band() && (name == "mem") != in_process {
-                continue;
-            }
-            match self.offer_of(&**transport, mine.len()) {
-                Ok(offer) => {
-                    self.report.set(name, Stage::Offers, Outcome::NotNeeded);
-                    mine.push(Mine { transport: transport.clone(), offer });
-                }
-                Err(why) => self.report.set(name, Stage::Offers, Outcome::Unavailable(why)),
+        // "mem" is what the in-band transport is called on links inside the process.
+        let fits = |name: &str, in_band: bool| !in_band || (name == "mem") == in_process;
+        let registered = shared.transports.iter().filter(|t| fits(t.name(), t.in_band()));
+        let mut found: Vec<_> = registered.map(|transport| (transport.name(), Some(transport))).collect();
+        for name in request.named.iter().chain(shared.policy.named()) {
+            let known = found.iter().any(|(known, _)| known == name);
+            if !known && shared.missing(name).is_some() && fits(name, STREAM_NAMES.contains(&&**name)) {
+                found.push((name, None));
             }
         }
-        if let Some(named) = &self.request.named
-            && !shared.transports.iter().any(|transport| transport.name() == named)
-        {
-            let remedy = format!("register or compile in the transport `{named}`");
-            let why = Unavailable::Other { code: "not_registered", remedy };
-            self.report.set(named, Stage::Offers, Outcome::Unavailable(why));
+        found.sort_by_key(|(name, _)| shared.policy.rank(name));
+        found
+    }
+
+    /// Asks every transport, best first; what can't serve is written into the report.
+    fn mine(&mut self) -> Vec<Mine> {
+        let mut mine: Vec<Mine> = Vec::new();
+        for (name, transport) in self.candidates() {
+            let offered = match (self.refusal(name), transport) {
+                (Some(why), _) => Err(why),
+                (None, Some(transport)) => self.offer_of(transport, mine.len()),
+                (None, None) => Err(missing(name)),
+            };
+            let outcome = match offered {
+                Ok(offer) => {
+                    mine.push(offer);
+                    Outcome::NotNeeded
+                }
+                Err(why) => Outcome::Unavailable(why),
+            };
+            self.report.set(name, Stage::Offers, outcome);
         }
         mine
     }
 
-    fn offer_of(&self, transport: &dyn Transport, so_far: usize) -> Result<Offer, Unavailable> {
-        if let Some(why) = &self.foreign {
-            return Err(why.clone());
+    /// No candidate is even asked, for the same reason.
+    pub(super) fn nothing_for(&mut self, why: &Unavailable) -> Error {
+        for (name, _) in self.candidates() {
+            self.report.set(name, Stage::Connect, Outcome::Unavailable(why.clone()));
         }
-        let name = transport.name();
+        self.no_transport()
+    }
+
+    /// Why a transport of this name is not asked, if so.
+    fn refusal(&self, name: &str) -> Option<Unavailable> {
+        if self.foreign.is_some() {
+            return self.foreign.clone();
+        }
         if !self.request.allows(name) {
-            return Err(Unavailable::ForbiddenByPolicy);
+            return Some(Unavailable::ForbiddenByPolicy);
         }
-        if let Some(why) = self.shared.policy.refuses(name) {
-            return Err(why);
-        }
+        self.shared.policy.refuses(name)
+    }
+
+    fn offer_of(&self, transport: &Arc<dyn Transport>, so_far: usize) -> Result<Mine, Unavailable> {
         transport.probe()?;
         if transport.wants_descriptors() {
             self.cx.same_host.clone()?;
@@ -126,7 +142,7 @@ impl Attempt<'_> {
             let remedy = format!("at most {MAX_OFFERS} transports, {MAX_OFFER} bytes each");
             return Err(Unavailable::Other { code: "offer_too_large", remedy });
         }
-        Ok(offer)
+        Ok(Mine { transport: transport.clone(), offer })
     }
 
     /// Marks what only we have, and returns the names that both have, best first.

@@ -9,25 +9,27 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::Instant;
 
 use futures::FutureExt;
 use futures::channel::oneshot;
 use hmac_sha256::Hash;
 use parking_lot::Mutex;
 use zc_core::transport::{
-    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, PeerCred, TaskHandle, Timer, Unavailable,
+    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, PeerCred, TaskHandle, Unavailable,
 };
 use zc_core::wire::{SameHost, Stage};
 
 use super::Shared;
 use super::io::{deadline, read_exact, write_all};
 use crate::error::Error;
+use crate::fabric::MIN_HANDSHAKE;
+use crate::pause::Pause;
 
-/// Links on one proof socket that have not finished their proof; a further one ends the oldest.
+/// Links on one proof socket that have not finished their proof. A further one ends the oldest of a user
+/// that is not accepted; if there is none, the oldest, once that one has had
+/// [`MIN_HANDSHAKE`](crate::MIN_HANDSHAKE); until then it is not accepted.
 pub const MAX_HALF_PROOFS: usize = 64;
-/// Pause after a link to the proof socket could not be accepted.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Proof sockets have names of this form, and a client connects to no other.
 const NAME_PREFIX: &str = "zc-host-";
 
@@ -138,10 +140,7 @@ pub(super) fn accepted(shared: &Shared, cred: Option<PeerCred>) -> Result<PeerCr
 
 /// The client's side.
 pub(super) async fn prove(shared: &Shared, server: &SameHost) -> Result<Proved, Unavailable> {
-    if server.socket_name.is_empty() {
-        return Err(Unavailable::PeerLacks);
-    }
-    // A peer must not make us talk to whatever socket it likes.
+    // No name: it has no use for a proof, or could not bind its socket. And a peer must not make us talk to whatever socket it likes.
     if !server.socket_name.starts_with(NAME_PREFIX) {
         return Err(Unavailable::HostNotProved);
     }
@@ -219,21 +218,24 @@ pub(crate) struct Prover {
 }
 
 impl Prover {
-    /// Binds a socket with a random name.
-    pub(crate) async fn start(shared: &Arc<Shared>) -> Result<Self, Error> {
-        let name = format!("{NAME_PREFIX}{:032x}", u128::from_le_bytes(random()?));
+    /// Binds a socket with a random name. Without it a listener goes on, and its reports say why.
+    pub(crate) async fn start(shared: &Arc<Shared>) -> Result<Self, Unavailable> {
+        let other = |error: Error| Unavailable::Other { code: "no_proof_socket", remedy: error.to_string() };
+        let name = format!("{NAME_PREFIX}{:032x}", u128::from_le_bytes(random().map_err(other)?));
         let addr = LinkAddr::UnixAbstract(name.clone());
-        let bound = shared.provider(&addr)?.bind(&addr, &shared.reactor).await;
-        let links = bound.map_err(|source| Error::Link { stage: Stage::Connect, source })?;
-        let no_runtime = |error: io::Error| Error::NoRuntime(error.to_string());
+        let bound = shared.provider(&addr).map_err(other)?.bind(&addr, &shared.reactor).await;
+        let links = bound.map_err(|error| match error {
+            LinkError::Io { operation, source } => Unavailable::os(operation, &source),
+            source => other(Error::Open { at: addr.to_string(), source }),
+        })?;
+        let no_runtime = |error: io::Error| Unavailable::os("run the proof socket", &error);
         let table = Table::default();
         let mut acceptor = Acceptor {
             shared: shared.clone(),
             links,
             table: table.clone(),
             half: Vec::new(),
-            retry: shared.reactor.timer().map_err(no_runtime)?,
-            paused: false,
+            pause: Pause::new(&*shared.reactor).map_err(no_runtime)?,
         };
         let task = shared.reactor.spawn(Box::pin(async move { poll_fn(|cx| acceptor.poll(cx)).await }));
         Ok(Self { name, table, _task: task.map_err(no_runtime)? })
@@ -255,6 +257,7 @@ impl Prover {
 /// A link that has not finished its proof.
 struct Half {
     refused: bool,
+    since: Instant,
     proof: BoxFuture<'static, ()>,
 }
 
@@ -264,56 +267,76 @@ struct Acceptor {
     table: Table,
     /// Oldest first.
     half: Vec<Half>,
-    retry: Box<dyn Timer>,
-    paused: bool,
+    pause: Pause,
 }
+
+/// No proof can begin now.
+struct Full;
 
 impl Acceptor {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_links(cx);
+        let waits = !self.pause.lasts(cx) && self.accept_some(cx).is_err();
+        let before = self.half.len();
         self.half.retain_mut(|half| half.proof.poll_unpin(cx).is_pending());
+        if waits && self.half.len() < before {
+            cx.waker().wake_by_ref();
+        }
         Poll::Pending
     }
 
     /// Takes at most a table full in one turn.
-    fn poll_links(&mut self, cx: &mut Context<'_>) {
-        if self.paused && self.retry.poll_expired(cx).is_pending() {
-            return;
-        }
-        self.paused = false;
+    fn accept_some(&mut self, cx: &mut Context<'_>) -> Result<(), Full> {
         for _ in 0..MAX_HALF_PROOFS {
+            let victim = self.room(cx)?;
             match self.links.poll_accept(cx) {
-                Poll::Pending => return,
-                Poll::Ready(Ok(link)) => self.begin(link),
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(link)) => self.begin(link, victim),
                 Poll::Ready(Err(error)) => {
                     tracing::debug!(%error, "a same-host proof could not be accepted");
-                    self.retry.reset(self.shared.reactor.now() + ACCEPT_RETRY);
-                    self.paused = self.retry.poll_expired(cx).is_pending();
-                    if !self.paused {
-                        cx.waker().wake_by_ref();
-                    }
-                    return;
+                    self.pause.begin(cx, self.shared.reactor.now());
+                    return Ok(());
                 }
             }
         }
         cx.waker().wake_by_ref();
+        Ok(())
     }
 
-    fn begin(&mut self, link: Box<dyn ControlLink>) {
-        if self.half.len() >= MAX_HALF_PROOFS {
-            // Users that are not accepted must not be able to push out those that are.
-            let victim = self.half.iter().position(|half| half.refused).unwrap_or(0);
-            self.half.remove(victim);
+    /// Which proof has to go for one more to begin, if any; an error if that must wait, after which the task
+    /// is woken.
+    fn room(&mut self, cx: &mut Context<'_>) -> Result<Option<usize>, Full> {
+        let oldest = match self.half.first() {
+            Some(oldest) if self.half.len() >= MAX_HALF_PROOFS => oldest,
+            _ => return Ok(None),
+        };
+        if let Some(refused) = self.half.iter().position(|half| half.refused) {
+            return Ok(Some(refused));
         }
+        let due = oldest.since + MIN_HANDSHAKE;
+        if due > self.shared.reactor.now() {
+            self.pause.wake_at(cx, due);
+            return Err(Full);
+        }
+        Ok(Some(0))
+    }
+
+    fn begin(&mut self, link: Box<dyn ControlLink>, victim: Option<usize>) {
         let who = accepted(&self.shared, link.peer_cred());
         let refused = who.is_err();
+        if let Some(victim) = victim {
+            // Users that are not accepted must not be able to push out those that are.
+            if refused && !self.half[victim].refused {
+                return;
+            }
+            self.half.remove(victim);
+        }
         let (shared, table) = (self.shared.clone(), self.table.clone());
         let proof = Box::pin(async move {
             let limit = shared.deadlines.offers;
             let proof = async { answer(link, who, table).await.map_err(|_| Error::ListenerClosed) };
             let _ = deadline(&*shared.reactor, Stage::Offers, limit, proof).await;
         });
-        self.half.push(Half { refused, proof });
+        self.half.push(Half { refused, since: self.shared.reactor.now(), proof });
     }
 }
 

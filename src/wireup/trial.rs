@@ -57,7 +57,7 @@ impl Trial {
         self.lane
     }
 
-    /// Ready once a PING was answered in either direction.
+    /// Ready once a PING was answered in both directions.
     pub(super) fn poll_pinged(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         if !self.asked {
             self.send(&SessionRecord::Ping { nonce: NONCE })?;

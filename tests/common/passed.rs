@@ -94,7 +94,10 @@ impl Transport for Passed {
 
 pub(crate) fn with(torn: bool, trust: Trust) -> FabricBuilder {
     let policy = Policy::default().prefer(["passed"]).with_override("^shm").unwrap();
-    Fabric::auto_builder().transport(Arc::new(Passed { torn, trust })).policy(policy)
+    // Nothing fails because the machine is busy.
+    let mut deadlines = zc::Deadlines::default();
+    (deadlines.hello, deadlines.offers, deadlines.join, deadlines.total) = (GUARD, GUARD, GUARD, GUARD);
+    Fabric::auto_builder().transport(Arc::new(Passed { torn, trust })).policy(policy).deadlines(deadlines)
 }
 
 pub(crate) fn passing() -> FabricBuilder {

@@ -102,7 +102,10 @@ impl Ops {
             RemoteOp::Write { message, notify } => {
                 let (memory, at) = memory_at(grant, offset, message.len() as u64, Access::WRITE)?;
                 memory.write(at, &flat(&message), &ledger).map_err(outside)?;
-                if notify.is_some_and(|value| !grant.notify.notify(value)) {
+                if notify.is_some_and(|value| {
+                    let mut cx = Context::from_waker(Waker::noop());
+                    grant.notify.poll_notify(&mut cx, value).is_pending()
+                }) {
                     return Err(RemoteStatus::Busy);
                 }
             }
@@ -153,8 +156,12 @@ impl LaneRemote for Ops {
         cx: &mut Context<'_>,
         out: &mut Batch<RemoteCompletion>,
     ) -> Poll<Result<(), LaneError>> {
+        if self.begun.is_empty() {
+            self.waker = None;
+            return Poll::Pending;
+        }
         // Only every other look finds anything, so that operations have to wait.
-        if self.begun.is_empty() || self.waker.take().is_none() {
+        if self.waker.take().is_none() {
             self.waker = Some(cx.waker().clone());
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -234,4 +241,26 @@ async fn memory_that_a_peer_keeps_is_retired() {
         assert!(!shared(&export));
     })
     .await;
+}
+
+/// Its owner does not see what the peer does, so it can't know that nothing is done.
+#[tokio::test(start_paused = true)]
+async fn a_connection_with_granted_memory_is_not_idle() {
+    let mut options = zc::ConnectionOptions::default();
+    options.idle = Some(Duration::from_secs(8));
+    let fabric = fabric_over(Arc::new(Direct { keeps: false })).options(options).build().unwrap();
+    let (client, server) = pair(&fabric).await.unwrap();
+    let export = fabric.export(64).unwrap();
+    let key = export.grant(&server, Access::ALL, ..).unwrap();
+    let remote = client.remote();
+    for n in 0..20 {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(remote.fetch_add(&key, 0, 1).await.unwrap(), n);
+    }
+    export.revoke(&key).unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(
+        matches!(server.send(vec![1]).await, Err(error) if format!("{error}").contains("idle")),
+        "now it was"
+    );
 }

@@ -60,19 +60,21 @@ async fn an_owner_killed_under_way_leaves_it_unknown() {
             .await;
         let mut pending: Vec<_> = (0..3).map(|_| Box::pin(remote.fetch_add(&key, 0, 1))).collect();
         loop {
-            let mut left = Vec::new();
-            for mut future in pending {
-                if futures::poll!(future.as_mut()).is_pending() {
-                    left.push(future);
+            // They go out, and then have time to be answered, if it is not standing still yet.
+            for pause in [20, 0] {
+                let mut left = Vec::new();
+                for mut future in pending {
+                    if futures::poll!(future.as_mut()).is_pending() {
+                        left.push(future);
+                    }
                 }
+                pending = left;
+                tokio::time::sleep(Duration::from_millis(pause)).await;
             }
-            pending = left;
             if pending.len() == 3 {
                 break;
             }
-            // It was not standing still yet.
             pending = (0..3).map(|_| Box::pin(remote.fetch_add(&key, 0, 1))).collect();
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         child.0.kill().unwrap();
         let mut unknown = 0;

@@ -5,11 +5,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::stages::LOOM_DIR;
+use crate::stages::{ASAN_DIR, LOOM_DIR};
 use crate::target_dir;
 
 /// Below the target directory.
-const BUILT_BY_THE_CHECKS: &[&str] = &[LOOM_DIR, "doc", "release/examples"];
+const BUILT_BY_THE_CHECKS: &[&str] = &[LOOM_DIR, ASAN_DIR, "doc", "release/examples"];
 
 pub(crate) fn clean(root: &Path) -> ExitCode {
     let mut code = ExitCode::SUCCESS;

@@ -13,9 +13,9 @@ use crate::stage::{Context, SOAK_FACTOR, Stage};
 use crate::target_dir;
 
 const LIMIT_FMT: Duration = Duration::from_secs(60);
-const LIMIT_BUILD: Duration = Duration::from_secs(10 * 60);
-const LIMIT_TESTS: Duration = Duration::from_secs(15 * 60);
-const LIMIT_FUZZ: Duration = Duration::from_secs(10 * 60);
+const LIMIT_BUILD: Duration = Duration::from_secs(30 * 60);
+const LIMIT_TESTS: Duration = Duration::from_secs(45 * 60);
+const LIMIT_FUZZ: Duration = Duration::from_secs(30 * 60);
 /// For the main example alone, once it is built.
 const LIMIT_ECHO: Duration = Duration::from_secs(120);
 /// For asking a tool whether it is there.
@@ -35,6 +35,9 @@ const LOOM_PREEMPTIONS: u32 = 3;
 const LOOM_PREEMPTIONS_FULL: u32 = 4;
 /// The build with `--cfg loom` has a directory of its own, so that it does not undo the ordinary one.
 pub(crate) const LOOM_DIR: &str = "loom";
+
+/// So has the one with the sanitizer.
+pub(crate) const ASAN_DIR: &str = "asan";
 
 const ADD_COMPONENTS: &str = "rustup component add clippy rustfmt";
 
@@ -57,6 +60,10 @@ pub(crate) const STAGES: &[Stage] = &[
     ),
     stage("loom", "models of the lock-free structures", LIMIT_TESTS, loom),
     stage("fuzz", "property tests of the decoders", LIMIT_FUZZ, fuzz),
+    Stage {
+        soak: true,
+        ..stage("asan", "hostile peers of shared memory, under the address sanitizer", LIMIT_TESTS, asan)
+    },
     Stage { soak: true, ..stage("idle", "what 10,000 idle connections cost", LIMIT_BUILD, idle) },
     Stage { soak: true, ..stage("kill", "tests that kill processes, over and over", LIMIT_TESTS, kill) },
 ];
@@ -131,6 +138,7 @@ fn examples(context: &Context, runner: &Runner) -> Outcome {
         Cmd::cargo("build --release -p zc-examples-rpc --bins"),
         rpc("grpc_echo", bench),
         rpc("grpc_echo_raw", bench),
+        rpc("tarpc_echo", bench),
         rpc("axum_hello", ""),
         rpc("pubsub", ""),
     ];
@@ -234,6 +242,26 @@ fn fuzz(context: &Context, runner: &Runner) -> Outcome {
         .args(FUZZ)
         .env("PROPTEST_CASES", cases.to_string());
     run_if_any(runner, &cmd, "no test has fuzz_ in its name")
+}
+
+/// What a hostile peer makes us do to the heap, which no other test looks at.
+fn asan(context: &Context, runner: &Runner) -> Outcome {
+    // Named, so that build scripts and macros are left alone.
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let ask = Cmd::new("rustc", "--print target-libdir --target").arg(&target);
+    let libraries = runner.at_most(LIMIT_ASK).ask(&ask).unwrap_or_default();
+    let files = fs::read_dir(libraries.trim()).into_iter().flatten().flatten();
+    if !files.into_iter().any(|file| file.file_name().to_string_lossy().ends_with("_rt.asan.a")) {
+        let reason = format!("the toolchain has no address sanitizer for {target}");
+        return Outcome::Skipped(Skip { reason, remedy: None, beyond_this_machine: true });
+    }
+    let cmd = Cmd::cargo("test -p zc-transport-shm --lib --target")
+        .arg(&target)
+        // The sanitizer works with the stable compiler, its flag is not stable.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", "-Zsanitizer=address")
+        .env("CARGO_TARGET_DIR", target_dir(&context.root).join(ASAN_DIR));
+    run_if_any(runner, &cmd, "zc-transport-shm has no unit tests")
 }
 
 fn run(runner: &Runner, cmd: &Cmd) -> Outcome {

@@ -6,6 +6,7 @@ use zc_core::wire::VersionRange;
 
 use crate::Result;
 use crate::machine::Machine;
+use crate::say::say;
 
 pub(crate) fn run(as_json: bool) -> Result<()> {
     let machine = Machine::look();
@@ -14,39 +15,36 @@ pub(crate) fn run(as_json: bool) -> Result<()> {
     if as_json {
         let transports: Vec<_> = transports.iter().map(|(name, probe)| to_json(name, probe)).collect();
         let wire = json!({ "min": wire.min(), "max": wire.max() });
-        println!("{}", json!({ "machine": machine, "wire_versions": wire, "transports": transports }));
+        say!("{}", json!({ "machine": machine, "wire_versions": wire, "transports": transports }))?;
         return Ok(());
     }
-    println!("{machine}\nwire versions {wire}\n");
+    say!("{machine}\nwire versions {wire}\n")?;
     for (name, probe) in &transports {
         match probe {
-            Ok(caps) => println!("{name:<8} available{}", text(caps)),
-            Err(why) => println!("{name:<8} unavailable: {why}"),
+            Ok(caps) => say!("{name:<8} available{}", text(caps))?,
+            Err(why) => say!("{name:<8} unavailable: {why}")?,
         }
     }
-    println!(
+    say!(
         "\nsent as it is, without a copy by us:\n{:<8} {:>16} {:>16} {:>16}",
-        "", "conn.alloc", "a pool of zc", "other memory"
-    );
+        "",
+        "conn.alloc",
+        "a pool of zc",
+        "other memory"
+    )?;
     for (name, caps) in transports.iter().filter_map(|(name, probe)| Some((name, probe.as_ref().ok()?))) {
         let SourceMatrix { connection, pool, foreign } = caps.sources;
         let word = |yes| if yes { "yes" } else { "copied" };
-        println!("{name:<8} {:>16} {:>16} {:>16}", word(connection), word(pool), word(foreign));
+        say!("{name:<8} {:>16} {:>16} {:>16}", word(connection), word(pool), word(foreign))?;
     }
     Ok(())
 }
 
 /// Those of this build, then those that the policy knows and this build lacks.
-fn transports() -> Result<Vec<(String, std::result::Result<Caps, Unavailable>)>> {
-    let probes = zc::Fabric::auto()?.probe();
-    let mut all: Vec<_> = probes.into_iter().map(|(name, probe)| (name.to_owned(), probe)).collect();
-    for name in zc::DEFAULT_ORDER {
-        if !all.iter().any(|(known, _)| known == name) {
-            let remedy = format!("register or compile in the transport `{name}`");
-            all.push((name.to_owned(), Err(Unavailable::Other { code: "not_registered", remedy })));
-        }
-    }
-    Ok(all)
+fn transports() -> Result<Vec<(&'static str, std::result::Result<Caps, Unavailable>)>> {
+    let fabric = zc::Fabric::auto()?;
+    let lacking = zc::DEFAULT_ORDER.into_iter().filter_map(|name| Some((name, Err(fabric.missing(name)?))));
+    Ok(fabric.probe().into_iter().chain(lacking).collect())
 }
 
 fn to_json(name: &str, probe: &std::result::Result<Caps, Unavailable>) -> Value {

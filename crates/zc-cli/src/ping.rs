@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use zc::Connection;
 
 use crate::perf::protocol::{Order, Test, Touch, begin};
+use crate::say::say;
 use crate::{Result, block_on};
 
 /// Bytes of a ping.
@@ -14,7 +15,7 @@ pub(crate) fn run(uri: &str, count: u64, interval_ms: u64) -> Result<()> {
     block_on(async {
         let fabric = zc::Fabric::auto()?;
         let mut conn = fabric.connect(uri).await?;
-        println!("{}", conn.report());
+        say!("{}", conn.report())?;
         begin(&mut conn, &Order { test: Test::Latency, size: SIZE, touch: Touch::None, inflight: 1 }).await?;
         let stop = tokio::signal::ctrl_c();
         tokio::pin!(stop);
@@ -27,7 +28,7 @@ pub(crate) fn run(uri: &str, count: u64, interval_ms: u64) -> Result<()> {
             }
             let took = at.elapsed();
             times.push(took);
-            println!("{SIZE} bytes from {uri}: seq={seq} time={:.1} µs", took.as_secs_f64() * 1e6);
+            say!("{SIZE} bytes from {uri}: seq={seq} time={:.1} µs", took.as_secs_f64() * 1e6)?;
             if seq == count {
                 break;
             }
@@ -43,11 +44,11 @@ pub(crate) fn run(uri: &str, count: u64, interval_ms: u64) -> Result<()> {
         let sum: f64 = times.iter().map(micros).sum();
         let min = times.iter().map(micros).fold(f64::INFINITY, f64::min);
         let max = times.iter().map(micros).fold(0.0, f64::max);
-        println!(
+        say!(
             "{} round trips, min/mean/max {min:.1}/{:.1}/{max:.1} µs",
             times.len(),
             sum / times.len() as f64
-        );
+        )?;
         conn.drain(Duration::from_secs(2)).await?;
         Ok(())
     })

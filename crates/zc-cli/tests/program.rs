@@ -37,11 +37,20 @@ impl Serve {
             .args(["perf", "serve", "--child", "--uri", "zc+tcp://127.0.0.1:0"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut uri = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut uri).unwrap();
         Self(child, uri.trim().to_owned())
+    }
+}
+
+impl Serve {
+    /// What it complained about until its standard input ended.
+    fn complaints(mut self) -> String {
+        drop(self.0.stdin.take());
+        std::io::read_to_string(self.0.stderr.take().unwrap()).unwrap()
     }
 }
 
@@ -89,10 +98,11 @@ fn perf_prints_one_object_with_the_promised_keys() {
 
 #[test]
 fn perf_takes_every_option() {
-    let result = json(
-        "perf throughput --uri zc+unix://@zc-cli-options --size 100000 --duration-s 0.1 --inflight 3 --connections 2 \
+    let result = json(&format!(
+        "perf throughput --uri zc+unix://@zc-cli-options-{} --size 100000 --duration-s 0.1 --inflight 3 --connections 2 \
          --polling interrupt --touch all --pin 0,0 --json",
-    );
+        std::process::id()
+    ));
     assert_eq!((&result["inflight"], &result["connections"]), (&3.into(), &2.into()));
     assert_eq!((&result["polling"], &result["transport"]), (&"interrupt".into(), &"tcp".into()));
 }
@@ -106,6 +116,26 @@ fn a_side_that_runs_alone_serves_perf_and_ping() {
     assert!(ping.contains("seq=1 ") && ping.contains("seq=2 ") && ping.contains("2 round trips"), "{ping}");
     let (report, _) = ping.split_once("64 bytes from").unwrap();
     assert!(report.contains("chosen"), "the selection report comes first: {ping}");
+    assert_eq!(server.complaints(), "", "all of them ended in order");
+}
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_error() {
+    let server = Serve::start();
+    let ping = format!("ping {} --count 2 --interval-ms 1", server.1);
+    for args in ["info", "info --json", "perf latency --duration-s 0.1", "perf serve --child", &ping] {
+        // Nobody will ever read it.
+        let (_, stdout) = std::io::pipe().unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_zc"))
+            .args(args.split(' '))
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && words.is_empty(), "{args}: {}: {words}", output.status);
+    }
 }
 
 #[test]

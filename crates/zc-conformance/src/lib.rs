@@ -21,10 +21,12 @@
 
 pub mod behaviours;
 mod data;
+mod lanes;
 mod peer;
 mod run;
 mod setup;
 
+pub use self::lanes::exchange;
 pub use self::peer::{ENV_ROLE, peer_process};
 pub use self::run::{GUARD, Skipped, Verdict, run};
 pub use self::setup::{Bench, Setup};
@@ -88,6 +90,13 @@ macro_rules! suite {
                 the_ledger_adds_up,
                 nothing_is_copied_where_zero_copy_is_claimed,
                 cost_does_not_grow_with_size,
+                one_sided_operations_move_bytes,
+                atomics_of_both_sides_add_up,
+                a_notification_comes_after_what_was_written,
+                what_is_not_granted_is_refused,
+                revoking_ends_access,
+                a_one_sided_operation_given_up_leaves_nothing,
+                a_peer_killed_while_it_writes_into_an_export,
             }
         }
     };

@@ -30,12 +30,19 @@ pub(crate) enum Part {
     Flood,
     /// Connects and answers.
     Echo,
+    /// Writes into memory that it is granted, without end.
+    Remote,
     /// Opens and closes connections with itself.
     Churn,
 }
 
-const PARTS: [(Part, &str); 4] =
-    [(Part::Hold, "hold"), (Part::Flood, "flood"), (Part::Echo, "echo"), (Part::Churn, "churn")];
+const PARTS: [(Part, &str); 5] = [
+    (Part::Hold, "hold"),
+    (Part::Flood, "flood"),
+    (Part::Echo, "echo"),
+    (Part::Remote, "remote"),
+    (Part::Churn, "churn"),
+];
 
 /// A process that is killed however the behaviour ends.
 pub(crate) struct Peer(Child);
@@ -119,6 +126,7 @@ pub fn peer_process(setup: Setup) {
             Part::Hold => hold(connect(&bench, uri).await).await,
             Part::Flood => flood(connect(&bench, uri).await).await,
             Part::Echo => data::echo(connect(&bench, uri).await).await,
+            Part::Remote => behaviours::write_for_ever(connect(&bench, uri).await).await,
             Part::Churn => {
                 behaviours::churn(&bench).await;
                 nothing_is_left(&bench, 0).await;

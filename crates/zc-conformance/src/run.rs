@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crate::setup::{Bench, Setup};
 
 /// The longest that a behaviour may take. Not a bound on speed: none needs a quarter of it.
-pub const GUARD: Duration = Duration::from_secs(60);
+pub const GUARD: Duration = Duration::from_secs(120);
 /// The longest to wait for memory and tasks to go away.
-const LEFTOVERS: Duration = Duration::from_secs(20);
+const LEFTOVERS: Duration = Duration::from_secs(45);
 
 /// A behaviour that does not apply, with the reason.
 ///

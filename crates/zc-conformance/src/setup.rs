@@ -127,6 +127,7 @@ impl Bench {
         deadlines.hello = GUARD;
         deadlines.offers = GUARD;
         deadlines.join = GUARD;
+        deadlines.total = GUARD;
         (self.setup.builder)().options(options()).deadlines(deadlines)
     }
 
@@ -202,7 +203,7 @@ impl Bench {
 pub(crate) fn options() -> ConnectionOptions {
     let mut options = ConnectionOptions::default();
     options.keepalive_interval = Duration::ZERO;
-    options.drain = Duration::from_secs(2);
+    options.drain = Duration::from_secs(10);
     options
 }
 

@@ -29,7 +29,16 @@ use crate::proto::{BodyItem, Code, Key};
 /// ```
 #[derive(Default)]
 pub struct Body {
-    incoming: Option<Incoming>,
+    source: Source,
+}
+
+#[derive(Default)]
+enum Source {
+    #[default]
+    Empty,
+    Zc(Incoming),
+    #[cfg(feature = "hyper")]
+    Http(Http),
 }
 
 struct Incoming {
@@ -45,18 +54,26 @@ impl Body {
     }
 
     pub(crate) fn incoming(link: Arc<Link>, key: Key) -> Self {
-        Self { incoming: Some(Incoming { link, key, deadline: None }) }
+        Self { source: Source::Zc(Incoming { link, key, deadline: None }) }
+    }
+
+    #[cfg(feature = "hyper")]
+    pub(crate) fn http(body: hyper::body::Incoming) -> Self {
+        Self { source: Source::Http(Http { body, deadline: None }) }
     }
 
     pub(crate) fn set_deadline(&mut self, deadline: Option<Deadline>) {
-        if let Some(incoming) = &mut self.incoming {
-            incoming.deadline = deadline;
+        match &mut self.source {
+            Source::Empty => {}
+            Source::Zc(incoming) => incoming.deadline = deadline,
+            #[cfg(feature = "hyper")]
+            Source::Http(http) => http.deadline = deadline,
         }
     }
 
     /// The response's head.
     pub(crate) fn poll_response(&mut self, cx: &Context<'_>) -> Poll<Result<http::response::Parts, Error>> {
-        let Some(Incoming { link, key, .. }) = &self.incoming else {
+        let Source::Zc(Incoming { link, key, .. }) = &self.source else {
             return Poll::Ready(Err(Error::new(ErrorKind::Closed, Executed::Maybe)));
         };
         link.with(|state| match state.endpoint.take_response(*key) {
@@ -94,6 +111,27 @@ impl Incoming {
     }
 }
 
+/// A body that came over HTTP/1 or HTTP/2.
+#[cfg(feature = "hyper")]
+struct Http {
+    body: hyper::body::Incoming,
+    deadline: Option<Deadline>,
+}
+
+#[cfg(feature = "hyper")]
+impl Http {
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        use http_body::Body as _;
+        if let Poll::Ready(item) = Pin::new(&mut self.body).poll_frame(cx) {
+            let failed = |error: hyper::Error| Error::new(ErrorKind::Http(Arc::new(error)), Executed::Maybe);
+            return Poll::Ready(item.map(|frame| frame.map_err(failed)));
+        }
+        let Some(deadline) = &mut self.deadline else { return Poll::Pending };
+        std::task::ready!(deadline.poll_passed(cx));
+        Poll::Ready(Some(Err(Error::new(ErrorKind::Deadline, Executed::Maybe))))
+    }
+}
+
 impl Drop for Incoming {
     fn drop(&mut self) {
         self.link.with(|state| state.endpoint.release_rx(self.key));
@@ -108,25 +146,35 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let item = incoming.poll_item(cx);
+        let item = match &mut self.source {
+            Source::Empty => return Poll::Ready(None),
+            Source::Zc(incoming) => incoming.poll_item(cx),
+            #[cfg(feature = "hyper")]
+            Source::Http(http) => http.poll_item(cx),
+        };
         if let Poll::Ready(None | Some(Err(_))) = item {
-            self.incoming = None;
+            self.source = Source::Empty;
         }
         item
     }
 
     fn is_end_stream(&self) -> bool {
-        let Some(Incoming { link, key, .. }) = &self.incoming else { return true };
-        link.with(|state| state.endpoint.body_hint(*key).0)
+        match &self.source {
+            Source::Empty => true,
+            Source::Zc(Incoming { link, key, .. }) => link.with(|state| state.endpoint.body_hint(*key).0),
+            #[cfg(feature = "hyper")]
+            Source::Http(http) => http.body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let Some(Incoming { link, key, .. }) = &self.incoming else { return SizeHint::with_exact(0) };
-        match link.with(|state| state.endpoint.body_hint(*key).1) {
-            Some(bytes) => SizeHint::with_exact(bytes),
-            None => SizeHint::default(),
-        }
+        let exact = match &self.source {
+            Source::Empty => Some(0),
+            Source::Zc(Incoming { link, key, .. }) => link.with(|state| state.endpoint.body_hint(*key).1),
+            #[cfg(feature = "hyper")]
+            Source::Http(http) => return http.body.size_hint(),
+        };
+        exact.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

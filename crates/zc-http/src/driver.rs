@@ -64,6 +64,12 @@ impl<H: Handler> Driver<H> {
         }
     }
 
+    /// With a message that was received already.
+    pub(crate) fn after(mut self, first: Option<Message>) -> Self {
+        self.inbox.extend(first);
+        self
+    }
+
     /// Reads a batch; true when there may be more. The end of the connection comes after what arrived.
     fn read(&mut self, cx: &mut Context<'_>) -> (bool, Option<ErrorKind>) {
         while self.inbox.len() < READ_BATCH {

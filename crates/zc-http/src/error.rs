@@ -74,6 +74,10 @@ pub enum ErrorKind {
     /// Too many calls wait for a connection that is busy.
     #[error("too many calls are waiting")]
     QueueFull,
+    /// HTTP/1 or HTTP/2, where the call went over it, failed.
+    #[cfg(feature = "hyper")]
+    #[error("{0}")]
+    Http(Arc<dyn std::error::Error + Send + Sync>),
     /// The body given to send failed.
     #[error("the body to send failed: {0}")]
     Body(Arc<dyn std::error::Error + Send + Sync>),
@@ -169,6 +173,8 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.kind {
             ErrorKind::Body(error) => Some(&**error),
+            #[cfg(all(feature = "hyper", not(feature = "tonic")))]
+            ErrorKind::Http(error) => Some(&**error),
             // tonic looks for a status in the chain of sources.
             #[cfg(feature = "tonic")]
             _ => Some(&*self.status),
@@ -204,10 +210,36 @@ mod grpc {
             | ErrorKind::HeadersTooLarge => Grpc::ResourceExhausted,
             ErrorKind::Deadline => Grpc::DeadlineExceeded,
             ErrorKind::Reset(_) | ErrorKind::Ended(_) | ErrorKind::NoRuntime => Grpc::Internal,
+            #[cfg(feature = "hyper")]
+            ErrorKind::Http(error) => return of_http(error.clone()),
             ErrorKind::Body(_) => Grpc::Unknown,
         };
         Status::new(code, kind.to_string())
     }
+
+    /// What a stream was reset with says how a call ended; without that its connection is gone.
+    #[cfg(feature = "hyper")]
+    fn of_http(error: std::sync::Arc<dyn std::error::Error + Send + Sync>) -> Status {
+        let of_connection = error.downcast_ref::<hyper::Error>().is_some_and(|error| {
+            error.is_canceled() || error.is_closed() || error.is_incomplete_message() || error.is_timeout()
+        });
+        let text = error.to_string();
+        let status = match of_connection {
+            true => Status::unavailable(text),
+            false => Status::from_error(Box::new(Shared(error))),
+        };
+        match status.code() {
+            // tonic's word for an error without a code, such as a broken socket.
+            Grpc::Unknown => Status::unavailable(status.message()),
+            _ => status,
+        }
+    }
+
+    /// tonic looks at the chain of sources.
+    #[cfg(feature = "hyper")]
+    #[derive(Debug, thiserror::Error)]
+    #[error("HTTP/2")]
+    struct Shared(#[source] std::sync::Arc<dyn std::error::Error + Send + Sync>);
 }
 
 #[cfg(feature = "tonic")]

@@ -39,12 +39,18 @@ mod deadline;
 mod driver;
 mod error;
 mod link;
+mod listening;
 mod proto;
 mod send_body;
 mod server;
+#[cfg(feature = "hyper")]
+mod stream;
 
 pub use body::Body;
-pub use channel::{Channel, ChannelBuilder, ResponseFuture};
+pub use channel::{Channel, ChannelBuilder, Protocol, ResponseFuture};
 pub use error::{BoxError, Error, ErrorKind, Executed};
+pub use listening::Listening;
 pub use proto::{Code, Limits, Violation};
 pub use server::{PeerInfo, Server};
+#[cfg(feature = "hyper")]
+pub use stream::{Connecting, ZcConnector, ZcIncoming, ZcStream};

@@ -308,7 +308,8 @@ async fn shutting_down_finishes_what_is_under_way() {
 
 #[tokio::test]
 async fn a_lost_server_fails_its_calls_and_a_new_one_is_found() {
-    let world = world("zc+tcp://127.0.0.1:0", Server::new(), Limits::default()).await;
+    // An address of its own, whose ports no other test takes.
+    let world = world("zc+tcp://127.0.0.77:0", Server::new(), Limits::default()).await;
     let held = world.call("/never", Empty::new());
     let mut held = Box::pin(held);
     tokio::select! {

@@ -15,6 +15,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod measure;
 
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,11 +25,11 @@ use std::task::Poll;
 use std::time::Instant;
 
 use common::{End, Setup, TokioReactor, data, try_end};
+use measure::{CHILD, median, pin};
 use tokio::io::unix::AsyncFd;
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
-const CHILD: &str = "ZC_SHM_BENCH_CHILD";
 const ROUNDS: usize = 15;
 /// Round trips of one measurement.
 const TRIPS: usize = 300;
@@ -43,14 +44,6 @@ fn main() {
                 rt.block_on(parent(core));
             }
         }
-    }
-}
-
-fn pin(core: usize) {
-    let mut set = rustix::thread::CpuSet::new();
-    set.set(core);
-    if rustix::thread::sched_setaffinity(None, &set).is_err() {
-        println!("core {core} can't be used: the figures mean little");
     }
 }
 
@@ -95,7 +88,7 @@ fn setups() -> [Setup; 2] {
 }
 
 async fn child(name: String) {
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut link = StreamLinks.connect(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
     let mut got = poll_fn(|cx| link.poll_recv_descriptors(cx, 2)).await.unwrap();
     let theirs = got.pop().unwrap();
@@ -121,18 +114,13 @@ async fn child(name: String) {
     pair.rung().await;
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 fn per_trip(start: Instant) -> f64 {
     start.elapsed().as_nanos() as f64 / TRIPS as f64
 }
 
 async fn parent(core: usize) {
     let name = format!("zc-shm-asleep-{}-{core}", std::process::id());
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
     pin(core);
     let child = Command::new(std::env::current_exe().unwrap()).env(CHILD, &name).stdin(Stdio::null()).spawn();

@@ -22,6 +22,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod measure;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
@@ -31,11 +32,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use common::{End, Setup, TokioReactor, try_end};
+use measure::{CHILD, median, pin};
 use zc_core::memory::{Backing, PeerMapping, Region, Sealing};
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
-const CHILD: &str = "ZC_SHM_BENCH_CHILD";
 const ROUNDS: usize = 31;
 const SIZES: [usize; 6] = [64, 1024, 4096, 65536, 1 << 20, 10 << 20];
 /// Only this size.
@@ -60,14 +61,6 @@ fn main() {
 
 fn sizes() -> Vec<usize> {
     std::env::var(ONE_SIZE).map_or(SIZES.into(), |size| vec![size.parse().expect("a size in bytes")])
-}
-
-fn pin(core: usize) {
-    let mut set = rustix::thread::CpuSet::new();
-    set.set(core);
-    if rustix::thread::sched_setaffinity(None, &set).is_err() {
-        println!("core {core} can't be used: the figures mean little");
-    }
 }
 
 fn setup() -> Setup {
@@ -378,7 +371,7 @@ async fn exchange_line(link: &mut dyn ControlLink, mine: Option<BorrowedFd<'_>>)
 }
 
 async fn child(name: String) {
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut link = StreamLinks.connect(&LinkAddr::UnixAbstract(name), &reactor).await.unwrap();
     let fd = exchange_line(&mut *link, None).await.unwrap();
     let region = mapped(fd);
@@ -402,18 +395,13 @@ async fn child(name: String) {
     }
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 async fn parent() {
     costs().await;
     if std::env::args().any(|arg| arg == "costs") {
         return;
     }
     let name = format!("zc-shm-bench-{}", std::process::id());
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .env(CHILD, &name)

@@ -6,19 +6,16 @@ use std::io;
 use std::sync::Arc;
 
 use futures::task::AtomicWaker;
-use parking_lot::Mutex;
 use zc_core::memory::{FrameTable, PinnedBuf, PinnedBufMut, Region};
 use zc_core::wire::WireError;
 
 use crate::free_list::Stack;
 use crate::layout::{Descriptor, Geometry, Grow, Return};
+use crate::lie::lie;
 use crate::limits::{
-    FIRST_BLOCK_BYTES, GROWTH_BYTES, MAX_BLOCKS, MAX_GROWTH_BLOCKS, MAX_GROWTH_BYTES, MAX_SLABS,
+    FIRST_BLOCK_BYTES, GROWTH_BYTES, MAX_ARENA_BLOCKS, MAX_GROWTH_BLOCKS, MAX_GROWTH_BYTES, MAX_SLABS,
 };
 use crate::sys;
-
-/// What is leaked on purpose; leak checkers find it here and do not complain.
-static ABANDONED: Mutex<Vec<PinnedBuf>> = Mutex::new(Vec::new());
 
 /// A buffer that the peer may read.
 pub(crate) struct Held {
@@ -103,10 +100,6 @@ fn block_len(len: usize) -> usize {
     }
     let step = (len.next_power_of_two() / 8).max(64);
     len.next_multiple_of(step)
-}
-
-fn lie(field: &'static str) -> WireError {
-    WireError::BadValue { field }
 }
 
 impl Arena {
@@ -201,8 +194,8 @@ impl Arena {
     /// The peer gave a block back: checks that it had it (M6) and lets it go. The send that waits for it.
     pub(crate) fn take_back(&mut self, back: Return) -> Result<Option<u64>, WireError> {
         let slab = self.slabs.get_mut(back.slab as usize).and_then(Option::as_mut);
-        let slab = slab.ok_or(lie("shm return: arena"))?;
-        let held = slab.held.get_mut(back.block as usize).ok_or(lie("shm return: block"))?;
+        let slab = slab.ok_or_else(|| lie("shm return: arena"))?;
+        let held = slab.held.get_mut(back.block as usize).ok_or_else(|| lie("shm return: block"))?;
         let generation = &mut slab.generations[back.block as usize];
         if held.is_none() || *generation != back.generation {
             return Err(lie("shm return: not lent"));
@@ -212,24 +205,17 @@ impl Arena {
         Ok(held.take().and_then(|h| h.token))
     }
 
-    /// The peer is gone: nothing is held any more.
+    /// The peer reads nothing any more: nothing is held.
     pub(crate) fn release_all(&mut self) {
         self.slabs.iter_mut().flatten().flat_map(|s| s.held.iter_mut()).for_each(|h| *h = None);
         self.held = 0;
     }
 
-    /// The lane ends while the peer still reads: whoever keeps a clone must not be able to write what
-    /// the peer was promised, so such memory is never freed (M4).
-    pub(crate) fn abandon(&mut self) {
-        for slab in self.slabs.iter_mut().flatten() {
-            for held in slab.held.iter_mut().filter_map(Option::take) {
-                if let Err(shared) = held.buf.try_into_mut() {
-                    tracing::warn!(bytes = slab.block_len, "leaking a buffer that the peer may still read");
-                    ABANDONED.lock().push(shared);
-                }
-            }
-        }
+    /// The lane ends while the peer still reads: what is kept here and must not be written (M4).
+    pub(crate) fn abandon(&mut self) -> Vec<PinnedBuf> {
         self.held = 0;
+        let held = self.slabs.iter_mut().flatten().flat_map(|slab| slab.held.iter_mut());
+        held.filter_map(Option::take).filter_map(|held| held.buf.try_into_mut().err()).collect()
     }
 
     /// Asks to be woken when a block comes back on this side. Look again afterwards.
@@ -248,7 +234,7 @@ impl Arena {
         let same: usize =
             self.slabs.iter().flatten().filter(|s| s.block_len == block_len(len)).map(|s| s.blocks).sum();
         let blocks: usize = self.slabs.iter().flatten().map(|s| s.blocks).sum();
-        let spare_blocks = (MAX_BLOCKS as usize).saturating_sub(blocks);
+        let spare_blocks = (MAX_ARENA_BLOCKS as usize).saturating_sub(blocks);
         let spare_bytes = self.max_bytes.saturating_sub(self.bytes);
         let mut size = block_len(len);
         if size as u64 > spare_bytes {

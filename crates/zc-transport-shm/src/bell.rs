@@ -85,8 +85,11 @@ impl PeerBell {
         let fits = match kind {
             // Eventfds have no file type; files, pipes and sockets, which could block, do.
             BellKind::Eventfd => rustix::fs::fstat(&fd).is_ok_and(|s| s.st_mode & libc::S_IFMT == 0),
+            // Others may wait on what `MSG_DONTWAIT` says nothing about.
             BellKind::Socket => {
-                rustix::net::sockopt::socket_type(&fd).is_ok_and(|kind| kind == SocketType::STREAM)
+                use rustix::net::sockopt::{socket_domain, socket_type};
+                socket_domain(&fd).is_ok_and(|family| family == AddressFamily::UNIX)
+                    && socket_type(&fd).is_ok_and(|kind| kind == SocketType::STREAM)
             }
         };
         fits.then_some(Self { fd, kind })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::task::AtomicWaker;
 use zc_core::memory::Reclaim;
 
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, Ordering, between_seq_cst};
 
 /// The part that any thread adds to: a stack that is only ever taken as a whole, so that a position
 /// that was on top twice is no problem.
@@ -33,6 +33,7 @@ impl FreeList {
                 Err(now) => top = now,
             }
         }
+        between_seq_cst();
         if self.waiting.load(Ordering::SeqCst) == 1 && self.waiting.swap(0, Ordering::SeqCst) == 1 {
             self.waker.wake();
         }

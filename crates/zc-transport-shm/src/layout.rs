@@ -2,13 +2,17 @@
 
 use zc_core::wire::WireError;
 
+use crate::lie::lie;
 use crate::limits::{
-    FIRST_BLOCK_BYTES, FIRST_BLOCKS, MAX_BLOCKS, MAX_HALF_BYTES, MAX_RING_SLOTS, MIN_RING_SLOTS, SLOT_BYTES,
+    FIRST_BLOCK_BYTES, FIRST_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_HALF_BYTES, MAX_RING_SLOTS, MIN_RING_SLOTS,
+    REMOTE_SLOTS, SLOT_BYTES,
 };
+use crate::offer::VERSION;
 use crate::words::{OwnWords, PeerWords, ReadWords, WriteWords};
 
 /// `zc.shm` and the version in the last byte.
-pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"zc.shm\0\x01");
+const MAGIC: u64 = u64::from_le_bytes(*b"zc.shm\0\0") | (VERSION as u64) << 56;
+const _: () = assert!(VERSION <= 0xff);
 /// The page of the header and the control words, bytes.
 const HEAD_BYTES: usize = 4096;
 /// Bytes of a page, on every machine this runs on or a divisor of it.
@@ -18,10 +22,25 @@ const PAGE_BYTES: usize = 4096;
 pub(crate) const CONSUMED: usize = 128 / 8;
 /// Word: payload bytes that our application took.
 pub(crate) const TAKEN: usize = CONSUMED + 1;
+/// Word: not 0 once others than we may read what the peer sends us, for a forwarding group. Never 0 again.
+pub(crate) const PASSED_ON: usize = CONSUMED + 2;
 /// Word: our receiving half's sleep epoch.
 pub(crate) const RX_SLEEP: usize = 256 / 8;
 /// Word: our sending half's sleep epoch.
 pub(crate) const TX_SLEEP: usize = 384 / 8;
+/// Word: our one-sided half's sleep epoch.
+pub(crate) const REMOTE_SLEEP: usize = 512 / 8;
+/// Word: records of the peer's one-sided half that we are done with.
+pub(crate) const REMOTE_CONSUMED: usize = REMOTE_SLEEP + 1;
+/// Word: notifications of the peer that no longer wait here.
+pub(crate) const NOTIFIED: usize = REMOTE_SLEEP + 2;
+/// Word: how often our one-sided half had something for the peer's.
+pub(crate) const REMOTE_CALLS: usize = REMOTE_SLEEP + 3;
+/// Word: how many revocations our one-sided half has decided; their records may follow later.
+pub(crate) const REMOTE_REVOKED: usize = REMOTE_SLEEP + 4;
+/// First word of the ring of our one-sided half's records.
+pub(crate) const REMOTE_RING: usize = 1024 / 8;
+const _: () = assert!(8 * REMOTE_RING + REMOTE_SLOTS as usize * SLOT_BYTES <= HEAD_BYTES);
 /// Words of a slot.
 pub(crate) const SLOT_WORDS: usize = SLOT_BYTES / 8;
 
@@ -38,10 +57,6 @@ pub(crate) struct Geometry {
     pub(crate) blocks: u32,
 }
 
-fn bad(field: &'static str) -> WireError {
-    WireError::BadValue { field }
-}
-
 impl Geometry {
     pub(crate) fn new(slots: u32) -> Self {
         let slots = slots.clamp(MIN_RING_SLOTS, MAX_RING_SLOTS).next_power_of_two();
@@ -52,17 +67,18 @@ impl Geometry {
     pub(crate) fn check(&self) -> Result<(), WireError> {
         let slots = self.slots.is_power_of_two() && (MIN_RING_SLOTS..=MAX_RING_SLOTS).contains(&self.slots);
         if !slots {
-            return Err(bad("shm ring slots"));
+            return Err(lie("shm ring slots"));
         }
         if self.returns != MAX_BLOCKS {
-            return Err(bad("shm return ring"));
+            return Err(lie("shm return ring"));
         }
         let len = self.block_len as usize;
         if len == 0 || len > MAX_HALF_BYTES || !len.is_multiple_of(64) {
-            return Err(bad("shm block length"));
+            return Err(lie("shm block length"));
         }
-        if self.blocks == 0 || self.blocks > MAX_BLOCKS || self.bytes() > MAX_HALF_BYTES {
-            return Err(bad("shm blocks"));
+        let blocks = self.blocks > 0 && self.blocks <= MAX_BLOCKS;
+        if !blocks || self.frames() > MAX_FRAMES || self.bytes() > MAX_HALF_BYTES {
+            return Err(lie("shm blocks"));
         }
         Ok(())
     }
@@ -110,7 +126,7 @@ impl Geometry {
     /// Checks the header of the peer's memory against what it offered.
     pub(crate) fn verify(&self, words: &PeerWords) -> Result<(), WireError> {
         let same = self.words().into_iter().enumerate().all(|(at, word)| words.load(at) == word);
-        if same { Ok(()) } else { Err(bad("shm header")) }
+        if same { Ok(()) } else { Err(lie("shm header")) }
     }
 }
 
@@ -128,6 +144,8 @@ pub(crate) enum Kind {
     Close = 5,
     /// A one-sided request or answer.
     Remote = 6,
+    /// A region of a group; its descriptor went over the link before.
+    Share = 9,
 }
 
 /// The payload is in blocks, the slot holds descriptors.
@@ -166,6 +184,9 @@ impl Head {
         (word as u32, head)
     }
 }
+
+/// In the number of an arena: it is a region of a group, and blocks are loans.
+pub(crate) const SHARED: u8 = 128;
 
 /// Where a piece of payload lies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -219,6 +240,24 @@ impl Grow {
     }
 }
 
+/// A region of a group, as its entry in the ring says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// With [`SHARED`].
+    pub(crate) region: u8,
+    pub(crate) bytes: u64,
+}
+
+impl Share {
+    pub(crate) fn pack(self) -> [u64; 2] {
+        [self.region.into(), self.bytes]
+    }
+
+    pub(crate) fn unpack([a, bytes]: [u64; 2]) -> Self {
+        Self { region: a as u8, bytes }
+    }
+}
+
 /// An entry of the return ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Return {
@@ -248,6 +287,11 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn the_magic_names_the_version() {
+        assert_eq!(MAGIC.to_le_bytes(), *b"zc.shm\0\x02");
+    }
+
+    #[test]
     fn an_idle_connection_is_small() {
         let g = Geometry::new(crate::limits::RING_SLOTS);
         g.check().unwrap();
@@ -256,12 +300,22 @@ mod tests {
         assert!(g.first_block() as usize * g.block_len as usize >= g.control_bytes());
     }
 
+    /// Every block has a number that an entry of the return ring can hold.
+    #[test]
+    fn blocks_that_cannot_be_named_are_refused() {
+        let longest = Geometry::new(u32::MAX >> 1);
+        longest.check().unwrap();
+        assert_eq!((longest.slots, longest.frames()), (MAX_RING_SLOTS, 2035));
+        assert!(Geometry { block_len: 64, ..longest }.check().is_err());
+        assert!(u16::try_from(MAX_FRAMES.max(MAX_BLOCKS)).is_ok());
+    }
+
     proptest! {
         #[test]
         fn fuzz_sizes_are_checked_before_use(slots: u32, returns: u32, block_len: u32, blocks in 0u32..2000) {
             let g = Geometry { slots, returns, block_len, blocks };
             if g.check().is_ok() {
-                prop_assert!(g.bytes() <= MAX_HALF_BYTES);
+                prop_assert!(g.bytes() <= MAX_HALF_BYTES && g.frames() <= MAX_FRAMES);
             }
         }
 
@@ -274,6 +328,8 @@ mod tests {
             prop_assert_eq!(Descriptor::unpack(d.pack()), d);
             let g = Grow::unpack([a, b]);
             prop_assert_eq!(Grow::unpack(g.pack()), g);
+            let s = Share::unpack([a, b]);
+            prop_assert_eq!(Share::unpack(s.pack()), s);
             let (t, r) = Return::unpack(a);
             prop_assert_eq!(Return::unpack(r.pack(t)), (t, r));
         }

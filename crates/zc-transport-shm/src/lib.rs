@@ -7,15 +7,21 @@
 //!
 //! Whatever a peer writes is read once, checked, and used (M6); a lie ends the lane with a typed error.
 
+mod abandoned;
 mod arena;
 mod bell;
 mod free_list;
+mod group;
+mod kept;
 mod lane;
+mod lap;
 mod layout;
+mod lie;
 mod limits;
 mod offer;
 mod options;
 mod peer;
+mod remote;
 mod returns;
 mod ring;
 mod sleep;

@@ -26,6 +26,20 @@ pub const REAP_BATCH: u32 = 8;
 pub const REAP_BATCH_MAX_BYTES: usize = 8 << 10;
 /// Most arenas of one direction, the first included.
 pub const MAX_SLABS: usize = 64;
+/// Buffers of groups that the peer may hold at a time, each with a reference of its own; what goes beyond is copied. Each
+/// comes back on the return ring as a block does ...
+pub const MAX_SHARED_LOANS: u32 = 256;
+/// ... which leaves room for so many blocks.
+pub const MAX_ARENA_BLOCKS: u32 = MAX_BLOCKS - MAX_SHARED_LOANS;
+/// Of blocks that are lent where they lie, a receiver keeps such as lie in arenas with at most half of all blocks ...
+pub const MAX_KEPT_BLOCKS: u32 = MAX_ARENA_BLOCKS / 2;
+/// ... and in at most half of the arenas. Beyond, and beyond half of what its arenas may have, messages are copied out, so that
+/// the sender always has something left to send from.
+pub const MAX_KEPT_SLABS: usize = MAX_SLABS / 2;
+/// Regions of groups that one side of a connection shows the other at a time; together no more than an arena may have.
+pub const MAX_SHARED_REGIONS: usize = 128;
+/// Groups that one connection is in.
+pub const MAX_GROUPS: usize = 16;
 /// Bytes of a block of the first arena: a page and a line, so that blocks don't share cache sets.
 pub const FIRST_BLOCK_BYTES: u32 = 4096 + 64;
 /// Blocks of the first arena by default.
@@ -46,11 +60,33 @@ pub const TRIM_INTERVAL_MS: u64 = 1000;
 pub const MAX_QUEUED_FRAMES: usize = 1024;
 /// Sends whose report has not been collected.
 pub const MAX_REPORTS: usize = 1024;
-/// Descriptors that a peer may send ahead of their entries in the ring.
+/// Descriptors that a peer may send ahead of their entries in the ring; one more is an error.
 pub const MAX_PENDING_DESCRIPTORS: usize = 8;
+/// What is read of the link in one turn, at most.
+pub const MAX_LINK_READS: usize = 64;
+/// Lanes that are gone, but of whose buffers the application keeps clones while the peer reads them, or of groups: the links of so
+/// many are watched for the end of the peer, two descriptors each. What goes beyond stays until the application drops its clones,
+/// and memory of groups for good.
+pub const MAX_ABANDONED_LINKS: usize = 256;
+/// Most blocks of the memory that one side makes with a connection, counting those that overlap its control words; our own of
+/// the longest ring has 2035.
+pub const MAX_FRAMES: u32 = 4096;
 /// Bytes of a private chunk, of which payloads that came in a slot are blocks ...
 pub const SMALL_CHUNK_BYTES: usize = 8 << 10;
 /// ... and how many there are; what is kept of them does not count against the lease.
 pub const SMALL_CHUNKS: u32 = 16;
 /// How often in a row the bell may ring for nothing before other tasks get their turn.
 pub const MAX_IDLE_RINGS: usize = 8;
+/// Slots of the ring on which the one-sided halves of a lane talk, a power of two.
+pub const REMOTE_SLOTS: u32 = 16;
+/// One-sided operations that wait, for the peer to say what a key stands for or for their completion to be collected.
+pub const MAX_REMOTE_OPERATIONS: usize = 64;
+/// Keys of one connection that are valid at a time, each way.
+pub const MAX_REMOTE_KEYS: usize = 1024;
+/// Exports of one connection that the peer can have mapped at a time; one that is granted both for reading only and for
+/// writing counts twice.
+pub const MAX_REMOTE_WINDOWS: usize = 256;
+/// Bytes of all of them, all of whose pages are there.
+pub const MAX_REMOTE_BYTES: u64 = 64 << 30;
+/// Notifications of one connection on their way to the exports of their keys, all exports together; one more is `Busy`.
+pub const NOTIFY_WINDOW: u64 = 256;

@@ -1,9 +1,12 @@
-//! Models of the ring, of the handshake before sleeping and of the free list.
+//! Models of the rings, of the handshake before sleeping and of the free list.
 
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
-use crate::layout::{Head, SLOT_WORDS};
+use crate::free_list::Stack;
+use crate::layout::{Head, Return, SLOT_WORDS};
+use crate::remote::Calls;
+use crate::returns::{Returned, Returning};
 use crate::ring::{Consumer, Producer};
 use crate::sleep::{Ringer, Sleeper};
 use crate::testing::Cells;
@@ -83,4 +86,230 @@ fn loom_sleep_loses_no_wake_up() {
         }
         waker.join().unwrap();
     });
+}
+
+/// Two threads give back at once: the owner gets every block once, whole, and what they read of it before.
+#[test]
+fn loom_returns_come_back_once_and_whole() {
+    loom::model(|| {
+        let cells = Cells::new(4 + 2);
+        let ring = Arc::new(Returning::new(cells.clone(), 0, 4));
+        let mut owner = Returned::new(cells.clone(), 0, 4);
+        let give = |block: u16| {
+            let (ring, cells) = (ring.clone(), cells.clone());
+            thread::spawn(move || {
+                // Stands for the last read of the block.
+                cells.store(4 + block as usize, 1);
+                ring.push(Return { slab: 1, generation: 7 + block, block });
+            })
+        };
+        let threads = [give(0), give(1)];
+        let mut got = Vec::new();
+        while got.len() < 2 {
+            match owner.next() {
+                Some(back) => {
+                    assert_eq!((back.slab, back.generation), (1, 7 + back.block));
+                    assert_eq!(cells.load(4 + back.block as usize), 1, "still read");
+                    got.push(back.block);
+                }
+                None => thread::yield_now(),
+            }
+        }
+        got.sort_unstable();
+        assert_eq!((got, owner.next()), (vec![0, 1], None));
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+}
+
+/// Blocks that two threads free are all found, each once, also by one that takes meanwhile and takes again.
+#[test]
+fn loom_free_list_loses_and_doubles_nothing() {
+    use zc_core::memory::Reclaim;
+    loom::model(|| {
+        let mut stack = Stack::new(0, 3, std::sync::Arc::default());
+        let all: Vec<_> = std::iter::from_fn(|| stack.pop()).collect();
+        assert_eq!(all, [0, 1, 2]);
+        let free = |blocks: &'static [u32]| {
+            let home = stack.home();
+            thread::spawn(move || blocks.iter().for_each(|block| home.reclaim(*block)))
+        };
+        let threads = [free(&[0, 1]), free(&[2])];
+        let mut got: Vec<_> = stack.pop().into_iter().collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        got.extend(std::iter::from_fn(|| stack.pop()));
+        got.sort_unstable();
+        assert_eq!(got, [0, 1, 2]);
+    });
+}
+
+/// Who waits for a block hears of one that comes back, or sees it when it looks again.
+#[test]
+fn loom_free_list_loses_no_wake_up() {
+    use zc_core::memory::Reclaim;
+    struct Rung(std::sync::atomic::AtomicBool);
+    impl std::task::Wake for Rung {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    loom::model(|| {
+        let rung = std::sync::Arc::new(Rung(false.into()));
+        let waker: std::sync::Arc<futures::task::AtomicWaker> = std::sync::Arc::default();
+        waker.register(&rung.clone().into());
+        let mut stack = Stack::new(0, 1, waker);
+        assert_eq!(stack.pop(), Some(0));
+        let home = stack.home();
+        let other = thread::spawn(move || home.reclaim(0));
+        stack.wait();
+        let seen = stack.pop().is_some();
+        other.join().unwrap();
+        assert!(seen || rung.0.load(std::sync::atomic::Ordering::SeqCst), "asleep for ever");
+    });
+}
+
+const EPOCH: usize = 0;
+const CALLS: usize = 1;
+const RECORDS: usize = 2;
+
+/// A bell, or a task that was woken.
+#[derive(Clone)]
+struct Signal(Arc<Mutex<(bool, bool)>>);
+
+impl Signal {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new((false, false))))
+    }
+
+    fn set(&self) {
+        self.0.lock().unwrap().0 = true;
+    }
+
+    fn try_take(&self) -> bool {
+        std::mem::take(&mut self.0.lock().unwrap().0)
+    }
+
+    /// As a poll of it: if it is silent, the reactor tells of the next ring, once.
+    fn hear(&self) -> bool {
+        let (set, heard) = &mut *self.0.lock().unwrap();
+        *heard |= !*set;
+        std::mem::take(set)
+    }
+
+    /// The reactor: whether it tells of a ring.
+    fn tell(&self) -> bool {
+        let (set, heard) = &mut *self.0.lock().unwrap();
+        *set && std::mem::take(heard)
+    }
+}
+
+struct Task(Signal);
+
+impl futures::task::ArcWake for Task {
+    fn wake_by_ref(this: &std::sync::Arc<Self>) {
+        this.0.set();
+    }
+}
+
+/// The one-sided half, as far as its sleep goes: `Remote::poll_completions`.
+struct Half {
+    cells: Cells,
+    sleeper: Sleeper<Cells>,
+    calls: std::sync::Arc<Calls<Cells>>,
+    bell: Signal,
+    seen: u64,
+}
+
+impl Half {
+    fn look(&mut self) {
+        self.seen = self.cells.load(RECORDS);
+    }
+
+    /// Until there is nothing more.
+    fn poll(&mut self, task: &std::task::Waker) {
+        while self.poll_once(task) {}
+    }
+
+    /// True: it has found something.
+    fn poll_once(&mut self, task: &std::task::Waker) -> bool {
+        let before = self.seen;
+        loop {
+            self.calls.register(task);
+            self.look();
+            if self.seen != before || self.calls.is_resting() {
+                return self.seen != before;
+            }
+            self.calls.rest(&mut self.sleeper);
+            self.look();
+            let rung = self.bell.hear();
+            if rung {
+                self.calls.wake();
+            }
+            if self.seen != before || !rung {
+                return self.seen != before;
+            }
+        }
+    }
+}
+
+/// `records` of a peer that calls for each; another half of the lane silences the bell as well, and something may make
+/// the one-sided half look without having been polled, as a grant does.
+fn calls_lose_no_wake_up(records: u64, aside: bool) {
+    let cells = Cells::new(3);
+    let (bell, task) = (Signal::new(), Signal::new());
+    let calls = std::sync::Arc::new(Calls::new(cells.clone(), CALLS));
+    let peer = {
+        let (cells, bell) = (cells.clone(), bell.clone());
+        let ringer = Ringer::new(cells.clone(), EPOCH);
+        thread::spawn(move || {
+            for n in 1..=records {
+                cells.publish(RECORDS, n);
+                cells.publish(CALLS, n);
+                if ringer.must_ring() {
+                    bell.set();
+                }
+            }
+        })
+    };
+    let other = {
+        let (calls, bell) = (calls.clone(), bell.clone());
+        thread::spawn(move || {
+            if bell.try_take() {
+                calls.wake();
+            }
+        })
+    };
+    let sleeper = Sleeper::new(cells.clone(), EPOCH);
+    let mut half = Half { cells, sleeper, calls, bell: bell.clone(), seen: 0 };
+    let waker = futures::task::waker(std::sync::Arc::new(Task(task.clone())));
+    half.poll(&waker);
+    if aside {
+        half.look();
+    }
+    if task.try_take() {
+        half.poll(&waker);
+    }
+    other.join().unwrap();
+    peer.join().unwrap();
+    // From here on the reactor is the one to hear the bell. After a lost wake-up nobody wakes the task any more.
+    while half.seen < records {
+        if bell.tell() {
+            half.calls.wake();
+        }
+        assert!(task.try_take(), "asleep for ever");
+        half.poll(&waker);
+    }
+}
+
+#[test]
+fn loom_calls_lose_no_wake_up() {
+    loom::model(|| calls_lose_no_wake_up(2, false));
+}
+
+#[test]
+fn loom_calls_heard_aside_lose_no_wake_up() {
+    loom::model(|| calls_lose_no_wake_up(2, true));
 }

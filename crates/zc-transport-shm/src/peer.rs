@@ -5,58 +5,95 @@ use std::sync::Arc;
 
 use zc_core::memory::{FrameTable, LeaseBudget, LendError, PinnedBuf, Reclaim, Region};
 use zc_core::transport::LaneError;
-use zc_core::wire::WireError;
 
-use crate::layout::{Descriptor, Geometry, Grow, Return};
-use crate::limits::{MAX_BLOCKS, MAX_SLABS};
+use crate::group::{Opened, Seen};
+use crate::kept::{Kept, KeptOf, Size};
+use crate::layout::{Descriptor, Geometry, Grow, Return, SHARED, Share};
+use crate::lie::lie;
+use crate::limits::{FIRST_BLOCK_BYTES, MAX_ARENA_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
 use crate::returns::Returns;
 use crate::sync::{AtomicU32, Ordering};
-use crate::sys::{self, PeerMemory};
+use crate::sys;
 
 /// Gives the blocks of one arena back.
 struct Home {
     slab: u8,
     generations: Box<[AtomicU32]>,
     returns: Arc<Returns>,
+    /// Of all but the first arena.
+    kept: Option<KeptOf>,
 }
 
 impl Reclaim for Home {
     fn reclaim(&self, index: u32) {
+        self.kept.iter().for_each(KeptOf::sub);
         let generation = self.generations[index as usize].load(Ordering::Relaxed) as u16;
-        self.returns.push(Return { slab: self.slab, generation, block: index as u16 });
+        self.returns.push(give_back(self.slab, generation, index));
     }
+}
+
+/// A block's number fits: it was below [`MAX_FRAMES`] or [`MAX_BLOCKS`] before it was used.
+fn give_back(slab: u8, generation: u16, block: u32) -> Return {
+    const { assert!((if MAX_FRAMES > MAX_BLOCKS { MAX_FRAMES } else { MAX_BLOCKS }) <= u16::MAX as u32) };
+    Return { slab, generation, block: block as u16 }
 }
 
 struct Slab {
     region: Region,
-    frames: FrameTable,
-    home: Arc<Home>,
+    /// Only of a peer in our trust domain.
+    lent: Option<Lent>,
     block_len: u32,
     first: u32,
     count: u32,
 }
 
+/// Who has which block of an arena that is lent from.
+struct Lent {
+    frames: FrameTable,
+    home: Arc<Home>,
+}
+
+/// How much the peer may have, and we keep.
+pub(crate) struct Bounds {
+    /// Most bytes of all its arenas.
+    pub(crate) max_bytes: u64,
+    /// Whoever keeps so many bytes of messages gets no more of them.
+    pub(crate) lease_hard: usize,
+}
+
 /// The arenas of the peer.
 pub(crate) struct PeerArena {
+    /// The peer is in our trust domain: its messages may be lent where they are.
+    cooperative: bool,
     slabs: Vec<Option<Slab>>,
     returns: Arc<Returns>,
     bytes: u64,
     max_bytes: u64,
-}
-
-fn lie(field: &'static str) -> LaneError {
-    WireError::BadValue { field }.into()
+    kept: Arc<Kept>,
+    /// Whoever keeps so many bytes of messages gets no more of them.
+    lease_hard: usize,
+    /// What is lent from can be forwarded as it lies.
+    opened: Arc<Opened>,
+    /// Regions of groups.
+    seen: Seen,
 }
 
 impl PeerArena {
-    /// The arena in `region`; at most `max_bytes` in all.
+    /// The arena in `region`, and how far the peer may go beyond.
     pub(crate) fn new(
         region: Region,
         geometry: Geometry,
-        max_bytes: u64,
+        bounds: Bounds,
+        cooperative: bool,
         returns: Arc<Returns>,
+        opened: Arc<Opened>,
     ) -> Result<Self, LaneError> {
-        let mut arena = Self { slabs: Vec::new(), returns, bytes: 0, max_bytes };
+        let Bounds { max_bytes, lease_hard } = bounds;
+        let seen = Seen::new(max_bytes, cooperative, returns.clone());
+        let kept = Kept::new(max_bytes.saturating_sub(region.len() as u64));
+        let (slabs, bytes) = (Vec::new(), 0);
+        let mut arena =
+            Self { cooperative, slabs, returns, bytes, max_bytes, kept, lease_hard, opened, seen };
         arena.add(0, region, geometry.block_len, geometry.first_block(), geometry.frames())?;
         Ok(arena)
     }
@@ -69,36 +106,78 @@ impl PeerArena {
         first: u32,
         count: u32,
     ) -> Result<(), LaneError> {
-        let home = Arc::new(Home {
-            slab: at,
-            generations: (0..count).map(|_| AtomicU32::new(0)).collect(),
-            returns: self.returns.clone(),
-        });
-        // SAFETY: this is the region's only table, and its frames are lent only to a process in the
-        // peer's trust domain, which does not write what it sent until it has it back (M5).
-        let frames = unsafe { FrameTable::new(region.clone(), block_len as usize, count, home.clone()) };
-        let frames = frames.map_err(|_| lie("shm arena"))?;
+        let lent = match self.cooperative {
+            true => Some(self.lend_from(at, &region, block_len, count)?),
+            false => None,
+        };
+        if lent.is_some() {
+            self.opened.add(&region);
+        }
         self.bytes += region.len() as u64;
         let at = at as usize;
         self.slabs.resize_with(self.slabs.len().max(at + 1), || None);
-        self.slabs[at] = Some(Slab { region, frames, home, block_len, first, count });
+        self.slabs[at] = Some(Slab { region, lent, block_len, first, count });
         Ok(())
+    }
+
+    fn lend_from(&self, slab: u8, region: &Region, block_len: u32, count: u32) -> Result<Lent, LaneError> {
+        assert!(self.cooperative);
+        let generations = (0..count).map(|_| AtomicU32::new(0)).collect();
+        let size = Size { blocks: count.into(), bytes: region.len() as u64 };
+        let kept = (slab > 0).then(|| KeptOf::new(self.kept.clone(), size));
+        let home = Arc::new(Home { slab, generations, returns: self.returns.clone(), kept });
+        // SAFETY: this is the region's only table, and the peer is in our trust domain, by the assertion: it
+        // does not write what it sent until it has it back (M5).
+        let frames = unsafe { FrameTable::new(region.clone(), block_len as usize, count, home.clone()) };
+        Ok(Lent { frames: frames.map_err(|_| lie("shm arena"))?, home })
+    }
+
+    /// Whether the parts of a message may be lent where they are.
+    pub(crate) fn lends(&self, parts: &[Descriptor]) -> bool {
+        self.cooperative && parts.iter().all(|at| at.slab & SHARED == 0 || self.seen.lends(at))
+    }
+
+    /// Whether the peer has enough to send from while the parts of a message are kept. Of groups it always has: it copies.
+    pub(crate) fn leaves_enough(&self, parts: &[Descriptor]) -> bool {
+        let another = Grow { slab: 1, block_len: FIRST_BLOCK_BYTES, blocks: 1 }.bytes();
+        let (mut slabs, mut more) = (0, Size::default());
+        for (n, at) in parts.iter().enumerate() {
+            let slab = self.slabs.get(usize::from(at.slab)).and_then(Option::as_ref);
+            // What names no arena is refused when it is lent.
+            let Some(Slab { lent: Some(lent), block_len, .. }) = slab else { continue };
+            let cost = match &lent.home.kept {
+                // All of the first may be kept if there can be others, of one such block at least.
+                None if self.kept.ever_takes(another) => None,
+                None => return false,
+                // The peer stands still in any case until this is given back.
+                Some(_) if *block_len as usize >= self.lease_hard => None,
+                Some(kept) => kept.cost(),
+            };
+            if let Some(size) = cost
+                && parts[..n].iter().all(|other| other.slab != at.slab)
+            {
+                slabs += 1;
+                more.blocks += size.blocks;
+                more.bytes += size.bytes;
+            }
+        }
+        slabs == 0 || self.kept.takes(slabs, more)
     }
 
     /// Whether a further arena is allowed; ask before its descriptor is looked at.
     pub(crate) fn check(&self, grow: Grow) -> Result<(), LaneError> {
         let at = grow.slab as usize;
         if at == 0 || at >= MAX_SLABS || self.slabs.get(at).is_some_and(Option::is_some) {
-            return Err(lie("shm arena: index"));
+            return Err(lie("shm arena: index").into());
         }
         let blocks: u64 = self.slabs.iter().flatten().map(|s| u64::from(s.count - s.first)).sum();
-        if grow.blocks == 0 || blocks + u64::from(grow.blocks) > u64::from(MAX_BLOCKS) {
-            return Err(lie("shm arena: blocks"));
+        if grow.blocks == 0 || blocks + u64::from(grow.blocks) > u64::from(MAX_ARENA_BLOCKS) {
+            return Err(lie("shm arena: blocks").into());
         }
         let aligned = grow.block_len > 0 && grow.block_len.is_multiple_of(64);
         let spare = self.max_bytes.saturating_sub(self.bytes);
         if !aligned || grow.bytes() > spare {
-            return Err(lie("shm arena: length"));
+            return Err(lie("shm arena: length").into());
         }
         Ok(())
     }
@@ -107,54 +186,84 @@ impl PeerArena {
     pub(crate) fn grow(&mut self, grow: Grow, fd: OwnedFd) -> Result<(), LaneError> {
         self.check(grow)?;
         let bytes = usize::try_from(grow.bytes()).map_err(|_| lie("shm arena: length"))?;
-        let region = sys::map_peer(fd, bytes).map_err(|e| match e {
-            PeerMemory::Bad(field) => lie(field),
-            PeerMemory::Os(error) => LaneError::os("map the peer's memory", &error),
-        })?;
+        let region = sys::map_peer(fd, bytes)?;
         self.add(grow.slab, region, grow.block_len, 0, grow.blocks)
     }
 
-    /// Forgets an arena; what is lent of it keeps its mapping.
+    /// Whether a region of a group is allowed; ask before its descriptor is looked at.
+    pub(crate) fn check_share(&self, share: Share) -> Result<(), LaneError> {
+        self.seen.check(share)
+    }
+
+    /// Maps a region of a group.
+    pub(crate) fn share(&mut self, share: Share, fd: OwnedFd) -> Result<(), LaneError> {
+        self.seen.add(share, fd)
+    }
+
+    /// Forgets an arena, or a region of a group; what is lent of it keeps its mapping.
     pub(crate) fn retire(&mut self, at: u8) -> Result<(), LaneError> {
+        if at & SHARED != 0 {
+            return self.seen.retire(at);
+        }
         let gone = self.slabs.get_mut(at as usize).filter(|_| at > 0).and_then(Option::take);
-        let gone = gone.ok_or(lie("shm arena: retired twice"))?;
+        let gone = gone.ok_or_else(|| lie("shm arena: retired twice"))?;
         self.bytes -= gone.region.len() as u64;
+        self.opened.remove(&gone.region);
         Ok(())
     }
 
     /// The arena that a descriptor names, once all of it is checked (M6).
     fn slab(&self, at: &Descriptor) -> Result<&Slab, LaneError> {
         let slab = self.slabs.get(at.slab as usize).and_then(Option::as_ref);
-        let slab = slab.ok_or(lie("shm descriptor: arena"))?;
+        let slab = slab.ok_or_else(|| lie("shm descriptor: arena"))?;
         if at.block < slab.first || at.block >= slab.count {
-            return Err(lie("shm descriptor: block"));
+            return Err(lie("shm descriptor: block").into());
         }
-        let end = at.offset.checked_add(at.len).ok_or(lie("shm descriptor: length"))?;
+        let end = at.offset.checked_add(at.len).ok_or_else(|| lie("shm descriptor: length"))?;
         if at.len == 0 || end > slab.block_len {
-            return Err(lie("shm descriptor: length"));
+            return Err(lie("shm descriptor: length").into());
         }
         Ok(slab)
     }
 
     /// Lends what a descriptor names; it goes back when the last reference is gone.
     pub(crate) fn lend(&self, at: &Descriptor, lease: &Arc<LeaseBudget>) -> Result<PinnedBuf, LaneError> {
-        let slab = self.slab(at)?;
-        let lent = slab.frames.lend(at.block, at.offset as usize, at.len as usize, Some(lease));
-        let lent = lent.map_err(|e| match e {
-            LendError::Busy => lie("shm descriptor: block sent twice"),
-            _ => lie("shm descriptor: length"),
-        })?;
-        // Nobody else has the block, so its last reference can't be dropped before this store.
-        slab.home.generations[at.block as usize].store(at.generation.into(), Ordering::Relaxed);
-        Ok(lent)
+        if at.slab & SHARED != 0 {
+            return self.seen.lend(at, lease);
+        }
+        let lent = self.slab(at)?.lent.as_ref();
+        let lent = lent.ok_or_else(|| LaneError::Other("nothing of this peer is lent".into()))?;
+        lent.lend(at, Some(lease))
     }
 
     /// Copies what a descriptor names and gives the block back at once.
     pub(crate) fn copy_out(&self, at: &Descriptor, dst: &mut [u8]) -> Result<(), LaneError> {
+        if at.slab & SHARED != 0 {
+            return self.seen.copy_out(at, dst);
+        }
         let slab = self.slab(at)?;
+        // One that is lent already is not given back by this.
+        let lent = slab.lent.as_ref().map(|lent| lent.lend(at, None)).transpose()?;
         let start = at.block as usize * slab.block_len as usize + at.offset as usize;
         sys::copy_from_peer(dst, &slab.region, start);
-        self.returns.push(Return { slab: at.slab, generation: at.generation, block: at.block as u16 });
+        match lent {
+            Some(lent) => drop(lent),
+            None => self.returns.push(give_back(at.slab, at.generation, at.block)),
+        }
         Ok(())
+    }
+}
+
+impl Lent {
+    fn lend(&self, at: &Descriptor, lease: Option<&Arc<LeaseBudget>>) -> Result<PinnedBuf, LaneError> {
+        let lent = self.frames.lend(at.block, at.offset as usize, at.len as usize, lease);
+        let lent = lent.map_err(|e| match e {
+            LendError::Busy => lie("shm descriptor: block sent twice"),
+            _ => lie("shm descriptor: length"),
+        })?;
+        // Nobody else has the block, so its last reference can't be dropped before this.
+        self.home.generations[at.block as usize].store(at.generation.into(), Ordering::Relaxed);
+        self.home.kept.iter().for_each(KeptOf::add);
+        Ok(lent)
     }
 }

@@ -8,43 +8,49 @@
 use std::sync::Arc;
 
 use crate::bell::PeerBell;
+use crate::lane::Readers;
+use crate::lap::lap;
 use crate::layout::Return;
 use crate::sleep::Ringer;
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::words::{OwnWords, PeerWords, ReadWords, WriteWords};
 
-#[inline]
-fn turn(position: u64, entries: u64) -> u16 {
-    (position >> entries.trailing_zeros()) as u16 + 1
-}
-
 /// The side that gives back; used from any thread.
-pub(crate) struct Returns {
+pub(crate) struct Returning<W> {
     next: AtomicU64,
-    words: OwnWords,
+    words: W,
     first: usize,
     entries: u64,
-    waiter: Arc<Ringer<PeerWords>>,
-    bell: Arc<PeerBell>,
 }
 
-impl Returns {
-    pub(crate) fn new(
-        words: OwnWords,
-        first: usize,
-        entries: u32,
-        waiter: Arc<Ringer<PeerWords>>,
-        bell: Arc<PeerBell>,
-    ) -> Self {
-        Self { next: AtomicU64::new(0), words, first, entries: entries.into(), waiter, bell }
+impl<W: WriteWords> Returning<W> {
+    /// Entries from word `first`; their number is a power of two.
+    pub(crate) fn new(words: W, first: usize, entries: u32) -> Self {
+        Self { next: AtomicU64::new(0), words, first, entries: entries.into() }
     }
 
-    /// Gives a block back and wakes the owner if it waits.
     pub(crate) fn push(&self, back: Return) {
         // Entries that others fill meanwhile are read in order, after this one.
         let position = self.next.fetch_add(1, Ordering::Relaxed);
         let at = self.first + (position & (self.entries - 1)) as usize;
-        self.words.publish(at, back.pack(turn(position, self.entries)));
+        self.words.publish(at, back.pack(lap(position, self.entries) as u16));
+    }
+}
+
+/// What gives back and wakes the owner. While it lives, so does our stream to the owner: he takes its end for
+/// the end of all readers.
+pub(crate) struct Returns {
+    pub(crate) ring: Returning<OwnWords>,
+    pub(crate) waiter: Arc<Ringer<PeerWords>>,
+    pub(crate) bell: Arc<PeerBell>,
+    pub(crate) _reader: Arc<Readers>,
+}
+
+impl Returns {
+    /// Gives a block back and wakes the owner if it waits.
+    #[inline]
+    pub(crate) fn push(&self, back: Return) {
+        self.ring.push(back);
         if self.waiter.must_ring() {
             self.bell.ring();
         }
@@ -69,12 +75,34 @@ impl<R: ReadWords> Returned<R> {
     pub(crate) fn next(&mut self) -> Option<Return> {
         let word = self.words.load(self.first + (self.next & (self.entries - 1)) as usize);
         let (mark, back) = Return::unpack(word);
-        if mark != turn(self.next, self.entries) {
+        if mark != lap(self.next, self.entries) as u16 {
             return None;
         }
         // The peer's last read of the block happened before.
         fence(Ordering::Acquire);
         self.next += 1;
         Some(back)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::testing::Cells;
+
+    /// The lap is 16 bits in an entry: it runs over, and nothing else happens.
+    #[test]
+    fn laps_run_over() {
+        let cells = Cells::new(4);
+        let start = u64::from(u16::MAX - 1) * 4;
+        let (ring, mut owner) = (Returning::new(cells.clone(), 0, 4), Returned::new(cells, 0, 4));
+        ring.next.store(start, Ordering::Relaxed);
+        owner.next = start;
+        for block in 0..20 {
+            assert_eq!(owner.next(), None);
+            let back = Return { slab: 1, generation: block, block };
+            ring.push(back);
+            assert_eq!(owner.next(), Some(back));
+        }
     }
 }

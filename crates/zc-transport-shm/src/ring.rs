@@ -7,6 +7,7 @@
 //! The producer publishes in batches too: the first slot of a batch last. A consumer that waits for it
 //! leaves the lines of the others alone, so they don't move between the cores while they are filled.
 
+use crate::lap::lap;
 use crate::layout::{Head, SLOT_WORDS};
 use crate::limits::BATCH_SLOTS;
 use crate::sync::{Ordering, fence};
@@ -14,11 +15,6 @@ use crate::words::{ReadWords, WriteWords};
 
 /// First payload word of a slot; before it the head and the sequence number.
 const PAYLOAD: usize = 2;
-
-#[inline]
-fn turn(position: u64, slots: u64) -> u32 {
-    (position >> slots.trailing_zeros()) as u32 + 1
-}
 
 #[inline]
 fn slot(first: usize, position: u64, slots: u64) -> usize {
@@ -47,6 +43,18 @@ impl<W: WriteWords> Producer<W> {
     #[inline]
     pub(crate) fn free(&self) -> u64 {
         self.slots - (self.next - self.consumed)
+    }
+
+    /// What the consumer is known to be done with.
+    #[inline]
+    pub(crate) fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    /// How many slots have been filled.
+    #[inline]
+    pub(crate) fn count(&self) -> u64 {
+        self.next
     }
 
     /// Takes the consumer's count over; false if it is a lie.
@@ -84,7 +92,7 @@ impl<W: WriteWords> Producer<W> {
         let at = slot(self.first, self.next, self.slots);
         self.words.store(at + 1, seq);
         fill(&self.words, at + PAYLOAD);
-        let word = head.pack(turn(self.next, self.slots));
+        let word = head.pack(lap(self.next, self.slots) as u32);
         match self.held {
             None => self.held = Some((at, word, self.next)),
             Some((.., first)) => {
@@ -124,7 +132,7 @@ impl<R: ReadWords> Consumer<R> {
     #[inline]
     pub(crate) fn peek(&self) -> Option<Head> {
         let (mark, head) = Head::unpack(self.words.load(slot(self.first, self.next, self.slots)));
-        if mark != turn(self.next, self.slots) {
+        if mark != lap(self.next, self.slots) as u32 {
             return None;
         }
         fence(Ordering::Acquire);
@@ -170,6 +178,24 @@ mod tests {
     use crate::testing::Cells;
     use proptest::prelude::*;
     use std::collections::VecDeque;
+
+    /// The turn is 32 bits of the number of the lap: it runs over, and nothing else happens.
+    #[test]
+    fn turns_run_over() {
+        let cells = Cells::new(2 * SLOT_WORDS);
+        let (mut tx, mut rx) = (Producer::new(cells.clone(), 0, 2), Consumer::new(cells, 0, 2));
+        let start = u64::from(u32::MAX - 1) * 2;
+        (tx.next, tx.consumed, rx.next) = (start, start, start);
+        for n in 0..10 {
+            assert_eq!(rx.peek(), None);
+            let head = Head { kind: 1, flags: 0, count: n };
+            tx.push(head, n.into(), &[]);
+            tx.publish();
+            assert_eq!(rx.peek(), Some(head));
+            rx.advance();
+            assert!(tx.update(rx.count()));
+        }
+    }
 
     proptest! {
         #[test]

@@ -40,8 +40,9 @@ impl<W: WriteWords> Sleeper<W> {
         }
     }
 
+    /// Whether it will be rung for, or has been since.
     #[inline]
-    fn is_armed(&self) -> bool {
+    pub(crate) fn is_armed(&self) -> bool {
         self.epoch & 1 == 1
     }
 }

@@ -79,6 +79,8 @@ impl ShmTransport {
         poll_fn(|cx| link.poll_send_descriptors(cx, fds)).await.map_err(failed("send descriptors"))?;
         let got = poll_fn(|cx| link.poll_recv_descriptors(cx, 2)).await;
         let Prepared { made, theirs, kind, cooperative } = prepared?;
+        // Both sides come to the same answer, as for the bells.
+        let native = cooperative && kind == BellKind::Eventfd;
         let got = got.map_err(failed("receive descriptors"))?;
         let Ok([memory, bell]) = <[OwnedFd; 2]>::try_from(got) else {
             return Err(Unavailable::PeerFailed { reason: "it sent no memory".into() }.into());
@@ -96,12 +98,14 @@ impl ShmTransport {
             bell: made.bell,
             peer_bell,
             cooperative,
+            native,
         };
         let mut caps = self.caps();
         caps.zero_copy_rx = match cooperative {
             true => ZeroCopy::Conditional("until the soft lease limit"),
             false => ZeroCopy::Never,
         };
+        caps.one_sided = if native { OneSided::Native } else { OneSided::Emulated };
         lane::start(joined, caps, cx)
             .map_err(|e| Unavailable::Other { code: "shm", remedy: e.to_string() }.into())
     }
@@ -136,10 +140,11 @@ impl ShmTransport {
         caps.max_segments = zc_core::memory::MAX_SEGMENTS;
         caps.inline_size = INLINE_MAX;
         caps.zero_copy_min = INLINE_MAX + 1;
-        caps.zero_copy_tx = ZeroCopy::Conditional("memory from the connection's own alloc");
+        caps.zero_copy_tx =
+            ZeroCopy::Conditional("memory from the connection's own alloc, or of a group that it is in");
         caps.zero_copy_rx = ZeroCopy::Conditional("peers of the same user, until the soft lease limit");
         caps.sources = SourceMatrix { connection: true, pool: false, foreign: false };
-        caps.one_sided = OneSided::Emulated;
+        caps.one_sided = OneSided::Native;
         caps.isolation = Isolation::PerConnection;
         caps
     }

@@ -95,7 +95,7 @@ impl ByteIo {
         }
     }
 
-    /// Writes at least one byte.
+    /// Writes a part of `bytes`; 0 is possible on a link that takes no more.
     pub(crate) fn poll_write_one(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Socket { io, .. } => io.poll_io(cx, Interest::Write, &mut |fd| {
@@ -105,7 +105,7 @@ impl ByteIo {
         }
     }
 
-    /// Writes at least one byte of the pieces.
+    /// Writes a part of the pieces; 0 is possible, too.
     pub(crate) fn poll_write(
         &self,
         cx: &mut Context<'_>,

@@ -22,6 +22,9 @@ pub const ZERO_COPY_MIN: usize = 64 << 10;
 pub const MAX_QUEUED_FRAMES: usize = 1024;
 /// Bytes that a lane queues before it is not ready; one frame may exceed it.
 pub const MAX_QUEUED_BYTES: usize = 4 << 20;
+/// Bytes of session records that a lane queues for a peer that does not read, besides data and remote records: a
+/// further one fails the connection. About one for each of the messages that may be under way.
+pub const MAX_QUEUED_RECORD_BYTES: usize = 256 << 10;
 /// Zero-copy sends whose buffers the kernel may hold at a time.
 pub const MAX_HELD_SENDS: usize = 256;
 /// Pieces of one write; the kernel takes up to 1024 (`IOV_MAX`).
@@ -30,6 +33,8 @@ pub(crate) const MAX_IOV: usize = 128;
 pub(crate) const MAX_STAGES: usize = 2 * MAX_QUEUED_BYTES / STAGE_BYTES;
 /// Names that are looked up at a time; more wait.
 pub(crate) const MAX_RESOLVER_THREADS: usize = 8;
+/// Names that wait to be looked up, all of them for somebody; further ones are refused.
+pub(crate) const MAX_NAMES: usize = 4096;
 /// How often a Unix connect is retried while the server's backlog is full.
 pub(crate) const UNIX_CONNECT_TRIES: u32 = 200;
 /// The pause between two of them.

@@ -4,10 +4,11 @@ use std::any::Any;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown,
@@ -16,6 +17,7 @@ use zc_core::transport::{ControlLink, Interest, LinkAddr, PeerCred, Readiness};
 
 use crate::io::{ByteIo, retry, shutdown};
 use crate::limits::MAX_DESCRIPTORS;
+use crate::sys;
 
 /// The most descriptors that the kernel passes at once (`SCM_MAX_FD`).
 const SCM_MAX_FD: usize = 253;
@@ -59,6 +61,13 @@ impl fmt::Debug for StreamLink {
     }
 }
 
+/// For the socket's options; what travels over it is the link's.
+impl AsFd for StreamLink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.fd()
+    }
+}
+
 impl ControlLink for StreamLink {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         self.io.poll_io(cx, Interest::Read, &mut |fd| retry(|| rustix::io::read(fd, &mut *buf)))
@@ -81,12 +90,7 @@ impl ControlLink for StreamLink {
         if self.tcp {
             return None;
         }
-        let cred = rustix::net::sockopt::socket_peercred(self.io.fd()).ok()?;
-        Some(PeerCred {
-            pid: cred.pid.as_raw_nonzero().get(),
-            uid: cred.uid.as_raw(),
-            gid: cred.gid.as_raw(),
-        })
+        sys::peer_cred(self.io.fd())
     }
 
     fn passes_descriptors(&self) -> bool {
@@ -155,7 +159,12 @@ fn recv_descriptors(fd: BorrowedFd<'_>, max: usize, out: &mut Vec<OwnedFd>) -> i
     if got.bytes == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    if out.len() > max || got.flags.contains(ReturnFlags::CTRUNC) {
+    if out.len() <= max && got.flags.contains(ReturnFlags::CTRUNC) {
+        // There was room for as many as can travel: we could not open them all.
+        out.clear();
+        return Err(Errno::MFILE.into());
+    }
+    if out.len() > max {
         out.clear();
         return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than allowed"));
     }

@@ -23,6 +23,9 @@ use crate::link::StreamLink;
 /// Opens TCP and Unix links.
 ///
 /// A socket file that a dead process left is replaced, a live one is not; the new file is for its owner only.
+/// Two processes that begin to listen on one path at the same moment are not kept apart: between its two system
+/// calls `bind` and `listen`, a file looks as if it was left, and two may find the same file left. The later one
+/// then has the path; the other one listens on, and nobody can reach it. Whoever starts servers sees to that.
 /// Names are looked up on other threads, so that the reactor never waits for them.
 ///
 /// ```
@@ -64,7 +67,6 @@ impl LinkProvider for StreamLinks {
                 LinkAddr::Tcp(at) => (bind_tcp(at).await?, None),
                 _ => bind_unix(addr)?,
             };
-            socket.listen(BACKLOG).map_err(failed("listen"))?;
             let local = match addr {
                 LinkAddr::Tcp(_) => tcp_name(socket.local_addr().map_err(failed("getsockname"))?),
                 other => other.clone(),
@@ -80,9 +82,11 @@ fn failed(operation: &'static str) -> impl Fn(io::Error) -> LinkError {
     move |source| LinkError::Io { operation, source }
 }
 
+const NO_RUNTIME: LinkError = LinkError::NoRuntime("no runtime with I/O and time is running");
+
 fn register(reactor: &dyn Reactor, socket: impl Into<OwnedFd>) -> Result<Box<dyn Readiness>, LinkError> {
     reactor.register(socket.into()).map_err(|e| match e.kind() {
-        io::ErrorKind::NotConnected => LinkError::NoRuntime("no runtime with I/O and time is running"),
+        io::ErrorKind::NotConnected => NO_RUNTIME,
         _ => failed("register")(e),
     })
 }
@@ -145,45 +149,62 @@ async fn connect_unix(addr: &LinkAddr, reactor: &dyn Reactor) -> Result<Box<dyn 
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && tries < UNIX_CONNECT_TRIES => tries += 1,
             Err(e) => return Err(failed("connect")(e)),
         }
-        let mut timer =
-            reactor.timer().map_err(|_| LinkError::NoRuntime("no runtime with I/O and time is running"))?;
+        let mut timer = reactor.timer().map_err(|_| NO_RUNTIME)?;
         timer.reset(reactor.now() + Duration::from_millis(UNIX_CONNECT_PAUSE_MS));
         std::future::poll_fn(|cx| timer.poll_expired(cx)).await;
     }
 }
 
 async fn bind_tcp(at: &str) -> Result<Socket, LinkError> {
+    let addresses = addr::resolve(at).await?;
+    bind_first(addresses.into_iter().map(SockAddr::from), at)
+}
+
+/// The first address that can be listened on; the system may lack the family of one.
+fn bind_first(addresses: impl Iterator<Item = SockAddr>, at: &str) -> Result<Socket, LinkError> {
     let mut last = LinkError::Address(at.to_owned());
-    for address in addr::resolve(at).await? {
-        let address = SockAddr::from(address);
-        let socket = open(address.domain())?;
-        socket.set_reuse_address(true).map_err(failed("SO_REUSEADDR"))?;
-        match socket.bind(&address) {
-            Ok(()) => return Ok(socket),
-            Err(e) => last = failed("bind")(e),
+    for address in addresses {
+        match bind_one(&address) {
+            Ok(socket) => return Ok(socket),
+            Err(e) => last = e,
         }
     }
     Err(last)
+}
+
+fn bind_one(address: &SockAddr) -> Result<Socket, LinkError> {
+    let socket = open(address.domain())?;
+    socket.set_reuse_address(true).map_err(failed("SO_REUSEADDR"))?;
+    bind_and_listen(&socket, address)?;
+    Ok(socket)
 }
 
 fn bind_unix(addr: &LinkAddr) -> Result<(Socket, Option<SocketFile>), LinkError> {
     let address = addr::unix(addr)?;
     let socket = open(Domain::UNIX)?;
     let LinkAddr::UnixPath(path) = addr else {
-        socket.bind(&address).map_err(failed("bind"))?;
+        bind_and_listen(&socket, &address)?;
         return Ok((socket, None));
     };
     // The file takes the socket's mode, so that it is never open to others, not even for a moment.
     rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o600)).map_err(|e| failed("fchmod")(e.into()))?;
-    match socket.bind(&address) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_stale(path, &address) => {
+    match bind_and_listen(&socket, &address) {
+        Err(LinkError::Io { source, .. })
+            if source.kind() == io::ErrorKind::AddrInUse && is_stale(path, &address) =>
+        {
             std::fs::remove_file(path).map_err(failed("unlink a stale socket"))?;
-            socket.bind(&address).map_err(failed("bind"))?;
+            bind_and_listen(&socket, &address)?;
         }
-        other => other.map_err(failed("bind"))?,
+        other => other?,
     }
     let file = SocketFile::of(path).map_err(failed("stat"))?;
     Ok((socket, Some(file)))
+}
+
+/// At once: a socket file on which nobody listens yet is taken for a stale one.
+fn bind_and_listen(socket: &Socket, address: &SockAddr) -> Result<(), LinkError> {
+    socket.bind(address).map_err(failed("bind"))?;
+    socket.listen(BACKLOG).map_err(failed("listen"))
 }
 
 /// Whether this is a socket file on which nobody listens any more. Two processes that start on one path at
@@ -285,5 +306,20 @@ impl LinkListener for StreamListener {
 
     fn local(&self) -> LinkAddr {
         self.local.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    #[test]
+    fn an_address_of_a_family_that_is_missing_is_passed_over() {
+        // No machine of ours is the one with this number, and many kernels lack the family.
+        let other = SockAddr::vsock(12_345, 7000);
+        let here = SockAddr::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let socket = bind_first([other, here].into_iter(), "test").unwrap();
+        assert!(socket.local_addr().unwrap().as_socket().unwrap().port() != 0);
     }
 }

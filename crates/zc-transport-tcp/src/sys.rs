@@ -1,9 +1,12 @@
-//! The system interface that rustix lacks: `SO_ZEROCOPY` and the socket's error queue.
+//! The system interface that rustix lacks: `SO_ZEROCOPY`, the socket's error queue, and `SO_PEERCRED`, where rustix
+//! takes the process id for one that can't be 0.
 //!
 //! See `Documentation/networking/msg_zerocopy.rst` of the kernel.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use zc_core::transport::PeerCred;
 
 /// A range of zero-copy sends that the kernel is done with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,25 @@ pub(crate) fn enable_zero_copy(fd: BorrowedFd<'_>) -> io::Result<()> {
         )
     };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Who is at the other end of a Unix socket; none if it never had one.
+pub(crate) fn peer_cred(fd: BorrowedFd<'_>) -> Option<PeerCred> {
+    let mut cred = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the option value is a live ucred of the length given, and any bytes are a valid one.
+    let rc = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut cred).cast(),
+            &raw mut len,
+        )
+    };
+    let is_whole = rc == 0 && len as usize == size_of::<libc::ucred>();
+    let is_known = is_whole && cred.uid != u32::MAX;
+    is_known.then_some(PeerCred { pid: cred.pid, uid: cred.uid, gid: cred.gid })
 }
 
 /// Takes one entry off the error queue; `Ok(None)` for entries of another kind.

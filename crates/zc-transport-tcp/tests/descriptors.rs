@@ -13,7 +13,7 @@ use zc_transport_tcp::StreamLinks;
 #[test]
 fn a_listener_outlives_a_lack_of_descriptors() {
     run(async {
-        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
         let mut listener = StreamLinks.bind(&tcp(), &reactor).await.unwrap();
         let client = StreamLinks.connect(&listener.local(), &reactor).await.unwrap();
         let before = getrlimit(Resource::Nofile);

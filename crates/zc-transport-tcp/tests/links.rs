@@ -12,7 +12,7 @@ use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
 fn reactor() -> Arc<dyn Reactor> {
-    Arc::new(TokioReactor)
+    Arc::new(TokioReactor::new())
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn names_are_looked_up_off_the_reactor() {
         };
         let (links, ()) = futures::future::join(many, accepted).await;
         assert!(links.into_iter().all(|link| link.is_ok()));
-        for bad in ["localhost", "localhost:http-not", "name.invalid:80", ""] {
+        for bad in ["localhost", "localhost:http-not", "no..name:80", ""] {
             let result = StreamLinks.connect(&LinkAddr::Tcp(bad.into()), &reactor).await;
             assert!(matches!(result, Err(LinkError::Address(_))), "{bad}: {:?}", result.err());
         }
@@ -79,12 +79,56 @@ fn names_are_looked_up_off_the_reactor() {
 #[test]
 fn nobody_there_is_an_error() {
     run(async {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let refused = StreamLinks.connect(&LinkAddr::Tcp(free.to_string()), &reactor()).await;
+        // Taken, and nobody listens.
+        let taken = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        taken.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let nobody = taken.local_addr().unwrap().as_socket().unwrap();
+        let refused = StreamLinks.connect(&LinkAddr::Tcp(nobody.to_string()), &reactor()).await;
         assert!(
             matches!(refused, Err(LinkError::Io { source, .. }) if source.kind() == ErrorKind::ConnectionRefused)
         );
         let nowhere = LinkAddr::UnixAbstract(format!("zc-nobody-{}", std::process::id()));
         assert!(StreamLinks.connect(&nowhere, &reactor()).await.is_err());
+    });
+}
+
+/// Asks a child in a process namespace of its own who we are: we are not visible there.
+#[test]
+fn a_peer_in_another_process_namespace_has_no_pid() {
+    const PATH: &str = "ZC_TEST_OTHER_NAMESPACE";
+    if let Some(path) = std::env::var_os(PATH) {
+        return run(async {
+            let link = StreamLinks.connect(&LinkAddr::UnixPath(path.into()), &reactor()).await.unwrap();
+            assert_eq!(link.peer_cred().expect("the kernel knows who listens").pid, 0);
+        });
+    }
+    let unshare = || {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--user", "--map-current-user", "--pid", "--fork", "--kill-child"]);
+        command
+    };
+    if !unshare().arg("true").output().is_ok_and(|done| done.status.success()) {
+        return println!("skipped: no process namespace can be made here");
+    }
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _listener = StreamLinks.bind(&LinkAddr::UnixPath(path.clone()), &reactor()).await.unwrap();
+        let mut child = unshare();
+        child.arg(std::env::current_exe().unwrap()).env(PATH, path);
+        let done =
+            child.args(["--exact", "a_peer_in_another_process_namespace_has_no_pid"]).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+    });
+}
+
+#[test]
+fn a_socket_that_was_never_connected_has_no_peer() {
+    run(async {
+        let socket =
+            rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None);
+        let io = reactor().register(socket.unwrap()).unwrap();
+        let link = zc_transport_tcp::StreamLink::new(io, LinkAddr::UnixAbstract("nobody".into()));
+        assert_eq!(link.peer_cred(), None);
     });
 }

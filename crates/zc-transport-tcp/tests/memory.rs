@@ -3,16 +3,17 @@
 
 mod common;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use common::*;
-use zc_core::memory::{BufPool, CopyPlace};
+use zc_core::memory::{AllocError, BufPool, CopyPlace, PinnedBufMut};
 use zc_core::transport::*;
 use zc_core::wire::FrameHeader;
-use zc_transport_tcp::CHUNK_BYTES;
+use zc_transport_tcp::{CHUNK_BYTES, MAX_QUEUED_RECORD_BYTES, STAGE_BYTES};
 
 #[test]
 fn past_the_soft_lease_messages_are_copied_out_and_counted() {
@@ -191,7 +192,7 @@ fn headers_alone_leave_memory_to_others() {
         limits.recv_window = 64 << 10;
         let mut ends = Vec::new();
         for _ in 0..4 {
-            let (link, mut peer) = links(tcp()).await;
+            let (link, mut peer) = links(unix()).await;
             let mut end = end_with(link, limits, pool.clone()).await;
             let header = FrameHeader::data(20 << 20, 1).encode();
             std::future::poll_fn(|cx| peer.poll_write(cx, &header)).await.unwrap();
@@ -220,11 +221,167 @@ fn headers_alone_leave_memory_to_others() {
 #[test]
 fn a_message_that_the_pool_has_no_room_for_ends_the_lane() {
     run(async {
-        let (link, mut peer) = links(tcp()).await;
+        let (link, mut peer) = links(unix()).await;
         let mut b =
             end_with(link, LaneLimits::default(), BufPool::builder().max_bytes(16 << 20).build()).await;
         let header = FrameHeader::data(13 << 20, 1).encode();
         std::future::poll_fn(|cx| peer.poll_write(cx, &header)).await.unwrap();
         assert!(matches!(b.recv().await, Err(LaneError::Memory(_))));
+    });
+}
+
+/// A pool of one block, which is taken; and what is to be read from a peer is given byte by byte.
+const BLOCK: usize = 4096;
+
+async fn say(peer: &mut Box<dyn ControlLink>, bytes: &[u8]) {
+    let n = std::future::poll_fn(|cx| peer.poll_write(cx, bytes)).await.unwrap();
+    assert_eq!(n, bytes.len());
+}
+
+/// Looks until the lane has taken in what was sent; nothing is whole.
+async fn take_in(end: &mut End) {
+    for _ in 0..20 {
+        assert!(end.look().is_none());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Polls once.
+async fn is_served(alloc: &mut (impl Future<Output = Result<PinnedBufMut, AllocError>> + Unpin)) -> bool {
+    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *alloc).poll(cx))).await.is_ready()
+}
+
+#[test]
+fn a_record_in_parts_does_not_hold_up_others_that_wait_for_memory() {
+    run(async {
+        let pool = BufPool::builder().max_bytes(BLOCK).build();
+        let (link, mut peer) = links(unix()).await;
+        let mut first = end_with(link, LaneLimits::default(), pool.clone()).await;
+        let all = pool.try_alloc(BLOCK).unwrap();
+        say(&mut peer, &FrameHeader::session(12).encode()).await;
+        take_in(&mut first).await;
+        say(&mut peer, &[1; 5]).await;
+        take_in(&mut first).await;
+        // And then silence.
+        let mut second = Box::pin(pool.alloc(100));
+        assert!(!is_served(&mut second).await);
+        drop(all);
+        assert!(is_served(&mut second).await, "nobody is in front of it");
+        say(&mut peer, &[2; 7]).await;
+        assert_eq!(first.recv().await.unwrap()[0].payload, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2][..]);
+    });
+}
+
+#[test]
+fn memory_found_while_spinning_leaves_no_place_in_the_queue() {
+    run(async {
+        let pool = BufPool::builder().max_bytes(BLOCK).build();
+        let (link, mut peer) = links(unix()).await;
+        let mut first = end_with(link, LaneLimits::default(), pool.clone()).await;
+        let all = pool.try_alloc(BLOCK).unwrap();
+        say(&mut peer, &FrameHeader::data(1000, 1).encode()).await;
+        take_in(&mut first).await;
+        let mut second = Box::pin(pool.alloc(100));
+        assert!(!is_served(&mut second).await);
+        drop(all);
+        let mut out = Batch::new();
+        assert!(matches!(first.lane.rx.try_recv(&mut out), Ok(None)));
+        assert_eq!(pool.stats().in_use_bytes, 1024, "it has its memory");
+        assert!(is_served(&mut second).await, "nobody is in front of it");
+    });
+}
+
+#[test]
+fn who_reads_no_more_gives_up_memory_and_its_place_in_the_queue() {
+    run(async {
+        let pool = BufPool::builder().max_bytes(BLOCK).build();
+        let (link, mut peer) = links(unix()).await;
+        let mut first = end_with(link, LaneLimits::default(), pool.clone()).await;
+        let all = pool.try_alloc(BLOCK).unwrap();
+        say(&mut peer, &FrameHeader::data(1000, 1).encode()).await;
+        take_in(&mut first).await;
+        let mut second = Box::pin(pool.alloc(100));
+        assert!(!is_served(&mut second).await);
+        first.lane.rx.stop();
+        drop(all);
+        assert!(is_served(&mut second).await, "nobody is in front of it");
+        drop(second);
+        assert!(matches!(first.recv().await, Err(LaneError::Closed)));
+        // One that has its memory gives it back.
+        let (link, mut peer) = links(unix()).await;
+        let mut third = end_with(link, LaneLimits::default(), pool.clone()).await;
+        say(&mut peer, &FrameHeader::data(1000, 1).encode()).await;
+        take_in(&mut third).await;
+        assert_eq!(pool.stats().in_use_bytes, 1024);
+        third.lane.rx.stop();
+        assert_eq!(pool.stats().in_use_bytes, 0);
+    });
+}
+
+/// Many messages begin while there is little memory: the chunks in which they begin must not take all of it.
+#[test]
+fn chunks_leave_memory_for_the_bodies_that_begin_in_them() {
+    const BODY: usize = 200 << 10;
+    run(async {
+        let pool = BufPool::builder().max_bytes(4 << 20).build();
+        let mut all: Vec<_> = std::iter::from_fn(|| pool.try_alloc(CHUNK_BYTES).ok()).collect();
+        let (mut ends, peers) = (Vec::new(), 2 * all.len());
+        let mut begin = FrameHeader::data(BODY as u32, 1).encode().to_vec();
+        begin.extend(&body(BODY, 1)[..100]);
+        for _ in 0..peers {
+            let (link, mut peer) = links(unix()).await;
+            let mut end = end_with(link, LaneLimits::default(), pool.clone()).await;
+            say(&mut peer, &begin).await;
+            // Just enough for another chunk comes back.
+            all.pop();
+            for _ in 0..3 {
+                assert!(end.look().is_none());
+                tokio::task::yield_now().await;
+            }
+            ends.push((end, peer));
+        }
+        assert!(all.is_empty());
+        // All are woken, in whatever order; some get memory for their bodies.
+        for _ in 0..4 {
+            assert!(ends.iter_mut().all(|(end, _)| end.look().is_none()));
+        }
+        // Their messages come through, one after the other.
+        for (i, (end, peer)) in ends.iter_mut().enumerate() {
+            let rest = body(BODY, 1).split_off(100);
+            let sending = async {
+                let mut rest = &rest[..];
+                while !rest.is_empty() {
+                    let n = std::future::poll_fn(|cx| peer.poll_write(cx, rest)).await.unwrap();
+                    rest = &rest[n..];
+                }
+            };
+            let (got, ()) = futures::future::join(end.recv(), sending).await;
+            assert!(got.unwrap()[0].payload == body(BODY, 1)[..], "peer {i}");
+        }
+    });
+}
+
+/// What answers a peer that floods us and reads nothing is bounded; data that waits for it is no reason to refuse.
+#[test]
+fn records_for_a_peer_that_does_not_read_are_bounded() {
+    run(async {
+        let (mut a, b) = pair(tcp(), LaneLimits::default()).await;
+        let record = || Frame { kind: FrameKind::Session, ack: false, seq: 0, payload: vec![1u8; 12].into() };
+        let cx = &mut Context::from_waker(Waker::noop());
+        a.lane.tx.start_send(frame(1, body(16 << 20, 1).into()), false).unwrap();
+        let mut taken = 0;
+        let refused = loop {
+            match a.lane.tx.start_send(record(), false) {
+                Ok(_) => taken += 1,
+                Err(refused) => break refused,
+            }
+            assert!(a.lane.tx.poll_flush(cx).is_pending());
+            assert!(taken < 1_000_000);
+        };
+        assert!(matches!(refused.error, LaneError::Other(_)));
+        assert_eq!(taken, MAX_QUEUED_RECORD_BYTES.div_ceil(28));
+        let held = a.pool.stats().in_use_bytes as usize;
+        assert!(held <= MAX_QUEUED_RECORD_BYTES + STAGE_BYTES, "{held}");
+        drop(b);
     });
 }

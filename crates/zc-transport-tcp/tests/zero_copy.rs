@@ -96,9 +96,9 @@ async fn refusing_pair(refused: usize) -> (End, End) {
     socket2::SockRef::from(&socket).set_send_buffer_size(3 * ZERO_COPY_MIN).unwrap();
     let peer = listener.accept().await.unwrap().0.into_std().unwrap();
     let writes = AtomicUsize::new(0);
-    let io = Refusing { io: TokioReactor.register(socket.into()).unwrap(), writes, refused };
+    let io = Refusing { io: TokioReactor::new().register(socket.into()).unwrap(), writes, refused };
     let a = StreamLink::new(Box::new(io), tcp());
-    let b = StreamLink::new(TokioReactor.register(peer.into()).unwrap(), tcp());
+    let b = StreamLink::new(TokioReactor::new().register(peer.into()).unwrap(), tcp());
     (end(Box::new(a), LaneLimits::default()).await, end(Box::new(b), LaneLimits::default()).await)
 }
 
@@ -144,7 +144,7 @@ async fn deaf_peer() -> (std::net::TcpStream, End) {
     let socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     socket.set_nonblocking(true).unwrap();
     let peer = listener.accept().unwrap().0;
-    let link = StreamLink::new(TokioReactor.register(socket.into()).unwrap(), tcp());
+    let link = StreamLink::new(TokioReactor::new().register(socket.into()).unwrap(), tcp());
     (peer, end(Box::new(link), LaneLimits::default()).await)
 }
 
@@ -177,6 +177,8 @@ fn the_driver_hears_of_buffers_that_the_kernel_holds() {
         assert!(!flag.0.load(Ordering::SeqCst));
         assert!(a.lane.tx.poll_flush(&mut Context::from_waker(Waker::noop())).is_ready());
         assert!(flag.0.load(Ordering::SeqCst), "nobody knows");
+        // Of real time, for the kernel to be done with what the peer has room for.
+        std::thread::sleep(Duration::from_millis(50));
         let mut pauses = Vec::new();
         while pauses.len() < 10 {
             let now = tokio::time::Instant::now().into_std();
@@ -213,6 +215,8 @@ fn a_lane_that_ends_keeps_its_buffers_until_the_kernel_is_done() {
         while pool.stats().in_use_bytes > 0 {
             assert!(start.elapsed() < Duration::from_millis(LINGER_MS), "{:?}", pool.stats());
             tokio::time::sleep(Duration::from_millis(10)).await;
+            // The kernel's time is not simulated.
+            std::thread::sleep(Duration::from_millis(5));
         }
     });
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use futures::stream::{FuturesUnordered, StreamExt};
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use zc::LedgerSnapshot;
+use zc::memory::KernelCopied;
 
 use crate::BoxError;
 
@@ -40,7 +42,7 @@ pub struct Latency {
     pub p99: u64,
 }
 
-/// Bytes, at the client, while measuring; all 0 where nobody counts.
+/// Bytes, at the client, while measuring; all 0 where nobody counts: in process, and over tonic's own transports.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 pub struct Ledger {
     /// Changed hands without a copy.
@@ -49,31 +51,45 @@ pub struct Ledger {
     pub copied_bytes: u64,
     /// Travelled inside descriptors.
     pub inline_bytes: u64,
-    /// Copied by the kernel, as far as known.
-    pub kernel_copied_bytes: u64,
+    /// Copied by the kernel; left out where it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_copied_bytes: Option<u64>,
 }
 
-impl Ledger {
-    /// Of a channel's connection.
-    pub fn of(channel: &zc_http::Channel) -> Self {
-        let Some((transport, http)) = channel.ledgers() else { return Self::default() };
+impl From<&LedgerSnapshot> for Ledger {
+    fn from(ledger: &LedgerSnapshot) -> Self {
         Self {
-            moved_bytes: transport.moved_bytes,
-            copied_bytes: transport.copied_bytes() + http.copied_bytes(),
-            inline_bytes: transport.inline_bytes + http.inline_bytes,
-            kernel_copied_bytes: match transport.kernel_copied {
-                zc::memory::KernelCopied::Known(bytes) => bytes,
-                zc::memory::KernelCopied::Unknown => 0,
+            moved_bytes: ledger.moved_bytes,
+            copied_bytes: ledger.copied_bytes(),
+            inline_bytes: ledger.inline_bytes,
+            kernel_copied_bytes: match ledger.kernel_copied {
+                KernelCopied::Known(bytes) => Some(bytes),
+                KernelCopied::Unknown => None,
             },
         }
     }
+}
 
-    fn since(self, earlier: Self) -> Self {
+impl Ledger {
+    /// Of a channel's connection: the transport's, and of zc-http what it copied itself.
+    pub fn of(channel: &zc_http::Channel) -> Self {
+        let Some((transport, http)) = channel.ledgers() else { return Self::default() };
+        let transport = Self::from(&transport);
+        Self {
+            copied_bytes: transport.copied_bytes + http.copied_bytes(),
+            inline_bytes: transport.inline_bytes + http.inline_bytes,
+            ..transport
+        }
+    }
+
+    /// What was added since then.
+    pub fn since(self, earlier: Self) -> Self {
+        let kernel = self.kernel_copied_bytes.zip(earlier.kernel_copied_bytes);
         Self {
             moved_bytes: self.moved_bytes.saturating_sub(earlier.moved_bytes),
             copied_bytes: self.copied_bytes.saturating_sub(earlier.copied_bytes),
             inline_bytes: self.inline_bytes.saturating_sub(earlier.inline_bytes),
-            kernel_copied_bytes: self.kernel_copied_bytes.saturating_sub(earlier.kernel_copied_bytes),
+            kernel_copied_bytes: kernel.map(|(now, then)| now.saturating_sub(then)),
         }
     }
 }

@@ -15,13 +15,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts this program again as `server URI --child`.
+    /// Starts this program again as `server URI --child`, with `--http2` if asked for.
     ///
     /// # Errors
     /// It did not start, or said nothing.
-    pub fn start(uri: &str) -> Result<Self, BoxError> {
+    pub fn start(uri: &str, http2: bool) -> Result<Self, BoxError> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["server", uri, "--child"])
+            .args(http2.then_some("--http2"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

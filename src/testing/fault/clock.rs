@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::testing::random::Random;
+use crate::time::later;
 use crate::transport::{Reactor, Timer};
 
 pub(super) struct Clock {
@@ -40,7 +41,7 @@ impl Clock {
     /// So many data frames have crossed: the planned stall may begin.
     pub(super) fn crossed(&mut self, frames: u64) {
         if let Some((_, time)) = self.stall.plan.take_if(|(after, _)| frames >= *after) {
-            self.stall.until = Some(self.now() + time);
+            self.stall.until = Some(later(self.now(), time));
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::MAX_HELD_FRAMES;
 use super::clock::{Clock, poll_until};
 use super::switch::LaneState;
+use crate::time::later;
 use crate::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, Received, Timer};
 
 pub(super) struct FaultRx {
@@ -79,12 +80,12 @@ impl FaultRx {
             let delay = match most.is_zero() {
                 true => Duration::ZERO,
                 false => {
-                    let (least, most) = (least.as_nanos() as u64, most.as_nanos() as u64);
-                    Duration::from_nanos(self.clock.random.between(least, most))
+                    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+                    Duration::from_nanos(self.clock.random.between(nanos(least), nanos(most)))
                 }
             };
             let after = self.held.back().map_or(now, |(due, _)| *due);
-            self.held.push_back(((now + delay).max(after), frame));
+            self.held.push_back((later(now, delay).max(after), frame));
         }
     }
 
@@ -167,5 +168,13 @@ impl LaneRx for FaultRx {
             Poll::Pending => Ok(None),
             Poll::Ready(found) => found.map(Some),
         }
+    }
+
+    fn stop(&mut self) {
+        if let Some(inner) = &mut self.inner {
+            inner.stop();
+        }
+        self.held.clear();
+        self.end.get_or_insert(Err(LaneError::Closed));
     }
 }

@@ -9,6 +9,7 @@ use super::MAX_HELD_FRAMES;
 use super::clock::{Clock, poll_until};
 use super::switch::LaneState;
 use crate::memory::{AllocError, MemoryGroup, PinnedBufMut, RegisterError};
+use crate::time::later;
 use crate::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, SendRejected, SendReport, SendToken, Timer,
 };
@@ -110,12 +111,12 @@ impl FaultTx {
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((frames, per)) = self.state.plan.room else { return Poll::Ready(()) };
         let now = self.clock.now();
-        let (end, used) = *self.room.get_or_insert((now + per, 0));
+        let (end, used) = *self.room.get_or_insert((later(now, per), 0));
         if now < end && used >= frames {
             ready!(poll_until(&mut self.room_timer, now, end, cx));
         }
         if now >= end || used >= frames {
-            self.room = Some((now + per, 0));
+            self.room = Some((later(now, per), 0));
         }
         Poll::Ready(())
     }
@@ -179,7 +180,7 @@ impl LaneTx for FaultTx {
             && let Poll::Ready(done) = inner.poll_completions(cx, &mut self.reports)
         {
             done?;
-            let due = self.clock.now() + self.state.plan.late_reports;
+            let due = later(self.clock.now(), self.state.plan.late_reports);
             for (name, report) in self.reports.drain() {
                 if let Some(at) = self.names.iter().position(|(inner, _)| *inner == name)
                     && let Some((_, token)) = self.names.remove(at)
@@ -215,5 +216,11 @@ impl LaneTx for FaultTx {
     fn join_group(&mut self, group: &MemoryGroup) -> Result<(), RegisterError> {
         // A lane that has failed sends nothing, of whatever memory.
         self.alive().map_or(Ok(()), |inner| inner.join_group(group))
+    }
+
+    fn leave_group(&mut self, group: &MemoryGroup) {
+        if let Ok(inner) = self.alive() {
+            inner.leave_group(group);
+        }
     }
 }

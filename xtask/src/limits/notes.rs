@@ -82,6 +82,7 @@ Memory of one connection, at most, in bytes:
 received, not taken    recv_window + one message (up to recv_max_message)
 lent                   lease_hard + recv_window + one message, those not taken included
 queued for sending     {MAX_QUEUED_BYTES} + one message, and a stage of {STAGE_BYTES}
+                       records: {MAX_QUEUED_RECORD_BYTES}, and remote ones 2 x {MAX_REMOTE_RECORDS} x {MAX_REMOTE_RECORD_BYTES} where memory is exported
 held by the kernel     up to {MAX_HELD_SENDS} zero-copy sends of what was queued
 ```
 
@@ -90,8 +91,10 @@ An idle connection holds none of it. All payload memory comes from the fabric's 
 ```text
 payload memory  <=  BufPoolBuilder::max_bytes
                     = a {DEFAULT_POOL_DIVISOR}th of the memory limit, between {DEFAULT_POOL_MIN_BYTES} and {DEFAULT_POOL_MAX_BYTES}, by default
-connections that never wait for memory  =  max_bytes / (recv_window + lease_hard + {MAX_QUEUED_BYTES} + {STAGE_BYTES})
-descriptors     =  1 per connection on a stream, 1 per listener, and up to {MAX_HANDSHAKES} per listener for handshakes under way
+connections that never wait for memory  =  max_bytes / (recv_window + lease_hard + {MAX_QUEUED_BYTES} + {MAX_QUEUED_RECORD_BYTES} + {STAGE_BYTES})
+descriptors     =  1 per connection on a stream, 1 per listener, and up to {MAX_HANDSHAKES} per listener for handshakes under way;
+                   a connection that sent without a copy keeps its descriptor, and what the kernel holds, for up to
+                   {LINGER_MS} + {ABORT_MS} after its end, until the peer has acknowledged it
 ```
 
 A `Group` has a pool of its own, with a bound as large as that of the fabric's pool unless it was given one. Shared
@@ -99,7 +102,9 @@ memory and HTTP come on top:
 
 ```text
 shm, each direction    12 KiB + ring_slots x {SLOT_BYTES} + {FIRST_BLOCKS} x {FIRST_BLOCK_BYTES} at once, up to max_arena_bytes on demand
-                       in up to {MAX_SLABS} pieces, each with a descriptor of its own
+                       in up to {MAX_SLABS} pieces, each with a descriptor of its own;
+                       of groups, max_arena_bytes more in up to {MAX_SHARED_REGIONS} mappings without descriptors, each with
+                       tables of 17 KiB for {MAX_SHARED_LOANS} loans
 HTTP, per connection   received: connection_window_bytes + max_calls x max_header_bytes
                        to be sent: max_calls x (send_buffer_bytes + one piece of a body)
                        calls that wait for their turn: up to {MAX_WAITING}, with their headers

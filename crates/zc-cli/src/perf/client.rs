@@ -1,6 +1,6 @@
 //! The measuring side.
 
-use std::io::{BufRead, BufReader, IsTerminal};
+use std::io::{BufRead, BufReader, IsTerminal, Write, stderr};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,8 +76,8 @@ pub(super) fn run(test: Test, run: Run) -> Result<()> {
     let outcome = block_on(async {
         let fabric = run.polling.fabric()?;
         let progress = Arc::new(AtomicU64::new(0));
-        let ticker = (!run.json && std::io::stderr().is_terminal())
-            .then(|| tokio::spawn(tick(progress.clone(), duration)));
+        let ticker =
+            (!run.json && stderr().is_terminal()).then(|| tokio::spawn(tick(progress.clone(), duration)));
         let cpu = cpu_s();
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..run.connections {
@@ -90,7 +90,7 @@ pub(super) fn run(test: Test, run: Run) -> Result<()> {
         }
         if let Some(ticker) = ticker {
             ticker.abort();
-            eprint!("\r\x1b[K");
+            let _ = write!(stderr(), "\r\x1b[K");
         }
         Ok(Outcome::of(test, &run, &uri, parts, cpu_s() - cpu))
     })?;
@@ -103,7 +103,8 @@ async fn tick(progress: Arc<AtomicU64>, duration: Duration) {
     loop {
         tokio::time::sleep(Duration::from_millis(250)).await;
         let (n, t) = (progress.load(Ordering::Relaxed), started.elapsed().as_secs_f64());
-        eprint!("\r{t:.1} s of {:.1} s, {n} messages, {:.0}/s ", duration.as_secs_f64(), n as f64 / t);
+        let (whole, rate) = (duration.as_secs_f64(), n as f64 / t);
+        let _ = write!(stderr(), "\r{t:.1} s of {whole:.1} s, {n} messages, {rate:.0}/s ");
     }
 }
 

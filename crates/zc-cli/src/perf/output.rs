@@ -8,6 +8,7 @@ use super::Run;
 use super::client::One;
 use super::protocol::Test;
 use crate::Result;
+use crate::say::say;
 
 pub(super) struct Outcome(Value);
 
@@ -61,25 +62,25 @@ impl Outcome {
     pub(super) fn print(&self, as_json: bool) -> Result<()> {
         let v = &self.0;
         if as_json {
-            println!("{v}");
+            say!("{v}")?;
             return Ok(());
         }
-        println!(
+        say!(
             "{} over {} ({}), {} bytes, {} polling",
             text(&v["test"]),
             text(&v["transport"]),
             text(&v["uri"]),
             v["size_bytes"],
             text(&v["polling"])
-        );
-        println!(
+        )?;
+        say!(
             "{:.0} messages/s, {:.3} GB/s",
             v["messages_per_s"].as_f64().unwrap_or(0.0),
             v["payload_bytes_per_s"].as_f64().unwrap_or(0.0) / 1e9
-        );
+        )?;
         if let Value::Object(rtt) = &v["rtt_ns"] {
             let us = |name: &str| rtt[name].as_f64().unwrap_or(0.0) / 1e3;
-            println!(
+            say!(
                 "round trip µs: min {:.1} p50 {:.1} p90 {:.1} p99 {:.1} p99.9 {:.1} max {:.1}",
                 us("min"),
                 us("p50"),
@@ -87,18 +88,21 @@ impl Outcome {
                 us("p99"),
                 us("p999"),
                 us("max")
-            );
+            )?;
         }
         let ledger = &v["ledger"];
-        println!(
+        say!(
             "ledger: moved {} B, copied by us {} B, inline {} B, by the kernel {} B",
-            ledger["moved_bytes"], ledger["copied_bytes"], ledger["inline_bytes"], ledger["kernel_copied"]
-        );
-        println!(
+            ledger["moved_bytes"],
+            ledger["copied_bytes"],
+            ledger["inline_bytes"],
+            ledger["kernel_copied"]
+        )?;
+        say!(
             "cpu s: client {:.2}, server {:.2}",
             v["cpu_s"]["client"].as_f64().unwrap_or(0.0),
             v["cpu_s"]["server"].as_f64().unwrap_or(0.0)
-        );
+        )?;
         Ok(())
     }
 }

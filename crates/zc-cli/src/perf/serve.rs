@@ -7,6 +7,7 @@ use zc::Connection;
 use super::Waiting;
 use super::protocol::{Order, Summary, Test, parse, read, write};
 use crate::machine::cpu_s;
+use crate::say::{complain, say};
 use crate::{Result, block_on};
 
 /// Largest message that an order may name, bytes.
@@ -16,7 +17,7 @@ pub(super) fn run(uri: &str, polling: Waiting, child: bool) -> Result<()> {
     block_on(async {
         let fabric = polling.fabric()?;
         let mut listener = fabric.listen(uri).await?;
-        println!("{}", listener.local_uri());
+        say!("{}", listener.local_uri())?;
         let (ended, mut end) = tokio::sync::oneshot::channel();
         if child {
             std::thread::spawn(move || {
@@ -37,7 +38,7 @@ pub(super) fn run(uri: &str, polling: Waiting, child: bool) -> Result<()> {
                     let conn = conn?;
                     tokio::spawn(async move {
                         if let Err(error) = one(conn).await {
-                            eprintln!("zc perf serve: {error}");
+                            complain(format_args!("zc perf serve: {error}"));
                         }
                     });
                 }
@@ -54,22 +55,25 @@ async fn one(mut conn: Connection) -> Result<()> {
     }
     conn.send(&b"ok"[..]).await?;
     let cpu = cpu_s();
-    let messages = match order.test {
+    let asked = match order.test {
         Test::Latency => echo(&mut conn, &order).await?,
         Test::Throughput => count(&mut conn, &order).await?,
     };
+    // `zc ping` goes when it has had enough, and waits for no summary.
+    let Some(messages) = asked else { return Ok(()) };
     let summary = Summary { messages, cpu_s: cpu_s() - cpu };
     conn.send(serde_json::to_vec(&summary)?).await?;
     conn.drain(std::time::Duration::ZERO).await?;
     Ok(())
 }
 
-async fn echo(conn: &mut Connection, order: &Order) -> Result<u64> {
+/// How many came before the summary was asked for; `None` if the peer left without.
+async fn echo(conn: &mut Connection, order: &Order) -> Result<Option<u64>> {
     let mut messages = 0;
     while let Some(message) = conn.recv().await? {
         // An empty message ends the test; the summary follows.
         if message.is_empty() && order.size > 0 {
-            break;
+            return Ok(Some(messages));
         }
         read(&message, order.touch);
         if order.touch == super::Touch::All {
@@ -82,16 +86,16 @@ async fn echo(conn: &mut Connection, order: &Order) -> Result<u64> {
         }
         messages += 1;
     }
-    Ok(messages)
+    Ok(None)
 }
 
-/// Counts messages and reports the count often enough that the sender never waits for it alone.
-async fn count(conn: &mut Connection, order: &Order) -> Result<u64> {
+/// Counts messages and reports the count often enough that the sender never waits for it alone. Ends as `echo`.
+async fn count(conn: &mut Connection, order: &Order) -> Result<Option<u64>> {
     let every = u64::from(order.inflight / 4).max(1);
     let (mut messages, mut told) = (0_u64, 0_u64);
     while let Some(message) = conn.recv().await? {
         if message.is_empty() {
-            break;
+            return Ok(Some(messages));
         }
         read(&message, order.touch);
         drop(message);
@@ -103,5 +107,5 @@ async fn count(conn: &mut Connection, order: &Order) -> Result<u64> {
             conn.send(buf.freeze()).await?;
         }
     }
-    Ok(messages)
+    Ok(None)
 }

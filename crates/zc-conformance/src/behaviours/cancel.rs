@@ -16,7 +16,7 @@ use crate::setup::{Bench, window};
 const MANY_POLLS: usize = 2000;
 
 /// Polls a future at most so many times, then drops it.
-async fn polled<F: Future>(times: usize, future: F) -> Option<F::Output> {
+pub(super) async fn polled<F: Future>(times: usize, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = times;
     poll_fn(|cx| {

@@ -14,6 +14,7 @@ mod kill;
 mod lease;
 mod ledger;
 mod limits;
+mod remote;
 
 pub use self::backpressure::{
     a_stalled_receiver_bounds_its_sender, a_window_smaller_than_a_message_lets_it_through,
@@ -52,3 +53,9 @@ pub use self::ledger::{
     cost_does_not_grow_with_size, nothing_is_copied_where_zero_copy_is_claimed, the_ledger_adds_up,
 };
 pub use self::limits::a_message_too_large_comes_back;
+pub(crate) use self::remote::write_for_ever;
+pub use self::remote::{
+    a_notification_comes_after_what_was_written, a_one_sided_operation_given_up_leaves_nothing,
+    a_peer_killed_while_it_writes_into_an_export, atomics_of_both_sides_add_up,
+    one_sided_operations_move_bytes, revoking_ends_access, what_is_not_granted_is_refused,
+};

@@ -14,9 +14,8 @@
 
 use super::frames::Reclaim;
 use super::pool::{Chunk, cache};
-use super::{LeaseBudget, Region, refcount::RefCount, region_of};
+use super::{LeaseBudget, Region, deferral, refcount::RefCount, region_of};
 use bytes::Bytes;
-use smallvec::{SmallVec, smallvec};
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
@@ -61,10 +60,39 @@ unsafe impl Send for Block {}
 // SAFETY: as for Send (M5).
 unsafe impl Sync for Block {}
 
+/// A block that shares no cache line with its neighbour, which may be in use by another thread.
+#[repr(align(64))]
+struct Apart(Block);
+
+/// The blocks of a table.
+enum Blocks {
+    /// One, which needs no allocation beside that of the table.
+    One(Block),
+    Many(Box<[Apart]>),
+}
+
+impl Blocks {
+    #[inline]
+    fn len(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(blocks) => blocks.len(),
+        }
+    }
+
+    #[inline]
+    fn at(&self, index: usize) -> Option<&Block> {
+        match self {
+            Self::One(block) => (index == 0).then_some(block),
+            Self::Many(blocks) => blocks.get(index).map(|block| &block.0),
+        }
+    }
+}
+
 /// One piece of memory and its blocks.
 pub(super) struct Table {
     region: OnceLock<Option<Region>>,
-    blocks: SmallVec<[Block; 1]>,
+    blocks: Blocks,
     /// Dropped last: it may give the memory back.
     home: Home,
 }
@@ -89,23 +117,24 @@ impl Table {
                 // SAFETY: within the region by the assertion above; the region lives as long as the
                 // table does (M2).
                 let base = unsafe { base.add(offset + i as usize * block_len) };
-                Block::new(base, block_len, i)
+                Apart(Block::new(base, block_len, i))
             })
             .collect();
-        Arc::new(Self { region: OnceLock::from(Some(region)), blocks, home })
+        Arc::new(Self { region: OnceLock::from(Some(region)), blocks: Blocks::Many(blocks), home })
     }
 
-    /// `count` blocks that each stand for a range of `region` chosen when it is taken.
-    pub(super) fn of_ranges(region: Region, count: u32, home: Home) -> Arc<Self> {
+    /// `count` blocks, of which each becomes any part of `region` when it is taken with
+    /// [`take_window`](Self::take_window).
+    pub(super) fn of_windows(region: Region, count: u32, home: Home) -> Arc<Self> {
         let base = region.base_mut();
-        let blocks = (0..count).map(|i| Block::new(base, 0, i)).collect();
-        Arc::new(Self { region: OnceLock::from(Some(region)), blocks, home })
+        let blocks = (0..count).map(|i| Apart(Block::new(base, 0, i))).collect();
+        Arc::new(Self { region: OnceLock::from(Some(region)), blocks: Blocks::Many(blocks), home })
     }
 
     /// One read-only block over foreign memory; with its table it is one allocation.
     pub(super) fn foreign(bytes: Bytes) -> Option<OwnedBlock> {
         let (base, len) = (NonNull::from_ref(&bytes[..]).cast(), bytes.len());
-        let blocks = smallvec![Block::new(base, len, 0)];
+        let blocks = Blocks::One(Block::new(base, len, 0));
         let table = Arc::new(Self { region: OnceLock::new(), blocks, home: Home::Foreign(bytes) });
         // `Bytes` is immutable, does not move its content, and lives as long as the table.
         table.take(0, false)
@@ -120,7 +149,7 @@ impl Table {
     /// Takes an idle block into circulation; `None` if it is not idle or does not exist.
     #[inline]
     pub(super) fn take(self: &Arc<Self>, index: u32, writable: bool) -> Option<OwnedBlock> {
-        let block = self.blocks.get(index as usize)?;
+        let block = self.blocks.at(index as usize)?;
         if !block.refs.claim() {
             return None;
         }
@@ -128,17 +157,19 @@ impl Table {
         let private = unsafe { &mut *block.private.get() };
         private.table = Some(self.clone());
         private.writable = writable;
-        Some(OwnedBlock(NonNull::from(block)))
+        Some(OwnedBlock(InUse(NonNull::from(block))))
     }
 
-    /// Takes an idle block of [`of_ranges`](Self::of_ranges) to stand for `offset..offset + len` of
-    /// the region, read-only. The caller has checked that the range lies within the region.
-    pub(super) fn take_range(self: &Arc<Self>, index: u32, offset: usize, len: usize) -> Option<OwnedBlock> {
+    /// Takes an idle block into circulation as `len` bytes at `offset` of the region; `None` if it is not idle
+    /// or they do not lie inside.
+    pub(super) fn take_window(self: &Arc<Self>, index: u32, offset: usize, len: usize) -> Option<OwnedBlock> {
         let region = self.region.get()?.as_ref()?;
-        assert!(offset.checked_add(len).is_some_and(|end| end <= region.len()));
+        if offset.checked_add(len)? > region.len() {
+            return None;
+        }
         let mut block = self.take(index, false)?;
         let private = block.private_mut();
-        // SAFETY: within the region by the assertion above; the table keeps the region (M2).
+        // SAFETY: within the region, as was just checked; the region lives as long as the table does (M2).
         private.base = unsafe { region.base_mut().add(offset) };
         private.capacity = len;
         Some(block)
@@ -149,15 +180,15 @@ impl Table {
     }
 }
 
-/// A block with exactly one owner, who may write it.
-pub(super) struct OwnedBlock(NonNull<Block>);
+/// A block in circulation, with which its table is kept.
+struct InUse(NonNull<Block>);
 
-// SAFETY: unique ownership of a Send block (M5).
-unsafe impl Send for OwnedBlock {}
-// SAFETY: through `&OwnedBlock` memory is only read (M5).
-unsafe impl Sync for OwnedBlock {}
+// SAFETY: a block is Send and Sync, and who may do what with it is up to the two types below (M5).
+unsafe impl Send for InUse {}
+// SAFETY: as for Send (M5).
+unsafe impl Sync for InUse {}
 
-impl OwnedBlock {
+impl InUse {
     #[inline]
     fn block(&self) -> &Block {
         // SAFETY: a block in circulation holds an Arc of its table, which holds the block (M2).
@@ -166,14 +197,30 @@ impl OwnedBlock {
 
     #[inline]
     fn private(&self) -> &Private {
-        // SAFETY: unique owner; `&self` excludes `private_mut` (M5).
+        // SAFETY: only a unique owner writes it, through `&mut OwnedBlock`: while that is borrowed there is
+        // no other way here, and while a counted reference is, there is no unique owner (M5).
         unsafe { &*self.block().private.get() }
+    }
+
+    fn region(&self) -> Option<&Region> {
+        let private = self.private();
+        private.table.as_ref()?.region_at(private.base, private.capacity)
+    }
+}
+
+/// A block with exactly one owner, who may write it.
+pub(super) struct OwnedBlock(InUse);
+
+impl OwnedBlock {
+    #[inline]
+    fn private(&self) -> &Private {
+        self.0.private()
     }
 
     #[inline]
     fn private_mut(&mut self) -> &mut Private {
         // SAFETY: unique owner and `&mut self` (M5).
-        unsafe { &mut *self.0.as_ref().private.get() }
+        unsafe { &mut *self.0.block().private.get() }
     }
 
     /// The number of usable bytes.
@@ -192,8 +239,7 @@ impl OwnedBlock {
 
     /// The region the block lies in.
     pub(super) fn region(&self) -> Option<&Region> {
-        let private = self.private();
-        private.table.as_ref()?.region_at(private.base, private.capacity)
+        self.0.region()
     }
 
     /// All bytes of the block; never uninitialised, possibly stale.
@@ -239,7 +285,7 @@ impl OwnedBlock {
     /// Turns the unique owner into the first shared one.
     #[inline]
     pub(super) fn share(self) -> SharedBlock {
-        let block = self.0;
+        let block = InUse(self.0.0);
         std::mem::forget(self);
         SharedBlock(block)
     }
@@ -278,12 +324,15 @@ impl OwnedBlock {
         match &table.home {
             Home::Pool(chunk) => chunk.take_back(self),
             Home::Frames(owner) => {
-                let index = self.block().index;
+                let index = self.0.block().index;
                 // Idle first: the owner may lend the frame again from inside `reclaim`.
                 drop(self);
                 owner.reclaim(index);
             }
-            Home::Foreign(_) => drop(self),
+            Home::Foreign(_) => {
+                drop(self);
+                deferral::let_go(table);
+            }
         }
     }
 }
@@ -294,7 +343,7 @@ impl Drop for OwnedBlock {
     fn drop(&mut self) {
         let private = self.private_mut();
         let (table, lease, capacity) = (private.table.take(), private.lease.take(), private.capacity);
-        self.block().refs.retire();
+        self.0.block().refs.retire();
         // The block may be gone from here on.
         drop(table);
         if let Some(lease) = lease {
@@ -304,46 +353,41 @@ impl Drop for OwnedBlock {
 }
 
 /// A counted, read-only reference to a block.
-pub(super) struct SharedBlock(NonNull<Block>);
-
-// SAFETY: shared blocks are only read, and the count is atomic (M5).
-unsafe impl Send for SharedBlock {}
-// SAFETY: as for Send (M5).
-unsafe impl Sync for SharedBlock {}
+pub(super) struct SharedBlock(InUse);
 
 impl SharedBlock {
-    #[inline]
-    fn block(&self) -> &Block {
-        // SAFETY: a counted reference keeps the block in circulation, which keeps its table (M2).
-        unsafe { self.0.as_ref() }
-    }
-
-    #[inline]
-    fn private(&self) -> &Private {
-        // SAFETY: only a unique owner writes it, and none exists while this reference is counted
-        // and borrowed (M5).
-        unsafe { &*self.block().private.get() }
-    }
-
     /// The first byte of the block.
     #[inline]
     pub(super) fn base(&self) -> NonNull<u8> {
-        self.private().base
+        self.0.private().base
+    }
+
+    /// The number of its bytes.
+    pub(super) fn capacity(&self) -> usize {
+        self.0.private().capacity
     }
 
     /// The region the block lies in.
     pub(super) fn region(&self) -> Option<&Region> {
-        let private = self.private();
-        private.table.as_ref()?.region_at(private.base, private.capacity)
+        self.0.region()
+    }
+
+    /// The bytes that it keeps from being used again. What went around as `Bytes` does not say of which block it is a part, so it
+    /// may be anything up to all of its region.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let is_foreign =
+            matches!(self.0.private().table.as_deref(), Some(Table { home: Home::Foreign(_), .. }));
+        let region = self.region().filter(|_| is_foreign);
+        region.map_or_else(|| self.capacity(), Region::len)
     }
 
     /// The unique owner, if this is the only reference and the block is writable.
     #[inline]
     pub(super) fn try_unique(self) -> Result<OwnedBlock, Self> {
-        if !self.private().writable || !self.block().refs.is_unique() {
+        if !self.0.private().writable || !self.0.block().refs.is_unique() {
             return Err(self);
         }
-        let block = self.0;
+        let block = InUse(self.0.0);
         std::mem::forget(self);
         Ok(OwnedBlock(block))
     }
@@ -352,16 +396,16 @@ impl SharedBlock {
 impl Clone for SharedBlock {
     #[inline]
     fn clone(&self) -> Self {
-        self.block().refs.acquire();
-        Self(self.0)
+        self.0.block().refs.acquire();
+        Self(InUse(self.0.0))
     }
 }
 
 impl Drop for SharedBlock {
     #[inline]
     fn drop(&mut self) {
-        if self.block().refs.release_is_last() {
-            OwnedBlock(self.0).go_home();
+        if self.0.block().refs.release_is_last() {
+            OwnedBlock(InUse(self.0.0)).go_home();
         }
     }
 }

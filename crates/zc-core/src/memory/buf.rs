@@ -72,6 +72,12 @@ impl PinnedBuf {
         Some((region, region.offset_of(self.ptr.as_ptr(), self.len)?))
     }
 
+    /// Bytes of memory that this keeps from being used again, or more: all of its block, however short a part this is. Of what
+    /// went through [`Bytes`] the block is not known; if it lies in a region, all of that is counted.
+    pub fn kept_bytes(&self) -> usize {
+        self.block.as_ref().map_or(0, SharedBlock::kept_bytes)
+    }
+
     /// A part of this buffer, without a copy.
     ///
     /// # Panics
@@ -104,7 +110,8 @@ impl PinnedBuf {
         head
     }
 
-    /// The unique writable buffer, if this is the only reference to memory of a pool.
+    /// The unique writable buffer, if this is the only reference to memory that was lent to be written: a
+    /// pool's, or a frame's of [`FrameTable::lend_mut`](super::FrameTable::lend_mut).
     #[inline]
     pub fn try_into_mut(self) -> Result<PinnedBufMut, Self> {
         let Self { ptr, len, block } = self;
@@ -264,6 +271,9 @@ mod tests {
         let back = PinnedBuf::from(buf.clone().into_bytes().slice(2..));
         assert_eq!(&back[..], b"hello");
         assert_eq!(back.region().unwrap().id(), id);
+        assert!(buf.slice(1..2).kept_bytes() >= 100);
+        assert_eq!(back.slice(1..2).kept_bytes(), buf.region().unwrap().len(), "of which block is not known");
+        assert_eq!(PinnedBuf::from(vec![1; 7]).slice(..1).kept_bytes(), 7);
         let buf = buf.try_into_mut().unwrap_err();
         drop(back);
         let m = buf.try_into_mut().unwrap();

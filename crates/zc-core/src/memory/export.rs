@@ -4,8 +4,8 @@
 //! compare-and-swap. So an owner and a remote operation that meet do not race in the sense of the
 //! language, and no reference to the bytes ever exists (M5).
 
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU64, fence};
 
 use super::{CopyLedger, CopyPlace, Region, RegionBuilder, RegionError, RegionKind};
 
@@ -41,6 +41,9 @@ pub enum ExportError {
         /// The offset.
         offset: u64,
     },
+    /// A change to a peer's memory that is mapped for reading.
+    #[error("the memory is there to be read only")]
+    ReadOnly,
 }
 
 /// A region of its own that a peer is given access to. A clone is the same memory.
@@ -85,6 +88,33 @@ impl ExportMemory {
         Ok(Self { region, len: len as u64 })
     }
 
+    /// What a peer exported, mapped here: all of `region`, which [`PeerMapping`](super::PeerMapping) made. Where it is
+    /// read-only, whatever would change it is refused with [`ExportError::ReadOnly`].
+    ///
+    /// # Errors
+    /// The region is no peer's, or its length is no multiple of [`EXPORT_WORD_BYTES`].
+    ///
+    /// ```
+    /// use zc_core::memory::{Backing, CopyLedger, ExportError, ExportMemory, PeerMapping, Region, Sealing};
+    ///
+    /// let memfd = Region::builder(4096).backing(Backing::Memfd).sealing(Sealing::AnyoneWrites);
+    /// let theirs = ExportMemory::new(memfd, 4096)?;
+    /// let sent = theirs.region().fd().ok_or("no memfd")?.try_clone_to_owned()?;
+    /// let mapping = PeerMapping { sealing: Sealing::AnyoneWrites, prefault: false, ..PeerMapping::new(4096) };
+    /// let ours = ExportMemory::of_peer(mapping.map(sent)?)?;
+    /// theirs.store_u64(8, 7)?;
+    /// assert_eq!(ours.load_u64(8)?, 7);
+    /// assert_eq!(ours.fetch_add(8, 1), Err(ExportError::ReadOnly));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn of_peer(region: Region) -> Result<Self, RegionError> {
+        let len = region.len();
+        if region.info().kind != RegionKind::Peer || !len.is_multiple_of(EXPORT_WORD_BYTES) {
+            return Err(RegionError::BadLength(len));
+        }
+        Ok(Self { region, len: len as u64 })
+    }
+
     /// The region, for transports: to register it or to hand its descriptor over.
     pub fn region(&self) -> &Region {
         &self.region
@@ -106,36 +136,33 @@ impl ExportMemory {
     /// [`ExportError::OutOfBounds`].
     pub fn read(&self, offset: u64, out: &mut [u8], ledger: &CopyLedger) -> Result<(), ExportError> {
         let at = self.check(offset, out.len())?;
-        let (head, words, tail) = split(at, out.len());
+        let (head, words) = split(at, out.len());
         let (head_bytes, rest) = out.split_at_mut(head);
         let (word_bytes, tail_bytes) = rest.split_at_mut(words * EXPORT_WORD_BYTES);
         self.read_part(at, head_bytes);
-        let first = (at + head) / EXPORT_WORD_BYTES;
+        let from = self.words((at + head) / EXPORT_WORD_BYTES, words);
         let (whole, _) = word_bytes.as_chunks_mut::<EXPORT_WORD_BYTES>();
-        for (i, bytes) in whole.iter_mut().enumerate() {
-            *bytes = self.word(first + i).load(Relaxed).to_ne_bytes();
-        }
+        // Relaxed, which works on read-only mappings.
+        whole.iter_mut().zip(from).for_each(|(bytes, word)| *bytes = word.load(Relaxed).to_ne_bytes());
         self.read_part(at + out_len(head, words), tail_bytes);
-        debug_assert_eq!(tail_bytes.len(), tail);
-        ledger.copied(CopyPlace::Remote, head + words * EXPORT_WORD_BYTES + tail);
+        ledger.copied(CopyPlace::Remote, out.len());
         Ok(())
     }
 
     /// Copies bytes in, and counts them as [`CopyPlace::Remote`].
     ///
     /// # Errors
-    /// [`ExportError::OutOfBounds`]; then nothing is written.
+    /// Out of bounds or read-only; then nothing is written.
     pub fn write(&self, offset: u64, bytes: &[u8], ledger: &CopyLedger) -> Result<(), ExportError> {
         let at = self.check(offset, bytes.len())?;
-        let (head, words, _) = split(at, bytes.len());
+        self.check_writable()?;
+        let (head, words) = split(at, bytes.len());
         let (head_bytes, rest) = bytes.split_at(head);
         let (word_bytes, tail_bytes) = rest.split_at(words * EXPORT_WORD_BYTES);
         self.write_part(at, head_bytes);
-        let first = (at + head) / EXPORT_WORD_BYTES;
+        let to = self.words((at + head) / EXPORT_WORD_BYTES, words);
         let (whole, _) = word_bytes.as_chunks::<EXPORT_WORD_BYTES>();
-        for (i, bytes) in whole.iter().enumerate() {
-            self.word(first + i).store(u64::from_ne_bytes(*bytes), Relaxed);
-        }
+        whole.iter().zip(to).for_each(|(bytes, word)| word.store(u64::from_ne_bytes(*bytes), Relaxed));
         self.write_part(at + out_len(head, words), tail_bytes);
         ledger.copied(CopyPlace::Remote, bytes.len());
         Ok(())
@@ -146,33 +173,36 @@ impl ExportMemory {
     /// # Errors
     /// Out of bounds or misaligned.
     pub fn load_u64(&self, offset: u64) -> Result<u64, ExportError> {
-        Ok(self.atomic(offset)?.load(Acquire))
+        let word = self.atomic(offset)?.load(Relaxed);
+        // An acquiring load is none that read-only memory must bear.
+        fence(Acquire);
+        Ok(word)
     }
 
     /// Sets the word at `offset`.
     ///
     /// # Errors
-    /// Out of bounds or misaligned.
+    /// Out of bounds, misaligned or read-only.
     pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), ExportError> {
-        self.atomic(offset)?.store(value, Release);
+        self.atomic_mut(offset)?.store(value, Release);
         Ok(())
     }
 
     /// Sets the word at `offset` to `new` if it is `expected`. Returns what it was.
     ///
     /// # Errors
-    /// Out of bounds or misaligned.
+    /// Out of bounds, misaligned or read-only.
     pub fn compare_swap(&self, offset: u64, expected: u64, new: u64) -> Result<u64, ExportError> {
-        let word = self.atomic(offset)?;
+        let word = self.atomic_mut(offset)?;
         Ok(word.compare_exchange(expected, new, AcqRel, Acquire).unwrap_or_else(|seen| seen))
     }
 
     /// Adds to the word at `offset`, wrapping around. Returns what it was.
     ///
     /// # Errors
-    /// Out of bounds or misaligned.
+    /// Out of bounds, misaligned or read-only.
     pub fn fetch_add(&self, offset: u64, add: u64) -> Result<u64, ExportError> {
-        Ok(self.atomic(offset)?.fetch_add(add, AcqRel))
+        Ok(self.atomic_mut(offset)?.fetch_add(add, AcqRel))
     }
 
     fn check(&self, offset: u64, len: usize) -> Result<usize, ExportError> {
@@ -192,14 +222,33 @@ impl ExportMemory {
         Ok(self.word(at / EXPORT_WORD_BYTES))
     }
 
-    /// The word with this number. Words reach beyond `len` only into the region's last page.
+    fn atomic_mut(&self, offset: u64) -> Result<&AtomicU64, ExportError> {
+        let word = self.atomic(offset)?;
+        self.check_writable().map(|()| word)
+    }
+
+    fn check_writable(&self) -> Result<(), ExportError> {
+        if self.region.is_read_only() { Err(ExportError::ReadOnly) } else { Ok(()) }
+    }
+
+    /// The word with this number. Words reach beyond `len` only into the region's last page: a region of our own has whole
+    /// pages, and a peer's is of whole words.
     fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.region.len() / EXPORT_WORD_BYTES, "a word outside the region");
-        // SAFETY: inside the mapping (checked above; its length is a multiple of a page), which is page
-        // aligned, writable (made by a builder) and lives as long as `self`. It is no pool's, so this
-        // process reaches it only here, atomically and by whole words; whoever else writes it does so
-        // from outside of the process. An `AtomicU64` is no claim that the bytes stay as they are (M5).
-        unsafe { AtomicU64::from_ptr(self.region.base_mut().cast::<u64>().add(index).as_ptr()) }
+        &self.words(index, 1)[0]
+    }
+
+    /// So many words from this one on. Of a read-only region they are only loaded, relaxed.
+    fn words(&self, first: usize, count: usize) -> &[AtomicU64] {
+        let all = self.region.len() / EXPORT_WORD_BYTES;
+        assert!(first <= all && count <= all - first, "words outside the region");
+        // SAFETY: inside the mapping (checked above), which is page
+        // aligned and lives as long as `self`. It is no pool's, so this process reaches it only here, atomically
+        // and by whole words, and with stores only if it is writable (`check_writable`, or made by a builder);
+        // whoever else writes it does so from outside of the process, or by another mapping of it here, in the
+        // same way. An `AtomicU64` is no claim that the bytes stay as they are (M5).
+        unsafe {
+            std::slice::from_raw_parts(self.region.base_mut().cast::<AtomicU64>().add(first).as_ptr(), count)
+        }
     }
 
     /// Bytes that lie within one word.
@@ -228,12 +277,10 @@ impl ExportMemory {
     }
 }
 
-/// How many bytes lie in front of the first whole word, how many whole words follow, and how many bytes
-/// come after those.
-fn split(at: usize, len: usize) -> (usize, usize, usize) {
+/// How many bytes lie in front of the first whole word, and how many whole words follow.
+fn split(at: usize, len: usize) -> (usize, usize) {
     let head = (at.next_multiple_of(EXPORT_WORD_BYTES) - at).min(len);
-    let words = (len - head) / EXPORT_WORD_BYTES;
-    (head, words, len - out_len(head, words))
+    (head, (len - head) / EXPORT_WORD_BYTES)
 }
 
 fn out_len(head: usize, words: usize) -> usize {

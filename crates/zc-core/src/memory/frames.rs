@@ -1,7 +1,7 @@
 //! Memory of a region that a transport lends out: ring slots, UMEM frames, receive queues, and
 //! what lies in a peer's arena.
 
-use super::block::{Home, OwnedBlock, Table};
+use super::block::{Home, Table};
 use super::{LeaseBudget, PinnedBuf, PinnedBufMut, Region, RegionKind};
 use std::sync::Arc;
 
@@ -59,20 +59,6 @@ pub enum LendError {
     /// The region is a read-only mapping, or a peer's.
     #[error("the region is not ours to write")]
     ReadOnly,
-}
-
-#[inline]
-fn lend(
-    block: Option<OwnedBlock>,
-    offset: usize,
-    len: usize,
-    lease: Option<&Arc<LeaseBudget>>,
-) -> Result<PinnedBuf, LendError> {
-    let mut block = block.ok_or(LendError::Busy)?;
-    if let Some(lease) = lease {
-        block.attach_lease(lease.clone());
-    }
-    Ok(PinnedBuf::from_block(block, offset, len))
 }
 
 /// Equal frames of a region, and who holds them.
@@ -155,7 +141,11 @@ impl FrameTable {
         lease: Option<&Arc<LeaseBudget>>,
     ) -> Result<PinnedBuf, LendError> {
         self.check(index, offset, len)?;
-        lend(self.table.take(index, false), offset, len, lease)
+        let mut block = self.table.take(index, false).ok_or(LendError::Busy)?;
+        if let Some(lease) = lease {
+            block.attach_lease(lease.clone());
+        }
+        Ok(PinnedBuf::from_block(block, offset, len))
     }
 
     /// Lends a whole frame to be written, with `headroom` bytes kept in front.
@@ -167,75 +157,6 @@ impl FrameTable {
         self.check(index, headroom, 0)?;
         let block = self.table.take(index, true).ok_or(LendError::Busy)?;
         Ok(PinnedBufMut::from_block(block, headroom, 0))
-    }
-}
-
-/// Ranges of a region, of any length, lent read-only: what a peer's descriptors point at.
-///
-/// Each lend occupies a slot until the last buffer of it is dropped; the owner then learns which
-/// slot, and gives the range back to the peer.
-///
-/// ```
-/// use std::sync::{Arc, Mutex};
-/// use zc_core::memory::{LendError, RangeTable, Reclaim, Region};
-///
-/// #[derive(Default)]
-/// struct Credits(Mutex<Vec<u32>>);
-/// impl Reclaim for Credits {
-///     fn reclaim(&self, slot: u32) {
-///         self.0.lock().unwrap().push(slot);
-///     }
-/// }
-///
-/// let credits = Arc::new(Credits::default());
-/// let arena = Region::builder(1 << 20).build()?; // Really: `PeerMapping::map`.
-/// // SAFETY: nobody writes the arena (M5).
-/// let ranges = unsafe { RangeTable::new(arena, 64, credits.clone()) };
-/// let message = ranges.lend(3, 4096, 100_000, None).unwrap();
-/// assert_eq!(ranges.lend(3, 0, 1, None).unwrap_err(), LendError::Busy);
-/// assert_eq!(ranges.lend(4, usize::MAX, 2, None).unwrap_err(), LendError::OutOfBounds);
-/// drop(message);
-/// assert_eq!(*credits.0.lock().unwrap(), [3]);
-/// # Ok::<(), zc_core::memory::RegionError>(())
-/// ```
-#[derive(Clone)]
-pub struct RangeTable {
-    table: Arc<Table>,
-    region_len: usize,
-}
-
-impl std::fmt::Debug for RangeTable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RangeTable").field("slots", &self.table.count()).finish_non_exhaustive()
-    }
-}
-
-impl RangeTable {
-    /// Lends ranges of `region`, at most `slots` at a time (M9).
-    ///
-    /// # Safety
-    /// While a range is lent nobody writes it: no device, no pool or frame table over the same
-    /// bytes, no peer other than a cooperative one (M5). Ranges may overlap each other.
-    pub unsafe fn new(region: Region, slots: u32, owner: Arc<dyn Reclaim>) -> Self {
-        let region_len = region.len();
-        Self { table: Table::of_ranges(region, slots, Home::Frames(owner)), region_len }
-    }
-
-    /// Lends `len` bytes at `offset` of the region under a free slot. Allocates nothing. Whatever
-    /// a peer names here is checked (M6).
-    #[inline]
-    pub fn lend(
-        &self,
-        slot: u32,
-        offset: usize,
-        len: usize,
-        lease: Option<&Arc<LeaseBudget>>,
-    ) -> Result<PinnedBuf, LendError> {
-        let inside = offset.checked_add(len).is_some_and(|end| end <= self.region_len);
-        if !inside || slot as usize >= self.table.count() {
-            return Err(LendError::OutOfBounds);
-        }
-        lend(self.table.take_range(slot, offset, len), 0, len, lease)
     }
 }
 
@@ -282,12 +203,9 @@ mod tests {
         let log = Arc::new(Log::default());
         let region = Region::builder(4096).build().unwrap();
         // SAFETY: the only user of the region (M5).
-        let frames = unsafe { FrameTable::new(region.clone(), 1024, 4, log.clone()) }.unwrap();
+        let frames = unsafe { FrameTable::new(region, 1024, 4, log.clone()) }.unwrap();
         drop(frames.lend(1, 0, 0, None).unwrap());
-        // SAFETY: lent read-only, and nobody writes (M5).
-        let ranges = unsafe { RangeTable::new(region, 2, log.clone()) };
-        drop(ranges.lend(0, 4096, 0, None).unwrap());
-        assert_eq!(*log.0.lock(), [1, 0]);
+        assert_eq!(*log.0.lock(), [1]);
     }
 
     #[test]
@@ -300,18 +218,14 @@ mod tests {
         let log = Arc::new(Log::default());
         let lease = LeaseBudget::new(1000, 2000);
         // SAFETY: the peer of this test does not write while memory is lent (M5).
-        let ranges = unsafe { RangeTable::new(ours.clone(), 2, log.clone()) };
-        let a = ranges.lend(0, 4999, 1500, Some(&lease)).unwrap();
-        let b = ranges.lend(1, 5000, 1, Some(&lease)).unwrap();
-        assert_eq!((a[1], b[0], lease.outstanding_bytes()), (7, 7, 1501));
-        assert_eq!(ranges.lend(0, 8191, 2, None).unwrap_err(), LendError::OutOfBounds);
-        assert_eq!(ranges.lend(2, 0, 1, None).unwrap_err(), LendError::OutOfBounds);
-        assert_eq!(b.place().unwrap().1, 5000);
-        let a = a.try_into_mut().unwrap_err();
-        drop((a, b));
-        assert_eq!((&log.0.lock()[..], lease.outstanding_bytes()), (&[0, 1][..], 0));
-        // SAFETY: as above; nothing is lent by the other table any more (M5).
-        let frames = unsafe { FrameTable::new(ours, 4096, 2, log) }.unwrap();
+        let frames = unsafe { FrameTable::new(ours, 4096, 2, log.clone()) }.unwrap();
+        let lent = frames.lend(1, 903, 100, Some(&lease)).unwrap();
+        assert_eq!((lent[1], lease.outstanding_bytes()), (7, 4096));
+        assert_eq!(frames.lend(1, usize::MAX, 2, None).unwrap_err(), LendError::OutOfBounds);
+        assert_eq!(lent.slice(1..).place().unwrap().1, 5000);
+        let lent = lent.try_into_mut().unwrap_err();
+        drop(lent);
+        assert_eq!((&log.0.lock()[..], lease.outstanding_bytes()), (&[1][..], 0));
         assert_eq!(frames.lend_mut(0, 0).unwrap_err(), LendError::ReadOnly);
     }
 

@@ -1,9 +1,10 @@
 //! Memory that goes to many connections.
 
+use super::pool::WeakPool;
 use super::region::regions_of_group;
 use super::{BufPool, BufPoolBuilder, PinnedBuf, Region, RegisterError, Registrar, RegistrarId};
 use parking_lot::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Identifies a group; never reused within a process.
@@ -22,15 +23,16 @@ pub struct GroupId(pub u64);
 /// A pool whose regions every member can use: what is allocated once goes to many connections
 /// without a copy. Cloning gives another handle to the same group.
 ///
-/// A member is a [`Registrar`]: a ring, a protection domain, a connection to a shared-memory peer.
-/// Each region is registered with each member once, when memory of it is first sent there. A
+/// A member is a [`Registrar`]: a ring, a protection domain, or a connection whose peer maps the group. A
+/// transport that sends any memory as it is needs no membership. Each region is registered with each member once, when memory of it is first sent there. A
 /// transport learns from [`Region::group`](super::Region::group) which group memory belongs to.
 ///
 /// **Isolation.** Members share whole regions, not messages. A peer that can map or read the group's
 /// memory (a process on this host, a remote with a key) can read *all* of it: messages meant for
 /// other members, and what freed buffers left behind. Put only peers into one group that may see
 /// each other's messages; everyone else uses the memory of its own connection. For the same
-/// reason nobody joins by itself: a region is registered only through a [`Membership`].
+/// reason nobody joins by itself: a region is registered only through a [`Membership`]
+/// ([`Region::register_with`](super::Region::register_with) refuses it).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -58,49 +60,116 @@ pub struct GroupId(pub u64);
 /// # Ok::<(), RegisterError>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct MemoryGroup(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    id: GroupId,
+pub struct MemoryGroup {
+    shares: Arc<Shares>,
     pool: BufPool,
+}
+
+/// How the memory of a group is shared out. Members have this, and so keep no memory.
+#[derive(Debug)]
+struct Shares {
+    id: GroupId,
+    max_bytes: usize,
+    /// Members see the memory of each other's connections.
+    forwards: bool,
     /// At most one entry per live registrar (M9).
     members: Mutex<Vec<RegistrarId>>,
+    /// How many these are, for whoever asks at each message.
+    count: AtomicUsize,
+    left_behind_bytes: AtomicUsize,
 }
 
 impl MemoryGroup {
     /// A group without members, on a pool of its own.
     pub fn new(pool: BufPoolBuilder) -> Self {
+        Self::with(pool, false)
+    }
+
+    /// As [`MemoryGroup::new`], of members that also see the memory of each other's connections, so that what one of
+    /// them sent is forwarded to another as it lies.
+    pub fn forwarding(pool: BufPoolBuilder) -> Self {
+        Self::with(pool, true)
+    }
+
+    fn with(pool: BufPoolBuilder, forwards: bool) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = GroupId(NEXT.fetch_add(1, Ordering::Relaxed));
-        Self(Arc::new(Inner { id, pool: pool.group(id).build(), members: Mutex::default() }))
+        let pool = pool.group(id).build();
+        let shares = Shares {
+            id,
+            max_bytes: pool.max_bytes(),
+            forwards,
+            members: Mutex::default(),
+            count: AtomicUsize::new(0),
+            left_behind_bytes: AtomicUsize::new(0),
+        };
+        Self { shares: Arc::new(shares), pool }
+    }
+
+    /// Whether members see the memory of each other's connections, and not only that of the group.
+    pub fn forwards(&self) -> bool {
+        self.shares.forwards
     }
 
     /// Identifies the group.
     pub fn id(&self) -> GroupId {
-        self.0.id
+        self.shares.id
     }
 
     /// The memory of the group.
     pub fn pool(&self) -> &BufPool {
-        &self.0.pool
+        &self.pool
     }
 
     /// How many members there are.
     pub fn members(&self) -> usize {
-        self.0.members.lock().len()
+        self.shares.count.load(Ordering::Acquire)
+    }
+
+    /// Bytes that may still be read by those who are members no more.
+    pub fn left_behind_bytes(&self) -> usize {
+        self.shares.left_behind_bytes.load(Ordering::Acquire)
     }
 
     /// Lets a registrar use the memory of the group until the membership is dropped.
     pub fn join(&self, registrar: &Arc<dyn Registrar>) -> Result<Membership, RegisterError> {
         let id = registrar.id();
-        let mut members = self.0.members.lock();
+        let mut members = self.shares.members.lock();
         if members.contains(&id) {
             return Err(RegisterError::AlreadyMember);
         }
         members.push(id);
+        self.shares.count.store(members.len(), Ordering::Release);
         drop(members);
-        Ok(Membership { group: self.clone(), id, registrar: Arc::downgrade(registrar) })
+        let (shares, pool) = (self.shares.clone(), self.pool.downgrade());
+        Ok(Membership { shares, pool, id, registrar: Arc::downgrade(registrar) })
+    }
+}
+
+/// Bytes of a group that one who is a member no more may still read; see [`Membership::leave_behind`].
+///
+/// ```
+/// use zc_core::memory::{LeftBehind, Membership, PinnedBuf};
+///
+/// /// Buffers that a peer holds beyond its membership: dropped together when it has given them back.
+/// struct Lent(Vec<PinnedBuf>, LeftBehind);
+///
+/// fn leave(member: Membership, held: Vec<PinnedBuf>) -> Lent {
+///     let bytes = held.iter().map(PinnedBuf::kept_bytes).sum();
+///     let left = member.leave_behind(bytes);
+///     Lent(held, left)
+/// }
+/// # let _ = leave;
+/// ```
+#[derive(Debug)]
+pub struct LeftBehind {
+    group: Arc<Shares>,
+    bytes: usize,
+}
+
+impl Drop for LeftBehind {
+    fn drop(&mut self) {
+        self.group.left_behind_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -128,7 +197,8 @@ pub struct Place {
 ///
 /// Dropping it ends that: every region of the group is deregistered. The member has then nothing
 /// under way that uses memory of the group (M1, M2). It holds the registrar weakly, so a registrar may
-/// own its memberships.
+/// own its memberships, and it keeps no memory: when nobody has a handle to the group or a buffer any more, the regions
+/// go, which their registrars hear of.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -148,28 +218,75 @@ pub struct Place {
 /// # Ok::<(), RegisterError>(())
 /// ```
 pub struct Membership {
-    group: MemoryGroup,
+    shares: Arc<Shares>,
+    pool: WeakPool,
     id: RegistrarId,
     registrar: Weak<dyn Registrar>,
 }
 
 impl std::fmt::Debug for Membership {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Membership").field("group", &self.group.id()).finish_non_exhaustive()
+        f.debug_struct("Membership").field("group", &self.group()).finish_non_exhaustive()
     }
 }
 
 impl Membership {
     /// The group.
-    pub fn group(&self) -> &MemoryGroup {
-        &self.group
+    pub fn group(&self) -> GroupId {
+        self.shares.id
+    }
+
+    /// Whether nothing of the group can be sent any more: nobody has a handle to it or its pool, nor a buffer.
+    pub fn is_over(&self) -> bool {
+        !self.pool.is_used()
+    }
+
+    /// How many members there are.
+    pub fn members(&self) -> usize {
+        self.shares.count.load(Ordering::Acquire)
+    }
+
+    /// What one member may keep from all others: an equal part, such that one more is left when all have theirs. What those
+    /// [have left behind](Self::leave_behind) who are members no more comes off all parts alike.
+    pub fn share_bytes(&self) -> usize {
+        let (members, left) = (self.members(), self.shares.left_behind_bytes.load(Ordering::Acquire));
+        (self.shares.max_bytes / (members + 1)).saturating_sub(left.div_ceil(members.max(1)))
+    }
+
+    /// Counts so many bytes as such that this member may read when it is none any more, until what is returned is
+    /// dropped.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use zc_core::memory::*;
+    ///
+    /// # struct Ring(RegistrarSlot);
+    /// # impl Registrar for Ring {
+    /// #     fn id(&self) -> RegistrarId { self.0.id() }
+    /// #     fn register(&self, region: &Region) -> Result<u64, RegisterError> { Ok(region.id().0) }
+    /// #     fn deregister(&self, _: RegionId, _: u64) -> std::io::Result<()> { Ok(()) }
+    /// # }
+    /// let ring: Arc<dyn Registrar> = Arc::new(Ring(RegistrarSlot::allocate()?));
+    /// let group = MemoryGroup::new(BufPool::builder().max_bytes(8 << 20));
+    /// let member = group.join(&ring)?;
+    /// assert_eq!(member.share_bytes(), 4 << 20);
+    /// let left = member.leave_behind(1 << 20);
+    /// assert_eq!((group.left_behind_bytes(), member.share_bytes()), (1 << 20, 3 << 20));
+    /// drop((member, left));
+    /// assert_eq!(group.left_behind_bytes(), 0);
+    /// # Ok::<(), RegisterError>(())
+    /// ```
+    pub fn leave_behind(&self, bytes: usize) -> LeftBehind {
+        self.shares.left_behind_bytes.fetch_add(bytes, Ordering::AcqRel);
+        LeftBehind { group: self.shares.clone(), bytes }
     }
 
     /// Where the buffer lies, for this member; its region is registered if it was not yet. O(1)
     /// without a lock when it was.
     pub fn place_of(&self, buf: &PinnedBuf) -> Result<Place, RegisterError> {
         let (region, offset) = buf.place().ok_or(RegisterError::NotInGroup)?;
-        if region.group() != Some(self.group.id()) {
+        let is_gone = self.registrar.strong_count() == 0;
+        if is_gone || region.group() != Some(self.group()) {
             return Err(RegisterError::NotInGroup);
         }
         let key = match region.key_for(self.id) {
@@ -181,22 +298,24 @@ impl Membership {
 
     /// Registers all regions that the group has now, ahead of use.
     pub fn register_all(&self) -> Result<(), RegisterError> {
-        self.group.pool().regions().iter().try_for_each(|region| self.register(region).map(drop))
+        regions_of_group(self.group()).iter().try_for_each(|region| self.register(region).map(drop))
     }
 
     fn register(&self, region: &Region) -> Result<u64, RegisterError> {
         let registrar = self.registrar.upgrade().ok_or(RegisterError::NotInGroup)?;
-        region.register_with(&registrar)
+        region.register_member(&registrar)
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
         // By address, not from the pool: a buffer may have outlived it.
-        for region in regions_of_group(self.group.id()) {
+        for region in regions_of_group(self.group()) {
             region.deregister_from(self.id);
         }
-        self.group.0.members.lock().retain(|id| *id != self.id);
+        let mut members = self.shares.members.lock();
+        members.retain(|id| *id != self.id);
+        self.shares.count.store(members.len(), Ordering::Release);
     }
 }
 
@@ -265,6 +384,46 @@ mod tests {
         assert_eq!(group.members(), 0);
     }
 
+    /// What is left of a group is told to its members as any region's end is; nobody has to look.
+    #[test]
+    fn memory_that_nobody_has_goes_while_there_are_members() {
+        let group = MemoryGroup::new(BufPool::builder().max_bytes(8 << 20).backing(Backing::Memfd));
+        let (member, registrar) = member();
+        let membership = group.join(&registrar).unwrap();
+        let mut buf = group.pool().try_alloc(1000).unwrap();
+        buf.put_slice(&[1; 1000]);
+        let buf = buf.freeze();
+        let pool = group.pool().clone();
+        drop(group);
+        membership.place_of(&buf).unwrap();
+        drop(pool);
+        assert!(!membership.is_over(), "it may still be sent");
+        membership.place_of(&buf).unwrap();
+        assert_eq!(member.known.lock().len(), 1);
+        drop(buf);
+        assert!(membership.is_over());
+        assert!(member.known.lock().is_empty());
+        assert!(regions_of_group(membership.group()).is_empty());
+    }
+
+    /// One that goes while it keeps its part leaves the others theirs, but for what they share.
+    #[test]
+    fn what_is_left_behind_comes_off_all_parts() {
+        let group = MemoryGroup::new(BufPool::builder().max_bytes(8 << 20));
+        let members = [(); 4].map(|()| member().1);
+        let mut joined = members.each_ref().map(|one| Some(group.join(one).unwrap()));
+        let share = joined[0].as_ref().unwrap().share_bytes();
+        assert_eq!(share, (8 << 20) / 5);
+        let left = joined[3].as_ref().unwrap().leave_behind(share);
+        joined[3] = None;
+        let stays = joined[0].as_ref().unwrap();
+        assert_eq!((group.members(), stays.members()), (3, 3));
+        assert_eq!(stays.share_bytes(), (8 << 20) / 4 - share.div_ceil(3));
+        assert!(3 * stays.share_bytes() + share <= (8 << 20) / 4 * 3);
+        drop(left);
+        assert_eq!(stays.share_bytes(), (8 << 20) / 4);
+    }
+
     #[test]
     fn memory_of_others_is_refused() {
         let group = MemoryGroup::new(BufPool::builder().max_bytes(1 << 20).backing(Backing::Memfd));
@@ -276,6 +435,23 @@ mod tests {
         for foreign in [buf.freeze(), PinnedBuf::from(vec![1]), PinnedBuf::from_static(b"s")] {
             assert!(matches!(membership.place_of(&foreign), Err(RegisterError::NotInGroup)));
         }
+    }
+
+    #[test]
+    fn who_is_no_member_gets_no_key() {
+        let group = MemoryGroup::new(BufPool::builder().max_bytes(1 << 20).backing(Backing::Memfd));
+        let mut buf = group.pool().try_alloc(10).unwrap();
+        buf.put_slice(b"x");
+        let buf = buf.freeze();
+        let region = buf.region().unwrap();
+        let (stranger, dynamic) = member();
+        assert!(matches!(region.register_with(&dynamic), Err(RegisterError::NotInGroup)));
+        assert!(stranger.known.lock().is_empty());
+        // One that is gone, though its key has not been overwritten yet.
+        let membership = group.join(&dynamic).unwrap();
+        membership.place_of(&buf).unwrap();
+        drop((stranger, dynamic));
+        assert!(matches!(membership.place_of(&buf), Err(RegisterError::NotInGroup)));
     }
 
     #[test]

@@ -166,7 +166,10 @@ impl LedgerSnapshot {
     }
 }
 
-/// Copies payload and counts it: the one function that does.
+/// Copies payload and counts it. Other copies of payload are counted by who makes them, with
+/// [`CopyLedger::copied`]: exported memory is read and written by atomic words
+/// ([`ExportMemory`](super::ExportMemory)). What an application does with the bytes of a message is its own
+/// affair and not counted, also where it does so through [`bytes::Buf`] (see [`Message`](super::Message)).
 ///
 /// # Panics
 /// If the lengths differ.

@@ -27,7 +27,8 @@ pub struct TooManySegments(pub PinnedBuf);
 /// A rope of [`PinnedBuf`]s, none of them empty; one is stored inline.
 ///
 /// It reads as a [`bytes::Buf`]. Slicing and splitting copy nothing; of that trait's methods
-/// `copy_to_bytes` copies only what lies in several segments, and nothing otherwise.
+/// `copy_to_bytes` copies only what lies in several segments, and nothing otherwise. That trait knows no
+/// ledger, so such a copy is not counted; [`gather`](Self::gather) counts.
 ///
 /// ```
 /// use bytes::Buf;

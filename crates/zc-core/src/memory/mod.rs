@@ -9,15 +9,21 @@
 //! region/   Region and its kinds: own, a peer's, a file; registrations; locked memory
 //! pool/     BufPool: size classes, thread caches, waiters, bounds
 //! block     who owns a block, and where it goes afterwards (the small unsafe core)
-//! frames    FrameTable, RangeTable: memory that a transport lends itself
+//! frames    FrameTable: memory that a transport lends itself
+//! windows   WindowTable: any part of a region that a transport lends
 //! group     MemoryGroup: memory that goes to many connections
 //! export    ExportMemory: memory that peers read and write (atomic words, no references)
+//! deferral  owners of foreign bytes are dropped where no lock is held
 //! buf, buf_mut, message, file, lease, ledger
 //! ```
 
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "a test")]
+mod alone;
 mod block;
 mod buf;
 mod buf_mut;
+mod deferral;
 mod export;
 mod file;
 mod frames;
@@ -29,23 +35,26 @@ mod pool;
 mod refcount;
 mod region;
 mod sync;
+mod windows;
 
 pub use buf::PinnedBuf;
 pub use buf_mut::PinnedBufMut;
+pub use deferral::Deferral;
 pub use export::{EXPORT_WORD_BYTES, ExportError, ExportMemory};
 pub use file::ReadFileError;
-pub use frames::{FrameTable, LendError, RangeTable, Reclaim};
-pub use group::{GroupId, Membership, MemoryGroup, Place};
+pub use frames::{FrameTable, LendError, Reclaim};
+pub use group::{GroupId, LeftBehind, Membership, MemoryGroup, Place};
 pub use lease::{LeaseBudget, Pressure};
 pub use ledger::{CopyLedger, CopyPlace, KernelCopied, LedgerSnapshot, copy_inline, copy_payload};
 pub use message::{MAX_SEGMENTS, Message, TooManySegments};
 pub use pool::{
     AllocError, AllocWaiter, BufPool, BufPoolBuilder, CLASS_COUNT, DEFAULT_POOL_DIVISOR,
-    DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES, LARGE_CACHE_BYTES, MAX_CLASS_BYTES, MAX_ORIGINS,
-    MAX_OVERTAKEN, MIN_CLASS_BYTES, PoolStats, SPARED_DIVISOR, Usage,
+    DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES, LARGE_CACHE_BYTES, MAX_CLASS_BYTES, MAX_MISSED,
+    MAX_ORIGINS, MAX_OVERTAKEN, MIN_CLASS_BYTES, PoolStats, SPARED_DIVISOR, Usage,
 };
 pub use region::{
     Backing, MAX_REGISTRARS, MemlockBudget, MemlockExceeded, MemlockGrant, PageKind, PeerMapping, Region,
     RegionBuilder, RegionError, RegionFallback, RegionId, RegionInfo, RegionKind, RegisterError, Registrar,
     RegistrarId, RegistrarSlot, Sealing, region_of,
 };
+pub use windows::WindowTable;

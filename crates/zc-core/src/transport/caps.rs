@@ -61,7 +61,8 @@ pub enum OneSided {
     None,
 }
 
-/// Who else can see the memory of a connection.
+/// Who else can see the memory of a connection as it was made. Whoever admits it to a group later shows it, or the group's
+/// memory, to more: see [`MemoryGroup`](crate::memory::MemoryGroup).
 ///
 /// ```
 /// use zc_core::transport::{Caps, Isolation};
@@ -73,7 +74,7 @@ pub enum OneSided {
 pub enum Isolation {
     /// Only the two ends.
     PerConnection,
-    /// Every member of a group.
+    /// Every member of a group, which the transport itself puts its connections in.
     Group,
 }
 
@@ -115,9 +116,10 @@ pub struct Caps {
     pub max_message: u32,
     /// Most segments of one message that are sent as they are.
     pub max_segments: usize,
-    /// Bytes that a buffer should leave free in front of the payload.
+    /// Bytes in front of the payload that the transport writes its own header into, if a buffer leaves them free. 0:
+    /// headers travel apart, and headroom is wasted.
     pub headroom: usize,
-    /// Alignment of memory from `poll_alloc`, bytes.
+    /// Alignment of memory from `poll_alloc`, bytes, unless the pool was made with a headroom, which shifts it.
     pub alignment: usize,
     /// Messages up to this many bytes travel inline with their descriptor.
     pub inline_size: usize,

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use super::{AllocFailure, Caps, ControlLink, LaneError, LaneRemote, SendRejected};
 use crate::memory::{LeaseBudget, MemoryGroup, Message, PinnedBufMut, RegisterError};
+use crate::wire::FrameType;
 
 /// What a frame carries.
 ///
@@ -28,6 +29,19 @@ pub enum FrameKind {
     /// [`MAX_REMOTE_RECORD_BYTES`](crate::wire::MAX_REMOTE_RECORD_BYTES). It needs no credit either. A lane that does not
     /// carry them refuses them, and says [`OneSided::None`](super::OneSided::None).
     Remote,
+}
+
+impl FrameKind {
+    /// The longest payload of such a frame, where data is at most `max_message` bytes long.
+    #[inline]
+    pub const fn max_bytes(self, max_message: usize) -> usize {
+        match self {
+            Self::Data => FrameType::Data,
+            Self::Session => FrameType::Session,
+            Self::Remote => FrameType::Remote,
+        }
+        .max_bytes(max_message)
+    }
 }
 
 /// The unit that a lane moves: whole, in order, once.
@@ -229,6 +243,9 @@ impl Default for LaneLimits {
 ///
 /// A poll function that returns `Pending` has kept the waker of the last call.
 ///
+/// A lane lets go of messages under its own locks. Whoever calls it with a lock held, or sends bytes whose owner
+/// might call it, opens a [`Deferral`](crate::memory::Deferral) first; the facade does.
+///
 /// ```
 /// use std::task::{Context, Poll, ready};
 /// use zc_core::transport::{Frame, LaneError, LaneTx};
@@ -282,6 +299,10 @@ pub trait LaneTx: Send {
     fn join_group(&mut self, _group: &MemoryGroup) -> Result<(), RegisterError> {
         Ok(())
     }
+
+    /// Ends what [`LaneTx::join_group`] began: nothing more of the group is shown to the peer, and its memory is
+    /// copied like that of strangers. What is under way stays valid until it is done with (M2).
+    fn leave_group(&mut self, _group: &MemoryGroup) {}
 }
 
 /// The receiving half.
@@ -322,6 +343,10 @@ pub trait LaneRx: Send {
     /// # Errors
     /// As `poll_recv`.
     fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError>;
+    /// Nothing more is read: gives up what waits for the rest of a frame, memory as well as places in a queue for
+    /// it. The lane may be kept for long after that, as long as anybody holds a handle of its connection.
+    /// Reading it is an error from then on.
+    fn stop(&mut self) {}
 }
 
 /// What must go on while the application polls neither half.

@@ -22,7 +22,7 @@ use super::{LinkError, Reactor};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerCred {
-    /// Process.
+    /// Process; 0: not visible here, as it is in another process namespace.
     pub pid: i32,
     /// User.
     pub uid: u32,

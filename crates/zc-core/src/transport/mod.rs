@@ -83,7 +83,7 @@ pub enum Role {
 /// assert!(Missing.probe().is_err_and(|why| !why.remedy().is_empty()));
 /// ```
 pub trait Transport: Send + Sync + 'static {
-    /// The name in URIs (`zc+NAME://`), policies and reports: lower case, at most 16 bytes.
+    /// The name in URIs (`zc+NAME://`), policies and reports: 1 to 32 letters, digits, `-`, `_` and `.`.
     fn name(&self) -> &'static str;
 
     /// What this machine can do, now.

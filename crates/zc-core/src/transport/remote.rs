@@ -104,13 +104,14 @@ impl BitOrAssign for Access {
 ///
 /// ```
 /// use std::sync::Arc;
+/// use std::task::{Context, Poll};
 /// use zc_core::memory::{ExportMemory, Region};
 /// use zc_core::transport::{Access, NotifySink, RemoteGrant};
 ///
 /// struct Deaf;
 /// impl NotifySink for Deaf {
-///     fn notify(&self, _: u64) -> bool {
-///         false
+///     fn poll_notify(&self, _: &mut Context<'_>, _: u64) -> Poll<()> {
+///         Poll::Pending
 ///     }
 /// }
 /// let memory = ExportMemory::new(Region::builder(4096), 4096)?;
@@ -133,23 +134,41 @@ pub struct RemoteGrant {
 /// Takes the value of a write with a notification.
 ///
 /// ```
-/// use std::sync::mpsc::SyncSender;
+/// use std::sync::Mutex;
+/// use std::task::{Context, Poll, Waker};
 /// use zc_core::transport::NotifySink;
 ///
-/// struct Queue(SyncSender<u64>);
+/// /// Bounded: a peer can't fill our memory.
+/// #[derive(Default)]
+/// struct Last(Mutex<(Option<u64>, Option<Waker>)>);
 ///
-/// impl NotifySink for Queue {
-///     fn notify(&self, value: u64) -> bool {
-///         self.0.try_send(value).is_ok() // bounded: a peer can't fill our memory
+/// impl NotifySink for Last {
+///     fn poll_notify(&self, cx: &mut Context<'_>, value: u64) -> Poll<()> {
+///         let (last, waiting) = &mut *self.0.lock().unwrap();
+///         if last.is_some() {
+///             *waiting = Some(cx.waker().clone());
+///             return Poll::Pending;
+///         }
+///         *last = Some(value);
+///         Poll::Ready(())
 ///     }
 /// }
-/// let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-/// assert!(Queue(sender.clone()).notify(7) && !Queue(sender).notify(8));
-/// assert_eq!(receiver.recv(), Ok(7));
+///
+/// impl Last {
+///     fn take(&self) -> Option<u64> {
+///         let (last, waiting) = std::mem::take(&mut *self.0.lock().unwrap());
+///         waiting.into_iter().for_each(Waker::wake); // There is room again.
+///         last
+///     }
+/// }
+/// let (sink, mut cx) = (Last::default(), Context::from_waker(Waker::noop()));
+/// assert!(sink.poll_notify(&mut cx, 7).is_ready() && sink.poll_notify(&mut cx, 8).is_pending());
+/// assert_eq!(sink.take(), Some(7));
 /// ```
 pub trait NotifySink: Send + Sync {
-    /// False: too many wait already, and the peer's operation must fail with [`RemoteStatus::Busy`].
-    fn notify(&self, value: u64) -> bool;
+    /// Pending: too many wait already, and this one was not taken; one waker is woken when there may be room. A lane may
+    /// keep the notification until then, or have the peer's operation fail with [`RemoteStatus::Busy`].
+    fn poll_notify(&self, cx: &mut Context<'_>, value: u64) -> Poll<()>;
 }
 
 /// What revoking came to.

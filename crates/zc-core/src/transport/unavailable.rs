@@ -24,6 +24,8 @@ pub enum Unavailable {
     ForbiddenByPolicy,
     /// The other side does not offer it.
     PeerLacks,
+    /// Both sides offer it, and the other side's policy, which decides, puts something else first.
+    OutrankedByPeer,
     /// The kernel is older than needed.
     KernelTooOld {
         /// First kernel version that has what is needed.
@@ -134,6 +136,7 @@ impl Unavailable {
             Self::NotCompiled { .. } => "not_compiled",
             Self::ForbiddenByPolicy => "forbidden_by_policy",
             Self::PeerLacks => "peer_lacks",
+            Self::OutrankedByPeer => "outranked_by_peer",
             Self::KernelTooOld { .. } => "kernel_too_old",
             Self::Seccomp { .. } => "seccomp",
             Self::SysctlDisabled { .. } => "sysctl_disabled",
@@ -163,6 +166,7 @@ impl Unavailable {
             Self::NotCompiled { feature } => format!("build with the Cargo feature `{feature}`"),
             Self::ForbiddenByPolicy => "allow it in the policy, the URI and ZC_TRANSPORTS".into(),
             Self::PeerLacks => "enable the transport at the other end".into(),
+            Self::OutrankedByPeer => "rank the transport as high in the peer's policy as in ours".into(),
             Self::KernelTooOld { needed } => format!("run Linux {needed} or newer"),
             Self::Seccomp { syscall } => format!("allow `{syscall}` in the seccomp profile"),
             Self::SysctlDisabled { sysctl } => format!("set the sysctl {sysctl}"),

@@ -1,5 +1,6 @@
 //! Bounded reading and writing of little-endian fields. Private to the wire module.
 
+use super::close::MAX_REASON;
 use super::error::WireError;
 use super::tlv::Tlvs;
 
@@ -47,6 +48,12 @@ impl<'a> Reader<'a> {
         text(self.bytes(len)?, field)
     }
 
+    /// A reason in words, as [`put_reason`] writes it.
+    pub(super) fn reason(&mut self) -> Result<String, WireError> {
+        let len = usize::from(self.u16()?);
+        self.text(len, MAX_REASON, "reason")
+    }
+
     /// Fails unless the next `N` bytes are zero.
     pub(super) fn zero<const N: usize>(&mut self, field: &'static str) -> Result<(), WireError> {
         if self.array::<N>()? == [0; N] { Ok(()) } else { Err(WireError::BadValue { field }) }
@@ -86,6 +93,13 @@ pub(super) fn check_text(field: &'static str, s: &str, max: usize) -> Result<(),
         return Err(WireError::BadValue { field });
     }
     Ok(())
+}
+
+/// Appends a reason in words, made fit to send.
+pub(super) fn put_reason(out: &mut impl Extend<u8>, reason: &str) {
+    let reason = clean_reason(reason, MAX_REASON);
+    put(out, &(reason.len() as u16).to_le_bytes());
+    put(out, reason.as_bytes());
 }
 
 /// Makes a reason fit to send: control characters become spaces, and it is cut to `max` bytes.

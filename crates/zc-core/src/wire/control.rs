@@ -1,7 +1,7 @@
 //! Control messages: what the sides say between HELLO and the data phase.
 
-use super::close::{CloseCode, MAX_REASON};
-use super::codec::{Reader, check_len, check_text, clean_reason, owned, put};
+use super::close::CloseCode;
+use super::codec::{Reader, check_len, check_text, owned, put, put_reason};
 use super::error::WireError;
 
 /// The bytes of a control message in front of its body.
@@ -74,7 +74,8 @@ pub enum ControlMessage {
     AuthOk,
     /// The transports that the sender could use.
     Offers(Vec<OfferEntry>),
-    /// From the server: which to try, in order. Empty: the control link carries the data.
+    /// From the server: which to try, in order. If none is, or none comes up, the control link carries the data
+    /// where both HELLOs allow it ([`Hello::control_lane`](super::Hello::control_lane)); else the server is to reject.
     Plan(Vec<PlanEntry>),
     /// From the server: no connection.
     Reject {
@@ -151,7 +152,7 @@ impl ControlMessage {
 
     /// Appends the message; leaves `out` alone if a field breaks its bound.
     ///
-    /// Reasons are cut to [`MAX_REASON`] bytes and lose their control characters.
+    /// Reasons are cut to [`MAX_REASON`](super::MAX_REASON) bytes and lose their control characters.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
         let mut body = Vec::new();
         self.encode_body(&mut body)?;
@@ -201,9 +202,9 @@ impl ControlMessage {
             AUTH_OK => Self::AuthOk,
             OFFERS => Self::Offers(read_list(&mut r, "offers", read_offer)?),
             PLAN => Self::Plan(read_list(&mut r, "plan", |r| Ok(PlanEntry { transport: read_name(r)? }))?),
-            REJECT => Self::Reject { code: CloseCode(r.u32()?), reason: read_reason(&mut r)? },
+            REJECT => Self::Reject { code: CloseCode(r.u32()?), reason: r.reason()? },
             LANE_UP => Self::LaneUp { index: r.u8()? },
-            LANE_DOWN => Self::LaneDown { index: r.u8()?, reason: read_reason(&mut r)? },
+            LANE_DOWN => Self::LaneDown { index: r.u8()?, reason: r.reason()? },
             COMMIT => Self::Commit { index: r.u8()? },
             _ => return Err(WireError::BadValue { field: "control message type" }),
         };
@@ -233,12 +234,6 @@ fn put_name(out: &mut Vec<u8>, name: &str) -> Result<(), WireError> {
     Ok(())
 }
 
-fn put_reason(out: &mut Vec<u8>, reason: &str) {
-    let reason = clean_reason(reason, MAX_REASON);
-    put(out, &(reason.len() as u16).to_le_bytes());
-    put(out, reason.as_bytes());
-}
-
 fn check_named(name: &str) -> Result<(), WireError> {
     if name.is_empty() { Err(WireError::BadValue { field: "transport name" }) } else { Ok(()) }
 }
@@ -266,11 +261,6 @@ fn read_name(r: &mut Reader<'_>) -> Result<String, WireError> {
     let name = r.text(len, MAX_TRANSPORT_NAME, "transport name")?;
     check_named(&name)?;
     Ok(name)
-}
-
-fn read_reason(r: &mut Reader<'_>) -> Result<String, WireError> {
-    let len = usize::from(r.u16()?);
-    r.text(len, MAX_REASON, "reason")
 }
 
 /// Cuts a byte stream into control messages. Holds at most one message of the greatest length.

@@ -22,7 +22,7 @@ pub enum WireError {
     /// The first bytes are not a zc HELLO.
     #[error("not a zc peer: expected the magic f5 7a 63 00, got {got:02x?}")]
     BadMagic {
-        /// The four bytes received.
+        /// The first four bytes, as far as they were read; zeros after them.
         got: [u8; 4],
     },
     /// The two sides have no wire version in common.

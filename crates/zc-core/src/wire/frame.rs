@@ -1,6 +1,6 @@
 //! The header in front of every frame of the data phase on a stream.
 
-use super::codec::Reader;
+use super::codec::{Reader, check_len};
 use super::error::WireError;
 use super::record::MAX_RECORD;
 use super::remote::MAX_REMOTE_RECORD_BYTES;
@@ -36,6 +36,25 @@ pub enum FrameType {
     Credit = 2,
     /// One remote record; `seq` is 0. Only to a peer whose HELLO takes them.
     Remote = 3,
+}
+
+impl FrameType {
+    /// Whether it carries bytes of the application, which the copy ledger counts.
+    #[inline]
+    pub const fn is_payload(self) -> bool {
+        matches!(self, Self::Data | Self::Remote)
+    }
+
+    /// The longest payload of such a frame, where data is at most `max_message` bytes long.
+    #[inline]
+    pub const fn max_bytes(self, max_message: usize) -> usize {
+        match self {
+            Self::Data => max_message,
+            Self::Session => MAX_RECORD,
+            Self::Credit => 0,
+            Self::Remote => MAX_REMOTE_RECORD_BYTES,
+        }
+    }
 }
 
 /// The flags of a frame.
@@ -154,15 +173,13 @@ impl FrameHeader {
     }
 
     fn check(&self, limits: FrameLimits) -> Result<(), WireError> {
-        let (field, max) = match self.kind {
-            FrameType::Data => ("message", limits.max_message),
-            FrameType::Session => ("session record", MAX_RECORD as u32),
-            FrameType::Credit => ("credit frame", 0),
-            FrameType::Remote => ("remote record", MAX_REMOTE_RECORD_BYTES as u32),
+        let field = match self.kind {
+            FrameType::Data => "message",
+            FrameType::Session => "session record",
+            FrameType::Credit => "credit frame",
+            FrameType::Remote => "remote record",
         };
-        if self.length > max {
-            return Err(WireError::TooLong { field, len: self.length.into(), max: max.into() });
-        }
+        check_len(field, self.length as usize, self.kind.max_bytes(limits.max_message as usize))?;
         if self.flags.ack_requested && self.kind != FrameType::Data {
             return Err(WireError::BadValue { field: "frame flags" });
         }
@@ -180,12 +197,12 @@ const NO_FLAGS: FrameFlags = FrameFlags { ext: false, ack_requested: false };
 /// The length of the extension block, from the two bytes after a header with `ext` set.
 pub fn frame_ext_len(bytes: [u8; 2]) -> Result<usize, WireError> {
     let len = usize::from(u16::from_le_bytes(bytes));
-    super::codec::check_len("frame extensions", len, MAX_FRAME_EXT)?;
+    check_len("frame extensions", len, MAX_FRAME_EXT)?;
     Ok(len)
 }
 
 /// Checks an extension block. Version 1 defines none, so optional ones are skipped and required ones fail.
 pub fn check_frame_ext(block: &[u8]) -> Result<(), WireError> {
-    super::codec::check_len("frame extensions", block.len(), MAX_FRAME_EXT)?;
+    check_len("frame extensions", block.len(), MAX_FRAME_EXT)?;
     Tlvs::new(block).check_all_optional()
 }

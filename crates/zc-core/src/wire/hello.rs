@@ -199,7 +199,8 @@ pub struct Hello {
     pub instance: [u8; 16],
     /// The longest message it takes, in bytes; at least 1.
     pub max_message: u32,
-    /// The DATA payload bytes it allows before the first CREDIT; at least 1.
+    /// The credit it gives before the first CREDIT, in bytes; at least 1. What a DATA frame costs of it says
+    /// [`frame_credit_bytes`](super::frame_credit_bytes).
     pub window: u32,
     /// The authentication method it demands; empty for none.
     pub auth_method: String,

@@ -1,7 +1,7 @@
 //! Session records: what the two session layers tell each other during the data phase.
 
-use super::close::{CloseCode, MAX_REASON};
-use super::codec::{Reader, check_len, clean_reason, put};
+use super::close::CloseCode;
+use super::codec::{Reader, check_len, put, put_reason};
 use super::error::WireError;
 
 /// The longest session record, in bytes.
@@ -66,7 +66,7 @@ const GOAWAY: u8 = 5;
 const CLOSE: u8 = 6;
 
 impl SessionRecord {
-    /// Appends the record. A reason is cut to [`MAX_REASON`] bytes and loses its control characters.
+    /// Appends the record. A reason is cut to [`MAX_REASON`](super::MAX_REASON) bytes and loses its control characters.
     pub fn encode(&self, out: &mut impl Extend<u8>) {
         match self {
             Self::Ping { nonce } => put_u64(out, PING, *nonce),
@@ -98,9 +98,7 @@ impl SessionRecord {
 
     fn decode_end(kind: u8, r: &mut Reader<'_>) -> Result<Self, WireError> {
         let code = CloseCode(r.u32()?);
-        let last_seq = r.u64()?;
-        let len = usize::from(r.u16()?);
-        let reason = r.text(len, MAX_REASON, "reason")?;
+        let (last_seq, reason) = (r.u64()?, r.reason()?);
         Ok(if kind == GOAWAY {
             Self::GoAway { code, last_seq, reason }
         } else {
@@ -115,14 +113,8 @@ fn put_u64(out: &mut impl Extend<u8>, kind: u8, value: u64) {
 }
 
 fn put_end(out: &mut impl Extend<u8>, kind: u8, code: CloseCode, last_seq: u64, reason: &str) {
-    let reason = clean_reason(reason, MAX_REASON);
     put(out, &[kind, 0, 0, 0]);
     put(out, &code.0.to_le_bytes());
-    put_seq_reason(out, last_seq, &reason);
-}
-
-fn put_seq_reason(out: &mut impl Extend<u8>, last_seq: u64, reason: &str) {
     put(out, &last_seq.to_le_bytes());
-    put(out, &(reason.len() as u16).to_le_bytes());
-    put(out, reason.as_bytes());
+    put_reason(out, reason);
 }

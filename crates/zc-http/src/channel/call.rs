@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Request, Response, request};
 use parking_lot::Mutex;
 
-use super::connector::Connector;
+use super::connector::{Connector, Up};
 use crate::body::Body;
 use crate::deadline::Deadline;
 use crate::error::{BoxError, Error, ErrorKind, Executed};
@@ -49,7 +49,11 @@ where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
     let (parts, body) = request.into_parts();
-    let (link, key) = open(connector, parts).await?;
+    let (link, key) = match open(connector, parts).await? {
+        Opened::Zc(link, key) => (link, key),
+        #[cfg(feature = "hyper")]
+        Opened::Http2(http2, parts) => return http2.call(*parts, body).await,
+    };
     // From here on, dropping one of the halves tells the peer.
     let half = TxHalf { link: link.clone(), key };
     let mut response = Body::incoming(link.clone(), key);
@@ -71,17 +75,32 @@ where
     }
 }
 
+/// What takes a call.
+enum Opened {
+    Zc(Arc<Link>, Key),
+    #[cfg(feature = "hyper")]
+    Http2(Arc<super::http2::Http2>, Box<request::Parts>),
+}
+
 /// A call on a connection that takes it.
-async fn open(connector: &Connector, parts: request::Parts) -> Result<(Arc<Link>, Key), Error> {
+async fn open(connector: &Connector, parts: request::Parts) -> Result<Opened, Error> {
     let mut parts = Some(parts);
     let mut tries = 1;
     loop {
-        let link = connector.link().await?;
+        #[cfg_attr(not(feature = "hyper"), allow(clippy::infallible_destructuring_match, reason = "one way"))]
+        let link = match connector.up().await? {
+            Up::Zc(link) => link,
+            #[cfg(feature = "hyper")]
+            Up::Http2(http2) => {
+                let taken = || Error::new(ErrorKind::Closed, Executed::No);
+                return Ok(Opened::Http2(http2, Box::new(parts.take().ok_or_else(taken)?)));
+            }
+        };
         let mut place = Place { link: &link, ticket: None };
         let opened = poll_fn(|cx| link.poll_open(cx, &mut place.ticket, &mut parts)).await;
         drop(place);
         match opened {
-            Ok(key) => return Ok((link, key)),
+            Ok(key) => return Ok(Opened::Zc(link, key)),
             Err(Refusal::Closed(_)) if tries < TRIES && parts.is_some() && connector.reconnects() => {
                 tries += 1;
             }

@@ -6,24 +6,77 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, Shared};
+#[cfg(feature = "hyper")]
+use http::uri::Authority;
 use parking_lot::Mutex;
 
+#[cfg(feature = "hyper")]
+use super::http2::{Http2, Under};
 use crate::driver::{Driver, NoHandler};
 use crate::error::{Error, ErrorKind, Executed};
 use crate::link::Link;
 use crate::proto::{Code, Limits, Role};
 
-type Connecting = Shared<BoxFuture<'static, Result<Arc<Link>, Error>>>;
+type Connecting = Shared<BoxFuture<'static, Result<Up, Error>>>;
 
 enum Current {
     None,
     Connecting(Connecting),
-    Up(Arc<Link>),
+    Up(Up),
+}
+
+/// What carries the calls.
+#[derive(Clone)]
+pub(super) enum Up {
+    Zc(Arc<Link>),
+    #[cfg(feature = "hyper")]
+    Http2(Arc<Http2>),
+}
+
+impl Up {
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Zc(link) => link.is_closed(),
+            #[cfg(feature = "hyper")]
+            Self::Http2(http2) => http2.is_closed(),
+        }
+    }
+
+    pub(super) fn report(&self) -> Option<zc::SelectionReport> {
+        match self {
+            Self::Zc(link) => link.connection.lock().as_ref().map(|connection| connection.report().clone()),
+            #[cfg(feature = "hyper")]
+            Self::Http2(http2) => Some((*http2.info.report).clone()),
+        }
+    }
+}
+
+/// Where a channel goes.
+#[derive(Clone)]
+pub(super) struct Target {
+    pub(super) fabric: zc::Fabric,
+    pub(super) uri: String,
+    /// To HTTP/2, if the server does not speak zc-http.
+    #[cfg(feature = "hyper")]
+    pub(super) fall_back: bool,
+}
+
+#[cfg(feature = "hyper")]
+impl Target {
+    /// What requests without a server's name call it.
+    pub(super) fn authority(&self) -> Authority {
+        let uri = self.uri.parse::<zc::Uri>().ok();
+        let authority = uri.and_then(|uri| match uri.addr() {
+            zc::transport::LinkAddr::Tcp(at) => at.parse().ok(),
+            _ => None,
+        });
+        authority.unwrap_or_else(|| Authority::from_static("localhost"))
+    }
 }
 
 pub(super) struct Connector {
     /// None: the channel lives as long as its first connection.
-    target: Option<(zc::Fabric, String)>,
+    target: Option<Target>,
     limits: Limits,
     greeting: Duration,
     first: Mutex<Option<zc::Connection>>,
@@ -32,7 +85,7 @@ pub(super) struct Connector {
 
 impl Connector {
     pub(super) fn new(
-        target: Option<(zc::Fabric, String)>,
+        target: Option<Target>,
         first: Option<zc::Connection>,
         limits: Limits,
         greeting: Duration,
@@ -45,19 +98,19 @@ impl Connector {
         self.target.is_some()
     }
 
-    pub(super) fn current(&self) -> Option<Arc<Link>> {
+    pub(super) fn current(&self) -> Option<Up> {
         match &*self.current.lock() {
-            Current::Up(link) => Some(link.clone()),
+            Current::Up(up) => Some(up.clone()),
             _ => None,
         }
     }
 
     /// The connection; made now if there is none that takes calls.
-    pub(super) async fn link(&self) -> Result<Arc<Link>, Error> {
+    pub(super) async fn up(&self) -> Result<Up, Error> {
         let connecting = {
             let mut current = self.current.lock();
             match &*current {
-                Current::Up(link) if !link.is_closed() => return Ok(link.clone()),
+                Current::Up(up) if !up.is_closed() => return Ok(up.clone()),
                 Current::Connecting(connecting) => connecting.clone(),
                 Current::Up(_) | Current::None => {
                     let connecting = self.begin()?;
@@ -70,7 +123,7 @@ impl Connector {
         let mut current = self.current.lock();
         if matches!(&*current, Current::Connecting(other) if other.ptr_eq(&connecting)) {
             *current = match &result {
-                Ok(link) => Current::Up(link.clone()),
+                Ok(up) => Current::Up(up.clone()),
                 Err(_) => Current::None,
             };
         }
@@ -84,16 +137,11 @@ impl Connector {
         let (target, first) = (self.target.clone(), self.first.lock().take());
         let (limits, greeting) = (self.limits.clone(), self.greeting);
         let task = runtime.spawn(async move {
-            let connection = match (first, target) {
-                (Some(connection), _) => connection,
-                (None, Some((fabric, uri))) => {
-                    let connected = fabric.connect(&uri).await;
-                    connected
-                        .map_err(|error| Error::new(ErrorKind::Connect(Arc::new(error)), Executed::No))?
-                }
-                (None, None) => return Err(Error::new(ErrorKind::Closed, Executed::No)),
-            };
-            greet(connection, limits, greeting).await
+            match (first, target) {
+                (Some(connection), _) => greet(connection, limits, greeting).await.map(Up::Zc),
+                (None, Some(target)) => connect(target, limits, greeting).await,
+                (None, None) => Err(Error::new(ErrorKind::Closed, Executed::No)),
+            }
         });
         let joined =
             async { task.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, Executed::No))) };
@@ -104,9 +152,46 @@ impl Connector {
 impl Drop for Connector {
     fn drop(&mut self) {
         // Calls under way go on; then the connection ends.
-        if let Current::Up(link) = &*self.current.lock() {
+        if let Current::Up(Up::Zc(link)) = &*self.current.lock() {
             link.go_away(Code::DONE, "the channel was dropped");
         }
+    }
+}
+
+/// zc-http first, then what else the channel may use.
+async fn connect(target: Target, limits: Limits, greeting: Duration) -> Result<Up, Error> {
+    let connected = match target.fabric.connect(&target.uri).await {
+        Ok(connection) => greet(connection, limits.clone(), greeting).await,
+        Err(error) => Err(Error::new(ErrorKind::Connect(Arc::new(error)), Executed::No)),
+    };
+    #[cfg(feature = "hyper")]
+    if let Err(error) = &connected
+        && target.fall_back
+        && let Some(under) = speaks_less(error)
+    {
+        let http2 = Http2::connect(&target, under, &limits, greeting).await;
+        // The first error says more than that HTTP/2 is not spoken either.
+        return http2.map(|http2| Up::Http2(Arc::new(http2))).map_err(|other| {
+            tracing::debug!(error = %other, "no HTTP/2 either");
+            error.clone()
+        });
+    }
+    connected.map(Up::Zc)
+}
+
+/// Whether a failure looks like that of a server which is there and does not speak zc-http, or no zc at all.
+#[cfg(feature = "hyper")]
+fn speaks_less(error: &Error) -> Option<Under> {
+    match error.kind() {
+        // It took our HELLO for something broken, or answered in its own words.
+        ErrorKind::Connect(error) => match &**error {
+            zc::Error::Wire { source: zc::wire::WireError::BadMagic { .. }, .. }
+            | zc::Error::Link { stage: zc::Stage::Hello, .. }
+            | zc::Error::Timeout { stage: zc::Stage::Hello } => Some(Under::Plain),
+            _ => None,
+        },
+        ErrorKind::Violation(_) | ErrorKind::Connection(_) | ErrorKind::NoGreeting => Some(Under::Zc),
+        _ => None,
     }
 }
 

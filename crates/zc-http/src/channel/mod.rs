@@ -2,6 +2,8 @@
 
 mod call;
 mod connector;
+#[cfg(feature = "hyper")]
+mod http2;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,12 +11,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use ::http::{Request, Response};
 use bytes::Bytes;
-use http::{Request, Response};
 use tower_service::Service;
 
 use self::call::call;
-use self::connector::Connector;
+use self::connector::{Connector, Target, Up};
 use crate::body::Body;
 use crate::error::{BoxError, Error};
 use crate::proto::Limits;
@@ -52,6 +54,25 @@ pub struct Channel {
     connector: Arc<Connector>,
 }
 
+/// What a [`Channel`] speaks with its server.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let channel = zc_http::Channel::new(&zc::Fabric::auto()?, "zc://127.0.0.1:7000")?;
+/// if channel.protocol() == Some(zc_http::Protocol::Http2) {
+///     println!("an old server:\n{}", channel.report().unwrap_or_default());
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// This crate's own.
+    ZcHttp,
+    /// HTTP/2, which it has fallen back to.
+    Http2,
+}
+
 /// Sets up a [`Channel`].
 ///
 /// ```
@@ -69,6 +90,8 @@ pub struct Channel {
 pub struct ChannelBuilder {
     limits: Limits,
     greeting: Option<Duration>,
+    #[cfg(feature = "hyper")]
+    fall_back: bool,
 }
 
 impl ChannelBuilder {
@@ -84,13 +107,27 @@ impl ChannelBuilder {
         self
     }
 
+    /// Whether the channel makes do with HTTP/2 where the server does not speak zc-http: over zc as a byte stream, or where
+    /// that is unknown too, over the plain link. Default: no. [`Channel::report`] says so then, and a fabric with an
+    /// authenticator or a policy without a fallback keeps it from the latter.
+    #[cfg(feature = "hyper")]
+    pub fn fall_back(mut self, fall_back: bool) -> Self {
+        self.fall_back = fall_back;
+        self
+    }
+
     /// A channel to `uri`; nothing is connected yet.
     ///
     /// # Errors
     /// The URI can't be read.
     pub fn build(self, fabric: &zc::Fabric, uri: &str) -> Result<Channel, zc::UriError> {
         let _: zc::Uri = uri.parse()?;
-        let target = Some((fabric.clone(), uri.to_owned()));
+        let target = Some(Target {
+            fabric: fabric.clone(),
+            uri: uri.to_owned(),
+            #[cfg(feature = "hyper")]
+            fall_back: self.fall_back,
+        });
         Ok(Channel { connector: self.connector(target, None) })
     }
 
@@ -100,15 +137,11 @@ impl ChannelBuilder {
     /// There is no tokio runtime, or the peer does not speak zc-http.
     pub async fn on(self, connection: zc::Connection) -> Result<Channel, Error> {
         let channel = Channel { connector: self.connector(None, Some(connection)) };
-        channel.connector.link().await?;
+        channel.connector.up().await?;
         Ok(channel)
     }
 
-    fn connector(
-        self,
-        target: Option<(zc::Fabric, String)>,
-        connection: Option<zc::Connection>,
-    ) -> Arc<Connector> {
+    fn connector(self, target: Option<Target>, connection: Option<zc::Connection>) -> Arc<Connector> {
         Arc::new(Connector::new(target, connection, self.limits, self.greeting.unwrap_or(DEFAULT_GREETING)))
     }
 }
@@ -132,30 +165,46 @@ impl Channel {
     /// # Errors
     /// No connection came up.
     pub async fn connect(&self) -> Result<(), Error> {
-        self.connector.link().await.map(drop)
+        self.connector.up().await.map(drop)
     }
 
-    /// Waits for the other end's answer: its connection is alive and its program serves it.
+    /// Waits for the other end's answer: its connection is alive and its program serves it. On HTTP/2 it is ready once the
+    /// connection takes calls.
     ///
     /// # Errors
     /// No connection came up, or it ended.
     pub async fn ping(&self) -> Result<(), Error> {
-        let link = self.connector.link().await?;
-        connector::ping(&link).await
+        match self.connector.up().await? {
+            Up::Zc(link) => connector::ping(&link).await,
+            #[cfg(feature = "hyper")]
+            Up::Http2(http2) => http2.ready().await,
+        }
     }
 
     /// How the connection came about, if there is one.
     pub fn report(&self) -> Option<zc::SelectionReport> {
-        let link = self.connector.current()?;
-        let connection = link.connection.lock();
-        connection.as_ref().map(|connection| connection.report().clone())
+        self.connector.current()?.report()
     }
 
-    /// What the connection copied, if there is one: the transport, and this layer's small bodies.
+    /// What the calls are spoken in, if there is a connection.
+    pub fn protocol(&self) -> Option<Protocol> {
+        Some(match self.connector.current()? {
+            Up::Zc(_) => Protocol::ZcHttp,
+            #[cfg(feature = "hyper")]
+            Up::Http2(_) => Protocol::Http2,
+        })
+    }
+
+    /// What the connection copied, if there is one and it speaks zc-http: the transport, and this layer's small bodies.
     pub fn ledgers(&self) -> Option<(zc::LedgerSnapshot, zc::LedgerSnapshot)> {
-        let link = self.connector.current()?;
-        let connection = link.connection.lock();
-        connection.as_ref().map(|connection| (connection.ledger(), link.ledger.snapshot()))
+        match self.connector.current()? {
+            Up::Zc(link) => {
+                let connection = link.connection.lock();
+                connection.as_ref().map(|connection| (connection.ledger(), link.ledger.snapshot()))
+            }
+            #[cfg(feature = "hyper")]
+            Up::Http2(_) => None,
+        }
     }
 }
 

@@ -9,6 +9,15 @@ use super::error::Violation;
 pub(crate) const VERSION: u8 = 1;
 /// "zcht": the first frame of both sides carries it.
 const MAGIC: u32 = u32::from_le_bytes(*b"zcht");
+
+/// Whether a first message is the beginning of this protocol, and not of another that has the connection to itself.
+#[cfg(feature = "hyper")]
+pub(crate) fn is_settings(message: &zc::Message) -> bool {
+    let mut bytes = message.segments().iter().flat_map(|segment| segment.iter().copied());
+    let kind = bytes.next();
+    let rest = bytes.skip(3).take(size_of::<u32>());
+    kind == Some(kind::SETTINGS) && rest.eq(MAGIC.to_le_bytes())
+}
 /// Bytes in front of a CALL frame's blocks.
 pub(crate) const CALL_HEADER_BYTES: usize = 12;
 /// The longest frame without a body: control frames are copied before they are parsed.

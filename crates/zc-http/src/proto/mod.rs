@@ -26,3 +26,5 @@ pub use self::limits::Limits;
 pub(crate) use self::call::{BodyItem, Key, SendRoom};
 pub(crate) use self::endpoint::{Endpoint, Event, OpenError, Role};
 pub(crate) use self::error::Ended;
+#[cfg(feature = "hyper")]
+pub(crate) use self::frame::is_settings;

@@ -69,7 +69,7 @@ where
     }
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
@@ -196,7 +196,7 @@ impl TxHalf {
 }
 
 /// gRPC's status 4.
-fn deadline_exceeded() -> HeaderMap {
+pub(super) fn deadline_exceeded() -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(3);
     headers.insert("grpc-status", HeaderValue::from_static("4"));
     headers.insert("grpc-message", HeaderValue::from_static("the deadline has passed"));
@@ -204,11 +204,11 @@ fn deadline_exceeded() -> HeaderMap {
 }
 
 #[cfg(feature = "tonic")]
-fn grpc_response(error: BoxError) -> Option<http::response::Parts> {
+pub(super) fn grpc_response(error: BoxError) -> Option<http::response::Parts> {
     Some(tonic::Status::from_error(error).into_http::<()>().into_parts().0)
 }
 
 #[cfg(not(feature = "tonic"))]
-fn grpc_response(_error: BoxError) -> Option<http::response::Parts> {
+pub(super) fn grpc_response(_error: BoxError) -> Option<http::response::Parts> {
     None
 }

@@ -1,7 +1,11 @@
 //! Serves a tower service on connections.
 
 mod call;
+#[cfg(feature = "hyper")]
+mod http;
 mod inline;
+#[cfg(feature = "hyper")]
+mod preface;
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -9,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ::http::{Request, Response, request};
 use bytes::Bytes;
-use http::{Request, Response, request};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower_service::Service;
@@ -21,12 +25,15 @@ use crate::body::Body;
 use crate::driver::{Driver, Handler};
 use crate::error::{BoxError, ErrorKind};
 use crate::link::Link;
+use crate::listening::{Arrived, Listening};
+#[cfg(feature = "hyper")]
+use crate::proto::is_settings;
 use crate::proto::{Code, Key, Limits, Role};
+#[cfg(feature = "hyper")]
+use crate::stream::ZcStream;
 
 /// Connections served at a time, unless set.
 const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
-/// The pause after a failure to accept, such as too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The longest that shutting down takes, unless set.
 const DEFAULT_SHUTDOWN: Duration = Duration::from_secs(30);
 
@@ -48,6 +55,13 @@ pub struct PeerInfo {
     pub peer: Arc<zc::PeerIdentity>,
     /// How its connection came about.
     pub report: Arc<zc::SelectionReport>,
+}
+
+impl PeerInfo {
+    pub(crate) fn of(connection: &zc::Connection) -> Self {
+        let (peer, report) = (connection.peer().clone(), connection.report().clone());
+        Self { peer: Arc::new(peer), report: Arc::new(report) }
+    }
 }
 
 /// Serves any `Service<http::Request<Body>>`: an axum `Router`, tonic's `Routes`.
@@ -130,8 +144,9 @@ impl Server {
         self
     }
 
-    /// Serves what `listener` accepts, until the future is dropped: that ends all calls.
-    pub async fn serve<S, B>(self, listener: zc::Listener, service: S)
+    /// Serves what `listener` accepts, until the future is dropped: that ends all calls. If the listener itself ends,
+    /// it returns after the calls under way, like [`Server::serve_with_shutdown`].
+    pub async fn serve<S, B>(self, listener: impl Into<Listening>, service: S)
     where
         S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
         S::Future: Send + 'static,
@@ -145,7 +160,7 @@ impl Server {
     /// finished, within the time for shutting down.
     pub async fn serve_with_shutdown<S, B>(
         self,
-        mut listener: zc::Listener,
+        listener: impl Into<Listening>,
         service: S,
         signal: impl Future<Output = ()>,
     ) where
@@ -154,6 +169,7 @@ impl Server {
         S::Error: Into<BoxError>,
         B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
     {
+        let mut listener = listener.into();
         let (stop, stopping) = watch::channel(());
         let running = Arc::new(AtomicUsize::new(0));
         let mut connections = JoinSet::new();
@@ -165,14 +181,14 @@ impl Server {
                 () = &mut signal => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
                 accepted = listener.accept(), if !full => match accepted {
-                    Ok(connection) => {
-                        let serving =
-                            self.drive(connection, service.clone(), stopping.clone(), running.clone());
-                        connections.spawn(serving);
+                    Ok(arrived) => {
+                        let (service, running) = (service.clone(), running.clone());
+                        connections.spawn(self.clone().attend(arrived, service, stopping.clone(), running));
                     }
+                    // Failures to accept are the listener's business: this is its end.
                     Err(error) => {
-                        tracing::warn!(%error, "accepting failed");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        tracing::warn!(%error, "accepting ended");
+                        break;
                     }
                 }
             }
@@ -194,12 +210,67 @@ impl Server {
         B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
     {
         let (_stop, stopping) = watch::channel(());
-        self.drive(connection, service, stopping, Arc::default()).await
+        self.drive(connection, None, service, stopping, Arc::default()).await
+    }
+
+    /// Serves what came in, whatever it speaks.
+    async fn attend<S, B>(
+        self,
+        arrived: Arrived,
+        service: S,
+        stopping: watch::Receiver<()>,
+        running: Arc<AtomicUsize>,
+    ) -> ErrorKind
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+    {
+        #[cfg(not(feature = "hyper"))]
+        let (Arrived::Zc(connection), first) = (arrived, None);
+        #[cfg(feature = "hyper")]
+        let (connection, first) = match arrived {
+            Arrived::Plain(stream) => {
+                return self.serve_stream(stream.into(), service, stopping, running).await;
+            }
+            Arrived::Zc(connection) => (connection, None),
+            Arrived::Any(mut connection) => match first_message(&mut connection, stopping.clone()).await {
+                Err(ended) => return ended,
+                Ok(first) if is_settings(&first) => (connection, Some(first)),
+                Ok(first) => match ZcStream::after(Some(first), connection) {
+                    Ok(stream) => return self.serve_stream(stream, service, stopping, running).await,
+                    Err(error) => return ErrorKind::Connection(error),
+                },
+            },
+        };
+        self.drive(connection, first, service, stopping, running).await
+    }
+
+    #[cfg(feature = "hyper")]
+    async fn serve_stream<S, B>(
+        self,
+        stream: ZcStream,
+        service: S,
+        stopping: watch::Receiver<()>,
+        running: Arc<AtomicUsize>,
+    ) -> ErrorKind
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+    {
+        let info = self.peer_info.then(|| stream.info().clone());
+        let concurrency = self.concurrency.unwrap_or(usize::MAX);
+        let calls = http::Calls { service, running, concurrency, info };
+        http::serve(stream, &self.limits, calls, stopping).await
     }
 
     fn drive<S, B>(
         &self,
         mut connection: zc::Connection,
+        first: Option<zc::Message>,
         service: S,
         mut stopping: watch::Receiver<()>,
         running: Arc<AtomicUsize>,
@@ -211,10 +282,7 @@ impl Server {
         B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
     {
         let (sender, receiver) = connection.split();
-        let info = self.peer_info.then(|| PeerInfo {
-            peer: Arc::new(connection.peer().clone()),
-            report: Arc::new(connection.report().clone()),
-        });
+        let info = self.peer_info.then(|| PeerInfo::of(&connection));
         let link = Link::new(Role::Server, self.limits.clone(), connection);
         let handler = Dispatch {
             service,
@@ -225,7 +293,7 @@ impl Server {
             info,
             body: PhantomData,
         };
-        let mut driver = Driver::new(link.clone(), Role::Server, sender, receiver, handler);
+        let mut driver = Driver::new(link.clone(), Role::Server, sender, receiver, handler).after(first);
         async move {
             tokio::select! {
                 biased;
@@ -235,6 +303,23 @@ impl Server {
             }
             driver.await
         }
+    }
+}
+
+/// The first message tells what the peer speaks; the reason if none comes.
+#[cfg(feature = "hyper")]
+async fn first_message(
+    connection: &mut zc::Connection,
+    mut stopping: watch::Receiver<()>,
+) -> Result<zc::Message, ErrorKind> {
+    tokio::select! {
+        biased;
+        _ = stopping.changed() => Err(ErrorKind::Closed),
+        first = connection.recv() => match first {
+            Ok(Some(first)) => Ok(first),
+            Ok(None) => Err(ErrorKind::Closed),
+            Err(error) => Err(ErrorKind::Connection(error)),
+        },
     }
 }
 

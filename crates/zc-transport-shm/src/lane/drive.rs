@@ -28,23 +28,17 @@ impl LaneDrive for Drive {
     fn poll_drive(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, LaneError> {
         let shared = &self.shared;
         shared.wakers.drive.register(cx.waker());
+        shared.chores.register(cx.waker());
         if shared.read_link(cx) {
             shared.wakers.rx.wake();
         }
         self.credit.drive(cx, shared);
         // The end is told by the halves: what was sent before it is delivered first.
-        if shared.ended().is_some() || shared.grown.load(Ordering::Acquire) == 0 {
+        if shared.ended().is_some() {
             self.next_trim = None;
             return Ok(None);
         }
-        let interval = Duration::from_millis(TRIM_INTERVAL_MS);
-        let due = *self.next_trim.get_or_insert(now + interval);
-        if now >= due {
-            self.next_trim = Some(now + interval);
-            shared.trim.store(true, Ordering::Release);
-            shared.wakers.tx.wake();
-        }
-        Ok(self.next_trim)
+        Ok(self.trim(now))
     }
 
     fn adopt_link(&mut self, link: Box<dyn ControlLink>) -> Option<Box<dyn ControlLink>> {
@@ -53,5 +47,24 @@ impl LaneDrive for Drive {
         }
         self.shared.adopt(link);
         None
+    }
+}
+
+impl Drive {
+    /// Has unused arenas looked for, and what is gone of groups, and says when next.
+    fn trim(&mut self, now: Instant) -> Option<Instant> {
+        let shared = &self.shared;
+        if shared.grown.load(Ordering::Acquire) == 0 && !shared.chores.any() {
+            self.next_trim = None;
+            return None;
+        }
+        let interval = Duration::from_millis(TRIM_INTERVAL_MS);
+        let due = *self.next_trim.get_or_insert(now + interval);
+        if now >= due {
+            self.next_trim = Some(now + interval);
+            shared.trim.store(true, Ordering::Release);
+            shared.wakers.tx.wake();
+        }
+        self.next_trim
     }
 }

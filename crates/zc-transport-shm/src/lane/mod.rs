@@ -2,19 +2,25 @@
 
 mod credit;
 mod drive;
+mod link;
 mod rx;
 mod shared;
 mod tx;
 
+pub(crate) use link::{Link, Readers};
+pub(crate) use shared::Shared;
+
 use std::sync::Arc;
 
 use zc_core::memory::{LeaseBudget, Region};
-use zc_core::transport::{Caps, Lane, LaneError, OfferContext};
+use zc_core::transport::{Caps, Lane, LaneError, LaneRemote, OfferContext};
 
 use crate::bell::{Bell, PeerBell};
-use crate::layout::{Geometry, TX_SLEEP};
-use crate::peer::PeerArena;
-use crate::returns::Returns;
+use crate::group::Opened;
+use crate::layout::{Geometry, REMOTE_CALLS, TX_SLEEP};
+use crate::peer::{Bounds, PeerArena};
+use crate::remote::{Calls, Remote};
+use crate::returns::{Returning, Returns};
 use crate::sleep::Ringer;
 use crate::words::{OwnWords, PeerWords};
 
@@ -34,27 +40,35 @@ pub(crate) struct Joined {
     pub(crate) peer_bell: PeerBell,
     /// Messages are lent where they are.
     pub(crate) cooperative: bool,
+    /// One-sided operations are done in the peer's memory itself.
+    pub(crate) native: bool,
 }
 
 /// A lane over what was exchanged.
 pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<Lane, LaneError> {
-    let Joined { mine, theirs, bell, peer_bell, cooperative } = joined;
+    let Joined { mine, theirs, bell, peer_bell, cooperative, native } = joined;
+    crate::abandoned::sweep();
     let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
     let peer_bell = Arc::new(peer_bell);
-    let shared = shared::Shared::new(bell, peer_bell.clone());
+    let reader = Arc::new(Readers(Arc::default()));
     let own = OwnWords::new(&mine.region, mine.geometry.control_bytes());
     let peer = PeerWords::new(&theirs.region, theirs.geometry.control_bytes());
+    let calls = Calls::new(peer.clone(), REMOTE_CALLS);
+    let shared = Shared::new(bell, peer_bell.clone(), reader.clone(), calls);
+    let remote = native.then(|| Remote::new(shared.clone(), own.clone(), peer.clone(), cx.ledger.clone()));
     let sender = Arc::new(Ringer::new(peer.clone(), TX_SLEEP));
     let credit = credit::Credit::new(cx.limits.recv_window, leases.clone(), own.clone(), sender.clone());
     let credit = Arc::new(credit);
-    let returns = Returns::new(
-        own.clone(),
-        mine.geometry.returns_at(),
-        theirs.geometry.returns,
-        sender.clone(),
-        peer_bell,
-    );
-    let arena = PeerArena::new(theirs.region, theirs.geometry, theirs.max_arena_bytes, Arc::new(returns))?;
+    let returns = Arc::new(Returns {
+        ring: Returning::new(own.clone(), mine.geometry.returns_at(), theirs.geometry.returns),
+        waiter: sender.clone(),
+        bell: peer_bell,
+        _reader: reader,
+    });
+    let Half { region, geometry, max_arena_bytes } = theirs;
+    let opened = Arc::new(Opened::new(max_arena_bytes));
+    let bounds = Bounds { max_bytes: max_arena_bytes, lease_hard: cx.limits.lease_hard };
+    let arena = PeerArena::new(region, geometry, bounds, cooperative, returns, opened.clone())?;
     let rx = rx::Rx::new(
         shared.clone(),
         rx::Memory {
@@ -65,13 +79,13 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
             sender,
             credit: credit.clone(),
         },
-        cooperative,
         leases.clone(),
         &cx,
     );
     let returns_at = theirs.geometry.returns_at();
-    let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine }, &cx);
+    let tx = tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine, opened }, &cx);
     caps.max_message = tx.max_message();
     let drive = drive::Drive::new(shared, credit);
-    Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: Some(Box::new(drive)), remote: None, caps, leases })
+    let remote = remote.map(|remote| Box::new(remote) as Box<dyn LaneRemote>);
+    Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: Some(Box::new(drive)), remote, caps, leases })
 }

@@ -1,21 +1,21 @@
 //! The receiving half.
 
+mod payload;
+mod slots;
+
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use zc_core::memory::{
-    AllocError, AllocWaiter, BufPool, CopyLedger, CopyPlace, LeaseBudget, MAX_SEGMENTS, Message, PinnedBuf,
-    PinnedBufMut, Pressure,
+    AllocWaiter, BufPool, CopyLedger, LeaseBudget, Message, PinnedBuf, PinnedBufMut, Pressure,
 };
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
-use zc_core::wire::{
-    MAX_RECORD, MAX_REMOTE_RECORD_BYTES, MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes,
-};
+use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError};
 
 use super::credit::Credit;
 use super::shared::Shared;
-use crate::layout::{ACK, BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, MORE, RX_SLEEP};
-use crate::limits::{INLINE_MAX, MAX_IDLE_RINGS, SLOT_DESCRIPTORS};
+use crate::layout::{ACK, CONSUMED, Geometry, Head, Kind, RX_SLEEP};
+use crate::limits::{INLINE_MAX, MAX_IDLE_RINGS};
 use crate::peer::PeerArena;
 use crate::ring::Consumer;
 use crate::sleep::{Ringer, Sleeper};
@@ -41,12 +41,20 @@ enum Stall {
     Descriptor,
     /// So many bytes could not be had.
     Memory(usize),
+    /// It is a second arena to be mapped, which takes long: others get their turn first.
+    Turn,
 }
 
 /// Why taking ended.
 enum Stop {
     Stall(Stall),
     Failed(LaneError),
+}
+
+impl From<WireError> for Stop {
+    fn from(error: WireError) -> Self {
+        Self::Failed(error.into())
+    }
 }
 
 impl From<LaneError> for Stop {
@@ -78,7 +86,6 @@ pub(super) struct Rx {
     ready: Option<PinnedBufMut>,
     ledger: Arc<CopyLedger>,
     leases: Arc<LeaseBudget>,
-    cooperative: bool,
     max_message: usize,
     /// Credit bytes of the data that came.
     received: u64,
@@ -89,19 +96,16 @@ pub(super) struct Rx {
     reported: u64,
     batch: u64,
     partial: Option<Partial>,
+    /// An arena was mapped in this turn.
+    mapped: bool,
     closed: bool,
     failed: Option<LaneError>,
-}
-
-fn lie(field: &'static str) -> LaneError {
-    WireError::BadValue { field }.into()
 }
 
 impl Rx {
     pub(super) fn new(
         shared: Arc<Shared>,
         memory: Memory,
-        cooperative: bool,
         leases: Arc<LeaseBudget>,
         cx: &OfferContext,
     ) -> Self {
@@ -119,7 +123,6 @@ impl Rx {
             ready: None,
             ledger: cx.ledger.clone(),
             leases,
-            cooperative,
             max_message: cx.limits.recv_max_message as usize,
             received: 0,
             credit,
@@ -127,6 +130,7 @@ impl Rx {
             reported: 0,
             batch: u64::from(geometry.slots) / 4,
             partial: None,
+            mapped: false,
             closed: false,
             failed: None,
         }
@@ -136,6 +140,7 @@ impl Rx {
     #[inline]
     fn take(&mut self, out: &mut Batch<Frame>) -> Option<Stall> {
         let mut stall = None;
+        self.mapped = false;
         let allowed = self.credit.allowed();
         // What is kept of chunks is more than the message: no more of them when too much is kept.
         let cut = self.leases.pressure() == Pressure::None;
@@ -177,6 +182,10 @@ impl Rx {
             self.report();
         }
         self.count_inline();
+        if self.waiter.is_queued() && !matches!(stall, Some(Stall::Memory(_))) {
+            // Served otherwise: a place that nobody looks after holds up all others.
+            self.waiter = AllocWaiter::new();
+        }
         stall
     }
 
@@ -208,230 +217,30 @@ impl Rx {
 
     #[cold]
     fn fail(&mut self, error: LaneError) {
+        self.shared.end(error.clone());
+        self.end(error);
+    }
+
+    /// Nothing more is read: no memory is kept, and no place of those who wait for it.
+    fn end(&mut self, error: LaneError) {
         self.partial = None;
         self.ready = None;
-        self.shared.end(error.clone());
+        self.waiter = AllocWaiter::new();
         self.failed = Some(error);
-    }
-
-    fn take_slot(&mut self, head: Head, out: &mut Batch<Frame>) -> Result<(), Stop> {
-        match head.kind {
-            k if k == Kind::Data as u8 => self.take_part(head, FrameKind::Data, out),
-            k if k == Kind::Session as u8 => self.take_part(head, FrameKind::Session, out),
-            k if k == Kind::Remote as u8 => self.take_part(head, FrameKind::Remote, out),
-            k => self.take_control(head, k),
-        }
-    }
-
-    fn take_control(&mut self, head: Head, kind: u8) -> Result<(), Stop> {
-        if head.flags != 0 || self.partial.is_some() {
-            return Err(lie("shm slot flags").into());
-        }
-        let mut words = [0; 2];
-        match (kind, head.count) {
-            (k, 16) if k == Kind::Grow as u8 => {
-                self.ring.read(&mut words);
-                let grow = Grow::unpack(words);
-                self.arena.check(grow)?;
-                let fd = self.shared.take_fd().ok_or(Stop::Stall(Stall::Descriptor))?;
-                self.arena.grow(grow, fd)?;
-            }
-            (k, 8) if k == Kind::Retire as u8 => {
-                self.ring.read(&mut words[..1]);
-                let at = u8::try_from(words[0]).map_err(|_| lie("shm arena: index"))?;
-                self.arena.retire(at)?;
-            }
-            (k, 0) if k == Kind::Close as u8 => self.closed = true,
-            _ => return Err(lie("shm slot kind").into()),
-        }
-        Ok(())
-    }
-
-    /// Takes one slot of a data or session frame.
-    fn take_part(&mut self, head: Head, kind: FrameKind, out: &mut Batch<Frame>) -> Result<(), Stop> {
-        let seq = self.ring.seq();
-        if head.flags & !(ACK | BY_REFERENCE | MORE) != 0 {
-            return Err(lie("shm slot flags").into());
-        }
-        if let Some(first) = &self.partial {
-            let same = (first.kind, first.seq, first.flags) == (kind, seq, head.flags & !MORE);
-            if !same || head.flags & BY_REFERENCE == 0 {
-                return Err(lie("shm slot: frame cut short").into());
-            }
-        } else if kind == FrameKind::Data && self.received >= self.credit.allowed() {
-            return Err(lie("message beyond the credit").into());
-        }
-        if head.flags & BY_REFERENCE != 0 {
-            return self.take_references(head, kind, seq, out);
-        }
-        if head.flags & MORE != 0 {
-            return Err(lie("shm slot flags").into());
-        }
-        let payload = self.take_inline(head, kind)?;
-        self.deliver(kind, head.flags, seq, payload, out);
-        Ok(())
-    }
-
-    fn take_inline(&mut self, head: Head, kind: FrameKind) -> Result<Message, Stop> {
-        let len = head.count as usize;
-        if len > INLINE_MAX {
-            return Err(lie("shm slot length").into());
-        }
-        if len == 0 {
-            return Ok(Message::new());
-        }
-        let small = match self.leases.pressure() {
-            Pressure::None => self.cut(len),
-            _ => None,
-        };
-        let payload = match small {
-            Some(payload) => payload,
-            None => self.take_inline_alone(len)?,
-        };
-        if kind == FrameKind::Data {
-            self.inline_bytes += len;
-        }
-        Ok(payload.into())
-    }
-
-    /// A payload that came in a slot, in a block of the pool.
-    #[cold]
-    fn take_inline_alone(&mut self, len: usize) -> Result<PinnedBuf, Stop> {
-        let mut words = [0; INLINE_MAX / 8];
-        self.ring.read(&mut words[..len.div_ceil(8)]);
-        let mut buf = self.memory(len)?;
-        let bytes = words.iter().flat_map(|word| word.to_ne_bytes());
-        buf.unfilled_mut()[..len].iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
-        buf.advance(len);
-        Ok(buf.freeze())
-    }
-
-    fn take_references(
-        &mut self,
-        head: Head,
-        kind: FrameKind,
-        seq: u64,
-        out: &mut Batch<Frame>,
-    ) -> Result<(), Stop> {
-        let (descriptors, len) = self.descriptors(head, kind)?;
-        let mut whole = Message::new();
-        self.fetch(&descriptors[..head.count as usize], len, kind, &mut whole)?;
-        if let Some(partial) = self.partial.take() {
-            let rest = std::mem::replace(&mut whole, partial.payload);
-            for segment in rest.into_segments() {
-                whole.push(segment).map_err(|_| lie("shm frame: segments"))?;
-            }
-        }
-        if head.flags & MORE != 0 {
-            self.partial = Some(Partial { kind, flags: head.flags & !MORE, seq, payload: whole });
-            return Ok(());
-        }
-        self.deliver(kind, head.flags, seq, whole, out);
-        Ok(())
-    }
-
-    /// The descriptors of a slot, whose places are not checked yet, and their bytes.
-    fn descriptors(
-        &self,
-        head: Head,
-        kind: FrameKind,
-    ) -> Result<([Descriptor; SLOT_DESCRIPTORS], usize), LaneError> {
-        let count = head.count as usize;
-        let (before, bytes) =
-            self.partial.as_ref().map_or((0, 0), |p| (p.payload.segments().len(), p.payload.len()));
-        if count == 0 || count > SLOT_DESCRIPTORS || before + count > MAX_SEGMENTS {
-            return Err(lie("shm slot: descriptors"));
-        }
-        let mut words = [0; 2 * SLOT_DESCRIPTORS];
-        self.ring.read(&mut words[..2 * count]);
-        let mut descriptors = [Descriptor::default(); SLOT_DESCRIPTORS];
-        let (pairs, _) = words.as_chunks::<2>();
-        // At most MAX_SEGMENTS lengths of 32 bits: no overflow.
-        let mut len = 0;
-        for (at, pair) in descriptors.iter_mut().zip(pairs).take(count) {
-            *at = Descriptor::unpack(*pair);
-            len += at.len as usize;
-        }
-        let max = match kind {
-            FrameKind::Data => self.max_message,
-            FrameKind::Session => MAX_RECORD,
-            FrameKind::Remote => MAX_REMOTE_RECORD_BYTES,
-        };
-        if bytes + len > max {
-            return Err(lie("shm frame length"));
-        }
-        Ok((descriptors, len))
-    }
-
-    /// Lends the payload where it is, or copies it out. Every place is checked on the way (M6).
-    fn fetch(
-        &mut self,
-        descriptors: &[Descriptor],
-        len: usize,
-        kind: FrameKind,
-        out: &mut Message,
-    ) -> Result<(), Stop> {
-        // A record is small and soon done with, but whoever parses it must have it to himself.
-        let lend = self.cooperative && kind == FrameKind::Data;
-        if lend && self.leases.pressure() == Pressure::None {
-            return self.lend(descriptors, out);
-        }
-        let mut buf = match self.memory(len) {
-            Ok(buf) => buf,
-            // Memory that can't be had is no reason to keep a friend waiting.
-            Err(Stop::Stall(Stall::Memory(_))) if lend => return self.lend(descriptors, out),
-            Err(stop) => return Err(stop),
-        };
-        for at in descriptors {
-            let n = at.len as usize;
-            self.arena.copy_out(at, &mut buf.unfilled_mut()[..n])?;
-            buf.advance(n);
-        }
-        if kind == FrameKind::Data {
-            self.ledger.copied(CopyPlace::CopyOut, len);
-        }
-        *out = buf.freeze().into();
-        Ok(())
-    }
-
-    fn lend(&self, descriptors: &[Descriptor], out: &mut Message) -> Result<(), Stop> {
-        if let [at] = descriptors {
-            *out = self.arena.lend(at, &self.leases)?.into();
-            return Ok(());
-        }
-        for at in descriptors {
-            out.push(self.arena.lend(at, &self.leases)?).map_err(|_| lie("shm frame: segments"))?;
-        }
-        Ok(())
-    }
-
-    /// Memory of the pool, under the lease.
-    fn memory(&mut self, len: usize) -> Result<PinnedBufMut, Stop> {
-        let ready = self.ready.take().filter(|buf| buf.capacity() >= len);
-        let mut buf = match ready.map_or_else(|| self.pool.try_alloc(len), Ok) {
-            Ok(buf) => buf,
-            Err(AllocError::Exhausted { .. }) => return Err(Stop::Stall(Stall::Memory(len))),
-            Err(error) => return Err(LaneError::Memory(error.to_string()).into()),
-        };
-        buf.attach_lease(self.leases.clone());
-        Ok(buf)
-    }
-
-    #[inline]
-    fn deliver(&mut self, kind: FrameKind, flags: u8, seq: u64, payload: Message, out: &mut Batch<Frame>) {
-        if kind == FrameKind::Data {
-            self.received += frame_credit_bytes(payload.len());
-        }
-        out.push(Frame { kind, ack: flags & ACK != 0, seq, payload });
     }
 
     /// Tells the peer's sending half which slots are free.
     fn report(&mut self) {
-        self.reported = self.ring.count();
-        self.own.publish(CONSUMED, self.reported);
+        self.publish_count();
         if self.sender.must_ring() {
             self.shared.peer_bell.ring();
         }
+    }
+
+    #[inline]
+    fn publish_count(&mut self) {
+        self.reported = self.ring.count();
+        self.own.publish(CONSUMED, self.reported);
     }
 
     /// What there is to say when no frame was found.
@@ -457,6 +266,10 @@ impl Rx {
             }
             // The driver wakes us when it comes, or the link ends.
             Stall::Descriptor => Poll::Pending,
+            Stall::Turn => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
         }
     }
 }
@@ -493,7 +306,10 @@ impl LaneRx for Rx {
                 }
                 (None, None) => {}
             }
-            self.report();
+            // Not for its own sake: a peer that sleeps as we do would be rung, and ring back.
+            if self.ring.count() != self.reported {
+                self.report();
+            }
             self.sleeper.arm();
             if self.ring.peek().is_some() || self.shared.ended().is_some() {
                 continue;
@@ -501,8 +317,9 @@ impl LaneRx for Rx {
             if self.shared.poll_rung().is_pending() {
                 return Poll::Pending;
             }
-            // It may have rung for the other half.
+            // It may have rung for another half.
             self.shared.wakers.tx.wake();
+            self.shared.wakers.remote.wake();
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -531,10 +348,15 @@ impl LaneRx for Rx {
         }
         // A sender that waits for slots is told of those left over from the last batch.
         if self.ring.count() != self.reported && self.sender.is_asleep() {
-            self.reported = self.ring.count();
-            self.own.publish(CONSUMED, self.reported);
+            self.publish_count();
             self.shared.peer_bell.ring();
         }
         Ok(None)
+    }
+
+    fn stop(&mut self) {
+        if self.failed.is_none() {
+            self.end(LaneError::Closed);
+        }
     }
 }

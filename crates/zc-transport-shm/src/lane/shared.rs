@@ -1,64 +1,96 @@
 //! What the parts of a lane share: the bells, the link, and how it ended.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
 use futures::task::{ArcWake, AtomicWaker};
-use parking_lot::Mutex;
 use zc_core::transport::{ControlLink, LaneError};
-use zc_core::wire::WireError;
 
+use super::link::{Link, News, Readers};
 use crate::bell::{Bell, PeerBell};
-use crate::limits::MAX_PENDING_DESCRIPTORS;
+use crate::group::Chores;
+use crate::remote::Calls;
+use crate::words::PeerWords;
 
 /// Who waits.
-pub(super) struct Wakers {
+pub(crate) struct Wakers {
     pub(super) rx: AtomicWaker,
     pub(super) tx: Arc<AtomicWaker>,
     pub(super) drive: AtomicWaker,
+    pub(crate) remote: Calls<PeerWords>,
+    /// An export may have room for a notification.
+    room: AtomicBool,
 }
 
-/// The waker that the bell and the link know: it wakes both halves, either or both.
+impl Wakers {
+    /// Whether an export may have room for a notification again since the last call.
+    pub(crate) fn take_room(&self) -> bool {
+        self.room.load(Ordering::Relaxed) && self.room.swap(false, Ordering::Acquire)
+    }
+
+    /// The bell rang, or there is room on the link: for whichever half it was.
+    pub(crate) fn wake_all(&self) {
+        self.rx.wake();
+        self.tx.wake();
+        self.remote.wake();
+    }
+}
+
+/// The waker that the bell and the link know.
 struct Halves(Arc<Wakers>);
 
 impl ArcWake for Halves {
     fn wake_by_ref(this: &Arc<Self>) {
-        this.0.rx.wake();
-        this.0.tx.wake();
+        this.0.wake_all();
     }
 }
 
-/// The link on which further arenas are announced, and whose end is the peer's.
-#[derive(Default)]
-struct Link {
-    io: Option<Box<dyn ControlLink>>,
-    /// Descriptors that came before their entry in the ring was read.
-    fds: VecDeque<OwnedFd>,
+/// What an export wakes when it has room; it may keep this when the lane is gone.
+struct OneSided(Weak<Wakers>);
+
+impl ArcWake for OneSided {
+    fn wake_by_ref(this: &Arc<Self>) {
+        if let Some(wakers) = this.0.upgrade() {
+            wakers.room.store(true, Ordering::Release);
+            wakers.remote.wake();
+        }
+    }
 }
 
-pub(super) struct Shared {
-    pub(super) wakers: Arc<Wakers>,
-    pub(super) peer_bell: Arc<PeerBell>,
+pub(crate) struct Shared {
+    pub(crate) wakers: Arc<Wakers>,
+    pub(crate) peer_bell: Arc<PeerBell>,
     /// Unused arenas are to be looked for.
     pub(super) trim: AtomicBool,
     /// Arenas of ours beyond the first.
     pub(super) grown: AtomicUsize,
+    pub(super) chores: Arc<Chores>,
     bell: Bell,
+    /// It was silenced since the sending half last looked.
+    rang: AtomicBool,
     halves: Waker,
-    link: Mutex<Link>,
+    /// The link on which further arenas are announced, and whose end is the peer's.
+    link: Arc<Link>,
+    _reader: Arc<Readers>,
     ended: OnceLock<LaneError>,
 }
 
 impl Shared {
-    pub(super) fn new(bell: Bell, peer_bell: Arc<PeerBell>) -> Arc<Self> {
+    pub(super) fn new(
+        bell: Bell,
+        peer_bell: Arc<PeerBell>,
+        reader: Arc<Readers>,
+        remote: Calls<PeerWords>,
+    ) -> Arc<Self> {
         let wakers = Arc::new(Wakers {
             rx: AtomicWaker::new(),
             tx: Arc::new(AtomicWaker::new()),
             drive: AtomicWaker::new(),
+            remote,
+            room: AtomicBool::new(false),
         });
         Arc::new(Self {
             halves: futures::task::waker(Arc::new(Halves(wakers.clone()))),
@@ -66,31 +98,47 @@ impl Shared {
             peer_bell,
             trim: AtomicBool::new(false),
             grown: AtomicUsize::new(0),
+            chores: Arc::default(),
             bell,
-            link: Mutex::default(),
+            rang: AtomicBool::new(false),
+            link: reader.0.clone(),
+            _reader: reader,
             ended: OnceLock::new(),
         })
     }
 
     /// Why the lane is at its end, if it is.
     #[inline]
-    pub(super) fn ended(&self) -> Option<&LaneError> {
+    pub(crate) fn ended(&self) -> Option<&LaneError> {
         self.ended.get()
     }
 
+    /// Whether nothing that the peer was lent is read any more: only then may it be written again (M2).
+    pub(super) fn readers_gone(&self) -> bool {
+        self.link.readers_gone()
+    }
+
+    /// What the peer's last reader is known by, for buffers that outlive the lane.
+    pub(super) fn link(&self) -> Arc<Link> {
+        self.link.clone()
+    }
+
     /// The first reason stays.
-    pub(super) fn end(&self, why: LaneError) {
+    pub(crate) fn end(&self, why: LaneError) {
         let _ = self.ended.set(why);
-        self.wakers.rx.wake();
-        self.wakers.tx.wake();
+        self.link.tell_end();
+        self.wakers.wake_all();
     }
 
     /// Ready when our bell rang, which then is silent. The caller has registered its waker before; it
-    /// must wake the other half, for which the bell may have rung.
-    pub(super) fn poll_rung(&self) -> Poll<()> {
+    /// must wake the others, for which the bell may have rung.
+    pub(crate) fn poll_rung(&self) -> Poll<()> {
         match self.bell.poll_rung(&mut Context::from_waker(&self.halves)) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Ready(Ok(())) => {
+                self.rang.store(true, Ordering::Release);
+                Poll::Ready(())
+            }
             Poll::Ready(Err(error)) => {
                 self.end(LaneError::os("wait for the peer's bell", &error));
                 Poll::Ready(())
@@ -98,64 +146,57 @@ impl Shared {
         }
     }
 
+    /// Whether the bell rang since this was asked, for whomever.
+    pub(super) fn take_rang(&self) -> bool {
+        self.rang.load(Ordering::Acquire) && self.rang.swap(false, Ordering::AcqRel)
+    }
+
     pub(super) fn adopt(&self, link: Box<dyn ControlLink>) {
-        self.link.lock().io = Some(link);
+        self.link.adopt(link);
         self.wakers.drive.wake();
         self.wakers.tx.wake();
+        self.wakers.remote.wake();
     }
 
     pub(super) fn has_link(&self) -> bool {
-        self.link.lock().io.is_some()
+        self.link.is_there()
     }
 
-    /// Sends a descriptor; pending wakes the sending half.
-    pub(super) fn poll_send_fd(&self, fd: BorrowedFd<'_>) -> Poll<io::Result<()>> {
-        match &mut self.link.lock().io {
-            Some(link) => link.poll_send_descriptors(&mut Context::from_waker(&self.halves), &[fd]),
-            None => Poll::Pending,
-        }
+    /// Sends a descriptor; pending wakes all halves.
+    pub(crate) fn poll_send_fd(&self, fd: BorrowedFd<'_>) -> Poll<io::Result<()>> {
+        self.link.poll_send(&mut Context::from_waker(&self.halves), fd)
     }
 
     /// The descriptor that came first, if one did.
     pub(super) fn take_fd(&self) -> Option<OwnedFd> {
-        let fd = self.link.lock().fds.pop_front();
-        if fd.is_some() {
-            // There is room for more: they are read by the driver.
-            self.wakers.drive.wake();
-        }
-        fd
+        self.link.take_fd()
+    }
+
+    /// The export that came, if one did.
+    pub(crate) fn take_export(&self) -> Option<OwnedFd> {
+        self.link.take_export()
+    }
+
+    /// For exports that have no room; the one-sided half must be in use.
+    pub(crate) fn room_waker(&self) -> Waker {
+        futures::task::waker(Arc::new(OneSided(Arc::downgrade(&self.wakers))))
     }
 
     /// Reads what came on the link; true when there is something new.
     pub(super) fn read_link(&self, cx: &mut Context<'_>) -> bool {
-        let mut news = false;
-        let end = {
-            let mut link = self.link.lock();
-            let Link { io, fds } = &mut *link;
-            let Some(io) = io else { return false };
-            loop {
-                // A peer that sends more than it may is not read: its entries must come first.
-                if fds.len() >= MAX_PENDING_DESCRIPTORS {
-                    return news;
-                }
-                match io.poll_recv_descriptors(cx, 1) {
-                    Poll::Pending => return news,
-                    Poll::Ready(Ok(got)) if got.len() == 1 => {
-                        fds.extend(got);
-                        news = true;
-                    }
-                    Poll::Ready(Ok(_)) => break LaneError::from(WireError::BadValue { field: "shm link" }),
-                    Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                        break LaneError::PeerGone("its control link ended");
-                    }
-                    Poll::Ready(Err(e)) => break LaneError::os("read the control link", &e),
-                }
-            }
-        };
-        // Nothing more is expected: the link goes, and with it the peer's watch on us.
-        let gone = self.link.lock().io.take();
-        drop(gone);
-        self.end(end);
+        match self.link.read(cx) {
+            News::None => return false,
+            News::Descriptors => self.wakers.remote.wake(),
+            News::End(why) => self.end(why),
+        }
         true
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.link.tell_end();
+        self.link.leave();
+        crate::abandoned::sweep();
     }
 }

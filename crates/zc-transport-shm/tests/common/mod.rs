@@ -1,4 +1,4 @@
-//! A small reactor over tokio, and pairs of lanes.
+//! Pairs of lanes.
 #![allow(
     dead_code,
     missing_docs,
@@ -8,84 +8,15 @@
     unreachable_pub
 )]
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::Context;
 use std::time::Instant;
 
-use tokio::io::unix::AsyncFd;
+pub use zc::TokioReactor;
 use zc_core::memory::{BufPool, CopyLedger, Message, PinnedBufMut};
 use zc_core::transport::*;
 use zc_transport_shm::{ShmOptions, ShmTransport};
 use zc_transport_tcp::StreamLinks;
-
-pub struct TokioReactor;
-struct Fd(AsyncFd<OwnedFd>);
-struct Sleep(Option<Pin<Box<tokio::time::Sleep>>>);
-struct Task(Option<tokio::task::JoinHandle<()>>);
-
-impl Reactor for TokioReactor {
-    fn register(&self, fd: OwnedFd) -> io::Result<Box<dyn Readiness>> {
-        // SAFETY: an OwnedFd stays open and is the same descriptor until it is dropped.
-        let watched = unsafe { AsyncFd::register(fd) };
-        Ok(Box::new(Fd(watched.map_err(io::Error::from)?)))
-    }
-    fn timer(&self) -> io::Result<Box<dyn Timer>> {
-        Ok(Box::new(Sleep(None)))
-    }
-    fn spawn(&self, task: BoxFuture<'static, ()>) -> io::Result<Box<dyn TaskHandle>> {
-        Ok(Box::new(Task(Some(tokio::spawn(task)))))
-    }
-    fn now(&self) -> Instant {
-        Instant::now()
-    }
-}
-
-impl Readiness for Fd {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.0.get_ref().as_fd()
-    }
-    fn poll_io(
-        &self,
-        cx: &mut Context<'_>,
-        interest: Interest,
-        io: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            let mut guard = ready!(match interest {
-                Interest::Read => self.0.poll_read_ready(cx),
-                Interest::Write => self.0.poll_write_ready(cx),
-            })?;
-            if let Ok(done) = guard.try_io(|fd| io(fd.as_fd())) {
-                return Poll::Ready(done);
-            }
-        }
-    }
-}
-
-impl Timer for Sleep {
-    fn reset(&mut self, at: Instant) {
-        self.0 = Some(Box::pin(tokio::time::sleep_until(at.into())));
-    }
-    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().map_or(Poll::Pending, |s| s.as_mut().poll(cx))
-    }
-}
-
-impl TaskHandle for Task {
-    fn detach(mut self: Box<Self>) {
-        self.0.take();
-    }
-}
-impl Drop for Task {
-    fn drop(&mut self) {
-        if let Some(t) = self.0.take() {
-            t.abort();
-        }
-    }
-}
 
 pub struct End {
     pub lane: Lane,
@@ -119,7 +50,8 @@ impl Setup {
     pub fn context(&self) -> (OfferContext, BufPool, Arc<CopyLedger>) {
         let pool = BufPool::builder().max_bytes(self.pool_bytes).build();
         let ledger = Arc::new(CopyLedger::new());
-        let mut cx = OfferContext::new(Arc::new(TokioReactor), pool.clone(), ledger.clone(), self.limits);
+        let mut cx =
+            OfferContext::new(Arc::new(TokioReactor::new()), pool.clone(), ledger.clone(), self.limits);
         (cx.trust, cx.same_host) = (self.trust, self.same_host.clone());
         (cx, pool, ledger)
     }
@@ -129,7 +61,7 @@ pub async fn links() -> (Box<dyn ControlLink>, Box<dyn ControlLink>) {
     static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let addr = LinkAddr::UnixAbstract(format!("zc-shm-test-{}-{n}", std::process::id()));
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut listener = StreamLinks.bind(&addr, &reactor).await.unwrap();
     let a = StreamLinks.connect(&addr, &reactor).await.unwrap();
     let b = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();

@@ -9,15 +9,10 @@ pub(super) struct Body {
     len: usize,
 }
 
-enum Store {
+/// Where a payload lies.
+pub(super) enum Store {
     Pool(PinnedBufMut),
-    /// For a session record while the pool is exhausted: records must get through.
-    Heap(Vec<u8>),
-}
-
-/// A payload that is whole.
-pub(super) enum Whole {
-    Pool(PinnedBufMut),
+    /// For a record while the pool is exhausted: records must get through.
     Heap(Vec<u8>),
 }
 
@@ -61,10 +56,7 @@ impl Body {
         self.filled_bytes == self.len
     }
 
-    pub(super) fn into_whole(self) -> Whole {
-        match self.store {
-            Store::Pool(buf) => Whole::Pool(buf),
-            Store::Heap(bytes) => Whole::Heap(bytes),
-        }
+    pub(super) fn into_store(self) -> Store {
+        self.store
     }
 }

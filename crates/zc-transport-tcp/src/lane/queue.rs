@@ -20,6 +20,7 @@ pub(super) struct Whole {
     pub(super) token: SendToken,
     pub(super) zero_copy: bool,
     pub(super) counted: bool,
+    pub(super) is_record: bool,
 }
 
 enum Item {
@@ -29,6 +30,7 @@ enum Item {
         stage: u64,
         start: usize,
         end: usize,
+        record_bytes: usize,
     },
     Whole(Whole),
 }
@@ -38,6 +40,20 @@ impl Item {
         match self {
             Self::Staged { start, end, .. } => end - start,
             Self::Whole(w) => FRAME_HEADER_BYTES + w.payload.len(),
+        }
+    }
+
+    /// How many of them are session records.
+    fn record_bytes(&self) -> usize {
+        match self {
+            Self::Staged { record_bytes, .. } => *record_bytes,
+            Self::Whole(w) => {
+                if w.is_record {
+                    self.len()
+                } else {
+                    0
+                }
+            }
         }
     }
 }
@@ -72,6 +88,7 @@ pub(super) struct Queue {
     /// Bytes of the first item that are written.
     offset: usize,
     bytes: usize,
+    record_bytes: usize,
 }
 
 impl Queue {
@@ -81,6 +98,11 @@ impl Queue {
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes of session records; those count until all that shares their stage is written.
+    pub(super) fn record_bytes(&self) -> usize {
+        self.record_bytes
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -96,6 +118,7 @@ impl Queue {
         &mut self,
         header: &[u8; FRAME_HEADER_BYTES],
         payload: &Message,
+        is_record: bool,
         pool: &BufPool,
         ledger: Option<&CopyLedger>,
     ) -> bool {
@@ -120,10 +143,20 @@ impl Queue {
                 None => stage.put_slice(segment),
             }
         }
+        let of_record = if is_record { len } else { 0 };
         self.bytes += len;
+        self.record_bytes += of_record;
         match self.items.back_mut() {
-            Some(Item::Staged { stage, end, .. }) if *stage == last && *end == start => *end += len,
-            _ => self.items.push_back(Item::Staged { stage: last, start, end: start + len }),
+            Some(Item::Staged { stage, end, record_bytes, .. }) if *stage == last && *end == start => {
+                *end += len;
+                *record_bytes += of_record;
+            }
+            _ => self.items.push_back(Item::Staged {
+                stage: last,
+                start,
+                end: start + len,
+                record_bytes: of_record,
+            }),
         }
         true
     }
@@ -131,6 +164,7 @@ impl Queue {
     pub(super) fn push(&mut self, whole: Whole) {
         let item = Item::Whole(whole);
         self.bytes += item.len();
+        self.record_bytes += item.record_bytes();
         self.items.push_back(item);
     }
 
@@ -142,7 +176,7 @@ impl Queue {
     /// All there is, if it lies in one piece: the common case of small messages.
     pub(super) fn in_one_piece(&self) -> Option<&[u8]> {
         match self.items.front()? {
-            Item::Staged { stage, start, end } if self.items.len() == 1 => {
+            Item::Staged { stage, start, end, .. } if self.items.len() == 1 => {
                 Some(self.staged(*stage, start + self.offset, *end))
             }
             _ => None,
@@ -157,7 +191,7 @@ impl Queue {
                 break;
             }
             match item {
-                Item::Staged { stage, start, end } => {
+                Item::Staged { stage, start, end, .. } => {
                     push(pieces, self.staged(*stage, *start, *end), &mut skip);
                 }
                 Item::Whole(w) => {
@@ -183,6 +217,7 @@ impl Queue {
         self.offset += n;
         while let Some(item) = pop_if(&mut self.items, |item| item.len() <= self.offset) {
             self.offset -= item.len();
+            self.record_bytes -= item.record_bytes();
             match item {
                 Item::Whole(whole) => done(whole),
                 // Those in front of it are written whole.
@@ -235,15 +270,22 @@ mod tests {
                 let payload = Message::from(payload);
                 if i % 97 == 3 {
                     let token = SendToken(0);
-                    queue.push(Whole { header, payload, token, zero_copy: false, counted: true });
+                    queue.push(Whole {
+                        header,
+                        payload,
+                        token,
+                        zero_copy: false,
+                        counted: true,
+                        is_record: false,
+                    });
                 } else {
-                    assert!(queue.stage(&header, &payload, &pool, None));
+                    assert!(queue.stage(&header, &payload, i % 3 == 0, &pool, None));
                 }
             }
             assert_eq!(queue.bytes(), expect.len());
             assert!(queue.stages.len() > 1);
             assert!(written_by(&mut queue, step) == expect, "step {step}");
-            assert_eq!((queue.bytes(), pool.stats().in_use_bytes), (0, 0));
+            assert_eq!((queue.bytes(), queue.record_bytes(), pool.stats().in_use_bytes), (0, 0, 0));
         }
     }
 
@@ -252,7 +294,7 @@ mod tests {
         let pool = BufPool::builder().max_bytes(64 << 20).build();
         let (mut queue, payload) = (Queue::default(), Message::from(vec![0u8; 496]));
         let most = MAX_STAGES * STAGE_BYTES / 512;
-        let taken = (0..2 * most).take_while(|_| queue.stage(&[0; 16], &payload, &pool, None)).count();
+        let taken = (0..2 * most).take_while(|_| queue.stage(&[0; 16], &payload, false, &pool, None)).count();
         assert_eq!(taken, most);
     }
 }

@@ -27,8 +27,10 @@
 //! However much the application holds, reading goes on: records and grants travel behind messages. What the
 //! lease bounds is what the peer may send ([`Credit`]).
 //!
-//! A head that is not whole lies in `front`, not in pool memory. So a connection that waits holds no
-//! block, and grants are read even while the pool is exhausted.
+//! A head that is not whole lies in `front`, not in pool memory. So a connection that waits for bytes holds no
+//! block, and grants are read even while the pool is exhausted. One that waits for memory for a body may hold
+//! the chunk in which the body begins. So that such chunks can't take all that the bodies wait for, a chunk is
+//! no more than a convenience: while anybody waits for memory, the last share of the pool is not for chunks.
 
 use std::io;
 use std::sync::Arc;
@@ -42,7 +44,7 @@ use zc_core::memory::{
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
 use zc_core::wire::{FRAME_HEADER_BYTES, FrameLimits, FrameType, WireError};
 
-use super::body::{Body, Whole};
+use super::body::{Body, Store};
 use super::credit::Credit;
 use super::head::{Head, Scan, scan};
 use super::wakers::Wakers;
@@ -123,14 +125,20 @@ impl Rx {
         }
         let done = match ready!(self.recv_some(cx, out)) {
             Err(error) => {
-                self.parser.clear();
-                self.failed = Some(error.clone());
+                self.end(error.clone());
                 Err(error)
             }
             done => done,
         };
         // What came in front of a fault is handed out first.
         Poll::Ready(if out.is_empty() { done } else { Ok(Received::Some) })
+    }
+
+    /// Nothing more is read: no memory is kept, and no place of those who wait for it.
+    fn end(&mut self, error: LaneError) {
+        self.parser.clear();
+        self.waiter = AllocWaiter::new();
+        self.failed = Some(error);
     }
 
     fn recv_some(
@@ -179,8 +187,15 @@ impl Rx {
                 let body = match self.alloc(cx, len) {
                     Poll::Ready(buf) => Body::in_pool(buf?, len),
                     Poll::Pending if self.parser.is_record() => Body::on_heap(len),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        self.parser.chunk = None;
+                        return Poll::Pending;
+                    }
                 };
+                if self.waiter.is_queued() {
+                    // Served otherwise: a place that nobody looks after holds up all others.
+                    self.waiter = AllocWaiter::new();
+                }
                 self.parser.begin_body(body);
             }
             if !self.parser.take_frame(&self.pool, out)? {
@@ -212,7 +227,7 @@ impl Rx {
     fn read(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<Result<(), LaneError>> {
         if self.parser.wants_chunk() {
             // Without memory for a chunk it is read exactly: a head needs none.
-            self.parser.chunk = self.pool.try_alloc(CHUNK_BYTES).ok();
+            self.parser.chunk = self.pool.try_alloc_spare(CHUNK_BYTES).ok();
         }
         let io = &mut self.io;
         let n = ready!(self.parser.fill(|pieces| io.poll_read(cx.as_deref_mut(), pieces)));
@@ -242,10 +257,6 @@ impl Parser {
     fn is_record(&self) -> bool {
         let kind = self.under_way.as_ref().map(|frame| frame.head.header.kind);
         matches!(kind, Some(FrameType::Session | FrameType::Remote))
-    }
-
-    fn is_payload(&self) -> bool {
-        self.under_way.as_ref().is_some_and(|frame| frame.head.header.kind != FrameType::Session)
     }
 
     fn wants_chunk(&self) -> bool {
@@ -304,12 +315,12 @@ impl Parser {
     }
 
     fn begin_body(&mut self, mut body: Body) {
-        let ledger = if self.is_payload() { Some(&*self.ledger) } else { None };
-        body.begin(&self.unread, ledger);
-        self.unread = PinnedBuf::empty();
         if let Some(frame) = &mut self.under_way {
+            let counted = frame.head.header.kind.is_payload();
+            body.begin(&self.unread, if counted { Some(&*self.ledger) } else { None });
             frame.body = Some(body);
         }
+        self.unread = PinnedBuf::empty();
     }
 
     /// One read through `read`, into what comes next in the stream: rest of the body, rest of a head, chunk.
@@ -356,15 +367,15 @@ impl Parser {
         let is_whole = |frame: &mut UnderWay| frame.body.as_ref().is_none_or(Body::is_whole);
         let Some(UnderWay { head, body }) = self.under_way.take_if(is_whole) else { return Ok(false) };
         let len = head.payload_bytes();
-        let is_payload = matches!(head.header.kind, FrameType::Data | FrameType::Remote);
-        let payload = match body.map(Body::into_whole) {
-            Some(Whole::Pool(mut buf)) => {
+        let is_payload = head.header.kind.is_payload();
+        let payload = match body.map(Body::into_store) {
+            Some(Store::Pool(mut buf)) => {
                 if is_payload {
                     buf.attach_lease(self.leases.clone());
                 }
                 buf.freeze()
             }
-            Some(Whole::Heap(bytes)) => bytes.into(),
+            Some(Store::Heap(bytes)) => bytes.into(),
             None => {
                 let shared = self.unread.split_to(len);
                 if is_payload { self.lend(shared, pool) } else { shared }
@@ -424,6 +435,12 @@ impl LaneRx for Rx {
         match self.recv(None, out) {
             Poll::Ready(done) => done.map(Some),
             Poll::Pending => Ok(None),
+        }
+    }
+
+    fn stop(&mut self) {
+        if self.failed.is_none() {
+            self.end(LaneError::Closed);
         }
     }
 }

@@ -11,7 +11,7 @@ use zc_core::transport::{
     AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, OfferContext, Reactor, SendRejected,
     SendReport, SendToken,
 };
-use zc_core::wire::{FrameHeader, FrameType, MAX_RECORD, MAX_REMOTE_RECORD_BYTES, frame_credit_bytes};
+use zc_core::wire::{FrameHeader, FrameType, frame_credit_bytes};
 
 use super::credit::Credit;
 use super::linger::Linger;
@@ -20,7 +20,9 @@ use super::queue::{Pieces, Queue, Whole};
 use super::wakers::Wakers;
 use super::zero_copy::ZeroCopy;
 use crate::io::{ByteIo, WriteMode};
-use crate::limits::{COALESCE_MAX, MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, ZERO_COPY_MIN};
+use crate::limits::{
+    COALESCE_MAX, MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, MAX_QUEUED_RECORD_BYTES, ZERO_COPY_MIN,
+};
 
 /// A send whose end was asked for.
 struct Asked {
@@ -63,6 +65,26 @@ impl Shared {
         };
         let waker = futures::task::waker(wakers.clone());
         Arc::new(Self { core: Mutex::new(core), wakers, waker })
+    }
+
+    fn poll_flush(&self, core: &mut Core, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        let done = core.poll_flush(&self.waker);
+        if done.is_ready() {
+            return done;
+        }
+        // Only now, so that it costs nothing as a rule; and once more, for a wake-up that came before.
+        self.wakers.tx.register(cx.waker());
+        core.poll_flush(&self.waker)
+    }
+
+    fn poll_shutdown(&self, core: &mut Core, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        if core.shut {
+            return Poll::Ready(Ok(()));
+        }
+        self.wakers.tx.register(cx.waker());
+        let done = ready!(core.io.poll_shutdown(&mut Context::from_waker(&self.waker)));
+        core.shut = true;
+        Poll::Ready(done.map_err(|e| core.fail(LaneError::os("shutdown", &e))))
     }
 
     /// Ends a use of the core by the sending half. No readiness tells when the kernel gives buffers back: the
@@ -135,19 +157,19 @@ impl Core {
         self.tokens += 1;
         let token = SendToken(self.tokens);
         let len = payload.len();
-        let is_data = header.kind == FrameType::Data;
-        let counted = is_data || header.kind == FrameType::Remote;
+        let (is_data, counted) = (header.kind == FrameType::Data, header.kind.is_payload());
+        let is_record = header.kind == FrameType::Session;
         let header = header.encode();
         self.enqueued += (header.len() + len) as u64;
         self.spent += if is_data { frame_credit_bytes(len) } else { 0 };
         let ledger = if counted { Some(&*self.ledger) } else { None };
-        if len <= COALESCE_MAX && self.queue.stage(&header, &payload, &self.pool, ledger) {
+        if len <= COALESCE_MAX && self.queue.stage(&header, &payload, is_record, &self.pool, ledger) {
             if counted {
                 self.ledger.kernel_copied(KernelCopied::Known(len as u64));
             }
         } else {
             let zero_copy = self.zero_copy.is_enabled() && len >= ZERO_COPY_MIN;
-            self.queue.push(Whole { header, payload, token, zero_copy, counted });
+            self.queue.push(Whole { header, payload, token, zero_copy, counted, is_record });
         }
         if report {
             self.asked.push_back(Asked { token, end: self.enqueued, held: false, copied: false });
@@ -324,10 +346,11 @@ impl LaneTx for Tx {
     fn start_send(&mut self, frame: Frame, report: bool) -> Result<SendToken, SendRejected> {
         let mut core = self.shared.core.lock();
         let len = frame.payload.len();
-        let (max, header) = match frame.kind {
-            FrameKind::Data => (core.max_message, FrameHeader::data(len as u32, frame.seq)),
-            FrameKind::Session => (MAX_RECORD, FrameHeader::session(len as u32)),
-            FrameKind::Remote => (MAX_REMOTE_RECORD_BYTES, FrameHeader::remote(len as u32)),
+        let max = frame.kind.max_bytes(core.max_message);
+        let mut header = match frame.kind {
+            FrameKind::Data => FrameHeader::data(len as u32, frame.seq),
+            FrameKind::Session => FrameHeader::session(len as u32),
+            FrameKind::Remote => FrameHeader::remote(len as u32),
         };
         let refusal = if let Err(error) = core.check() {
             Some(error)
@@ -337,26 +360,21 @@ impl LaneTx for Tx {
             Some(LaneError::Other(format!("a frame of {len} bytes; at most {max} are taken")))
         } else if core.queue.len() >= 2 * MAX_QUEUED_FRAMES {
             Some(LaneError::Other("the queue is full".into()))
+        } else if frame.kind == FrameKind::Session && core.queue.record_bytes() >= MAX_QUEUED_RECORD_BYTES {
+            Some(LaneError::Other("the peer does not read: too many records wait for it".into()))
         } else {
             None
         };
         if let Some(error) = refusal {
             return Err(SendRejected { frame, error });
         }
-        let mut header = header;
         header.flags.ack_requested = frame.ack && frame.kind == FrameKind::Data;
         Ok(core.enqueue(header, frame.payload, report))
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
-        let Shared { core, wakers, waker } = &*self.shared;
-        let mut core = core.lock();
-        let mut done = core.poll_flush(waker);
-        if done.is_pending() {
-            // Only now, so that it costs nothing as a rule; and once more, for a wake-up that came before.
-            wakers.tx.register(cx.waker());
-            done = core.poll_flush(waker);
-        }
+        let mut core = self.shared.core.lock();
+        let done = self.shared.poll_flush(&mut core, cx);
         self.shared.leave(core);
         done
     }
@@ -378,15 +396,13 @@ impl LaneTx for Tx {
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
-        ready!(self.poll_flush(cx))?;
-        let Shared { core, wakers, waker } = &*self.shared;
-        let mut core = core.lock();
-        if !core.shut {
-            wakers.tx.register(cx.waker());
-            let done = ready!(core.io.poll_shutdown(&mut Context::from_waker(waker)));
-            core.shut = true;
-            done.map_err(|e| core.fail(LaneError::os("shutdown", &e)))?;
-        }
-        Poll::Ready(Ok(()))
+        let mut core = self.shared.core.lock();
+        // Under one lock: the driver may put a grant into the queue, and nothing may be left there.
+        let done = match self.shared.poll_flush(&mut core, cx) {
+            Poll::Ready(Ok(())) => self.shared.poll_shutdown(&mut core, cx),
+            not_yet => not_yet,
+        };
+        self.shared.leave(core);
+        done
     }
 }

@@ -1,4 +1,4 @@
-//! A small reactor over tokio, and pairs of lanes.
+//! Pairs of lanes.
 #![allow(
     dead_code,
     missing_docs,
@@ -11,89 +11,15 @@
 pub mod script;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::io::unix::AsyncFd;
+pub use zc::TokioReactor;
 use zc_core::memory::{BufPool, CopyLedger, Message};
 use zc_core::transport::*;
 use zc_transport_tcp::{StreamLinks, TcpTransport};
-
-pub struct TokioReactor;
-struct Fd(AsyncFd<OwnedFd>);
-struct Sleep(Option<Pin<Box<tokio::time::Sleep>>>);
-struct Task(Option<tokio::task::JoinHandle<()>>);
-
-fn running() -> io::Result<()> {
-    let here = tokio::runtime::Handle::try_current();
-    here.map(drop).map_err(|e| io::Error::new(io::ErrorKind::NotConnected, e))
-}
-
-impl Reactor for TokioReactor {
-    fn register(&self, fd: OwnedFd) -> io::Result<Box<dyn Readiness>> {
-        // SAFETY: an OwnedFd stays open and is the same descriptor until it is dropped.
-        let watched = unsafe { AsyncFd::register(fd) };
-        Ok(Box::new(Fd(watched.map_err(io::Error::from)?)))
-    }
-    fn timer(&self) -> io::Result<Box<dyn Timer>> {
-        running()?;
-        Ok(Box::new(Sleep(None)))
-    }
-    fn spawn(&self, task: BoxFuture<'static, ()>) -> io::Result<Box<dyn TaskHandle>> {
-        running()?;
-        Ok(Box::new(Task(Some(tokio::spawn(task)))))
-    }
-    fn now(&self) -> Instant {
-        tokio::time::Instant::now().into_std()
-    }
-}
-
-impl Readiness for Fd {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.0.get_ref().as_fd()
-    }
-    fn poll_io(
-        &self,
-        cx: &mut Context<'_>,
-        interest: Interest,
-        io: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            let mut guard = ready!(match interest {
-                Interest::Read => self.0.poll_read_ready(cx),
-                Interest::Write => self.0.poll_write_ready(cx),
-            })?;
-            if let Ok(done) = guard.try_io(|fd| io(fd.as_fd())) {
-                return Poll::Ready(done);
-            }
-        }
-    }
-}
-
-impl Timer for Sleep {
-    fn reset(&mut self, at: Instant) {
-        self.0 = Some(Box::pin(tokio::time::sleep_until(at.into())));
-    }
-    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().map_or(Poll::Pending, |s| s.as_mut().poll(cx))
-    }
-}
-
-impl TaskHandle for Task {
-    fn detach(mut self: Box<Self>) {
-        self.0.take();
-    }
-}
-impl Drop for Task {
-    fn drop(&mut self) {
-        if let Some(t) = self.0.take() {
-            t.abort();
-        }
-    }
-}
 
 pub struct End {
     pub lane: Lane,
@@ -102,7 +28,7 @@ pub struct End {
 }
 
 pub async fn links(addr: LinkAddr) -> (Box<dyn ControlLink>, Box<dyn ControlLink>) {
-    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor);
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut listener = StreamLinks.bind(&addr, &reactor).await.unwrap();
     let local = listener.local();
     let a = StreamLinks.connect(&local, &reactor).await.unwrap();
@@ -116,7 +42,7 @@ pub async fn end(link: Box<dyn ControlLink>, limits: LaneLimits) -> End {
 
 pub async fn end_with(link: Box<dyn ControlLink>, limits: LaneLimits, pool: BufPool) -> End {
     let ledger = Arc::new(CopyLedger::new());
-    let cx = OfferContext::new(Arc::new(TokioReactor), pool.clone(), ledger.clone(), limits);
+    let cx = OfferContext::new(Arc::new(TokioReactor::new()), pool.clone(), ledger.clone(), limits);
     let mut slot = Some(link);
     let t = TcpTransport;
     let lane = t.join(Role::Client, Offer::default(), Offer::default(), &mut slot, cx).await.unwrap();
@@ -130,6 +56,13 @@ pub async fn pair(addr: LinkAddr, limits: LaneLimits) -> (End, End) {
 
 pub fn tcp() -> LinkAddr {
     LinkAddr::Tcp("127.0.0.1:0".into())
+}
+
+/// Where what was written is at the peer when the call returns.
+pub fn unix() -> LinkAddr {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    LinkAddr::UnixAbstract(format!("zc-test-{}-{n}", std::process::id()))
 }
 
 pub fn run<F: Future>(f: F) -> F::Output {

@@ -1,25 +1,29 @@
 //! The echo service without tonic: the same protobuf messages on zc's message API, decoded where they lie.
 //!
-//! A request is a number and an encoded `Payload`; the answer is the same memory, sent back.
+//! A request is a number and an encoded `Payload`; the answer is the same memory, sent back. Neither side touches it. Over
+//! shared memory each side can send only from memory of its own, so there the *server's* transport copies what is sent
+//! back, once; its ledger has it as `Foreign`. A server that writes an answer of its own with `alloc` copies nothing.
 //!
 //! ```text
 //! grpc_echo_raw                               both sides as two processes, one table
 //! grpc_echo_raw server zc://127.0.0.1:7000    the sides alone
 //! grpc_echo_raw client zc://127.0.0.1:7000
-//! grpc_echo_raw bench --uri zc://127.0.0.1:0 --size 64 --inflight 128 --json
+//! grpc_echo_raw bench --uri zc://127.0.0.1:0 --size 64 --inflight 128 --json [--http2]
 //! ```
+//!
+//! To compare, `http://ADDRESS`, `unix:PATH`, `inproc:` and `--http2` take the service with tonic, as `grpc_echo` does.
 
 #![allow(clippy::print_stdout, reason = "a program")]
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use hdrhistogram::Histogram;
-use zc::memory::KernelCopied;
 use zc::{Connection, Fabric, Message, PinnedBuf, Receiver, Sender};
-use zc_examples_rpc::bench::{Latency, Ledger, Report};
-use zc_examples_rpc::{BoxError, process};
+use zc_examples_rpc::bench::{Latency, Report};
+use zc_examples_rpc::cli::{Args, Command, Point, ServerArgs, print_head, print_row};
+use zc_examples_rpc::{BoxError, grpc, process};
 
 /// The call's number, in front of the protobuf message.
 const NUMBER_BYTES: usize = 8;
@@ -30,59 +34,23 @@ const MAX_LENGTH_BYTES: usize = 5;
 /// Answers sent with one flush.
 const BATCH: usize = 64;
 
-#[derive(Parser)]
-struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Serves until Ctrl-C.
-    Server {
-        uri: String,
-        /// Stop when standard input ends.
-        #[arg(long, hide = true)]
-        child: bool,
-    },
-    /// Calls a server and prints a table.
-    Client { uri: String },
-    /// Measures one point, server and client as two processes on a core each.
-    Bench {
-        #[arg(long)]
-        uri: String,
-        #[arg(long, default_value_t = 64)]
-        size: usize,
-        #[arg(long, default_value_t = 1)]
-        inflight: usize,
-        #[arg(long, default_value_t = 3.0)]
-        duration_s: f64,
-        /// One JSON object instead of a line of text.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), BoxError> {
     match Args::parse().command {
         None => {
-            let server = process::Server::start("zc://127.0.0.1:0")?;
+            let server = process::Server::start("zc://127.0.0.1:0", false)?;
             table(&server.uri, || server.cpu_ns()).await
         }
-        Some(Command::Server { uri, child }) => serve(&uri, child).await,
+        Some(Command::Server(args)) if args.http2 || grpc::is_baseline(&args.uri) => grpc::serve(&args).await,
+        Some(Command::Server(ServerArgs { uri, child, .. })) => serve(&uri, child).await,
         Some(Command::Client { uri }) => table(&uri, || 0).await,
-        Some(Command::Bench { uri, size, inflight, duration_s, json }) => {
-            let server = process::Server::start(&uri)?;
+        Some(Command::Bench(args)) if args.http2 || grpc::is_baseline(&args.uri) => {
+            args.run(|point| grpc::measure(&args.uri, args.http2, point)).await
+        }
+        Some(Command::Bench(args)) => {
+            let server = process::Server::start(&args.uri, false)?;
             process::pin(1);
-            let duration = Duration::from_secs_f64(duration_s);
-            let mut report = measure(&server.uri, size, inflight, duration, || server.cpu_ns()).await?;
-            report.uri = uri;
-            match json {
-                true => println!("{}", serde_json::to_string(&report)?),
-                false => print_row(&report),
-            }
-            Ok(())
+            args.run(|point| measure(&server.uri, point, || server.cpu_ns())).await
         }
     }
 }
@@ -166,35 +134,17 @@ async fn request(tx: &Sender, number: u64, size: usize) -> Result<Message, BoxEr
 }
 
 async fn table(uri: &str, cpu_ns: impl Fn() -> u64) -> Result<(), BoxError> {
-    println!(
-        "{:<28} {:>9} {:>8} {:>11} {:>9} {:>9} {:>10}",
-        "", "bytes", "at once", "calls/s", "p50 us", "p99 us", "cpu us"
-    );
+    print_head();
     for (size, inflight) in [(64, 1), (64, 128), (64 << 10, 16), (1 << 20, 1)] {
-        print_row(&measure(uri, size, inflight, Duration::from_millis(500), &cpu_ns).await?);
+        let point = Point { size, inflight, duration: Duration::from_millis(500) };
+        print_row(&measure(uri, point, &cpu_ns).await?);
     }
     Ok(())
 }
 
-fn print_row(report: &Report) {
-    println!(
-        "{:<28} {:>9} {:>8} {:>11.0} {:>9.1} {:>9.1} {:>10.1}  {} bytes copied",
-        report.uri,
-        report.size_bytes,
-        report.inflight,
-        report.calls_per_s,
-        report.latency_ns.p50 as f64 / 1e3,
-        report.latency_ns.p99 as f64 / 1e3,
-        report.server_cpu_ns_per_call as f64 / 1e3,
-        report.ledger.copied_bytes,
-    );
-}
-
 async fn measure(
     uri: &str,
-    size_bytes: usize,
-    inflight: usize,
-    duration: Duration,
+    Point { size: size_bytes, inflight, duration }: Point,
     cpu_ns: impl Fn() -> u64,
 ) -> Result<Report, BoxError> {
     let mut connection = Fabric::auto()?.connect(uri).await?;
@@ -212,19 +162,12 @@ async fn measure(
         calls_per_s: calls as f64 / took.as_secs_f64(),
         latency_ns: Latency { p50: histogram.value_at_quantile(0.5), p99: histogram.value_at_quantile(0.99) },
         server_cpu_ns_per_call: cpu_ns().saturating_sub(before) / calls.max(1),
-        ledger: Ledger {
-            moved_bytes: ledger.moved_bytes,
-            copied_bytes: ledger.copied_bytes(),
-            inline_bytes: ledger.inline_bytes,
-            kernel_copied_bytes: match ledger.kernel_copied {
-                KernelCopied::Known(bytes) => bytes,
-                KernelCopied::Unknown => 0,
-            },
-        },
+        ledger: (&ledger).into(),
     })
 }
 
-/// Keeps `inflight` calls under way. Answers come in order: the server is one task.
+/// Keeps `inflight` calls under way. Answers come in order: the server is one task. While there is no room for
+/// another request, answers are taken: the server may be waiting for that.
 async fn drive(
     (tx, rx): &mut (Sender, Receiver),
     size: usize,
@@ -233,32 +176,44 @@ async fn drive(
     mut record: impl FnMut(u64),
 ) -> Result<(), BoxError> {
     let end = Instant::now() + duration;
+    let mut wanted = VecDeque::from(vec![Instant::now(); inflight]);
     let mut under_way = VecDeque::with_capacity(inflight);
     let mut number = 0;
-    for _ in 0..inflight {
-        under_way.push_back((number, Instant::now()));
-        tx.feed(request(tx, number, size).await?).await?;
-        number += 1;
-    }
-    while let Some((expected, began)) = under_way.pop_front() {
-        let answer = match rx.try_recv()? {
-            Some(answer) => answer,
-            None => {
-                // Nothing is here: what was fed meanwhile goes out as one batch.
-                tx.flush().await?;
-                rx.recv().await?.ok_or("the server has finished")?
+    while !(wanted.is_empty() && under_way.is_empty()) {
+        let answer = tokio::select! {
+            biased;
+            asked = ask(tx, number, size), if !wanted.is_empty() => {
+                asked?;
+                under_way.push_back((number, wanted.pop_front().unwrap_or(end)));
+                number += 1;
+                continue;
             }
+            answer = take(tx, rx), if !under_way.is_empty() => answer?,
         };
+        let Some((expected, began)) = under_way.pop_front() else { continue };
         check(&answer, expected, size)?;
         let now = Instant::now();
         record((now - began).as_nanos() as u64);
         if now < end {
-            under_way.push_back((number, now));
-            tx.feed(request(tx, number, size).await?).await?;
-            number += 1;
+            wanted.push_back(now);
         }
     }
     Ok(())
+}
+
+/// Hands a request over; it goes out with the next flush.
+async fn ask(tx: &Sender, number: u64, size: usize) -> Result<(), BoxError> {
+    tx.feed(request(tx, number, size).await?).await?;
+    Ok(())
+}
+
+async fn take(tx: &Sender, rx: &mut Receiver) -> Result<Message, BoxError> {
+    if let Some(answer) = rx.try_recv()? {
+        return Ok(answer);
+    }
+    // Nothing is here: what was fed meanwhile goes out as one batch.
+    tx.flush().await?;
+    Ok(rx.recv().await?.ok_or("the server has finished")?)
 }
 
 fn check(answer: &Message, number: u64, size: usize) -> Result<(), BoxError> {

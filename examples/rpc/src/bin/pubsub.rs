@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Buf;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::broadcast;
-use zc::{BufPool, Connection, Fabric, Listener, PinnedBuf};
+use zc::{Connection, Fabric, Group, Listener, PinnedBuf};
 use zc_examples_rpc::{BoxError, process};
 
 /// Bytes of a message: a number, then the rest.
@@ -31,12 +31,11 @@ async fn main() -> Result<(), BoxError> {
     match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => all().await,
         ["publish", uri] => {
-            // One pool for all connections: what is written there is sent by each without a copy.
-            let pool = BufPool::builder().build();
-            let listener = Fabric::auto_builder().pool(pool.clone()).build()?.listen(uri).await?;
+            let fabric = Fabric::auto()?;
+            let listener = fabric.listen(uri).await?;
             println!("{}", listener.local_uri());
             tokio::select! {
-                served = publish(listener, pool) => served,
+                served = publish(listener, fabric.group()) => served,
                 () = process::stopped(false) => Ok(()),
             }
         }
@@ -46,17 +45,18 @@ async fn main() -> Result<(), BoxError> {
 }
 
 async fn all() -> Result<(), BoxError> {
-    let pool = BufPool::builder().build();
-    let listener = Fabric::auto_builder().pool(pool.clone()).build()?.listen("zc://127.0.0.1:0").await?;
+    let fabric = Fabric::auto()?;
+    let listener = fabric.listen("zc://127.0.0.1:0").await?;
     let uri = listener.local_uri().to_string();
     let subscribers = ["one", "two", "three"].map(|name| subscribe(name, &uri, 500));
     tokio::select! {
-        served = publish(listener, pool) => served,
+        served = publish(listener, fabric.group()) => served,
         done = futures::future::try_join_all(subscribers) => done.map(drop),
     }
 }
 
-async fn publish(mut listener: Listener, pool: BufPool) -> Result<(), BoxError> {
+/// What is written into the group's memory is sent from there to every subscriber, each of which may see all of it.
+async fn publish(mut listener: Listener, group: Group) -> Result<(), BoxError> {
     let (topic, _) = broadcast::channel::<PinnedBuf>(MAX_BEHIND);
     let mut pace = tokio::time::interval(PACE);
     let mut feeds = FuturesUnordered::new();
@@ -64,11 +64,15 @@ async fn publish(mut listener: Listener, pool: BufPool) -> Result<(), BoxError> 
     loop {
         tokio::select! {
             connection = listener.accept(), if feeds.len() < MAX_SUBSCRIBERS => {
-                feeds.push(feed(connection?, topic.subscribe()));
+                let connection = connection?;
+                if let Err(error) = group.admit(&connection) {
+                    println!("a subscriber is sent copies: {error}");
+                }
+                feeds.push(feed(connection, topic.subscribe()));
             }
             Some(missed) = feeds.next(), if !feeds.is_empty() => println!("a subscriber left, {missed} missed"),
             _ = pace.tick() => {
-                let mut message = pool.alloc(MESSAGE_BYTES).await?;
+                let mut message = group.alloc(MESSAGE_BYTES).await?;
                 message.put_slice(&number.to_le_bytes());
                 message.resize(MESSAGE_BYTES, number as u8);
                 number += 1;

@@ -72,7 +72,7 @@ impl BufPoolBuilder {
         self
     }
 
-    /// Faults the pages of each region in when it is mapped.
+    /// Faults the pages of each region in when it is mapped; reserved huge pages always are.
     pub fn prefault(mut self, prefault: bool) -> Self {
         self.template = self.template.prefault(prefault);
         self

@@ -13,14 +13,16 @@ use std::sync::{Arc, Weak};
 
 /// Per class and thread, at most this many blocks ...
 const CACHE_MAX_BLOCKS: usize = 64;
-/// ... and about this many bytes.
+/// ... and at most this many bytes, or one block if that is more (in all classes together 16.8 MiB
+/// per thread and pool).
 const CACHE_MAX_BYTES: usize = 256 << 10;
 
-/// How many blocks of a class a thread keeps.
+/// How many blocks of a class a thread keeps. One at least: a large message that goes to and fro takes
+/// the block that is still in the processor's cache.
 const fn cache_limit(class: usize) -> usize {
     let fit = CACHE_MAX_BYTES / class_len(class);
-    if fit < 2 {
-        2
+    if fit < 1 {
+        1
     } else if fit > CACHE_MAX_BLOCKS {
         CACHE_MAX_BLOCKS
     } else {
@@ -42,9 +44,36 @@ const LIMITS: [usize; CLASS_COUNT] = {
 /// What one thread keeps of one pool.
 #[derive(Default)]
 pub(super) struct CacheInner {
-    pub(super) free: [Vec<OwnedBlock>; CLASS_COUNT],
+    free: [Vec<OwnedBlock>; CLASS_COUNT],
     pub(super) tallies: Tallies,
-    pub(super) closed: bool,
+    closed: bool,
+}
+
+impl CacheInner {
+    /// An empty one, in which blocks find room without an allocation: that would happen within the lock.
+    pub(super) fn new() -> Self {
+        Self { free: std::array::from_fn(|class| Vec::with_capacity(LIMITS[class])), ..Self::default() }
+    }
+
+    /// One that takes no more.
+    pub(super) fn closed() -> Self {
+        Self { closed: true, ..Self::default() }
+    }
+
+    /// The blocks, by class.
+    pub(super) fn into_free(self) -> impl Iterator<Item = (usize, Vec<OwnedBlock>)> {
+        self.free.into_iter().enumerate()
+    }
+}
+
+/// Takes all blocks out of a cache, class by class, and hands them to `f` outside of it. Within it nothing
+/// is allocated, and the cache keeps the room for its blocks.
+pub(super) fn drain(cache: &Cache, mut f: impl FnMut(usize, std::vec::Drain<'_, OwnedBlock>)) {
+    let mut blocks = Vec::with_capacity(CACHE_MAX_BLOCKS);
+    for class in 0..CLASS_COUNT {
+        cache.with(|cache| blocks.append(&mut cache.free[class]));
+        f(class, blocks.drain(..));
+    }
 }
 
 /// A cache, seen by its thread and by its pool.
@@ -141,4 +170,31 @@ fn make(pool: &Arc<Shared>) -> bool {
         Some(())
     });
     made.ok().flatten().is_some()
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::memory::BufPool;
+
+    /// What the documentation of [`CACHE_MAX_BYTES`] says.
+    #[test]
+    fn a_thread_keeps_what_the_limits_say() {
+        let bytes: Vec<usize> = (0..CLASS_COUNT).map(|class| LIMITS[class] * class_len(class)).collect();
+        assert!((0..CLASS_COUNT).all(|class| bytes[class] <= CACHE_MAX_BYTES.max(class_len(class))));
+        assert_eq!(bytes.iter().sum::<usize>() * 10 / (1 << 20), 167, "16.8 MiB, rounded");
+
+        let pool = BufPool::builder().max_bytes(256 << 20).build();
+        let get = |len| (0..3).map(|_| pool.try_alloc(len).unwrap()).collect::<Vec<_>>();
+        for class in 0..CLASS_COUNT {
+            get(class_len(class)).clear();
+            get(class_len(class)).clear();
+        }
+        let kept = LOCAL.with(|local| {
+            let local = local.borrow();
+            let entry = local.0.last().unwrap();
+            entry.cache.with(|cache| cache.free.each_ref().map(Vec::len))
+        });
+        assert!((0..CLASS_COUNT).all(|class| kept[class] > 0 && kept[class] <= LIMITS[class]), "{kept:?}");
+    }
 }

@@ -2,7 +2,8 @@
 
 /// The smallest block.
 pub const MIN_CLASS_BYTES: usize = 256;
-/// The largest block that is carved out of a shared region; larger ones get a region each.
+/// The largest block of a class. A larger buffer gets a block cut for itself, in steps of 1 MiB, which is
+/// reused for similar lengths.
 pub const MAX_CLASS_BYTES: usize = 4 << 20;
 /// How many classes there are: 256, 384, 512, 768, ... 4 MiB.
 pub const CLASS_COUNT: usize = 29;

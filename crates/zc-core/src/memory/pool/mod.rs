@@ -24,11 +24,11 @@ pub use classes::{CLASS_COUNT, MAX_CLASS_BYTES, MIN_CLASS_BYTES};
 pub use limits::{DEFAULT_POOL_DIVISOR, DEFAULT_POOL_MAX_BYTES, DEFAULT_POOL_MIN_BYTES};
 pub(super) use shared::Chunk;
 pub use stats::{MAX_ORIGINS, PoolStats, Usage};
-pub use waiters::{AllocWaiter, MAX_OVERTAKEN};
+pub use waiters::{AllocWaiter, MAX_MISSED, MAX_OVERTAKEN};
 
 use super::{PinnedBufMut, Region, RegionError};
 use shared::Shared;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use waiters::rank;
 
@@ -52,7 +52,8 @@ const LARGE_STEP_BYTES: usize = 1 << 20;
 /// ```
 #[derive(Debug, thiserror::Error)]
 pub enum AllocError {
-    /// The bound is reached; waiting helps.
+    /// The bound is reached, or the system grants no more, while some is in use: waiting helps. Where another
+    /// thread is giving memory back at this moment, [`BufPool::alloc`] sees it, `try_alloc` may not.
     #[error("pool exhausted: {need} bytes needed, {in_use} of {max} in use")]
     Exhausted {
         /// The bytes needed, headroom included.
@@ -70,7 +71,7 @@ pub enum AllocError {
         /// The bound.
         max: usize,
     },
-    /// The system refused a region.
+    /// The system refused a region, and nothing is in use that could come back.
     #[error(transparent)]
     Os(#[from] RegionError),
 }
@@ -108,6 +109,17 @@ pub struct BufPool {
     headroom: usize,
 }
 
+/// A pool that this does not keep.
+#[derive(Debug)]
+pub(super) struct WeakPool(Weak<Shared>);
+
+impl WeakPool {
+    /// Whether anyone has a handle to the pool, or a buffer of it.
+    pub(super) fn is_used(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
 impl std::fmt::Debug for BufPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BufPool").field("name", &self.name()).finish_non_exhaustive()
@@ -118,6 +130,10 @@ impl BufPool {
     /// Describes a new pool.
     pub fn builder() -> BufPoolBuilder {
         BufPoolBuilder::default()
+    }
+
+    pub(super) fn downgrade(&self) -> WeakPool {
+        WeakPool(Arc::downgrade(self.shared()))
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -189,6 +205,12 @@ impl BufPool {
             return Err(AllocError::Exhausted { need, in_use, max });
         }
         self.try_alloc(len)
+    }
+
+    /// As [`try_alloc`](Self::try_alloc), for what is of use but can be done without: while others wait for
+    /// memory, as [`try_alloc_sparing`](Self::try_alloc_sparing).
+    pub fn try_alloc_spare(&self, len: usize) -> Result<PinnedBufMut, AllocError> {
+        if self.shared().waiters().any() { self.try_alloc_sparing(len) } else { self.try_alloc(len) }
     }
 
     /// As [`poll_alloc`](Self::poll_alloc), with the restriction of [`try_alloc_sparing`](Self::try_alloc_sparing).
@@ -267,5 +289,8 @@ impl BufPool {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "a test")]
+mod refused_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;

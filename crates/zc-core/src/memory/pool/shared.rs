@@ -35,8 +35,9 @@ pub(in crate::memory) struct Shared {
     free: [Mutex<Vec<OwnedBlock>>; CLASS_COUNT + 1],
     common: Mutex<Common>,
     waiters: Waiters,
-    /// Held while blocks are collected: nobody else may find the lists empty for that reason only,
-    /// and then wait for a wake-up that never comes.
+    /// Held while blocks are collected, and by who looks for the last time: nobody finds the lists empty
+    /// only because blocks are on their way from a cache. Chunks that are given back are on their way
+    /// without it, since that runs foreign code; who waits then is woken when they are there.
     slow: Mutex<()>,
 }
 
@@ -46,6 +47,12 @@ pub(in crate::memory) struct Chunk {
     // First the piece goes back, then those who wait hear of it.
     _extent: Extent,
     pool: PoolRef,
+}
+
+/// The system's first refusal, and whether nothing of the pool was in use then.
+struct Refused {
+    error: AllocError,
+    was_idle: bool,
 }
 
 struct PoolRef(Arc<Shared>);
@@ -103,6 +110,7 @@ impl Shared {
             return None;
         }
         let cache = Arc::new(Cache::default());
+        cache.with(|inner| *inner = CacheInner::new());
         common.caches.push(cache.clone());
         Some(cache)
     }
@@ -114,7 +122,7 @@ impl Shared {
         let inner = cache.with(std::mem::take);
         common.tallies.merge(&inner.tallies);
         drop(common);
-        for (class, blocks) in inner.free.into_iter().enumerate() {
+        for (class, blocks) in inner.into_free() {
             self.put_shared(class, blocks);
         }
         self.waiters.memory_came_back();
@@ -203,7 +211,8 @@ impl Shared {
         if let Some(block) = self.pop(class) {
             return Ok((class, block));
         }
-        if let Some(block) = self.grow(class)? {
+        let mut refused = None;
+        if let Some(block) = self.grow(class, &mut refused) {
             return Ok((class, block));
         }
         let slow = self.slow.lock();
@@ -214,13 +223,14 @@ impl Shared {
         let unused = self.unused();
         drop(slow);
         drop(unused);
-        if let Some(block) = self.grow(class)? {
+        if let Some(block) = self.grow(class, &mut refused) {
             return Ok((class, block));
         }
         // What is free now lies in chunks of which other blocks are in use, so it can't be cut anew.
-        (class..CLASS_COUNT)
-            .find_map(|larger| Some((larger, self.pop(larger)?)))
-            .ok_or_else(|| self.exhausted(class_len(class)))
+        let slow = self.slow.lock();
+        let found = (class..CLASS_COUNT).find_map(|larger| Some((larger, self.pop(larger)?)));
+        drop(slow);
+        found.ok_or_else(|| self.why_none(class_len(class), refused))
     }
 
     fn take_large(self: &Arc<Self>, need: usize) -> Result<OwnedBlock, AllocError> {
@@ -234,11 +244,14 @@ impl Shared {
         if let Some(block) = self.reuse_large(need, bytes) {
             return Ok(block);
         }
-        if let Some(block) = self.cut(bytes, 1, LARGE)? {
+        let mut refused = None;
+        if let Some(block) = self.cut(bytes, 1, LARGE, &mut refused) {
             return Ok(block);
         }
         self.trim();
-        self.cut(bytes, 1, LARGE)?.ok_or_else(|| self.exhausted(need))
+        self.reuse_large(need, bytes)
+            .or_else(|| self.cut(bytes, 1, LARGE, &mut refused))
+            .ok_or_else(|| self.why_none(need, refused))
     }
 
     fn reuse_large(&self, need: usize, bytes: usize) -> Option<OwnedBlock> {
@@ -247,25 +260,31 @@ impl Shared {
         Some(free.remove(at))
     }
 
-    /// Cuts more blocks of a class; the first one is the caller's. `None`: the bound is reached.
-    fn grow(self: &Arc<Self>, class: usize) -> Result<Option<OwnedBlock>, AllocError> {
+    /// Cuts more blocks of a class; the first one is the caller's. `None`: the bound is reached, or the
+    /// system has refused.
+    fn grow(self: &Arc<Self>, class: usize, refused: &mut Option<Refused>) -> Option<OwnedBlock> {
         let len = class_len(class);
-        let mut count = (CHUNK_BYTES / len).max(1) as u32;
-        while count > 0 {
-            if let Some(block) = self.cut(len, count, class)? {
-                return Ok(Some(block));
-            }
-            count /= 2;
-        }
-        Ok(None)
+        let counts = std::iter::successors(Some((CHUNK_BYTES / len).max(1) as u32), |count| Some(count / 2));
+        counts.take_while(|count| *count > 0).find_map(|count| self.cut(len, count, class, refused))
     }
 
-    fn cut(self: &Arc<Self>, len: usize, count: u32, class: usize) -> Result<Option<OwnedBlock>, AllocError> {
+    fn cut(
+        self: &Arc<Self>,
+        len: usize,
+        count: u32,
+        class: usize,
+        refused: &mut Option<Refused>,
+    ) -> Option<OwnedBlock> {
         // Whole pages are what it really takes; neither step overflows, as `len` is within the bound
         // or a class.
         let bytes = (len * count as usize).next_multiple_of(page_size());
-        let Some(extent) = self.slabs.take(self, bytes)? else {
-            return Ok(None);
+        let extent = match self.slabs.take(self, bytes) {
+            Ok(extent) => extent?,
+            Err(error) => {
+                let is_idle = || self.tallies().in_use_bytes() == 0;
+                refused.get_or_insert_with(|| Refused { error, was_idle: is_idle() });
+                return None;
+            }
         };
         let (region, offset) = (extent.region().clone(), extent.offset());
         let home = Home::Pool(Chunk { class, _extent: extent, pool: PoolRef(self.clone()) });
@@ -276,17 +295,14 @@ impl Shared {
             self.put_shared(class, (1..count).rev().filter_map(|i| table.take(i, true)));
             self.waiters.memory_came_back();
         }
-        Ok(first)
+        first
     }
 
     /// Moves what all caches hold to the shared lists.
     fn collect(&self) {
         let caches = self.common.lock().caches.clone();
         for cache in caches {
-            let free = cache.with(|c| std::mem::take(&mut c.free));
-            for (class, blocks) in free.into_iter().enumerate() {
-                self.put_shared(class, blocks);
-            }
+            cache::drain(&cache, |class, blocks| self.put_shared(class, blocks));
         }
     }
 
@@ -318,8 +334,7 @@ impl Shared {
         self.closed.store(true, Ordering::SeqCst);
         let caches = std::mem::take(&mut self.common.lock().caches);
         for cache in caches {
-            let closed = CacheInner { closed: true, ..CacheInner::default() };
-            let inner = cache.with(|c| std::mem::replace(c, closed));
+            let inner = cache.with(|c| std::mem::replace(c, CacheInner::closed()));
             self.common.lock().tallies.merge(&inner.tallies);
         }
         for list in &self.free {
@@ -335,8 +350,16 @@ impl Shared {
         sum
     }
 
-    fn exhausted(&self, need: usize) -> AllocError {
+    /// Why there is no memory. Waiting helps where some is in use, also if it came back just now.
+    fn why_none(&self, need: usize, refused: Option<Refused>) -> AllocError {
         let in_use = self.tallies().in_use_bytes();
-        AllocError::Exhausted { need, in_use, max: self.slabs.max_bytes() }
+        match refused {
+            Some(Refused { error, was_idle: true }) if in_use == 0 => error,
+            Some(Refused { error, .. }) => {
+                tracing::debug!(pool = self.name, need, in_use, %error, "no more memory for now");
+                AllocError::Exhausted { need, in_use, max: self.slabs.max_bytes() }
+            }
+            None => AllocError::Exhausted { need, in_use, max: self.slabs.max_bytes() },
+        }
     }
 }

@@ -192,12 +192,19 @@ fn regions_are_few() {
 }
 
 #[test]
-fn a_region_counts_until_it_is_unmapped() {
+fn a_region_that_somebody_holds_counts_and_is_used_again() {
     let p = pool(1 << 20);
     let region = p.try_alloc(1 << 20).unwrap().region().unwrap().clone();
     p.trim();
-    assert!(p.try_alloc(1).is_err(), "somebody holds the memory");
+    assert_eq!(p.stats().reserved_bytes, 1 << 20);
+    assert!(p.regions().iter().any(|r| r.id() == region.id()));
+    let held: Vec<_> = std::iter::from_fn(|| p.try_alloc(4096).ok()).collect();
+    assert_eq!(held.len(), 256, "all of it is cut again");
+    assert!(held.iter().all(|buf| buf.region().unwrap().id() == region.id()));
+    drop(held);
+    p.trim();
     drop(region);
+    assert_eq!(p.stats().reserved_bytes, 0);
     p.try_alloc(1).unwrap();
 }
 
@@ -536,6 +543,94 @@ fn who_needs_much_is_not_overtaken_for_ever() {
     assert!(tasks[0].got.is_some());
 }
 
+/// A place that nobody looks after holds the others up for a while only, and keeps its turn if it comes back soon.
+#[test]
+fn who_is_woken_and_does_not_look_loses_its_turn() {
+    let p = pool(1 << 20);
+    let mut held: Vec<_> = std::iter::from_fn(|| p.try_alloc(16 << 10).ok()).collect();
+    let (mut absent, mut waiter) = (AllocWaiter::new(), AllocWaiter::new());
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(p.poll_alloc(1, &mut absent, cx).is_pending());
+    let mut second = Waits::new(&p, 16 << 10);
+    second.poll();
+    for _ in 0..MAX_MISSED {
+        drop(held.pop());
+        assert!(!second.is_due(), "it is not the first one's fault yet");
+        assert!(p.poll_alloc(1, &mut waiter, cx).is_pending(), "and all keep their order");
+    }
+    drop(waiter);
+    drop(held.pop());
+    assert!(second.is_due(), "the first one does not look");
+    second.poll();
+    assert!(second.got.is_some());
+    // Others that come pass as well, until it is back.
+    let mut third = Waits::new(&p, 16 << 10);
+    third.poll();
+    assert!(third.got.is_some());
+    assert!(p.poll_alloc(1, &mut absent, cx).is_ready());
+}
+
+/// Also where one in front of it looks each time, and always in vain.
+#[test]
+fn who_does_not_look_loses_its_turn_wherever_it_stands() {
+    let p = pool(1 << 20);
+    let mut held: Vec<_> = std::iter::from_fn(|| p.try_alloc(16 << 10).ok()).collect();
+    let mut large = Waits::new(&p, 1 << 20);
+    large.poll();
+    let (mut absent, mut other) = (AllocWaiter::new(), AllocWaiter::new());
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(p.poll_alloc(32 << 10, &mut absent, cx).is_pending());
+    let mut small = Waits::new(&p, 16 << 10);
+    small.poll();
+    for _ in 0..=MAX_MISSED {
+        assert!(!small.is_due(), "it is not the others' fault yet");
+        // Those who give up bring no memory, however many.
+        assert!(p.poll_alloc(1, &mut other, cx).is_pending());
+        other = AllocWaiter::new();
+        drop(held.pop());
+        assert!(large.is_due());
+        large.poll();
+    }
+    assert!(small.is_due());
+    small.poll();
+    assert!(small.got.is_some());
+}
+
+/// Nobody waits for one that may be left alone, and the pool keeps its caches beside it.
+#[test]
+fn who_is_fleeting_holds_up_nobody() {
+    let p = pool(1 << 20);
+    let mut held: Vec<_> = std::iter::from_fn(|| p.try_alloc(16 << 10).ok()).collect();
+    let mut streams = [AllocWaiter::fleeting(), AllocWaiter::fleeting()];
+    let cx = &mut Context::from_waker(Waker::noop());
+    for stream in &mut streams {
+        assert!(p.poll_alloc(16 << 10, stream, cx).is_pending());
+    }
+    let (mut first, mut second) = (Waits::new(&p, 16 << 10), Waits::new(&p, 16 << 10));
+    first.poll();
+    second.poll();
+    drop(held.pop());
+    assert!(first.is_due() && !second.is_due(), "one that looks is told");
+    first.poll();
+    assert!(first.got.is_some());
+    // It is back in its old place.
+    assert!(p.poll_alloc(16 << 10, &mut streams[1], cx).is_pending());
+    drop(held.pop());
+    assert!(second.is_due(), "both are told");
+    let Poll::Ready(Ok(_taken)) = p.poll_alloc(16 << 10, &mut streams[1], cx) else {
+        panic!("it was in front")
+    };
+    second.poll();
+    assert!(second.got.is_none());
+    drop(held.pop());
+    assert!(second.is_due());
+    second.poll();
+    assert!(second.got.is_some());
+    assert!(!p.shared().waiters().any(), "memory that comes back is for nobody who waits");
+    assert!(p.poll_alloc(16 << 10, &mut streams[0], cx).is_pending());
+    assert!(p.shared().waiters().any());
+}
+
 /// A free block that is a little too large serves, where its neighbours keep it from being cut anew.
 #[test]
 fn an_exhausted_pool_lends_larger_blocks() {
@@ -549,4 +644,15 @@ fn an_exhausted_pool_lends_larger_blocks() {
     drop((lent, held));
     assert_eq!(p.stats().in_use_bytes, 0);
     assert!(p.try_alloc(1 << 20).is_ok());
+}
+
+/// What transports that lend memory of a pool say in their `Caps`.
+#[test]
+fn blocks_of_all_lengths_are_aligned() {
+    let alignment = crate::transport::Caps::stream().alignment;
+    let p = pool(256 << 20);
+    for len in (MIN_CLASS_BYTES..).step_by(640).take_while(|len| *len < 100_000).chain([1 << 20, 5 << 20]) {
+        let bufs = [len, len, len].map(|len| p.try_alloc(len).unwrap());
+        assert!(bufs.iter().all(|buf| buf.as_ptr().addr().is_multiple_of(alignment)), "{len}");
+    }
 }

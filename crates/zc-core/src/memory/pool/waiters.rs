@@ -4,6 +4,7 @@
 //! memory that only comes back when that one goes on. So whoever needs less than everybody in front of it
 //! gets what those have looked at in vain, but overtakes nobody more than [`MAX_OVERTAKEN`] times, so that
 //! the large ones get their turn, too. (Those that leave a share of the pool to all others let them pass always.)
+//! And whoever is woken and does not look loses its turn, or it would hold up all others for good.
 //!
 //! ```text
 //! memory comes back -> wakes the first -> finds too little -> wakes the next that needs less -> ...
@@ -11,8 +12,10 @@
 
 use super::classes::{class_len, class_of};
 use super::shared::Shared;
+use crate::memory::Deferral;
 use crate::memory::sync::Mutex;
 use crate::memory::sync::atomic::{AtomicUsize, Ordering};
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
@@ -28,6 +31,8 @@ pub(super) fn rank(need: usize, spares: bool) -> usize {
 
 /// How often one that waits is overtaken by such as need less, before all behind it wait.
 pub const MAX_OVERTAKEN: u32 = 64;
+/// How often memory comes back while one that was woken does not look, before all behind it pass until it does.
+pub const MAX_MISSED: u32 = 16;
 
 /// The queue of a pool. Bounded by the number of live [`AllocWaiter`]s (M9).
 #[derive(Default)]
@@ -40,114 +45,183 @@ pub(super) struct Waiters {
 #[derive(Default)]
 struct Queue {
     drawn: u64,
+    /// How often memory came back.
+    returns: u64,
+    /// Those that memory which comes back is for: all but the fleeting ones that were woken.
+    expecting: usize,
     waiting: BTreeMap<u64, Waiting>,
 }
 
 struct Waiting {
     rank: usize,
+    /// Whether it may be left alone, so that nobody waits for it to look.
+    fleeting: bool,
     /// None: woken since it last looked.
     waker: Option<Waker>,
     overtaken: u32,
+    /// The returns of memory before it was woken.
+    woken_at: u64,
 }
 
 impl Waiting {
-    /// Whether one of `rank` may pass: this one has looked in vain and needs more.
-    fn lets_pass(&self, rank: usize) -> bool {
+    /// Whether one of `rank` may pass: this one has looked in vain and needs more, or does not look.
+    fn lets_pass(&self, rank: usize, returns: u64) -> bool {
         let gives_way = self.rank & PATIENT != 0 && rank & PATIENT == 0;
-        self.waker.is_some() && self.rank > rank && (gives_way || self.overtaken < MAX_OVERTAKEN)
+        let in_vain = self.waker.is_some() && self.rank > rank;
+        in_vain && (gives_way || self.overtaken < MAX_OVERTAKEN) || self.is_absent(returns)
+    }
+
+    /// Whether it was woken and does not look.
+    fn is_absent(&self, returns: u64) -> bool {
+        self.waker.is_none() && (self.fleeting || returns - self.woken_at >= MAX_MISSED.into())
+    }
+
+    /// Whether memory that comes back is for it.
+    fn is_expecting(&self) -> bool {
+        self.waker.is_some() || !self.fleeting
     }
 }
 
+/// Those to be woken: one of whom it is known that it looks, and the fleeting ones in front of it.
+type Woken = SmallVec<[Waker; 2]>;
+
 impl Queue {
+    /// The first one, when memory came back or another left; not one that does not look.
+    fn first(&mut self) -> Woken {
+        self.wake_each(|_, _| Some(true))
+    }
+
     /// The next one that may pass all in front of it.
-    fn next_after(&mut self, ticket: u64) -> Option<Waker> {
+    fn next_after(&mut self, ticket: u64) -> Woken {
+        let returns = self.returns;
         let (mut least, mut most) = (usize::MAX, usize::MAX);
-        for (id, waiting) in &mut self.waiting {
-            if *id > ticket && waiting.rank < least.min(most) {
-                return waiting.waker.take();
+        self.wake_each(|id, waiting| {
+            if id > ticket && waiting.rank < least.min(most) {
+                return Some(true);
             }
-            if !waiting.lets_pass(0) {
+            if !waiting.lets_pass(0, returns) {
                 return None;
             }
             least = least.min(waiting.rank);
             if waiting.overtaken >= MAX_OVERTAKEN {
                 most = PATIENT;
             }
+            Some(false)
+        })
+    }
+
+    /// In their order, those of whom `choose` says so, until one will look; `None`: until here.
+    fn wake_each(&mut self, mut choose: impl FnMut(u64, &Waiting) -> Option<bool>) -> Woken {
+        let mut woken = Woken::new();
+        for (id, waiting) in &mut self.waiting {
+            if waiting.is_absent(self.returns) {
+                continue;
+            }
+            match choose(*id, waiting) {
+                Some(true) => {}
+                Some(false) => continue,
+                None => break,
+            }
+            if let Some(waker) = waiting.waker.take() {
+                waiting.woken_at = self.returns;
+                woken.push(waker);
+            }
+            if !waiting.fleeting {
+                break;
+            }
+            self.expecting -= 1;
         }
-        None
+        woken
+    }
+
+    /// It looks now, and is to be woken again. What it was before comes back.
+    fn insert(&mut self, id: u64, rank: usize, fleeting: bool, waker: Waker) -> Option<Waiting> {
+        let overtaken = self.waiting.get(&id).map_or(0, |waiting| waiting.overtaken);
+        let waiting = Waiting { rank, fleeting, waker: Some(waker), overtaken, woken_at: self.returns };
+        let old = self.waiting.insert(id, waiting);
+        self.expecting += usize::from(!old.as_ref().is_some_and(Waiting::is_expecting));
+        old
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Waiting> {
+        let old = self.waiting.remove(&id);
+        self.expecting -= usize::from(old.as_ref().is_some_and(Waiting::is_expecting));
+        old
     }
 }
 
 impl Waiters {
     /// Memory came back: wakes the first one.
     pub(super) fn memory_came_back(&self) {
-        if !self.any() {
-            return;
-        }
-        let first = self.queue.lock().waiting.first_entry().and_then(|mut e| e.get_mut().waker.take());
-        if let Some(waker) = first {
-            waker.wake();
+        if self.any() {
+            self.update(|queue| {
+                queue.returns += 1;
+                queue.first()
+            });
         }
     }
 
-    /// Whether anyone waits.
+    /// Whether memory that comes back is for anyone here.
     #[inline]
     pub(super) fn any(&self) -> bool {
         self.count.load(Ordering::SeqCst) > 0
     }
 
     /// Queues or refreshes; true if the caller may look for memory now.
-    pub(super) fn enqueue(&self, ticket: &mut Option<u64>, rank: usize, waker: &Waker) -> bool {
+    fn enqueue(&self, ticket: &mut Option<u64>, rank: usize, fleeting: bool, waker: &Waker) -> bool {
         let waker = waker.clone();
-        let mut queue = self.queue.lock();
-        let id = match *ticket {
-            Some(id) => id,
-            None => {
-                queue.drawn += 1;
-                *ticket.insert(queue.drawn)
-            }
-        };
-        let overtaken = queue.waiting.get(&id).map_or(0, |waiting| waiting.overtaken);
-        let old = queue.waiting.insert(id, Waiting { rank, waker: Some(waker), overtaken });
-        self.count.store(queue.waiting.len(), Ordering::SeqCst);
-        let may_look = queue.waiting.range(..id).all(|(_, waiting)| waiting.lets_pass(rank));
-        // It was woken, and meanwhile others go first: the wake-up may be of use to one behind it.
-        let was_woken = old.as_ref().is_some_and(|old| old.waker.is_none());
-        let next = if was_woken && !may_look { queue.next_after(id) } else { None };
-        drop(queue);
-        drop(old); // Wakers are foreign code: not under the lock, not even dropping one.
-        if let Some(next) = next {
-            next.wake();
-        }
+        let (mut may_look, mut old) = (false, None);
+        self.update(|queue| {
+            let id = match *ticket {
+                Some(id) => id,
+                None => {
+                    queue.drawn += 1;
+                    *ticket.insert(queue.drawn)
+                }
+            };
+            old = queue.insert(id, rank, fleeting, waker);
+            may_look = queue.waiting.range(..id).all(|(_, waiting)| waiting.lets_pass(rank, queue.returns));
+            // It was woken, and meanwhile others go first: the wake-up may be of use to one behind it.
+            let was_woken = old.as_ref().is_some_and(|old| old.waker.is_none());
+            if was_woken && !may_look { queue.next_after(id) } else { Woken::new() }
+        });
+        old.and_then(|old| old.waker).into_iter().for_each(Deferral::discard);
         may_look
     }
 
     /// The caller has looked in vain: wakes the next one for which there may be enough.
     fn in_vain(&self, ticket: u64) {
-        let next = self.queue.lock().next_after(ticket);
-        if let Some(waker) = next {
-            waker.wake();
-        }
+        self.update(|queue| queue.next_after(ticket));
     }
 
     /// Leaves the queue, `served` or not; whoever is first then is woken, for it may find memory.
     fn leave(&self, ticket: u64, served: bool) {
+        let mut old = None;
+        self.update(|queue| {
+            old = queue.remove(ticket);
+            if served {
+                queue.waiting.range_mut(..ticket).for_each(|(_, passed)| passed.overtaken += 1);
+            }
+            queue.first()
+        });
+        old.and_then(|old| old.waker).into_iter().for_each(Deferral::discard);
+    }
+
+    /// Changes the queue, and calls the wakers that `change` takes out of it without the lock: they are foreign code.
+    fn update(&self, change: impl FnOnce(&mut Queue) -> Woken) {
         let mut queue = self.queue.lock();
-        let old = queue.waiting.remove(&ticket);
-        if served {
-            queue.waiting.range_mut(..ticket).for_each(|(_, passed)| passed.overtaken += 1);
-        }
-        self.count.store(queue.waiting.len(), Ordering::SeqCst);
+        let woken = change(&mut queue);
+        self.count.store(queue.expecting, Ordering::SeqCst);
         drop(queue);
-        drop(old);
-        self.memory_came_back();
+        woken.into_iter().for_each(Deferral::wake);
     }
 }
 
 /// A place in the queue of those who wait for a pool; dropping it leaves the queue.
 ///
 /// For callers of [`BufPool::poll_alloc`](super::BufPool::poll_alloc) that are not a future
-/// themselves. Whoever is woken must poll again, or drop its place: until then those behind it wait.
+/// themselves. Whoever is woken must poll again, or drop its place: until then those behind it wait, at most
+/// until memory has come back [`MAX_MISSED`] times more. Who can't promise that takes a [fleeting](Self::fleeting) one.
 ///
 /// ```
 /// use std::task::{Context, Waker};
@@ -164,6 +238,7 @@ impl Waiters {
 /// ```
 #[derive(Default)]
 pub struct AllocWaiter {
+    fleeting: bool,
     place: Option<Place>,
 }
 
@@ -185,6 +260,12 @@ impl AllocWaiter {
         Self::default()
     }
 
+    /// As [`new`](Self::new), for one that may be left alone at any time, like a stream that is polled: once it is
+    /// woken nobody waits for it to look, and it has its turn again when it does.
+    pub fn fleeting() -> Self {
+        Self { fleeting: true, place: None }
+    }
+
     /// Whether it waits.
     pub fn is_queued(&self) -> bool {
         self.place.is_some()
@@ -199,7 +280,7 @@ impl AllocWaiter {
         }
         let new = || Place { pool: Arc::downgrade(pool), rank, ticket: None };
         let place = self.place.get_or_insert_with(new);
-        pool.waiters().enqueue(&mut place.ticket, rank, waker)
+        pool.waiters().enqueue(&mut place.ticket, rank, self.fleeting, waker)
     }
 
     /// There was not enough; it keeps its place.
@@ -283,7 +364,7 @@ mod loom_tests {
                 thread::spawn(move || pool.put())
             };
             let mut ticket = None;
-            let first = pool.waiters.enqueue(&mut ticket, 1, &Waker::from(flag.clone()));
+            let first = pool.waiters.enqueue(&mut ticket, 1, false, &Waker::from(flag.clone()));
             assert!(first);
             let found = pool.take();
             owner.join().unwrap();
@@ -299,8 +380,8 @@ mod loom_tests {
             let pool = loom::sync::Arc::new(Pool::default());
             let flag = std::sync::Arc::new(Flag(AtomicBool::new(false)));
             let (mut first, mut second) = (None, None);
-            assert!(pool.waiters.enqueue(&mut first, 1, Waker::noop()));
-            assert!(!pool.waiters.enqueue(&mut second, 1, &Waker::from(flag.clone())));
+            assert!(pool.waiters.enqueue(&mut first, 1, false, Waker::noop()));
+            assert!(!pool.waiters.enqueue(&mut second, 1, false, &Waker::from(flag.clone())));
             let owner = {
                 let pool = pool.clone();
                 thread::spawn(move || pool.put())

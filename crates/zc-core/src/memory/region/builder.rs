@@ -119,7 +119,8 @@ impl RegionBuilder {
         self
     }
 
-    /// Faults all pages in now, so that nothing can fail later for want of memory.
+    /// Faults all pages in now, so that nothing can fail later for want of memory. Reserved huge pages always
+    /// are: the lack of one would end the process.
     pub fn prefault(mut self, prefault: bool) -> Self {
         self.prefault = prefault;
         self
@@ -150,52 +151,33 @@ impl RegionBuilder {
         }
     }
 
-    fn map(&self, falls: &mut Vec<RegionFallback>) -> Result<(Mapping, PageKind), RegionError> {
-        let ladder: &[(Huge, usize, &'static str, PageKind)] = &[
-            (Huge::G1, sys::HUGE_1G, "1 GiB pages", PageKind::Huge1G),
-            (Huge::M2, sys::HUGE_2M, "2 MiB pages", PageKind::Huge2M),
-        ];
-        let skip = match self.backing {
-            Backing::Huge1G => 0,
-            Backing::Huge2M => 1,
-            _ => 2,
+    /// The huge pages to try, largest first.
+    fn huge_pages(&self) -> &'static [HugePages] {
+        match self.backing {
+            Backing::Huge1G => &[GIB_1, MIB_2],
+            Backing::Huge2M | Backing::MemfdHuge2M => &[MIB_2],
+            Backing::Anonymous | Backing::Memfd => &[],
+        }
+    }
+
+    fn map(&self, huge: Huge, page_bytes: usize) -> Result<Mapped, RegionError> {
+        let len = self.rounded(page_bytes)?;
+        let (mapping, fd) = match self.backing {
+            Backing::Memfd | Backing::MemfdHuge2M => {
+                let (mapping, fd) = self.map_memfd(len, huge)?;
+                (mapping, Some(fd))
+            }
+            Backing::Anonymous | Backing::Huge2M | Backing::Huge1G => {
+                let base = sys::map_anonymous(len, huge).map_err(os("mmap"))?;
+                (Mapping::new(base, len)?, None)
+            }
         };
-        for &(huge, page, wanted, kind) in &ladder[skip..] {
-            let len = self.rounded(page)?;
-            match sys::map_anonymous(len, huge) {
-                Ok(base) => return Ok((Mapping::new(base, len)?, kind)),
-                Err(e) => falls.push(RegionFallback::new(wanted, e, NO_HUGE_PAGES)),
-            }
-        }
-        let len = self.rounded(sys::page_size())?;
-        let base = sys::map_anonymous(len, Huge::No).map_err(os("mmap"))?;
-        let mapping = Mapping::new(base, len)?;
-        let page = if skip == 2 { PageKind::Base } else { transparent(&mapping, falls) };
-        Ok((mapping, page))
+        // Before any page is touched: it decides where they come from.
+        let bound = self.numa_node.map(|node| sys::bind(mapping.base, len, node));
+        Ok(Mapped { mapping, fd, bound })
     }
 
-    fn map_memfd(
-        &self,
-        falls: &mut Vec<RegionFallback>,
-    ) -> Result<(Mapping, PageKind, OwnedFd), RegionError> {
-        let huge = self.backing == Backing::MemfdHuge2M;
-        if huge {
-            let len = self.rounded(sys::HUGE_2M)?;
-            match self.map_memfd_of(len, true) {
-                Ok((mapping, fd)) => return Ok((mapping, PageKind::Huge2M, fd)),
-                Err(RegionError::Os { errno, .. }) => {
-                    let e = Errno::from_io_error(&errno).unwrap_or(Errno::NOMEM);
-                    falls.push(RegionFallback::new("2 MiB pages", e, NO_HUGE_PAGES));
-                }
-                Err(other) => return Err(other),
-            }
-        }
-        let (mapping, fd) = self.map_memfd_of(self.rounded(sys::page_size())?, false)?;
-        let page = if huge { transparent(&mapping, falls) } else { PageKind::Base };
-        Ok((mapping, page, fd))
-    }
-
-    fn map_memfd_of(&self, len: usize, huge: bool) -> Result<(Mapping, OwnedFd), RegionError> {
+    fn map_memfd(&self, len: usize, huge: Huge) -> Result<(Mapping, OwnedFd), RegionError> {
         let fd = sys::memfd(self.name, len, huge).map_err(os("memfd_create"))?;
         let base = sys::map_fd(&fd, len, true).map_err(os("mmap of a memfd"))?;
         let mapping = Mapping::new(base, len)?;
@@ -204,30 +186,46 @@ impl RegionBuilder {
         Ok((mapping, fd))
     }
 
-    /// Makes the region.
-    pub fn build(self) -> Result<Region, RegionError> {
-        self.build_holding(None)
+    /// Huge pages that are really there. A mapping of them is granted as long as the whole machine has
+    /// enough: that this node, cgroup or cpuset has none shows at the first touch, as SIGBUS. So all are
+    /// faulted in here, which takes no more memory than the mapping has set aside.
+    fn map_huge(&self, pages: &HugePages) -> Result<Mapped, RegionError> {
+        let mapped = self.map(pages.huge, pages.bytes)?;
+        match sys::populate(mapped.mapping.base, mapped.mapping.len) {
+            // A kernel that can't say (before 5.14): trusted only if all nodes will do.
+            Err(Errno::INVAL) if !matches!(mapped.bound, Some(Ok(()))) => Ok(mapped),
+            done => done.map_err(os("faulting huge pages in")).map(|()| mapped),
+        }
     }
 
-    /// Makes the region; `held` is dropped after it is unmapped, or if it can't be made.
-    pub(in crate::memory) fn build_holding(self, held: Option<Held>) -> Result<Region, RegionError> {
+    fn map_base(&self, falls: &mut Vec<RegionFallback>) -> Result<(Mapped, PageKind), RegionError> {
+        let mapped = self.map(Huge::No, sys::page_size())?;
+        let page =
+            if self.huge_pages().is_empty() { PageKind::Base } else { transparent(&mapped.mapping, falls) };
+        Ok((mapped, page))
+    }
+
+    /// Makes the region.
+    pub fn build(self) -> Result<Region, RegionError> {
+        self.build_holding(|| None)
+    }
+
+    /// Makes the region. What `hold` returns is dropped after it is unmapped; it is called when nothing
+    /// can fail any more.
+    pub(in crate::memory) fn build_holding(
+        self,
+        hold: impl FnOnce() -> Option<Held>,
+    ) -> Result<Region, RegionError> {
         let mut fallbacks = Vec::new();
-        let (mapping, page, fd) = match self.backing {
-            Backing::Memfd | Backing::MemfdHuge2M => {
-                let (mapping, page, fd) = self.map_memfd(&mut fallbacks)?;
-                (mapping, page, Some(fd))
-            }
-            Backing::Anonymous | Backing::Huge2M | Backing::Huge1G => {
-                let (mapping, page) = self.map(&mut fallbacks)?;
-                (mapping, page, None)
-            }
+        let (mapped, page) = match first_that_works(self.huge_pages(), &mut fallbacks, |p| self.map_huge(p)) {
+            Some(huge) => huge,
+            None => self.map_base(&mut fallbacks)?,
         };
-        let (base, len) = (mapping.base, mapping.len);
-        if let Some(node) = self.numa_node
-            && let Err(e) = sys::bind(base, len, node)
-        {
+        let Mapped { mapping, fd, bound } = mapped;
+        if let Some(Err(e)) = bound {
             fallbacks.push(RegionFallback::new("NUMA node", e, "the node is absent or not allowed"));
         }
+        let (base, len) = (mapping.base, mapping.len);
         let mut grant: Option<Held> = None;
         if self.lock {
             grant = Some(Box::new(MemlockBudget::process().reserve(len)?));
@@ -244,12 +242,48 @@ impl RegionBuilder {
             locked: self.lock,
             name: self.name,
         };
-        let (held, group) = ([grant, held], self.group);
+        let (held, group) = ([grant, hold()], self.group);
         Ok(Region::assemble(Parts { mapping, info, fd, read_only: false, group, held }))
     }
 }
 
+/// Memory on its way to become a region.
+struct Mapped {
+    mapping: Mapping,
+    fd: Option<OwnedFd>,
+    /// Whether it could be bound to the NUMA node, if there is one to bind it to.
+    bound: Option<Result<(), Errno>>,
+}
+
+/// Huge pages of one size.
+struct HugePages {
+    huge: Huge,
+    bytes: usize,
+    name: &'static str,
+    kind: PageKind,
+}
+
+const GIB_1: HugePages =
+    HugePages { huge: Huge::G1, bytes: sys::HUGE_1G, name: "1 GiB pages", kind: PageKind::Huge1G };
+const MIB_2: HugePages =
+    HugePages { huge: Huge::M2, bytes: sys::HUGE_2M, name: "2 MiB pages", kind: PageKind::Huge2M };
+
 const NO_HUGE_PAGES: &str = "none free; see vm.nr_hugepages";
+
+/// Goes down the ladder; each step that fails is recorded.
+fn first_that_works<T>(
+    ladder: &[HugePages],
+    falls: &mut Vec<RegionFallback>,
+    mut map: impl FnMut(&HugePages) -> Result<T, RegionError>,
+) -> Option<(T, PageKind)> {
+    ladder.iter().find_map(|pages| match map(pages) {
+        Ok(mapped) => Some((mapped, pages.kind)),
+        Err(error) => {
+            falls.push(RegionFallback::of(pages.name, &error, NO_HUGE_PAGES));
+            None
+        }
+    })
+}
 
 /// Asks for transparent huge pages.
 fn transparent(mapping: &Mapping, falls: &mut Vec<RegionFallback>) -> PageKind {
@@ -259,5 +293,34 @@ fn transparent(mapping: &Mapping, falls: &mut Vec<RegionFallback>) -> PageKind {
             falls.push(RegionFallback::new("transparent huge pages", e, "not supported by the kernel"));
             PageKind::Base
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "a test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_can_not_be_faulted_in_are_given_up_for_smaller_ones() {
+        // A page of a file that ends before it: what a huge page that is lacking is when it is touched.
+        let lacking = || {
+            let fd = sys::memfd("lacking", 0, Huge::No).unwrap();
+            let mapping = Mapping::new(sys::map_fd(&fd, 4096, true).unwrap(), 4096)?;
+            sys::populate(mapping.base, mapping.len).map_err(os("faulting huge pages in")).map(|()| mapping)
+        };
+        let there = || Mapping::new(sys::map_anonymous(4096, Huge::No).unwrap(), 4096);
+        let mut falls = Vec::new();
+        let ladder = Region::builder(1).backing(Backing::Huge1G).huge_pages();
+        let got = first_that_works(ladder, &mut falls, |pages| match pages.huge {
+            Huge::G1 => lacking(),
+            _ => there(),
+        });
+        assert_eq!(got.unwrap().1, PageKind::Huge2M);
+        let [fall] = &falls[..] else { panic!("{falls:?}") };
+        assert_eq!((fall.wanted, fall.errno), ("1 GiB pages", Errno::FAULT.raw_os_error()));
+        assert!(fall.reason.contains("faulting huge pages in"), "{}", fall.reason);
+        assert!(first_that_works(ladder, &mut falls, |_| lacking()).is_none());
+        assert_eq!(falls.len(), 3);
     }
 }

@@ -37,6 +37,13 @@ impl KeySlot {
     pub(super) fn withdraw(&self) {
         self.generation.store(NOBODY, Ordering::Relaxed);
     }
+
+    /// Takes the key back, unless it is of another generation already. Writers take turns.
+    pub(super) fn withdraw_of(&self, generation: u64) {
+        if self.generation.load(Ordering::Relaxed) == generation {
+            self.withdraw();
+        }
+    }
 }
 
 #[cfg(all(test, loom))]

@@ -95,7 +95,7 @@ pub enum PageKind {
 pub struct RegionFallback {
     /// What was tried.
     pub wanted: &'static str,
-    /// The system's error number.
+    /// The system's error number; 0 if it was not the system that refused.
     pub errno: i32,
     /// Why, and what to do about it.
     pub reason: String,
@@ -104,6 +104,14 @@ pub struct RegionFallback {
 impl RegionFallback {
     fn new(wanted: &'static str, errno: Errno, hint: &str) -> Self {
         Self { wanted, errno: errno.raw_os_error(), reason: format!("{errno} ({hint})") }
+    }
+
+    fn of(wanted: &'static str, error: &RegionError, hint: &str) -> Self {
+        let errno = match error {
+            RegionError::Os { errno, .. } => errno.raw_os_error().unwrap_or(0),
+            _ => 0,
+        };
+        Self { wanted, errno, reason: format!("{error} ({hint})") }
     }
 }
 
@@ -265,12 +273,17 @@ impl Drop for Inner {
 #[derive(Clone)]
 pub struct Region(Arc<Inner>);
 
+/// A region that this does not keep mapped.
 #[derive(Clone)]
-struct WeakRegion(Weak<Inner>);
+pub(super) struct WeakRegion(Weak<Inner>);
 
 impl WeakRegion {
-    fn upgrade(&self) -> Option<Region> {
+    pub(super) fn upgrade(&self) -> Option<Region> {
         self.0.upgrade().map(Region)
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 
@@ -353,7 +366,7 @@ impl Region {
         region
     }
 
-    fn downgrade(&self) -> WeakRegion {
+    pub(super) fn downgrade(&self) -> WeakRegion {
         WeakRegion(Arc::downgrade(&self.0))
     }
 
@@ -416,13 +429,26 @@ impl Region {
         &self.0.info
     }
 
-    /// The key under which `registrar` knows this region. O(1), no lock.
+    /// The key under which `registrar` knows this region, or knew it: that of a registrar which was dropped
+    /// is found until the region is registered anew with any. O(1), no lock.
     pub fn key_for(&self, registrar: RegistrarId) -> Option<u64> {
         self.0.registrations.key_for(registrar)
     }
 
     /// Registers once; later calls return the same key.
+    ///
+    /// # Errors
+    /// [`RegisterError::NotInGroup`] for memory of a group: that is for its members, who have a
+    /// [`Membership`](super::Membership). Else what the registrar says.
     pub fn register_with(&self, registrar: &Arc<dyn Registrar>) -> Result<u64, RegisterError> {
+        match self.group() {
+            None => self.register_member(registrar),
+            Some(_) => Err(RegisterError::NotInGroup),
+        }
+    }
+
+    /// As [`register_with`](Self::register_with), for one that may know memory of the region's group.
+    pub(super) fn register_member(&self, registrar: &Arc<dyn Registrar>) -> Result<u64, RegisterError> {
         self.0.registrations.register(self, registrar)
     }
 

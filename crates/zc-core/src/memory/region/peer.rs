@@ -31,7 +31,7 @@ pub struct PeerMapping {
     /// The seals to insist on.
     pub sealing: Sealing,
     /// Whether to map it writable, for memory that is shared both ways through atomic and volatile
-    /// accesses. Needs [`Sealing::AnyoneWrites`].
+    /// accesses, as exported memory is made to be. Needs [`Sealing::AnyoneWrites`].
     pub writable: bool,
     /// Whether to fault all pages in now.
     pub prefault: bool,
@@ -43,21 +43,33 @@ impl PeerMapping {
         Self { max_bytes, sealing: Sealing::OwnerWrites, writable: false, prefault: true }
     }
 
-    /// Checks and maps it.
+    /// Checks and maps it. The region keeps the descriptor, so that it can be passed on.
     pub fn map(self, fd: OwnedFd) -> Result<Region, RegionError> {
+        let (mapping, info) = self.check_and_map(&fd)?;
+        Ok(self.assemble(mapping, info, Some(fd)))
+    }
+
+    /// The same for memory that is passed on to nobody: the descriptor is closed.
+    pub fn map_and_close(self, fd: OwnedFd) -> Result<Region, RegionError> {
+        let (mapping, info) = self.check_and_map(&fd)?;
+        drop(fd);
+        Ok(self.assemble(mapping, info, None))
+    }
+
+    fn check_and_map(self, fd: &OwnedFd) -> Result<(Mapping, RegionInfo), RegionError> {
         // The seals first: only then does the length stay what it is.
-        let missing = sys::missing_seals(&fd, self.sealing).map_err(os("F_GET_SEALS"))?;
+        let missing = sys::missing_seals(fd, self.sealing).map_err(os("F_GET_SEALS"))?;
         if let Some(missing) = missing {
             return Err(RegionError::NotSealed { missing });
         }
-        let len = sys::file_len(&fd).map_err(os("fstat"))?;
+        let len = sys::file_len(fd).map_err(os("fstat"))?;
         let Some(len) = usize::try_from(len).ok().filter(|n| *n <= self.max_bytes) else {
             return Err(RegionError::PeerTooLong { len, max: self.max_bytes });
         };
         if len == 0 {
             return Err(RegionError::BadLength(0));
         }
-        let base = sys::map_fd(&fd, len, self.writable).map_err(os("mmap of a peer's memfd"))?;
+        let base = sys::map_fd(fd, len, self.writable).map_err(os("mmap of a peer's memfd"))?;
         let mapping = Mapping::new(base, len)?;
         if self.prefault && self.writable {
             sys::prefault(base, len).map_err(os("faulting pages in"))?;
@@ -72,7 +84,11 @@ impl PeerMapping {
             locked: false,
             name: "peer",
         };
+        Ok((mapping, info))
+    }
+
+    fn assemble(self, mapping: Mapping, info: RegionInfo, fd: Option<OwnedFd>) -> Region {
         let (read_only, held) = (!self.writable, [None, None]);
-        Ok(Region::assemble(Parts { mapping, info, fd: Some(fd), read_only, group: None, held }))
+        Region::assemble(Parts { mapping, info, fd, read_only, group: None, held })
     }
 }

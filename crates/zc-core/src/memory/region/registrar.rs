@@ -10,7 +10,7 @@ pub const MAX_REGISTRARS: usize = 4096;
 /// Which slots are taken, one bit each.
 static SLOTS: Mutex<[u64; MAX_REGISTRARS / 64]> = Mutex::new([0; MAX_REGISTRARS / 64]);
 
-/// Identifies a registrar: a slot and a generation, so that a key of a former one is never found.
+/// Identifies a registrar: a slot and a generation, so that no key is taken for that of a later one.
 ///
 /// ```
 /// use zc_core::memory::{Region, RegistrarSlot};
@@ -66,7 +66,8 @@ impl Drop for RegistrarSlot {
     }
 }
 
-/// Something that must know memory before it can use it.
+/// Something that must know memory before it can use it: a ring with fixed buffers, a protection domain, a
+/// UMEM, a peer that maps it. Streams send any memory, so they have none.
 ///
 /// A registrar that is dropped has given up all its registrations itself (a closed ring or
 /// protection domain has): regions hold it weakly and then have nothing to undo.

@@ -78,7 +78,9 @@ impl Registrations {
                 None => break,
             }
         }
-        entries.retain(|e| e.key.is_none() || e.registrar.strong_count() > 0);
+        for dead in entries.extract_if(.., |e| e.key.is_some() && e.registrar.strong_count() == 0) {
+            self.slot(dead.id).withdraw_of(dead.id.generation);
+        }
         entries.push(Entry { id, registrar: Arc::downgrade(registrar), key: None });
         drop(entries);
         let mut busy = Busy { of: self, id, key: None };
@@ -200,6 +202,22 @@ mod tests {
         assert_eq!((region.key_for(fake.id()), fake.calls.load(SeqCst)), (Some(70), 1));
         drop(region);
         assert!(fake.log.lock().is_empty());
+    }
+
+    #[test]
+    fn a_former_registrar_is_forgotten_when_another_one_comes() {
+        let region = Region::builder(4096).build().unwrap();
+        // All at once, so that they have slots of their own.
+        let [a, b, c] = [(); 3].map(|()| Fake::new(false));
+        let (former, stays) = (a.id(), b.id());
+        for fake in [a, b.clone()] {
+            let dynamic: Arc<dyn Registrar> = fake;
+            region.register_with(&dynamic).unwrap();
+        }
+        let later: Arc<dyn Registrar> = c.clone();
+        region.register_with(&later).unwrap();
+        assert_eq!(region.key_for(former), None);
+        assert!(region.key_for(stays).is_some() && region.key_for(c.id()).is_some());
     }
 
     #[test]

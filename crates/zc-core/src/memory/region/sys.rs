@@ -54,8 +54,12 @@ pub(super) fn map_fd(fd: impl AsFd, len: usize, writable: bool) -> Result<NonNul
 }
 
 /// Creates a memfd of `len` bytes that can be sealed.
-pub(super) fn memfd(name: &str, len: usize, huge: bool) -> Result<OwnedFd> {
-    let huge = if huge { MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB } else { MemfdFlags::empty() };
+pub(super) fn memfd(name: &str, len: usize, huge: Huge) -> Result<OwnedFd> {
+    let huge = match huge {
+        Huge::No => MemfdFlags::empty(),
+        Huge::M2 => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+        Huge::G1 => MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
+    };
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | huge;
     let fd = rustix::fs::memfd_create(name, flags)?;
     rustix::fs::ftruncate(&fd, len as u64)?;
@@ -115,36 +119,37 @@ pub(super) fn dont_fork(base: NonNull<u8>, len: usize) -> Result<()> {
     advise(base, len, Advice::LinuxDontFork)
 }
 
+/// Faults all pages in, writable; an error where touching them would be fatal. EINVAL: the kernel is older
+/// than 5.14.
+pub(super) fn populate(base: NonNull<u8>, len: usize) -> Result<()> {
+    advise(base, len, Advice::LinuxPopulateWrite)
+}
+
 /// Faults all pages of a new mapping in, writable.
 pub(super) fn prefault(base: NonNull<u8>, len: usize) -> Result<()> {
-    match advise(base, len, Advice::LinuxPopulateWrite) {
-        Err(Errno::INVAL) => touch(base, len, |page| {
-            // SAFETY: within a writable mapping; adding nothing changes nothing, whoever else writes
-            // (M5).
-            unsafe { AtomicU8::from_ptr(page) }.fetch_add(0, Ordering::Relaxed);
-        }),
-        other => return other,
-    }
-    Ok(())
+    or_touch(populate(base, len), base, len, |page| {
+        // SAFETY: within a writable mapping; adding nothing changes nothing, whoever else writes (M5).
+        unsafe { AtomicU8::from_ptr(page) }.fetch_add(0, Ordering::Relaxed);
+    })
 }
 
 /// Faults all pages of a new mapping in, to be read.
 pub(super) fn prefault_read(base: NonNull<u8>, len: usize) -> Result<()> {
-    match advise(base, len, Advice::LinuxPopulateRead) {
-        Err(Errno::INVAL) => touch(base, len, |page| {
-            // SAFETY: within a mapping; a volatile read makes no reference (M5).
-            unsafe { page.read_volatile() };
-        }),
-        other => return other,
-    }
-    Ok(())
+    or_touch(advise(base, len, Advice::LinuxPopulateRead), base, len, |page| {
+        // SAFETY: within a mapping; a volatile read makes no reference (M5).
+        unsafe { page.read_volatile() };
+    })
 }
 
-/// What kernels before 5.14 need: touches each page.
-fn touch(base: NonNull<u8>, len: usize, page: impl Fn(*mut u8)) {
+/// Touches each page where the kernel, older than 5.14, knows no other way.
+fn or_touch(advised: Result<()>, base: NonNull<u8>, len: usize, page: impl Fn(*mut u8)) -> Result<()> {
+    if advised != Err(Errno::INVAL) {
+        return advised;
+    }
     for offset in (0..len).step_by(page_size()) {
         page(base.as_ptr().wrapping_add(offset));
     }
+    Ok(())
 }
 
 /// Locks the pages.

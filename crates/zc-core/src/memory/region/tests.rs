@@ -117,15 +117,15 @@ fn what_a_peer_sends_is_checked() {
     let long = map(sent(&memfd(12_288))).unwrap_err();
     assert!(matches!(long, RegionError::PeerTooLong { len: 12_288, max: 8192 }));
     // Not sealed at all: it could be cut while it is read (SIGBUS).
-    let open = sys::memfd("open", 4096, false).unwrap();
+    let open = sys::memfd("open", 4096, sys::Huge::No).unwrap();
     let e = map(open).unwrap_err();
     assert!(matches!(&e, RegionError::NotSealed { missing } if missing.contains("SHRINK")), "{e}");
     // Sealed against writing altogether is as good.
-    let fixed = sys::memfd("fixed", 4096, false).unwrap();
+    let fixed = sys::memfd("fixed", 4096, sys::Huge::No).unwrap();
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&fixed, seals).unwrap();
     map(fixed).unwrap();
-    let empty = sys::memfd("empty", 0, false).unwrap();
+    let empty = sys::memfd("empty", 0, sys::Huge::No).unwrap();
     sys::seal(&empty, Sealing::OwnerWrites).unwrap();
     assert!(matches!(map(empty), Err(RegionError::BadLength(0))));
     // Neither a memfd, nor even a file.
@@ -165,5 +165,71 @@ fn regions_are_not_inherited() {
         };
         let flags = smaps.lines().skip_while(|l| !covers(l)).find(|l| l.starts_with("VmFlags:")).unwrap();
         assert!(flags.split_whitespace().any(|f| f == "dc"), "{flags}");
+    }
+}
+
+/// What a child inherits of the directory leads nowhere, and does not hide what it maps itself (M8).
+#[test]
+fn a_forked_child_finds_its_own_regions_only() {
+    use crate::memory::alone::alone;
+    alone("memory::region::tests::a_forked_child_finds_its_own_regions_only", || {
+        let region = Region::builder(8192).build().unwrap();
+        let id = region.id();
+        // SAFETY: no other thread of this process is at work, so the child may do what it likes.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let inherited = region_of(region.base(), 1).is_some();
+            let own = Region::builder(1 << 20).build().unwrap();
+            let found = region_of(own.base().wrapping_add(5000), 1).map(|r| r.id());
+            let right = !inherited && found == Some(own.id());
+            // SAFETY: nothing of the child needs to be cleaned up.
+            unsafe { libc::_exit(if right { 0 } else { 1 }) };
+        }
+        let mut status = -1;
+        // SAFETY: `status` is there to be written.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0, "the child found what is not there");
+        assert_eq!(region_of(region.base(), 1).map(|r| r.id()), Some(id));
+    });
+}
+
+/// Huge pages that are free now, or could be made.
+fn huge_pages_free(kib: usize) -> usize {
+    let read = |what| -> usize {
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB/{what}");
+        std::fs::read_to_string(path).ok().and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+    };
+    (read("free_hugepages") + read("nr_overcommit_hugepages")).saturating_sub(read("resv_hugepages"))
+}
+
+/// Real huge pages where the machine has some; else the way down and what it says.
+#[test]
+fn huge_pages_are_used_where_there_are_any() {
+    const ENOUGH: usize = 16; // Other tests take some, too.
+    for (backing, kib, page, name) in [
+        (Backing::Huge2M, 2048, PageKind::Huge2M, "2 MiB pages"),
+        (Backing::MemfdHuge2M, 2048, PageKind::Huge2M, "2 MiB pages"),
+        (Backing::Huge1G, 1 << 20, PageKind::Huge1G, "1 GiB pages"),
+    ] {
+        let free = huge_pages_free(kib);
+        for node in [None, Some(0)] {
+            let region = Region::builder(3 << 20).backing(backing).numa_node(node).build().unwrap();
+            let info = region.info();
+            if info.page == page {
+                assert!(free > 0, "{info:?}");
+                assert!(region.len().is_multiple_of(kib << 10));
+                assert_eq!(resident(&region), region.len() / page_size(), "no touch can fail later");
+                // SAFETY: inside of our own mapping, which nobody else uses (M5).
+                unsafe { region.base_mut().add(region.len() - 1).write_volatile(1) };
+                continue;
+            }
+            assert!(free < ENOUGH, "{free} pages are free: {info:?}");
+            println!("skipped: {free} free {name}, see vm.nr_hugepages; what is tested is doing without");
+            let fall = &info.fallbacks[0];
+            assert_eq!((fall.wanted, fall.errno), (name, rustix::io::Errno::NOMEM.raw_os_error()));
+            assert!(fall.reason.contains("vm.nr_hugepages"), "{}", fall.reason);
+            // SAFETY: inside of our own mapping, which nobody else uses (M5).
+            unsafe { region.base_mut().add(region.len() - 1).write_volatile(1) };
+        }
     }
 }

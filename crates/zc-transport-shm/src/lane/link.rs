@@ -1,0 +1,186 @@
+//! The link once the lane is up: descriptors of further arenas, and how the peer goes.
+//!
+//! It goes in two steps, since messages outlive the lane that they came by. A byte without a descriptor: the
+//! lane is at its end. The end of the stream: nothing that was lent is read any more. A process that dies
+//! does the second at once.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use zc_core::transport::{ControlLink, LaneError};
+
+use crate::lie::lie;
+use crate::limits::{MAX_LINK_READS, MAX_PENDING_DESCRIPTORS};
+use crate::sys;
+
+/// What came on the link.
+#[derive(Debug)]
+pub(crate) enum News {
+    None,
+    Descriptors,
+    /// The lane is at its end, for this reason.
+    End(LaneError),
+}
+
+#[derive(Default)]
+pub(crate) struct Link {
+    state: Mutex<State>,
+    /// The peer reads nothing of ours any more. Only the end of its stream says so: neither the end of
+    /// its lane nor any failure does.
+    readers_gone: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    io: Option<Box<dyn ControlLink>>,
+    /// Descriptors that came before their entry in the ring was read.
+    fds: VecDeque<OwnedFd>,
+    /// An export that came before its record was read.
+    export: Option<OwnedFd>,
+    /// The peer's lane is at its end, or it lied: nothing but the end of its stream matters.
+    over: bool,
+    /// The peer was told that our lane is at its end.
+    told: bool,
+    /// Nobody drives the lane any more.
+    left: bool,
+}
+
+impl Link {
+    pub(crate) fn adopt(&self, link: Box<dyn ControlLink>) {
+        self.state.lock().io = Some(link);
+    }
+
+    pub(crate) fn is_there(&self) -> bool {
+        self.state.lock().io.is_some()
+    }
+
+    /// Whether nothing that the peer was lent is read any more (M2).
+    #[inline]
+    pub(crate) fn readers_gone(&self) -> bool {
+        self.readers_gone.load(Ordering::Acquire)
+    }
+
+    /// Sends a descriptor.
+    pub(crate) fn poll_send(&self, cx: &mut Context<'_>, fd: BorrowedFd<'_>) -> Poll<io::Result<()>> {
+        match &mut self.state.lock().io {
+            Some(io) => io.poll_send_descriptors(cx, &[fd]),
+            None => Poll::Pending,
+        }
+    }
+
+    /// The descriptor that came first, if one did.
+    pub(crate) fn take_fd(&self) -> Option<OwnedFd> {
+        self.state.lock().fds.pop_front()
+    }
+
+    /// The export that came, if one did.
+    pub(crate) fn take_export(&self) -> Option<OwnedFd> {
+        self.state.lock().export.take()
+    }
+
+    /// Reads what came; a bounded part of it, and then wakes `cx` for the rest.
+    pub(crate) fn read(&self, cx: &mut Context<'_>) -> News {
+        let mut news = News::None;
+        for _ in 0..MAX_LINK_READS {
+            match self.read_one(cx) {
+                Poll::Ready(Ok(News::None)) => {}
+                Poll::Ready(Ok(found)) => news = found,
+                // The first reason stays.
+                Poll::Ready(Err(_)) if matches!(news, News::End(_)) => return news,
+                Poll::Ready(Err(last)) => return last,
+                Poll::Pending => return news,
+            }
+        }
+        cx.waker().wake_by_ref();
+        news
+    }
+
+    /// `Err` is the last thing that is said for now.
+    fn read_one(&self, cx: &mut Context<'_>) -> Poll<Result<News, News>> {
+        let mut state = self.state.lock();
+        let State { io: Some(io), fds, export, over, .. } = &mut *state else { return Poll::Pending };
+        if self.readers_gone() {
+            return Poll::Pending;
+        }
+        let came = match io.poll_recv_descriptors(cx, 1) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(came) => came,
+        };
+        let end = match came {
+            Err(error) if is_end(&error) => {
+                self.readers_gone.store(true, Ordering::Release);
+                *over = true;
+                return Poll::Ready(Err(News::End(LaneError::PeerGone("its control link ended"))));
+            }
+            Err(_) if *over => return Poll::Pending,
+            Err(error) => LaneError::os("read the control link", &error),
+            Ok(_) if *over => return Poll::Ready(Ok(News::None)),
+            Ok(got) if got.is_empty() => LaneError::PeerGone("its lane ended"),
+            Ok(got) => match got.into_iter().try_for_each(|fd| keep(fd, fds, export)) {
+                Ok(()) => return Poll::Ready(Ok(News::Descriptors)),
+                Err(error) => error,
+            },
+        };
+        *over = true;
+        Poll::Ready(Ok(News::End(end)))
+    }
+
+    /// Tells the peer that our lane is at its end; messages of it may still be read here.
+    pub(crate) fn tell_end(&self) {
+        let mut state = self.state.lock();
+        let State { io: Some(io), told, .. } = &mut *state else { return };
+        if !std::mem::replace(told, true) {
+            // There is room: the peer reads all that may be under way (MAX_PENDING_DESCRIPTORS). One that does not
+            // hears of the end by the connection's own link.
+            let _ = io.poll_send_descriptors(&mut Context::from_waker(Waker::noop()), &[]);
+        }
+    }
+
+    /// Nobody drives the lane any more: whoever wants to know of the peer's end asks.
+    pub(crate) fn leave(&self) {
+        self.state.lock().left = true;
+    }
+
+    /// Looks whether the peer's last reader is gone, if no drive does.
+    pub(crate) fn look_for_end(&self) {
+        if self.state.lock().left {
+            let _ = self.read(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}
+
+/// Keeps a descriptor for who will ask for it: an arena's, or an export's.
+fn keep(fd: OwnedFd, arenas: &mut VecDeque<OwnedFd>, export: &mut Option<OwnedFd>) -> Result<(), LaneError> {
+    if sys::is_export(&fd) {
+        // An honest peer sends one when it is asked, and is asked again when that is there.
+        return export.replace(fd).map_or(Ok(()), |_| Err(lie("shm link: exports").into()));
+    }
+    // An honest peer waits until we have read the entries in the ring.
+    if arenas.len() >= MAX_PENDING_DESCRIPTORS {
+        return Err(lie("shm link: descriptors").into());
+    }
+    arenas.push_back(fd);
+    Ok(())
+}
+
+/// An end with bytes that were not read is a reset.
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+}
+
+/// Held by the lane and by all that the peer has lent us: with the last of them our stream to the peer ends.
+pub(crate) struct Readers(pub(crate) Arc<Link>);
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        if let Some(io) = &mut self.0.state.lock().io {
+            let _ = io.poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}
