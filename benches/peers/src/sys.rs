@@ -69,15 +69,15 @@ pub(crate) fn own_network() -> io::Result<()> {
     }
 }
 
-/// If this thread has a real-time priority, as under `chrt`, gives it one above the threads that spin with theirs.
+/// If this thread has a real-time priority, as under `chrt`, moves it by so much: threads that it starts inherit it.
 #[cfg(feature = "aeron")]
-pub(crate) fn before_spinners() {
+pub(crate) fn raise_priority(by: i32) {
     // SAFETY: the calls read and write the scheduling of this thread, through a structure that is filled in.
     unsafe {
         let mut own: libc::sched_param = std::mem::zeroed();
         let policy = libc::sched_getscheduler(0);
         if policy > libc::SCHED_OTHER && libc::sched_getparam(0, &mut own) == 0 {
-            own.sched_priority += 1;
+            own.sched_priority += by;
             libc::sched_setscheduler(0, policy, &own);
         }
     }

@@ -2,21 +2,23 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::hint::spin_loop;
-use std::thread;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusteron_client::*;
 use rusteron_media_driver::bindings::aeron_threading_mode_t;
-use rusteron_media_driver::testing::EmbeddedDriver;
+use rusteron_media_driver::{AeronDriver, AeronDriverContext};
+use rustix::process::{Pid, getpid, getppid};
 
 use super::ready::say_ready;
 use crate::Result;
 use crate::child::{Running, serve_by_name};
 use crate::contender::{End, Link, read};
 use crate::job::Job;
-use crate::{machine, sys};
+use crate::machine::{self, Cores};
+use crate::sys;
 
 const THERE: i32 = 1;
 const BACK: i32 = 2;
@@ -29,6 +31,8 @@ const LARGE_TERM_BYTES: usize = 128 << 20;
 /// The largest frame that Aeron takes, so that large messages are cut into as few as can be.
 const MTU_BYTES: usize = 65504;
 const FRAME_HEADER_BYTES: usize = 32;
+/// Between two turns of the driver: it moves the sender's limit, which is megabytes away.
+const DRIVER_SLEEP: &CStr = c"1ms";
 
 pub(super) struct Aeron;
 
@@ -41,7 +45,13 @@ pub(super) struct Log {
     outgoing: Vec<u8>,
     _client: rusteron_client::Aeron,
     /// Goes last.
-    _driver: Option<EmbeddedDriver>,
+    _keeper: Keeper,
+}
+
+/// What has to outlive the client.
+enum Keeper {
+    Driver(#[expect(dead_code, reason = "kept")] AeronDriver),
+    Files(#[expect(dead_code, reason = "kept")] Scratch),
 }
 
 /// What has been read and not yet asked for.
@@ -57,12 +67,13 @@ impl AeronFragmentHandlerCallback for Inbox {
 }
 
 impl Log {
-    fn new(job: &Job, out: i32, back: i32, driver: Option<EmbeddedDriver>) -> Result<Self> {
+    fn new(job: &Job, [out, back]: [i32; 2], core: usize, directory: &Path, keeper: Keeper) -> Result<Self> {
+        let directory = CString::new(directory.as_os_str().as_encoded_bytes())?;
         let context = AeronContext::new()?;
-        context.set_dir(&directory(job)?)?;
+        context.set_dir(&directory)?;
         context.set_pre_touch_mapped_memory(true)?;
         let client = rusteron_client::Aeron::new(&context)?;
-        client.start()?;
+        beside_spinners(core, || client.start())??;
         let subscription =
             client.async_add_subscription(AERON_IPC_STREAM, back, Handlers::NONE, Handlers::NONE)?;
         let subscription = subscription.poll_blocking(SET_UP)?;
@@ -71,7 +82,7 @@ impl Log {
         let inbox = Inbox { size: job.size, marks: RefCell::default() };
         let (assembler, inbox) = Handler::with_fragment_assembler(inbox)?;
         let outgoing = vec![0; job.size];
-        Ok(Self { publication, subscription, assembler, inbox, outgoing, _client: client, _driver: driver })
+        Ok(Self { publication, subscription, assembler, inbox, outgoing, _client: client, _keeper: keeper })
     }
 }
 
@@ -80,12 +91,16 @@ impl Link for Aeron {
     type End = Log;
 
     fn client(job: &Job) -> Result<(Running, Log)> {
+        let directory = directory(job, Some(getpid()));
+        let files = Keeper::Files(Scratch(directory.clone()));
         let server = serve_by_name(job)?;
-        Ok((server, Log::new(job, THERE, BACK, None)?))
+        Ok((server, Log::new(job, [THERE, BACK], Cores::TWO.client, &directory, files)?))
     }
 
     fn server(job: &Job) -> Result<Log> {
-        let log = Log::new(job, BACK, THERE, Some(driver(job)?))?;
+        let directory = directory(job, getppid());
+        let driver = Keeper::Driver(driver(&directory, job.size)?);
+        let log = Log::new(job, [BACK, THERE], Cores::TWO.server, &directory, driver)?;
         say_ready()?;
         Ok(log)
     }
@@ -125,28 +140,46 @@ impl End for Log {
     }
 }
 
-/// In shared memory, under a name that is removed with the run.
-fn directory(job: &Job) -> Result<CString> {
-    Ok(CString::new(format!("/dev/shm/{}-aeron", job.tag))?)
+/// In shared memory, under a name that is removed with the run, and that no earlier driver had.
+fn directory(job: &Job, client: Option<Pid>) -> PathBuf {
+    let client = client.map_or(0, |pid| pid.as_raw_nonzero().get());
+    format!("/dev/shm/{}-aeron-{client}", job.tag).into()
 }
 
-/// On any core, and before the two processes that spin: it moves the sender's limit.
-fn driver(job: &Job) -> Result<EmbeddedDriver> {
-    let (directory, size) = (directory(job)?, job.size);
-    let started = thread::spawn(move || {
-        machine::pin_to_any();
-        sys::before_spinners();
-        EmbeddedDriver::launch_with(|context| {
-            context.set_dir(&directory)?;
-            context.set_threading_mode(aeron_threading_mode_t::AERON_THREADING_MODE_SHARED)?;
-            context.set_shared_idle_strategy(c"sleep-ns")?;
-            let large = size > TERM_BYTES / 8;
-            context.set_ipc_term_buffer_length(if large { LARGE_TERM_BYTES } else { TERM_BYTES })?;
-            context.set_ipc_mtu_length(MTU_BYTES)?;
-            context.set_term_buffer_sparse_file(false)?;
-            Ok(())
-        })
-        .map_err(|error| error.to_string())
-    });
-    Ok(started.join().map_err(|_| "the media driver panicked")??)
+/// Removes the logs, which are large, also if the driver is killed before it could.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Starts a thread of Aeron's on any core, and before the two that spin: the media driver moves the sender's limit,
+/// and a client's conductor keeps the client alive.
+fn beside_spinners<T>(core: usize, start: impl FnOnce() -> T) -> Result<T> {
+    machine::pin_to_any();
+    sys::raise_priority(1);
+    let started = start();
+    sys::raise_priority(-1);
+    machine::pin(core)?;
+    Ok(started)
+}
+
+/// With threads of its own: the crate's ready-made driver yields in a loop, which at a real-time priority keeps a core.
+fn driver(directory: &Path, size: usize) -> Result<AeronDriver> {
+    let directory = CString::new(directory.as_os_str().as_encoded_bytes())?;
+    let context = AeronDriverContext::new()?;
+    context.set_dir(&directory)?;
+    context.set_dir_delete_on_shutdown(true)?;
+    context.set_threading_mode(aeron_threading_mode_t::AERON_THREADING_MODE_SHARED)?;
+    context.set_shared_idle_strategy(c"sleep-ns")?;
+    context.set_shared_idle_strategy_init_args(DRIVER_SLEEP)?;
+    let large = size > TERM_BYTES / 8;
+    context.set_ipc_term_buffer_length(if large { LARGE_TERM_BYTES } else { TERM_BYTES })?;
+    context.set_ipc_mtu_length(MTU_BYTES)?;
+    context.set_term_buffer_sparse_file(false)?;
+    let driver = AeronDriver::new(&context)?;
+    beside_spinners(Cores::TWO.server, || driver.start(false))??;
+    Ok(driver)
 }
