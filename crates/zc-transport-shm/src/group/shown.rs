@@ -288,6 +288,7 @@ impl Shown {
             // is looked at again.
             self.regions = Some(regions);
             self.chores.set_over();
+            self.chores.wake();
         }
     }
 
