@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -13,7 +14,7 @@ use zc_core::transport::*;
 use crate::bell::PeerBell;
 use crate::common::{End, Setup, body, data, links, run, try_end};
 use crate::layout::{
-    BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, NOTIFIED, REMOTE_CONSUMED,
+    ACK, BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, NOTIFIED, REMOTE_CONSUMED,
     REMOTE_REVOKED, REMOTE_RING, RX_SLEEP, Return, SHARED, SLOT_WORDS, Share, TAKEN, TX_SLEEP,
 };
 use crate::limits::{REMOTE_SLOTS, RING_SLOTS};
@@ -741,6 +742,51 @@ fn a_lie_releases_nothing_and_the_end_does() {
             assert!(good.lane.tx.poll_flush(&mut cx).is_ready());
             tokio::task::yield_now().await;
         }
+    });
+}
+
+/// The end of the peer's stream is heard behind a descriptor for which there is no room, also by a lane that had ended before.
+/// In a process of its own, since the limit is the process's.
+#[test]
+fn the_end_behind_what_can_not_be_opened() {
+    const CHILD: &str = "ZC_SHM_TEST_WITHOUT_DESCRIPTORS";
+    if std::env::var_os(CHILD).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let name = "hostile_tests::the_end_behind_what_can_not_be_opened";
+        let done = child.args(["--exact", name]).env(CHILD, "1").output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+        return;
+    }
+    run(async {
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        let mut buf = good.alloc(4000).await;
+        buf.put_slice(&body(4000, 1));
+        let keep = buf.freeze();
+        good.send(data(1, keep.clone())).await.unwrap();
+        send_arenas(&mut evil, 1).await;
+        let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        limit.current = Some(3);
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+        // Until it has seen that there is something it can't open.
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut drive =
+            |good: &mut End| good.lane.drive.as_mut().unwrap().poll_drive(&mut cx, Instant::now());
+        while drive(&mut good).unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+        evil.slot(Head::new(Kind::Close, ACK, 0), 0, &[]);
+        let error = good.recv().await.unwrap_err();
+        assert!(matches!(error, LaneError::Protocol(_)), "{error}");
+        let mut keep = Some(keep.try_into_mut().expect_err("writable while the peer reads it"));
+        drop(evil.link);
+        // Driven only when it asks to be.
+        std::future::poll_fn(|cx| {
+            good.drive(cx);
+            assert!(good.lane.tx.poll_flush(cx).is_ready());
+            keep = keep.take().and_then(|keep| keep.try_into_mut().err());
+            if keep.is_none() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     });
 }
 

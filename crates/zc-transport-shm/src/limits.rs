@@ -70,8 +70,8 @@ pub const MAX_QUEUED_FRAMES: usize = 1024;
 pub const MAX_REPORTS: usize = 1024;
 /// Descriptors that a peer may send ahead of their entries in the ring; one more is an error.
 pub const MAX_PENDING_DESCRIPTORS: usize = 8;
-/// How long a lane waits for a descriptor when memory of the peer came and the process has none left, milliseconds; then it
-/// ends. What was sent before that memory is received meanwhile ...
+/// How long a lane waits for a descriptor when it needs memory of the peer that came and the process has none left, milliseconds;
+/// then it ends. What was sent before that memory is received meanwhile ...
 pub const DESCRIPTOR_WAIT_MS: u64 = 10_000;
 /// ... and how often it looks for one.
 pub const DESCRIPTOR_LOOK_MS: u64 = 50;

@@ -196,6 +196,8 @@ impl PeerArena {
     pub(crate) fn grow(&mut self, grow: Grow, fd: OwnedFd) -> Result<(), LaneError> {
         self.check(grow)?;
         let bytes = usize::try_from(grow.bytes()).map_err(|_| lie("shm arena: length"))?;
+        // There may be descriptors again.
+        spare::restock();
         // Its descriptor is only for those to whom it is passed on, who get copies then.
         let region = if spare::is_there() { sys::map_peer(fd, bytes) } else { sys::map_and_close(fd, bytes) };
         let region = region?;

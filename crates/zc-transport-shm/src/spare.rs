@@ -1,7 +1,7 @@
 //! A descriptor in reserve, for when the process has no more.
 //!
-//! A peer's memory needs one only until it is mapped. So the reserve is given up to receive it, its descriptor is closed when
-//! it is mapped, and then there is room for the reserve again: a process at its limit goes on, one arena at a time.
+//! A peer's memory needs one only until it is mapped. So the reserve is given up to receive what is to be mapped at once, its
+//! descriptor is closed then, and there is room for the reserve again: a process at its limit goes on, one arena at a time.
 
 use std::os::fd::OwnedFd;
 

@@ -79,6 +79,16 @@ fn memory_that_comes_when_there_are_no_descriptors_left() {
 }
 
 #[test]
+fn memory_that_is_never_named_does_not_hold_the_reserve() {
+    run_part("never named", "", "");
+}
+
+#[test]
+fn memory_that_is_mapped_when_there_are_descriptors_again_keeps_its_own() {
+    run_part("in time", "", "");
+}
+
+#[test]
 fn descriptors_that_never_come_end_the_lane_in_so_many_words() {
     run_part("given up", "", "");
 }
@@ -100,6 +110,8 @@ fn child() {
         Ok("link") => run(link()),
         Ok("descriptors") => run(descriptors()),
         Ok("arenas") => run(arenas()),
+        Ok("never named") => run(never_named()),
+        Ok("in time") => run(in_time()),
         Ok("given up") => run(given_up()),
         Ok("join") => run(join()),
         _ => return,
@@ -211,26 +223,72 @@ async fn arenas() {
     assert_eq!((a.ledger.snapshot().copied_bytes(), b.ledger.snapshot().copied_bytes()), (0, 0));
 }
 
+/// Until there is something that it can't open.
+async fn drive_until_it_lacks(end: &mut End, start: Instant) -> Instant {
+    let mut cx = Context::from_waker(Waker::noop());
+    loop {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if let Some(next) = end.lane.drive.as_mut().unwrap().poll_drive(&mut cx, start).unwrap() {
+            return next;
+        }
+    }
+}
+
+/// A peer may make memory long before it sends something in it, or only pretend to.
+async fn never_named() {
+    let (mut a, mut b) = pair(&Setup::default()).await;
+    let (mut hoarder, mut end) = pair(&Setup::default()).await;
+    let mut buf = hoarder.alloc(1 << 20).await;
+    send_large(&mut a, 1, 1 << 20).await;
+    let all = all_descriptors(0);
+    let mut cx = Context::from_waker(Waker::noop());
+    let start = Instant::now();
+    let next = drive_until_it_lacks(&mut end, start).await;
+    assert_eq!(next, start + Duration::from_millis(DESCRIPTOR_LOOK_MS));
+    assert!(receive(&mut b).await.unwrap()[0].payload == body(1 << 20, 1)[..]);
+    // Nor does it end the lane, which does not need it yet.
+    let late = start + Duration::from_millis(2 * DESCRIPTOR_WAIT_MS);
+    let mut drive = |now| end.lane.drive.as_mut().unwrap().poll_drive(&mut cx, now).unwrap();
+    assert_eq!(drive(late), Some(late + Duration::from_millis(DESCRIPTOR_LOOK_MS)));
+    assert!(rustix::io::fcntl_dupfd_cloexec(&all[0], 0).is_err(), "descriptors are left");
+    buf.put_slice(&body(1 << 20, 2));
+    hoarder.send(data(1, buf.freeze())).await.unwrap();
+    assert!(receive(&mut end).await.unwrap()[0].payload == body(1 << 20, 2)[..]);
+}
+
+/// The reserve was spent on it, and could be had again before it was mapped: it can be passed on.
+async fn in_time() {
+    let (mut a, mut b) = pair(&Setup::default()).await;
+    send_large(&mut a, 1, 1 << 20).await;
+    let all = all_descriptors(0);
+    drive_until_it_lacks(&mut b, Instant::now()).await;
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(b.lane.rx.poll_recv(&mut cx, &mut Batch::new()).is_pending());
+    // Now it is waited for.
+    b.drive(&mut cx);
+    drop(all);
+    let got = b.recv().await.unwrap();
+    assert!(got[0].payload.segments()[0].region().unwrap().fd().is_some());
+}
+
 /// What was sent before arrives, and then the reason; the other side hears of the end.
 async fn given_up() {
     let (mut a, mut b) = pair(&Setup::default()).await;
-    send_large(&mut a, 1, 1 << 20).await;
+    a.send(data(1, body(60, 1))).await.unwrap();
     send_large(&mut a, 2, 7 << 20).await;
-    let _all = all_descriptors(0);
-    let mut cx = Context::from_waker(Waker::noop());
+    let before = getrlimit(Resource::Nofile);
+    // What is in reserve has a number above the limit, and makes no room.
+    setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).unwrap();
     let start = Instant::now();
-    let mut drive = |now| b.lane.drive.as_mut().unwrap().poll_drive(&mut cx, now).unwrap();
-    // Nobody receives, so the first one's memory is not mapped: there is nothing in reserve for the second.
-    let next = loop {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        if let Some(next) = drive(start) {
-            break next;
-        }
-    };
+    let mut got = b.recv().await.unwrap();
+    assert!(got.remove(0).payload == body(60, 1)[..]);
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(b.lane.rx.poll_recv(&mut cx, &mut Batch::new()).is_pending());
+    let next = drive_until_it_lacks(&mut b, start).await;
     assert_eq!(next, start + Duration::from_millis(DESCRIPTOR_LOOK_MS));
+    let mut drive = |now| b.lane.drive.as_mut().unwrap().poll_drive(&mut cx, now).unwrap();
     assert_eq!(drive(next), Some(next + Duration::from_millis(DESCRIPTOR_LOOK_MS)));
     assert_eq!(drive(start + Duration::from_millis(DESCRIPTOR_WAIT_MS)), None);
-    assert!(b.recv().await.unwrap()[0].payload == body(1 << 20, 1)[..]);
     let error = b.recv().await.unwrap_err();
     assert!(matches!(error, LaneError::Os { errno, .. } if errno == Errno::MFILE.raw_os_error()), "{error}");
     assert!(error.to_string().contains("ulimit -n"), "{error}");

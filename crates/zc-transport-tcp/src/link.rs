@@ -19,9 +19,6 @@ use crate::io::{ByteIo, retry, shutdown};
 use crate::limits::MAX_DESCRIPTORS;
 use crate::sys;
 
-/// The most descriptors that the kernel passes at once (`SCM_MAX_FD`).
-const SCM_MAX_FD: usize = 253;
-
 /// A connected TCP or Unix stream socket.
 ///
 /// ```
@@ -147,7 +144,7 @@ fn send_descriptors(fd: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> rustix::io::R
 /// What can't be opened would be lost, so it is looked at first: that opens copies, and takes nothing away.
 fn recv_descriptors(fd: BorrowedFd<'_>, max: usize, out: &mut Vec<OwnedFd>) -> io::Result<usize> {
     if max > 0 {
-        look_at_descriptors(fd, out)?;
+        look_at_descriptors(fd, max, out)?;
     }
     let taken = recv_byte(fd, &mut RecvAncillaryBuffer::new(&mut []), RecvFlags::empty())?;
     if out.len() > max || max == 0 && taken.contains(ReturnFlags::CTRUNC) {
@@ -157,18 +154,19 @@ fn recv_descriptors(fd: BorrowedFd<'_>, max: usize, out: &mut Vec<OwnedFd>) -> i
     Ok(1)
 }
 
-/// All descriptors that came are owned before anything is judged, so none leaks.
-fn look_at_descriptors(fd: BorrowedFd<'_>, out: &mut Vec<OwnedFd>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
+/// All descriptors that came are owned before anything is judged, so none leaks. No more are opened than it takes to see that
+/// there are too many.
+fn look_at_descriptors(fd: BorrowedFd<'_>, max: usize, out: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space[..rustix::cmsg_space!(ScmRights(max + 1))]);
     let flags = recv_byte(fd, &mut control, RecvFlags::PEEK)?;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
             out.extend(fds);
         }
     }
-    if flags.contains(ReturnFlags::CTRUNC) {
-        // There was room for as many as can travel: we could not open them all.
+    if flags.contains(ReturnFlags::CTRUNC) && out.len() <= max {
+        // There was room for one more: we could not open them all.
         out.clear();
         return Err(Errno::MFILE.into());
     }

@@ -40,8 +40,14 @@ impl Chores {
         self.in_group.store(is, Ordering::Release);
     }
 
-    pub(super) fn set_over(&self, is: bool) {
-        self.over.store(is, Ordering::SeqCst);
+    pub(super) fn set_over(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Look afterwards: of whoever said so before, it is seen.
+    pub(super) fn clear_over(&self) {
+        // A store alone could hide what it overwrites, and not see why it was said.
+        self.over.swap(false, Ordering::AcqRel);
     }
 
     pub(crate) fn wake(&self) {

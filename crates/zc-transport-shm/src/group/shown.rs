@@ -147,14 +147,21 @@ impl Shown {
     }
 
     /// Leaves groups of which nothing can be sent any more: nobody has a handle or a buffer.
-    pub(crate) fn leave_over(&mut self) {
-        self.chores.set_over(false);
+    fn leave_over(&mut self) {
+        self.chores.clear_over();
         while let Some(over) = self.groups.iter().find(|joined| joined.membership.is_over()) {
             self.leave(over.id());
         }
     }
 
-    /// Whether there is, or was lately, something that the peer maps.
+    /// The look now and then: leaves what is over. Whether anything of groups is here; then tell what is gone, and
+    /// [rest](Self::rest).
+    pub(crate) fn look(&mut self) -> bool {
+        self.leave_over();
+        self.regions.is_some()
+    }
+
+    /// Whether there is something that the peer maps, or may.
     pub(crate) fn is_used(&self) -> bool {
         !self.groups.is_empty() || self.announced.contains(&true)
     }
@@ -272,8 +279,16 @@ impl Shown {
 
     /// Lets go of what only groups need, when there is none any more: there are not many registrars.
     pub(crate) fn rest(&mut self) {
-        if !self.is_used() && !self.has_loans() {
-            self.regions = None;
+        if self.is_used() || self.has_loans() {
+            return;
+        }
+        let Some(regions) = self.regions.take() else { return };
+        if let Err(regions) = Arc::try_unwrap(regions) {
+            // Somebody is about to say that a region is gone, and what it counts must not follow what others count later. It
+            // is looked at again.
+            self.regions = Some(regions);
+            self.chores.set_over();
+            self.chores.wake();
         }
     }
 
@@ -420,7 +435,7 @@ impl Registrar for Regions {
     }
 
     fn group_is_over(&self, _: GroupId) {
-        self.chores.set_over(true);
+        self.chores.set_over();
         self.chores.wake();
     }
 }
@@ -551,6 +566,31 @@ mod tests {
         let back = Return { slab: lent.slab, generation: lent.generation, block: lent.block as u16 };
         to.shown.take_back(back).unwrap();
         assert!(place(&to.shown, &from.message).is_some());
+    }
+
+    /// A group that was left may be over a moment later; that is looked at once, and not for ever.
+    #[test]
+    fn the_end_of_a_group_that_was_left_is_looked_at_once() {
+        let mut one = connection().shown;
+        one.chores.set_over();
+        assert!(one.chores.any() && !one.look() && !one.chores.any());
+    }
+
+    /// Somebody is in the middle of telling that a region is gone.
+    #[test]
+    fn who_counts_what_is_gone_is_waited_for() {
+        let hub = MemoryGroup::new(BufPool::builder());
+        let mut one = connection().shown;
+        one.join(&hub).unwrap();
+        one.leave(hub.id());
+        let teller = one.regions.clone().unwrap();
+        assert!(one.look());
+        one.rest();
+        assert!(one.regions.is_some() && one.chores.any(), "it is looked at again");
+        drop(teller);
+        assert!(one.look());
+        one.rest();
+        assert!(one.regions.is_none() && !one.chores.any() && !one.look());
     }
 
     /// A connection that is in no group any more is no registrar either.

@@ -37,6 +37,10 @@ impl LaneDrive for Drive {
         self.credit.drive(cx, shared);
         // The end is told by the halves: what was sent before it is delivered first.
         if shared.ended().is_some() {
+            if shared.lacks_descriptors() {
+                // Behind it may be the end of the peer's stream, of which nobody would hear.
+                shared.give_up_descriptors();
+            }
             self.next_trim = None;
             return Ok(None);
         }
@@ -58,18 +62,24 @@ impl LaneDrive for Drive {
 }
 
 impl Drive {
-    /// If memory came for which there is no descriptor: when to look again. The lane ends when there has been none for long.
+    /// If memory came for which there is no descriptor: when to look again. The lane ends when there has been none for long, but
+    /// not while it can do without: memory may be ready long before a message lies in it.
     fn wait_for_descriptors(&mut self, now: Instant) -> Option<Instant> {
         if !self.shared.lacks_descriptors() {
             self.gives_up = None;
             return None;
+        }
+        let next = now + Duration::from_millis(DESCRIPTOR_LOOK_MS);
+        if !self.shared.waits_for_descriptors() {
+            self.gives_up = None;
+            return Some(next);
         }
         let until = *self.gives_up.get_or_insert(now + Duration::from_millis(DESCRIPTOR_WAIT_MS));
         if now >= until {
             self.shared.end_without_descriptors();
             return None;
         }
-        Some(until.min(now + Duration::from_millis(DESCRIPTOR_LOOK_MS)))
+        Some(until.min(next))
     }
 
     /// Has unused arenas looked for, and what is gone of groups, and says when next.

@@ -40,16 +40,26 @@ pub(crate) struct Link {
 #[derive(Default)]
 struct State {
     io: Option<Box<dyn ControlLink>>,
-    /// Descriptors that came before their entry in the ring was read.
-    fds: VecDeque<OwnedFd>,
-    /// An export that came before its record was read.
-    export: Option<OwnedFd>,
+    came: Came,
     /// The peer's lane is at its end, or it lied: nothing but the end of its stream matters.
     over: bool,
     /// The peer was told that our lane is at its end.
     told: bool,
     /// Nobody drives the lane any more.
     left: bool,
+}
+
+/// Descriptors that came, and who waits for what did not.
+#[derive(Default)]
+struct Came {
+    /// They came before their entry in the ring was read.
+    arenas: VecDeque<OwnedFd>,
+    /// The receiving half is at an entry whose descriptor has not come.
+    wants_arena: bool,
+    /// An export that came before its record was read.
+    export: Option<OwnedFd>,
+    /// It was asked for.
+    wants_export: bool,
 }
 
 impl Link {
@@ -75,14 +85,29 @@ impl Link {
         }
     }
 
-    /// The descriptor that came first, if one did.
-    pub(crate) fn take_fd(&self) -> Option<OwnedFd> {
-        self.state.lock().fds.pop_front()
+    /// The descriptor that came first; if none did, it is waited for. `Err(true)`: look again, now that it is.
+    pub(crate) fn take_fd(&self) -> Result<OwnedFd, bool> {
+        let came = &mut self.state.lock().came;
+        came.arenas
+            .pop_front()
+            .ok_or_else(|| !std::mem::replace(&mut came.wants_arena, true) && self.lacks_descriptors())
+    }
+
+    /// Whether the peer was asked for an export; true: look again, now that it was.
+    pub(crate) fn expect_export(&self, is: bool) -> bool {
+        let came = &mut self.state.lock().came;
+        let before = std::mem::replace(&mut came.wants_export, is);
+        is && !before && self.lacks_descriptors()
     }
 
     /// The export that came, if one did.
     pub(crate) fn take_export(&self) -> Option<OwnedFd> {
-        self.state.lock().export.take()
+        self.state.lock().came.export.take()
+    }
+
+    /// Whether one of the halves can't go on without a descriptor that has not come.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.state.lock().came.is_waited_for()
     }
 
     /// Whether a descriptor came that can't be opened. It is not lost: read again after a while.
@@ -93,6 +118,7 @@ impl Link {
     /// What could not be opened is not waited for any more; nothing but the end of the peer's stream matters.
     pub(crate) fn give_up(&self) {
         self.state.lock().over = true;
+        self.lacks.store(false, Ordering::Release);
     }
 
     /// Reads what came; a bounded part of it, and then wakes `cx` for the rest.
@@ -115,11 +141,11 @@ impl Link {
     /// `Err` is the last thing that is said for now.
     fn read_one(&self, cx: &mut Context<'_>) -> Poll<Result<News, News>> {
         let mut state = self.state.lock();
-        let State { io: Some(io), fds, export, over, .. } = &mut *state else { return Poll::Pending };
+        let State { io: Some(io), came: kept, over, .. } = &mut *state else { return Poll::Pending };
         if self.readers_gone() {
             return Poll::Pending;
         }
-        let came = match receive(&mut **io, cx, *over) {
+        let came = match receive(&mut **io, cx, *over, kept.is_waited_for()) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(came) => came,
         };
@@ -143,7 +169,7 @@ impl Link {
             Err(error) => LaneError::os("read the control link", &error),
             Ok(_) if *over => return Poll::Ready(Ok(News::None)),
             Ok(got) if got.is_empty() => LaneError::PeerGone("its lane ended"),
-            Ok(got) => match got.into_iter().try_for_each(|fd| keep(fd, fds, export)) {
+            Ok(got) => match got.into_iter().try_for_each(|fd| kept.keep(fd)) {
                 Ok(()) => return Poll::Ready(Ok(News::Descriptors)),
                 Err(error) => error,
             },
@@ -163,9 +189,15 @@ impl Link {
         }
     }
 
-    /// Nobody drives the lane any more: whoever wants to know of the peer's end asks.
+    /// Nobody drives the lane any more: whoever wants to know of the peer's end asks. Descriptors are nobody's.
     pub(crate) fn leave(&self) {
-        self.state.lock().left = true;
+        let mut state = self.state.lock();
+        (state.left, state.over) = (true, true);
+        let came = std::mem::take(&mut state.came);
+        drop(state);
+        drop(came);
+        // One of them may have taken its place.
+        spare::restock();
     }
 
     /// Looks whether the peer's last reader is gone, if no drive does.
@@ -176,11 +208,16 @@ impl Link {
     }
 }
 
-/// The next byte, and its descriptor: none is opened when the lane is `over`. If there is no room for it, what is in reserve
-/// makes some.
-fn receive(io: &mut dyn ControlLink, cx: &mut Context<'_>, over: bool) -> Poll<io::Result<Vec<OwnedFd>>> {
+/// The next byte, and its descriptor: none is opened when the lane is `over`. If there is no room for one that somebody waits for,
+/// what is in reserve makes some; a peer that sends what it never names has no hold on that.
+fn receive(
+    io: &mut dyn ControlLink,
+    cx: &mut Context<'_>,
+    over: bool,
+    waited_for: bool,
+) -> Poll<io::Result<Vec<OwnedFd>>> {
     match io.poll_recv_descriptors(cx, if over { 0 } else { 1 }) {
-        Poll::Ready(Err(error)) if sys::is_out_of_descriptors(&error) => {
+        Poll::Ready(Err(error)) if waited_for && sys::is_out_of_descriptors(&error) => {
             spare::restock();
             if spare::give_up() { io.poll_recv_descriptors(cx, 1) } else { Poll::Ready(Err(error)) }
         }
@@ -188,18 +225,29 @@ fn receive(io: &mut dyn ControlLink, cx: &mut Context<'_>, over: bool) -> Poll<i
     }
 }
 
-/// Keeps a descriptor for who will ask for it: an arena's, or an export's.
-fn keep(fd: OwnedFd, arenas: &mut VecDeque<OwnedFd>, export: &mut Option<OwnedFd>) -> Result<(), LaneError> {
-    if sys::is_export(&fd) {
-        // An honest peer sends one when it is asked, and is asked again when that is there.
-        return export.replace(fd).map_or(Ok(()), |_| Err(lie("shm link: exports").into()));
+impl Came {
+    fn is_waited_for(&self) -> bool {
+        self.wants_arena || self.wants_export && self.export.is_none()
     }
-    // An honest peer waits until we have read the entries in the ring.
-    if arenas.len() >= MAX_PENDING_DESCRIPTORS {
-        return Err(lie("shm link: descriptors").into());
+
+    /// Keeps a descriptor for who will ask for it: an arena's, or an export's.
+    fn keep(&mut self, fd: OwnedFd) -> Result<(), LaneError> {
+        if sys::is_export(&fd) {
+            // An honest peer sends one when it is asked, and is asked again when that is there.
+            if !self.wants_export || self.export.is_some() {
+                return Err(lie("shm link: exports").into());
+            }
+            self.export = Some(fd);
+            return Ok(());
+        }
+        // An honest peer waits until we have read the entries in the ring.
+        if self.arenas.len() >= MAX_PENDING_DESCRIPTORS {
+            return Err(lie("shm link: descriptors").into());
+        }
+        self.arenas.push_back(fd);
+        self.wants_arena = false;
+        Ok(())
     }
-    arenas.push_back(fd);
-    Ok(())
 }
 
 /// An end with bytes that were not read is a reset.
@@ -216,5 +264,37 @@ impl Drop for Readers {
         if let Some(io) = &mut self.0.state.lock().io {
             let _ = io.poll_shutdown(&mut Context::from_waker(Waker::noop()));
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::future::poll_fn;
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::common::{links, run};
+
+    /// The reserve is not spent on what nobody will take, nor is the end missed behind it.
+    #[test]
+    fn a_link_that_was_left_opens_nothing() {
+        run(async {
+            let (mut peer, ours) = links().await;
+            let link = Link::default();
+            link.adopt(ours);
+            let region = sys::create(4096).unwrap();
+            for _ in 0..2 {
+                poll_fn(|cx| peer.poll_send_descriptors(cx, &[region.fd().unwrap().as_fd()])).await.unwrap();
+            }
+            poll_fn(|cx| link.read_one(cx)).await.unwrap();
+            link.leave();
+            drop(peer);
+            while !link.readers_gone() {
+                tokio::task::yield_now().await;
+                link.look_for_end();
+            }
+            assert!(link.take_fd().is_err());
+        });
     }
 }

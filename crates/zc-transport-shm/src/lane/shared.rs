@@ -185,9 +185,20 @@ impl Shared {
         self.link.poll_send(&mut Context::from_waker(&self.halves), fd)
     }
 
-    /// The descriptor that came first, if one did.
+    /// The descriptor that came first; if none did, the reserve may be spent on it.
     pub(super) fn take_fd(&self) -> Option<OwnedFd> {
-        self.link.take_fd()
+        let taken = self.link.take_fd();
+        if let Err(true) = taken {
+            self.wakers.drive.wake();
+        }
+        taken.ok()
+    }
+
+    /// Whether the peer was asked for an export.
+    pub(crate) fn expect_export(&self, is: bool) {
+        if self.link.expect_export(is) {
+            self.wakers.drive.wake();
+        }
     }
 
     /// The export that came, if one did.
@@ -205,9 +216,20 @@ impl Shared {
         self.link.lacks_descriptors()
     }
 
+    /// Whether one of the halves waits for it.
+    pub(super) fn waits_for_descriptors(&self) -> bool {
+        self.link.is_waited_for()
+    }
+
+    /// It is not waited for any more, and what is behind it is read.
+    pub(super) fn give_up_descriptors(&self) {
+        self.link.give_up();
+        self.wakers.drive.wake();
+    }
+
     /// Ends the lane for want of descriptors.
     pub(super) fn end_without_descriptors(&self) {
-        self.link.give_up();
+        self.give_up_descriptors();
         let (errno, operation) = (Errno::MFILE.raw_os_error(), "receive memory of the peer");
         self.end(LaneError::Os { errno, operation });
     }

@@ -101,6 +101,12 @@ impl Remote {
         advanced.inspect_err(|error| self.shared.end(error.clone()))
     }
 
+    /// Only what is asked for brings a descriptor.
+    fn set_asked(&mut self, asked: bool) {
+        self.asked = asked;
+        self.shared.expect_export(asked);
+    }
+
     /// Reads what the peer said.
     fn listen(&mut self) -> Result<(), LaneError> {
         while let Some(record) = self.channel.next()? {
@@ -130,7 +136,7 @@ impl Remote {
                 return Err(lie("shm remote: no question").into());
             }
             R::Refuse { later } => {
-                self.asked = false;
+                self.set_asked(false);
                 let status = if later { RemoteStatus::Busy } else { RemoteStatus::Revoked };
                 let refused = self.waiting.pop_front();
                 self.done.extend(refused.map(|w| completion(w.token, status, w.op)));
@@ -157,7 +163,7 @@ impl Remote {
         if given.revoked {
             self.user.revoke(key)?;
         }
-        self.asked = false;
+        self.set_asked(false);
         Ok(())
     }
 
@@ -175,7 +181,7 @@ impl Remote {
             };
             if !self.user.knows(&name) {
                 self.channel.say(record::Record::Ask(name));
-                self.asked = true;
+                self.set_asked(true);
                 self.waiting.push_front(Waiting { token, key, offset, op });
                 break;
             }

@@ -416,6 +416,16 @@ fn answers_to_no_question_and_counts_that_lie_end_the_lane() {
             let error = turn(&mut good, &mut Batch::new()).unwrap_err().to_string();
             assert!(error.contains("no question"), "{error}");
         }
+        // An export that was not asked for would be kept for nobody.
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        send(&mut evil, &export(4096));
+        let error = loop {
+            if let Err(error) = turn(&mut good, &mut Batch::new()) {
+                break error.to_string();
+            }
+            tokio::task::yield_now().await;
+        };
+        assert!(error.contains("link: exports"), "{error}");
         // More notifications than there is a window for, while the export takes none.
         let (mut good, mut evil) = join(Trust::Cooperative).await;
         let sink = Arc::new(Sink::default());

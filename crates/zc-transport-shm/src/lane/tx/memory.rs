@@ -167,8 +167,7 @@ impl Tx {
             self.announce(Kind::Retire, &[at.into()]);
         }
         self.arena.age();
-        if self.shown.is_used() {
-            self.shown.leave_over();
+        if self.shown.look() {
             self.tell_gone();
             self.shown.rest();
             abandoned::sweep_at_times();
