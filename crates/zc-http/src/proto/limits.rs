@@ -32,8 +32,8 @@ pub struct Limits {
     pub call_window_bytes: u32,
     /// Body bytes of all calls that may arrive before the application takes any. Default 8 MiB.
     pub connection_window_bytes: u32,
-    /// Body bytes of one call that may arrive although the connection's window is used up, so that calls nobody reads never block
-    /// the others: together at most so many for each call beyond that window. 0: none. Default 16 KiB.
+    /// Body bytes of one call that may arrive although `connection_window_bytes` are used up, so that calls which nobody reads
+    /// never block the others. 0: none. Default 16 KiB.
     pub call_reserve_bytes: u32,
     /// Names and values of one header block, plus 32 bytes for each field; at most 60 KiB. Default 16 KiB.
     pub max_header_bytes: u32,
