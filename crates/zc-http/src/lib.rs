@@ -47,7 +47,7 @@ mod server;
 mod stream;
 
 pub use body::Body;
-pub use channel::{Channel, ChannelBuilder, Protocol, ResponseFuture};
+pub use channel::{Channel, ChannelBuilder, Protocol, ResponseFuture, Siblings};
 pub use error::{BoxError, Error, ErrorKind, Executed};
 pub use listening::Listening;
 pub use proto::{Code, Limits, Violation};

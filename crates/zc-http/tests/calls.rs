@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +20,9 @@ use zc_http::{Body, Channel, Error, ErrorKind, Executed, Limits, Server};
 
 /// A hang guard, not a bound on speed.
 const HANG: Duration = Duration::from_secs(60);
+
+static LARGE: LazyLock<Bytes> =
+    LazyLock::new(|| (0..3_u32 << 20).map(|n| (n * 7) as u8).collect::<Vec<_>>().into());
 
 type Answer = Result<Response<BoxBody<Bytes, zc_http::BoxError>>, Infallible>;
 
@@ -73,7 +76,7 @@ async fn handle(alive: Alive, request: Request<Body>) -> Answer {
             .body(full(parts.method.to_string()))
             .unwrap(),
         "/early" => Response::new(full("early")),
-        "/large" => Response::new(full(vec![7; 3 << 20])),
+        "/large" => Response::new(full(LARGE.clone())),
         "/never" => {
             let _held = body;
             std::future::pending().await
@@ -119,6 +122,17 @@ async fn world(uri: &str, server: Server, limits: Limits) -> World {
     World { channel, alive, server, stop, uri }
 }
 
+/// One of each kind.
+fn uris(test: &str) -> [String; 4] {
+    let name = format!("zc-calls-{test}-{}", std::process::id());
+    [
+        format!("zc+mem://calls-{test}"),
+        "zc+tcp://127.0.0.1:0".to_owned(),
+        format!("zc+unix://@{name}"),
+        format!("zc+shm://@{name}-shm"),
+    ]
+}
+
 fn small_windows() -> Limits {
     let mut limits = Limits::default();
     limits.call_window_bytes = 10_000;
@@ -150,11 +164,9 @@ impl World {
 
 #[tokio::test]
 async fn heads_bodies_and_trailers_on_every_transport() {
-    let name = format!("zc-calls-all-{}", std::process::id());
-    let (unix, shm) = (format!("zc+unix://@{name}"), format!("zc+shm://@{name}-shm"));
-    for uri in ["zc+mem://calls-all", "zc+tcp://127.0.0.1:0", &unix, &shm] {
+    for uri in uris("all") {
         for limits in [Limits::default(), small_windows()] {
-            let world = world(uri, Server::new().limits(limits.clone()), limits).await;
+            let world = world(&uri, Server::new().limits(limits.clone()), limits).await;
             assert_eq!(world.text("/echo", "hello").await.unwrap(), "hello");
             assert_eq!(world.text("/collect", "hello").await.unwrap(), "hello");
             let request = Request::put("/method?a=b").header("x", "y").body(Empty::<Bytes>::new()).unwrap();
@@ -194,19 +206,53 @@ async fn both_directions_stream_at_the_same_time() {
     world.alive.wait_for(0).await;
 }
 
+/// Many more in each direction than the connection's window has room for.
+const STALLED: usize = 100;
+
 #[tokio::test]
-async fn a_stalled_stream_never_blocks_the_others() {
-    let world = world("zc+mem://calls-stalled", Server::new().limits(small_windows()), small_windows()).await;
-    let mut stalled = Vec::new();
-    for _ in 0..5 {
-        // Nobody takes their bodies.
-        stalled.push(world.call("/large", Empty::new()).await.unwrap());
-    }
-    for _ in 0..200 {
-        assert_eq!(world.text("/echo", "hello").await.unwrap(), "hello");
-    }
-    for response in stalled {
-        assert_eq!(response.into_body().collect().await.unwrap().to_bytes().len(), 3 << 20);
+async fn stalled_streams_never_block_the_others_on_any_transport() {
+    for uri in uris("stalled") {
+        let mut small = small_windows();
+        small.max_calls = Limits::default().max_calls;
+        // Less than the windows of the calls, and more.
+        small.call_reserve_bytes = 5000;
+        for limits in [Limits::default(), small] {
+            let world = world(&uri, Server::new().limits(limits.clone()), limits.clone()).await;
+            let mut answers = Vec::new();
+            for _ in 0..STALLED {
+                // Nobody takes their bodies.
+                answers.push(world.call("/large", Empty::new()).await.unwrap());
+            }
+            // Nor those of these questions.
+            let large = || Full::new(LARGE.clone());
+            let calls: Vec<_> = (0..STALLED).map(|_| Box::pin(world.call("/never", large()))).collect();
+            let mut questions = futures::future::join_all(calls);
+            let others = async {
+                world.alive.wait_for(STALLED).await;
+                for _ in 0..50 {
+                    assert_eq!(world.text("/echo", "hello").await.unwrap(), "hello");
+                }
+                for _ in 0..3 {
+                    let echoed = world.call("/echo", Full::new(LARGE.slice(..300_000))).await.unwrap();
+                    let echoed = tokio::time::timeout(HANG, echoed.into_body().collect()).await;
+                    let echoed = echoed.unwrap_or_else(|_| panic!("{uri}: it waits for those that stall"));
+                    assert_eq!(echoed.unwrap().to_bytes(), LARGE.slice(..300_000));
+                }
+                // They were held up, and not lost.
+                for answer in answers.iter_mut().step_by(30) {
+                    assert_eq!(answer.body_mut().collect().await.unwrap().to_bytes(), *LARGE);
+                }
+            };
+            tokio::select! {
+                _ = &mut questions => panic!("nobody answers"),
+                () = others => {}
+            }
+            drop((questions, answers));
+            world.alive.wait_for(0).await;
+            assert_eq!(world.text("/echo", "hello").await.unwrap(), "hello");
+            world.stop.notify_one();
+            world.server.await.unwrap();
+        }
     }
 }
 

@@ -136,6 +136,7 @@ fn fabric(uri: &str) -> Fabric {
 const MAX_CALLS: u32 = 4;
 const CALL_WINDOW: u32 = 20_000;
 const CONNECTION_WINDOW: u32 = 60_000;
+const RESERVE: u32 = 3000;
 const MAX_BODY: u32 = 8000;
 
 fn strict() -> Limits {
@@ -143,6 +144,7 @@ fn strict() -> Limits {
     limits.max_calls = MAX_CALLS;
     limits.call_window_bytes = CALL_WINDOW;
     limits.connection_window_bytes = CONNECTION_WINDOW;
+    limits.call_reserve_bytes = RESERVE;
     limits.max_body_frame_bytes = MAX_BODY;
     limits.reset_burst = 10;
     limits.resets_per_s = 1;
@@ -201,6 +203,14 @@ fn attacks() -> Vec<(&'static str, Vec<Vec<u8>>, u8)> {
             std::iter::once(settings())
                 .chain(post_all(8000))
                 .chain((1..=4).map(|id| more(id, 8000)))
+                .collect(),
+            6,
+        ),
+        (
+            "a body beyond the reserve of its call",
+            std::iter::once(settings())
+                .chain((1..=3).flat_map(|id| [post(id, 8000), more(id, 8000), more(id, 4000)]))
+                .chain([post(4, 3000), more(4, 0), more(4, 1)])
                 .collect(),
             6,
         ),

@@ -105,6 +105,15 @@ impl ByteIo {
         }
     }
 
+    /// How many bytes of the pieces a write takes as long as there is room.
+    pub(crate) fn offers(&self, pieces: &[IoSlice<'_>]) -> usize {
+        let mut full = pieces.iter().map(|piece| piece.len()).filter(|len| *len > 0);
+        match self {
+            Self::Socket { .. } => full.sum(),
+            Self::Link(_) => full.next().unwrap_or_default(),
+        }
+    }
+
     /// Writes a part of the pieces; 0 is possible, too.
     pub(crate) fn poll_write(
         &self,

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -159,6 +160,67 @@ fn a_message_beyond_the_credit_ends_the_lane_and_those_before_it_come_out() {
         let (all, done, end) = read_all(Script::new(&bytes[..6000], &[], 1), limits).await;
         assert!(all.len() == 1 && matches!(done, Err(LaneError::Protocol(_))), "{done:?}");
         assert!(end.pool.stats().peak < 10 << 20);
+    });
+}
+
+#[test]
+fn a_frame_that_takes_long_to_arrive_shows_life() {
+    run(async {
+        let (mut a, b) = links(unix()).await;
+        let mut b = end(b, wide()).await;
+        let heard = |end: &mut End| end.lane.drive.as_mut().unwrap().heard();
+        let (bytes, _) = encode(&[Sent::Data { len: 5000, ext: false, ack: false }]);
+        assert!(b.look().is_none() && !heard(&mut b), "nothing has come");
+        // The first part counts at the latest once the second is there.
+        let parts =
+            [&bytes[..10], &bytes[10..400], &bytes[400..2000], &bytes[2000..4000], &bytes[4000..5000]];
+        for (at, part) in parts.into_iter().enumerate() {
+            let sent = std::future::poll_fn(|cx| a.poll_write(cx, part)).await.unwrap();
+            assert_eq!(sent, part.len());
+            while at > 0 && !heard(&mut b) {
+                assert!(b.look().is_none());
+                tokio::task::yield_now().await;
+            }
+            for _ in 0..10 {
+                assert!(b.look().is_none());
+                heard(&mut b);
+                tokio::task::yield_now().await;
+            }
+            assert!(b.look().is_none() && !heard(&mut b), "nothing more has come");
+        }
+    });
+}
+
+#[test]
+fn a_frame_that_takes_long_to_leave_shows_life_once_the_peer_takes_more() {
+    run(async {
+        let mut script = Script::new(&[], &[], usize::MAX);
+        let space = Arc::new(AtomicUsize::new(1 << 20));
+        (script.ends, script.space) = (false, Some(space.clone()));
+        let mut a = end(Box::new(script), wide()).await;
+        let heard = |end: &mut End| end.lane.drive.as_mut().unwrap().heard();
+        for seq in 1..100 {
+            a.send(seq, body(seq as usize * 10, 1)).await;
+            a.drive();
+            assert!(!heard(&mut a), "what fits in the buffer says nothing");
+        }
+        space.store(10_000, Ordering::Relaxed);
+        a.lane.tx.start_send(frame(100, body(60_000, 1).into()), false).unwrap();
+        a.drive();
+        assert!(!heard(&mut a), "nor does what fills it");
+        for _ in 0..4 {
+            a.drive();
+            assert!(!heard(&mut a), "nothing was taken");
+            space.store(5000, Ordering::Relaxed);
+            a.drive();
+            assert!(heard(&mut a));
+        }
+        space.store(1 << 20, Ordering::Relaxed);
+        a.drive();
+        assert!(heard(&mut a), "the rest");
+        a.send(101, body(1000, 1)).await;
+        a.drive();
+        assert!(!heard(&mut a), "all of it had gone");
     });
 }
 

@@ -58,6 +58,11 @@ pub(super) const NOTES: &[Note] = &[
         "up to 2 GiB - 1",
         "so much of all bodies, received and not taken; within the connection's lease",
     ),
+    note(
+        "Limits::call_reserve_bytes",
+        "up to 2 GiB - 1; 0 turns it off",
+        "so much for each call whose body is held, on top of `connection_window_bytes`",
+    ),
     note("Limits::max_header_bytes", "up to 60 KiB", "so much for each call under way"),
     note("Limits::max_header_count", "above 0", "within `max_header_bytes`"),
     note("Limits::table_bytes", "up to 64 KiB; 0 turns it off", "so much in each direction"),
@@ -110,7 +115,7 @@ shm, each direction    12 KiB + ring_slots x {SLOT_BYTES} + {FIRST_BLOCKS} x {FI
                        in up to {MAX_SLABS} pieces, each with a descriptor of its own;
                        of groups, max_arena_bytes more in up to {MAX_SHARED_REGIONS} mappings without descriptors, each with
                        tables of 17 KiB for {MAX_SHARED_LOANS} loans
-HTTP, per connection   received: connection_window_bytes + max_calls x max_header_bytes
+HTTP, per connection   received: connection_window_bytes + max_calls x (2 x call_reserve_bytes + max_header_bytes)
                        to be sent: max_calls x (send_buffer_bytes + one piece of a body)
                        calls that wait for their turn: up to {MAX_WAITING}, with their headers
 ```

@@ -9,9 +9,12 @@ use futures::future::{BoxFuture, FutureExt, Shared};
 #[cfg(feature = "hyper")]
 use http::uri::Authority;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
+use super::back_off::BackOff;
 #[cfg(feature = "hyper")]
 use super::http2::{Http2, Under};
+use super::siblings::Siblings;
 use crate::driver::{Driver, NoHandler};
 use crate::error::{Error, ErrorKind, Executed};
 use crate::link::Link;
@@ -81,6 +84,8 @@ pub(super) struct Connector {
     greeting: Duration,
     first: Mutex<Option<zc::Connection>>,
     current: Mutex<Current>,
+    back_off: Mutex<BackOff>,
+    siblings: Option<Siblings>,
 }
 
 impl Connector {
@@ -89,8 +94,10 @@ impl Connector {
         first: Option<zc::Connection>,
         limits: Limits,
         greeting: Duration,
+        siblings: Option<Siblings>,
     ) -> Self {
-        Self { target, limits, greeting, first: Mutex::new(first), current: Mutex::new(Current::None) }
+        let (first, current, back_off) = (Mutex::new(first), Mutex::new(Current::None), Mutex::default());
+        Self { target, limits, greeting, first, current, back_off, siblings }
     }
 
     /// Whether a lost connection is replaced.
@@ -102,6 +109,49 @@ impl Connector {
         match &*self.current.lock() {
             Current::Up(up) => Some(up.clone()),
             _ => None,
+        }
+    }
+
+    /// Whether it has a connection that takes calls.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(&*self.current.lock(), Current::Up(up) if !up.is_closed())
+    }
+
+    /// Whether calls need not be left to siblings, as far as that is known without waiting.
+    pub(super) fn is_ready(&self) -> bool {
+        self.siblings.is_none() || self.is_up()
+    }
+
+    /// Waits as long as it has no connection while a sibling has one, and connects meanwhile.
+    pub(super) async fn ready(self: Arc<Self>) {
+        let Some(siblings) = &self.siblings else { return };
+        loop {
+            let mut changed = std::pin::pin!(siblings.changed());
+            changed.as_mut().enable();
+            if self.is_up() {
+                return;
+            }
+            if !siblings.any_is_up() {
+                // So the others need not wait either.
+                return siblings.notify();
+            }
+            tokio::select! {
+                () = changed => {}
+                () = self.connect_after_pause() => {}
+            }
+        }
+    }
+
+    async fn connect_after_pause(&self) {
+        let not_before = self.back_off.lock().not_before();
+        let connecting = matches!(&*self.current.lock(), Current::Connecting(_));
+        if let Some(at) = not_before
+            && !connecting
+        {
+            tokio::time::sleep_until(at).await;
+        }
+        if let Err(error) = self.up().await {
+            tracing::debug!(%error, "still not reached");
         }
     }
 
@@ -126,12 +176,15 @@ impl Connector {
                 Ok(up) => Current::Up(up.clone()),
                 Err(_) => Current::None,
             };
+            drop(current);
+            self.siblings.iter().for_each(Siblings::notify);
         }
         result
     }
 
     /// Starts connecting, as a task: who asked first may go away.
     fn begin(&self) -> Result<Connecting, Error> {
+        self.back_off.lock().attempt(Instant::now());
         let no_runtime = |_| Error::new(ErrorKind::NoRuntime, Executed::No);
         let runtime = tokio::runtime::Handle::try_current().map_err(no_runtime)?;
         let (target, first) = (self.target.clone(), self.first.lock().take());

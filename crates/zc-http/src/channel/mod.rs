@@ -1,22 +1,27 @@
 //! The client: a service that makes calls over one connection, and opens another when that is gone.
 
+mod back_off;
 mod call;
 mod connector;
 #[cfg(feature = "hyper")]
 mod http2;
+mod siblings;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::http::{Request, Response};
 use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use tower_service::Service;
 
 use self::call::call;
 use self::connector::{Connector, Target, Up};
+pub use self::siblings::Siblings;
 use crate::body::Body;
 use crate::error::{BoxError, Error};
 use crate::proto::Limits;
@@ -28,7 +33,7 @@ const DEFAULT_GREETING: Duration = Duration::from_secs(5);
 ///
 /// It connects with the first call, and again with the first call after the connection was lost: calls
 /// that were under way fail and say whether they may have executed, and none is made twice. For
-/// several servers put one channel for each behind tower's load balancing.
+/// several servers put one channel for each behind tower's load balancing, and make them [`Siblings`].
 ///
 /// ```
 /// use http_body_util::Empty;
@@ -49,9 +54,10 @@ const DEFAULT_GREETING: Duration = Duration::from_secs(5);
 /// channel.ping().await?;
 /// # Ok(()) }
 /// ```
-#[derive(Clone)]
 pub struct Channel {
     connector: Arc<Connector>,
+    /// While calls are left to siblings. A lock that is never taken: it makes the channel `Sync`.
+    readiness: Mutex<Option<BoxFuture<'static, ()>>>,
 }
 
 /// What a [`Channel`] speaks with its server.
@@ -90,6 +96,7 @@ pub enum Protocol {
 pub struct ChannelBuilder {
     limits: Limits,
     greeting: Option<Duration>,
+    siblings: Option<Siblings>,
     #[cfg(feature = "hyper")]
     fall_back: bool,
 }
@@ -104,6 +111,13 @@ impl ChannelBuilder {
     /// The longest that the peer may take for its first frame. Default 5 s.
     pub fn greeting_timeout(mut self, timeout: Duration) -> Self {
         self.greeting = Some(timeout);
+        self
+    }
+
+    /// Makes the channel one of several behind a load balancer: while it can't be reached and another can, it is not ready.
+    /// Default: it is always ready, and its calls wait for the connection or fail.
+    pub fn siblings(mut self, siblings: &Siblings) -> Self {
+        self.siblings = Some(siblings.clone());
         self
     }
 
@@ -128,7 +142,7 @@ impl ChannelBuilder {
             #[cfg(feature = "hyper")]
             fall_back: self.fall_back,
         });
-        Ok(Channel { connector: self.connector(target, None) })
+        Ok(Channel::of(self.connector(target, None)))
     }
 
     /// A channel on a connection that exists. When it ends, so does the channel.
@@ -136,13 +150,16 @@ impl ChannelBuilder {
     /// # Errors
     /// There is no tokio runtime, or the peer does not speak zc-http.
     pub async fn on(self, connection: zc::Connection) -> Result<Channel, Error> {
-        let channel = Channel { connector: self.connector(None, Some(connection)) };
+        let channel = Channel::of(self.connector(None, Some(connection)));
         channel.connector.up().await?;
         Ok(channel)
     }
 
     fn connector(self, target: Option<Target>, connection: Option<zc::Connection>) -> Arc<Connector> {
-        Arc::new(Connector::new(target, connection, self.limits, self.greeting.unwrap_or(DEFAULT_GREETING)))
+        let (greeting, siblings) = (self.greeting.unwrap_or(DEFAULT_GREETING), self.siblings.clone());
+        let connector = Arc::new(Connector::new(target, connection, self.limits, greeting, siblings));
+        self.siblings.iter().for_each(|siblings| siblings.add(&connector));
+        connector
     }
 }
 
@@ -153,6 +170,10 @@ impl Channel {
     /// The URI can't be read.
     pub fn new(fabric: &zc::Fabric, uri: &str) -> Result<Self, zc::UriError> {
         Self::builder().build(fabric, uri)
+    }
+
+    fn of(connector: Arc<Connector>) -> Self {
+        Self { connector, readiness: Mutex::new(None) }
     }
 
     /// With options.
@@ -208,6 +229,12 @@ impl Channel {
     }
 }
 
+impl Clone for Channel {
+    fn clone(&self) -> Self {
+        Self::of(self.connector.clone())
+    }
+}
+
 impl<B> Service<Request<B>> for Channel
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
@@ -216,8 +243,14 @@ where
     type Error = Error;
     type Future = ResponseFuture;
 
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        // A call waits for its connection itself, so that its deadline counts.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let readiness = self.readiness.get_mut();
+        // Without siblings a call waits for its connection itself, so that its deadline counts.
+        if !self.connector.is_ready() && tokio::runtime::Handle::try_current().is_ok() {
+            let waiting = readiness.get_or_insert_with(|| Box::pin(self.connector.clone().ready()));
+            ready!(waiting.as_mut().poll(cx));
+        }
+        *readiness = None;
         Poll::Ready(Ok(()))
     }
 

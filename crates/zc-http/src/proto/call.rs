@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, request, response};
 
 use super::error::Ended;
+use super::frame::Control;
 
 /// Names a call for as long as somebody holds a handle on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,31 @@ pub(super) struct Call {
     pub(super) rx_held: bool,
 }
 
+/// Where a call waits for its turn to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Queue {
+    #[default]
+    None,
+    Ready,
+    Starved,
+}
+
+/// What the peer lets a connection's calls send.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Allowance {
+    /// Of the connection's window; below zero once calls have used their reserve.
+    pub(super) credit: i64,
+    /// What a call may have on its way whatever the connection's credit.
+    pub(super) reserve: u32,
+    /// What a call's credit begins with.
+    pub(super) call_window: u32,
+}
+
+impl Allowance {
+    /// No bound but the call's own.
+    pub(super) const UNBOUNDED: Self = Self { credit: i64::MAX, reserve: 0, call_window: 0 };
+}
+
 #[derive(Default)]
 pub(super) struct TxHalf {
     pub(super) head: Option<Head>,
@@ -63,8 +89,7 @@ pub(super) struct TxHalf {
     pub(super) finished: bool,
     pub(super) end_sent: bool,
     pub(super) credit: u32,
-    /// In the queue of calls that have something to send.
-    pub(super) queued: bool,
+    pub(super) queue: Queue,
     /// The application was told to wait.
     pub(super) full: bool,
 }
@@ -100,6 +125,16 @@ impl Call {
         self.rx.body = rx_body;
     }
 
+    /// The grant of what was taken, if that is at least `due` bytes and the peer has more to send.
+    pub(super) fn grant(&mut self, due: u32) -> Option<Control> {
+        if self.rx.taken < due.max(1) || self.rx.end_seen || self.ended.is_some() {
+            return None;
+        }
+        let add = std::mem::take(&mut self.rx.taken);
+        self.rx.window += add;
+        Some(Control::Window { call: self.id, add })
+    }
+
     /// Both directions are done, as far as the wire goes.
     pub(super) fn is_complete(&self) -> bool {
         self.tx.end_sent && self.rx.end_seen
@@ -107,13 +142,20 @@ impl Call {
 }
 
 impl TxHalf {
-    /// Whether a frame could go now, given the connection's credit.
-    pub(super) fn can_send(&self, connection_credit: u32) -> bool {
+    /// Body bytes that may go now.
+    pub(super) fn room(&self, allowance: Allowance) -> u32 {
+        let outstanding = allowance.call_window.saturating_sub(self.credit);
+        let reserve = allowance.reserve.saturating_sub(outstanding);
+        allowance.credit.max(reserve.into()).min(self.credit.into()) as u32
+    }
+
+    /// Whether a frame could go now.
+    pub(super) fn can_send(&self, allowance: Allowance) -> bool {
         if self.end_sent {
             return false;
         }
         self.head.is_some()
-            || (self.head_sent && self.body_bytes > 0 && self.credit > 0 && connection_credit > 0)
+            || (self.head_sent && self.body_bytes > 0 && self.room(allowance) > 0)
             || (self.head_sent && self.body_bytes == 0 && self.finished)
     }
 

@@ -10,7 +10,7 @@ use http::{HeaderMap, request, response};
 
 use super::block::{Decoder, Encoder};
 use super::bucket::Bucket;
-use super::call::{BodyItem, Head, Key, SendRoom};
+use super::call::{Allowance, BodyItem, Call, Head, Key, Queue, SendRoom};
 use super::code::Code;
 use super::error::{Ended, Violation};
 use super::frame::{Control, Settings};
@@ -72,8 +72,9 @@ pub(crate) struct Endpoint {
     /// Calls that wait for the connection's credit only.
     pub(super) starved: VecDeque<Key>,
     pub(super) control: VecDeque<Control>,
-    pub(super) tx_credit: u32,
-    pub(super) rx_window: u32,
+    /// Below zero: calls have used their reserve.
+    pub(super) tx_credit: i64,
+    pub(super) rx_window: i64,
     pub(super) rx_taken: u32,
     pub(super) encoder: Encoder,
     pub(super) decoder: Decoder,
@@ -99,7 +100,7 @@ impl Endpoint {
             starved: VecDeque::new(),
             control: VecDeque::from([Control::Settings(local)]),
             tx_credit: 0,
-            rx_window: local.connection_window,
+            rx_window: local.connection_window.into(),
             rx_taken: 0,
             encoder: Encoder::new(0),
             decoder: Decoder::new(local.table_bytes as usize),
@@ -229,17 +230,12 @@ impl Endpoint {
 
     /// What comes next of the incoming body; taking it gives the peer room for more.
     pub(crate) fn take_body(&mut self, key: Key) -> BodyItem {
+        let due = self.call_grant();
         let Some(call) = self.calls.get(key) else { return BodyItem::End };
         if let Some(bytes) = call.rx.body.pop_front() {
             let len = bytes.len() as u32;
             call.rx.taken += len;
-            let due =
-                call.rx.taken >= self.local.call_window / 2 && !call.rx.end_seen && call.ended.is_none();
-            if due {
-                let add = std::mem::take(&mut call.rx.taken);
-                call.rx.window += add;
-                self.control.push_back(Control::Window { call: key.id, add });
-            }
+            self.control.extend(call.grant(due));
             self.give_back(len);
             return BodyItem::Data(bytes);
         }
@@ -374,39 +370,76 @@ impl Endpoint {
         }
     }
 
-    /// Body bytes were taken or dropped: the connection's window opens again, once that doubles what the peer has left. While
-    /// nothing stalls that is at half of it; what stalled calls have filled must not keep the rest from those that go on.
+    /// Whether so little is left of the connection's window that calls live on their reserve, or soon will.
+    pub(super) fn is_short(&self) -> bool {
+        self.rx_window < self.local.call_reserve.into()
+    }
+
+    /// What must be taken of a call before the peer hears of it. It counts as outstanding until then, so when the connection's
+    /// window is short it must leave room in the reserve.
+    fn call_grant(&self) -> u32 {
+        let much = self.local.call_window / 2;
+        if self.is_short() { much.min(self.local.call_reserve / 2) } else { much }
+    }
+
+    /// The connection's window has become short: what was taken is granted, or who sends it might wait for nothing.
+    pub(super) fn grant_taken(&mut self) {
+        let due = self.call_grant();
+        for call in self.calls.in_use() {
+            self.control.extend(call.grant(due));
+        }
+    }
+
+    /// Body bytes were taken or dropped: the connection's window opens again, once that doubles what the peer has left, or gives it
+    /// something when calls have used more. While nothing stalls that is at half of it; what stalled calls have filled must not keep
+    /// the rest from those that go on.
     pub(super) fn give_back(&mut self, bytes: u32) {
         self.rx_taken += bytes;
-        let much = self.rx_window.min(self.local.connection_window / 2);
-        if self.rx_taken >= much && self.rx_taken > 0 && !self.failed {
+        let much = if self.rx_window > 0 { self.rx_window } else { 1 - self.rx_window };
+        let much = much.min((self.local.connection_window / 2).into());
+        if i64::from(self.rx_taken) >= much && self.rx_taken > 0 && !self.failed {
             let add = std::mem::take(&mut self.rx_taken);
-            self.rx_window += add;
+            self.rx_window += i64::from(add);
             self.control.push_back(Control::Window { call: 0, add });
         }
     }
 
     /// Puts a call into the queue of those with something to send.
     pub(super) fn enqueue(&mut self, key: Key) {
-        let credit = self.tx_credit;
+        let allowance = self.allowance();
         let Some(call) = self.calls.get(key) else { return };
-        if call.tx.queued {
+        let (was, can_send) = (call.tx.queue, call.tx.can_send(allowance));
+        if was == Queue::Ready || (was == Queue::Starved && !can_send) {
             return;
         }
-        let queue = if call.tx.can_send(credit) {
+        let queue = if can_send {
+            call.tx.queue = Queue::Ready;
             &mut self.ready
-        } else if call.tx.can_send(u32::MAX) {
+        } else if call.tx.can_send(Allowance::UNBOUNDED) {
+            call.tx.queue = Queue::Starved;
             &mut self.starved
         } else {
             return;
         };
-        call.tx.queued = true;
         queue.push_back(key);
+        if was == Queue::Starved {
+            // Its own credit has come, not the connection's.
+            self.starved.retain(|other| *other != key);
+            return;
+        }
         // Calls that were given up leave their keys behind.
         if queue.len() > MIN_SWEEP + 2 * self.calls.used() {
             let calls = &mut self.calls;
-            queue.retain(|key| calls.get(*key).is_some_and(|call| call.tx.queued && call.ended.is_none()));
+            let waits = |call: &mut Call| call.tx.queue != Queue::None && call.ended.is_none();
+            queue.retain(|key| calls.get(*key).is_some_and(waits));
         }
+    }
+
+    /// What the peer lets calls send now.
+    pub(super) fn allowance(&self) -> Allowance {
+        let of = |peer: Settings| (peer.call_reserve, peer.call_window);
+        let (reserve, call_window) = self.peer.map_or((0, 0), of);
+        Allowance { credit: self.tx_credit, reserve, call_window }
     }
 
     pub(super) fn check_control(&self) -> Result<(), Violation> {

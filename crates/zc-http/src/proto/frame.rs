@@ -20,6 +20,8 @@ pub(crate) fn is_settings(message: &zc::Message) -> bool {
 }
 /// Bytes in front of a CALL frame's blocks.
 pub(crate) const CALL_HEADER_BYTES: usize = 12;
+/// Fields of SETTINGS that every peer sends.
+const SETTINGS_OF_THE_FIRST: usize = 7;
 /// The longest frame without a body: control frames are copied before they are parsed.
 pub(crate) const MAX_CONTROL_BYTES: usize = 512;
 /// The longest reason of a GOAWAY.
@@ -52,6 +54,8 @@ pub(crate) struct Settings {
     pub(crate) max_header_count: u32,
     pub(crate) table_bytes: u32,
     pub(crate) max_body_bytes: u32,
+    /// 0 from a peer that knows of none.
+    pub(crate) call_reserve: u32,
 }
 
 /// The fixed part of a CALL frame; blocks and body follow.
@@ -190,11 +194,12 @@ impl Control {
                 if second < VERSION {
                     return Err(Violation::Version(second));
                 }
-                let mut values = [0; 7];
-                for value in &mut values {
+                let mut values = [0; 8];
+                for value in &mut values[..SETTINGS_OF_THE_FIRST] {
                     *value = body.u32()?;
                 }
-                // A later version may append.
+                // The first release ended here. A later one may append.
+                values[SETTINGS_OF_THE_FIRST] = body.u32().unwrap_or(0);
                 body.0 = &[];
                 Self::Settings(Settings::from_values(values))
             }
@@ -227,7 +232,7 @@ impl Control {
 }
 
 impl Settings {
-    fn values(&self) -> [u32; 7] {
+    fn values(&self) -> [u32; 8] {
         [
             self.max_calls,
             self.call_window,
@@ -236,12 +241,13 @@ impl Settings {
             self.max_header_count,
             self.table_bytes,
             self.max_body_bytes,
+            self.call_reserve,
         ]
     }
 
-    fn from_values(values: [u32; 7]) -> Self {
+    fn from_values(values: [u32; 8]) -> Self {
         let [max_calls, call_window, connection_window, rest @ ..] = values;
-        let [max_header_bytes, max_header_count, table_bytes, max_body_bytes] = rest;
+        let [max_header_bytes, max_header_count, table_bytes, max_body_bytes, call_reserve] = rest;
         Self {
             max_calls,
             call_window,
@@ -250,6 +256,7 @@ impl Settings {
             max_header_count,
             table_bytes,
             max_body_bytes,
+            call_reserve,
         }
     }
 }
@@ -294,6 +301,7 @@ mod tests {
             max_header_count: 5,
             table_bytes: 6,
             max_body_bytes: 0x0102_0304,
+            call_reserve: 7,
         }
     }
 
@@ -302,7 +310,7 @@ mod tests {
         let golden: [(Control, &[u8]); 5] = [
             (
                 Control::Settings(settings()),
-                b"\x01\x01\0\0zcht\x01\0\0\0\x02\0\0\0\x03\0\0\0\x04\0\0\0\x05\0\0\0\x06\0\0\0\x04\x03\x02\x01",
+                b"\x01\x01\0\0zcht\x01\0\0\0\x02\0\0\0\x03\0\0\0\x04\0\0\0\x05\0\0\0\x06\0\0\0\x04\x03\x02\x01\x07\0\0\0",
             ),
             (Control::Reset { call: 0x0a0b, code: Code::CANCEL }, b"\x03\x01\0\0\x0b\x0a\0\0"),
             (Control::Window { call: 7, add: 258 }, b"\x04\0\0\0\x07\0\0\0\x02\x01\0\0"),
@@ -331,6 +339,14 @@ mod tests {
         let mut longer = encoded(&Control::Settings(settings()));
         longer.put_slice(b"later");
         assert_eq!(Control::decode(&longer), Ok(Some(Control::Settings(settings()))));
+        // A peer of the first release, and one that broke off in the middle of what it does not have.
+        let without = Settings { call_reserve: 0, ..settings() };
+        for len in 36..40 {
+            assert_eq!(
+                Control::decode(&encoded(&Control::Settings(settings()))[..len]),
+                Ok(Some(Control::Settings(without)))
+            );
+        }
         for bad in [&b"\x03\x01\0\0\0\0\0\0"[..], b"\x04\x01\0\0\0\0\0\0\0\0\0\0", b"\x07\0\0\0", b"\x03"] {
             assert!(matches!(Control::decode(bad), Err(Violation::Frame(_))), "{bad:?}");
         }

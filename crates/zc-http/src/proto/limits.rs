@@ -32,6 +32,9 @@ pub struct Limits {
     pub call_window_bytes: u32,
     /// Body bytes of all calls that may arrive before the application takes any. Default 8 MiB.
     pub connection_window_bytes: u32,
+    /// Body bytes of one call that may arrive although `connection_window_bytes` are used up, so that calls which nobody reads
+    /// never block the others. 0: none. Default 16 KiB.
+    pub call_reserve_bytes: u32,
     /// Names and values of one header block, plus 32 bytes for each field; at most 60 KiB. Default 16 KiB.
     pub max_header_bytes: u32,
     /// Fields of one header block. Default 128.
@@ -54,6 +57,7 @@ impl Default for Limits {
             max_calls: 1024,
             call_window_bytes: 1 << 20,
             connection_window_bytes: 8 << 20,
+            call_reserve_bytes: 16 << 10,
             max_header_bytes: 16 << 10,
             max_header_count: 128,
             table_bytes: 4 << 10,
@@ -75,6 +79,7 @@ impl Limits {
             max_header_count: self.max_header_count,
             table_bytes: self.table_bytes.min(MAX_TABLE_BYTES),
             max_body_bytes: self.max_body_frame_bytes.max(MIN_BODY_BYTES),
+            call_reserve: self.call_reserve_bytes.min(MAX_WINDOW),
         }
     }
 }

@@ -6,7 +6,7 @@ use bytes::Buf;
 use zc::Message;
 
 use super::block::Encoder;
-use super::call::Key;
+use super::call::{Key, Queue};
 use super::code::Code;
 use super::endpoint::{Endpoint, Event, Role};
 use super::error::{Ended, Violation};
@@ -65,11 +65,14 @@ impl Endpoint {
     }
 
     fn on_settings(&mut self, peer: Settings) -> Result<(), Violation> {
-        if peer.call_window > MAX_WINDOW || peer.connection_window > MAX_WINDOW {
+        if [peer.call_window, peer.connection_window, peer.call_reserve]
+            .iter()
+            .any(|window| *window > MAX_WINDOW)
+        {
             return Err(Violation::Window("wider than can be"));
         }
         self.peer = Some(peer);
-        self.tx_credit = peer.connection_window;
+        self.tx_credit = peer.connection_window.into();
         self.encoder =
             Encoder::new(peer.table_bytes.min(self.local.table_bytes).min(MAX_TABLE_BYTES) as usize);
         self.events.push_back(Event::Ready);
@@ -101,15 +104,15 @@ impl Endpoint {
         if add == 0 {
             return Err(Violation::Window("a grant of nothing"));
         }
-        let widen = |credit: u32| match credit.checked_add(add) {
-            Some(sum) if sum <= MAX_WINDOW => Ok(sum),
+        let widen = |credit: i64| match credit + i64::from(add) {
+            sum if sum <= MAX_WINDOW.into() => Ok(sum),
             _ => Err(Violation::Window("wider than can be")),
         };
         if id == 0 {
             self.tx_credit = widen(self.tx_credit)?;
             for key in std::mem::take(&mut self.starved) {
                 if let Some(call) = self.calls.get(key) {
-                    call.tx.queued = false;
+                    call.tx.queue = Queue::None;
                     self.enqueue(key);
                 }
             }
@@ -119,7 +122,7 @@ impl Endpoint {
             return Err(Violation::Unexpected("WINDOW of a call that never was"));
         }
         if let Some((key, call)) = self.calls.by_id(id) {
-            call.tx.credit = widen(call.tx.credit)?;
+            call.tx.credit = widen(call.tx.credit.into())? as u32;
             self.enqueue(key);
         }
         Ok(())
@@ -151,8 +154,10 @@ impl Endpoint {
         }
         // The credit of the connection is used up even by a body that nobody wants.
         let body_len = body_len as u32;
-        self.rx_window =
-            self.rx_window.checked_sub(body_len).ok_or(Violation::Window("of the connection"))?;
+        let was_short = self.is_short();
+        self.rx_window -= i64::from(body_len);
+        // For a call that is over no more can be checked; what it brings is dropped at once.
+        self.check_reserve(body_len, body_len)?;
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize(CALL_HEADER_BYTES + blocks, 0);
         copy_out(&message, &mut scratch);
@@ -166,7 +171,18 @@ impl Endpoint {
             Some(key) => self.on_body(key, header, message, body_at)?,
             None => self.give_back(body_len),
         }
+        if self.is_short() && !was_short {
+            self.grant_taken();
+        }
         self.check_control()
+    }
+
+    /// What came beyond the connection's window must be within the reserve, with all that is outstanding of its call.
+    fn check_reserve(&self, body_len: u32, outstanding: u32) -> Result<(), Violation> {
+        if body_len > 0 && self.rx_window < 0 && outstanding > self.local.call_reserve {
+            return Err(Violation::Window("of the connection"));
+        }
+        Ok(())
     }
 
     fn block_limits(&self) -> BlockLimits {
@@ -273,6 +289,8 @@ impl Endpoint {
             return Err(Violation::Unexpected("more after the end"));
         }
         call.rx.window = call.rx.window.checked_sub(body_len).ok_or(Violation::Window("of a call"))?;
+        let outstanding = self.local.call_window.saturating_sub(call.rx.window);
+        self.check_reserve(body_len, outstanding)?;
         if !self.read_trailers_of(Some(key), header, trailers)? {
             return Ok(None);
         }

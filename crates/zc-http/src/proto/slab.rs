@@ -79,6 +79,11 @@ impl Calls {
         }
     }
 
+    /// Those that somebody looks at.
+    pub(super) fn in_use(&mut self) -> impl Iterator<Item = &mut Call> {
+        self.places.iter_mut().filter(|call| call.id != 0)
+    }
+
     pub(super) fn keys(&self) -> Vec<Key> {
         let used = (0_u32..).zip(&self.places).filter(|(_, call)| call.id != 0);
         used.map(|(slot, call)| Key { slot, id: call.id }).collect()

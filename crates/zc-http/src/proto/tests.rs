@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use zc::Message;
 use zc::memory::CopyLedger;
 
-use super::call::{BodyItem, Key, SendRoom};
+use super::call::{BodyItem, Call, Key, SendRoom};
 use super::code::Code;
 use super::endpoint::{Endpoint, Event, OpenError, Role};
 use super::error::{Ended, Violation};
@@ -21,6 +21,7 @@ fn small() -> Limits {
         max_calls: 4,
         call_window_bytes: 3000,
         connection_window_bytes: 5000,
+        call_reserve_bytes: 700,
         max_body_frame_bytes: 1024,
         send_buffer_bytes: 2000,
         ..Limits::default()
@@ -57,8 +58,46 @@ struct Half {
     rx_released: bool,
 }
 
+/// What one side has on its way: the oracle of what it may send, kept from its frames alone.
+struct Outstanding {
+    limits: Limits,
+    of_connection: i64,
+    of_calls: BTreeMap<u32, i64>,
+}
+
+impl Outstanding {
+    fn sends(&mut self, message: &Message) {
+        let bytes = flat(message);
+        if bytes[0] != 2 {
+            return;
+        }
+        let header = CallHeader::decode(bytes[..12].try_into().unwrap()).unwrap();
+        let blocks = usize::from(header.headers_len + header.trailers_len);
+        let body = (bytes.len() - 12 - blocks) as i64;
+        let of_call = self.of_calls.entry(header.call).or_default();
+        (self.of_connection, *of_call) = (self.of_connection + body, *of_call + body);
+        let within = self.of_connection <= self.limits.connection_window_bytes.into();
+        let reserved = *of_call <= self.limits.call_reserve_bytes.into();
+        assert!(body == 0 || within || reserved, "{} of all, {of_call} of its own", self.of_connection);
+        assert!(*of_call <= self.limits.call_window_bytes.into());
+    }
+
+    fn hears(&mut self, message: &Message) {
+        if let Ok(Some(Control::Window { call, add })) = Control::decode(&flat(message)) {
+            let of = if call == 0 { &mut self.of_connection } else { self.of_calls.entry(call).or_default() };
+            *of -= i64::from(add);
+            assert!(*of >= 0, "granted what was never sent");
+        }
+    }
+}
+
+fn flat(message: &Message) -> Vec<u8> {
+    message.segments().iter().flat_map(|segment| segment.to_vec()).collect()
+}
+
 struct Side {
     endpoint: Endpoint,
+    outstanding: Outstanding,
     wire: VecDeque<Message>,
     calls: BTreeMap<u32, (Key, Half)>,
     pending_answer: Vec<Key>,
@@ -66,8 +105,15 @@ struct Side {
 
 impl Side {
     fn new(role: Role, limits: Limits) -> Self {
+        let outstanding = Outstanding { limits: limits.clone(), of_connection: 0, of_calls: BTreeMap::new() };
         let endpoint = Endpoint::new(role, limits);
-        Self { endpoint, wire: VecDeque::new(), calls: BTreeMap::new(), pending_answer: Vec::new() }
+        Self {
+            endpoint,
+            outstanding,
+            wire: VecDeque::new(),
+            calls: BTreeMap::new(),
+            pending_answer: Vec::new(),
+        }
     }
 
     fn pick(&self, n: usize) -> Option<u32> {
@@ -78,12 +124,15 @@ impl Side {
     fn transmit(&mut self) -> bool {
         let message = next(&mut self.endpoint);
         let some = message.is_some();
+        message.iter().for_each(|message| self.outstanding.sends(message));
         self.wire.extend(message);
         some
     }
 
     fn receive(&mut self, message: Message, now: Instant) {
+        self.outstanding.hears(&message);
         self.endpoint.receive(message, now).unwrap();
+        self.check_memory();
         while let Some(event) = self.endpoint.events.pop_front() {
             if let Event::Request(key, parts) = event {
                 assert!(parts.uri.path().starts_with("/call/"));
@@ -91,6 +140,16 @@ impl Side {
                 self.pending_answer.push(key);
             }
         }
+    }
+
+    /// The receiver's bound: the window of the connection, and a reserve for each call.
+    fn check_memory(&mut self) {
+        let (mut unread, mut bound) = (0, self.endpoint.local.connection_window);
+        for call in self.endpoint.calls.in_use() {
+            unread += call.rx.body.iter().map(|bytes| bytes.len() as u32).sum::<u32>();
+            bound += self.endpoint.local.call_reserve;
+        }
+        assert!(unread <= bound, "{unread} bytes are held, at most {bound} may be");
     }
 
     fn give(&mut self, id: u32, bytes: usize) {
@@ -256,7 +315,8 @@ impl Pair {
         for (tx, rx) in [(client, server), (server, client)] {
             assert_eq!((tx.open_calls(), tx.held_calls()), (0, 0), "a call leaked");
             assert!(!tx.has_output() && tx.starved.is_empty());
-            assert_eq!(tx.tx_credit + rx.rx_taken, rx.local.connection_window, "credit leaked");
+            let all = tx.tx_credit + i64::from(rx.rx_taken);
+            assert_eq!(all, i64::from(rx.local.connection_window), "credit leaked");
             assert_eq!(tx.tx_credit, rx.rx_window);
         }
     }
@@ -287,10 +347,51 @@ proptest! {
         pair.check();
     }
 
+    /// However the others stall: a call that is read in a direction goes on in it.
+    #[test]
+    fn a_call_that_is_read_goes_on(
+        steps in prop::collection::vec((0_usize..16, 0_usize..4, 1_usize..3000), 0..300),
+        reserve in prop_oneof![1_u32..8, 1_u32..4000],
+        chosen in 0_usize..8,
+        to_server in any::<bool>(),
+    ) {
+        let mut pair = Pair::new(Limits { max_calls: 8, call_reserve_bytes: reserve, ..small() });
+        (0..8).for_each(|_| assert!(pair.open().is_ok()));
+        pair.settle();
+        for key in std::mem::take(&mut pair.server.pending_answer) {
+            assert!(pair.server.endpoint.respond(key, response()));
+        }
+        for (at, what, bytes) in steps {
+            let side = if at < 8 { &mut pair.client } else { &mut pair.server };
+            let id = side.pick(at).unwrap();
+            match what {
+                0 | 1 => side.give(id, bytes),
+                2 => drop(side.take(id)),
+                _ => pair.settle(),
+            }
+        }
+        let id = pair.client.pick(chosen).unwrap();
+        for _ in 0..5 {
+            let (from, to) = ends(&mut pair, to_server);
+            while to.take(id) {}
+            from.give(id, 1500);
+            loop {
+                pair.settle();
+                if !ends(&mut pair, to_server).1.take(id) {
+                    break;
+                }
+            }
+            let (from, to) = ends(&mut pair, to_server);
+            prop_assert_eq!(&from.calls[&id].1.given, &to.calls[&id].1.got);
+        }
+        pair.finish();
+        pair.check();
+    }
+
     #[test]
     fn fuzz_a_machine_survives_any_frames(
         frames in prop::collection::vec(any_frame(), 0..60),
-        server in any::<bool>(),
+        (server, reads) in any::<(bool, bool)>(),
     ) {
         let role = if server { Role::Server } else { Role::Client };
         let mut endpoint = Endpoint::new(role, small());
@@ -306,14 +407,23 @@ proptest! {
                 break;
             }
             while let Some(event) = endpoint.events.pop_front() {
-                if let Event::Readable(key) = event {
+                if let Event::Readable(key) = event
+                    && reads
+                {
                     let _ = endpoint.take_body(key);
                 }
             }
             while next(&mut endpoint).is_some() {}
             prop_assert!(endpoint.held_calls() <= 4);
+            let unread = |call: &mut Call| call.rx.body.iter().map(Bytes::len).sum::<usize>();
+            prop_assert!(endpoint.calls.in_use().map(unread).sum::<usize>() <= 5000 + 4 * 700);
         }
     }
+}
+
+/// Who sends and who receives.
+fn ends(pair: &mut Pair, to_server: bool) -> (&mut Side, &mut Side) {
+    if to_server { (&mut pair.client, &mut pair.server) } else { (&mut pair.server, &mut pair.client) }
 }
 
 fn any_frame() -> impl Strategy<Value = Vec<u8>> {
@@ -453,6 +563,51 @@ fn what_a_stalled_call_leaves_of_the_window_is_used_again_and_again() {
 }
 
 #[test]
+fn what_was_read_before_the_window_was_used_up_is_granted_then() {
+    let mut pair = Pair::new(small());
+    let (read, stalled, other) = (pair.open().unwrap(), pair.open().unwrap(), pair.open().unwrap());
+    pair.client.give(read.id, 1400);
+    pair.settle();
+    while pair.server.take(read.id) {}
+    // Less than half of its window, and more than its reserve.
+    for id in [stalled.id, other.id, stalled.id, other.id, stalled.id, other.id] {
+        pair.client.give(id, 1000);
+        pair.settle();
+    }
+    assert!(pair.server.endpoint.rx_window <= 0);
+    pair.client.give(read.id, 600);
+    pair.settle();
+    while pair.server.take(read.id) {}
+    assert_eq!(pair.server.calls[&read.id].1.got.len(), 2000);
+    pair.finish();
+    pair.check();
+}
+
+#[test]
+fn a_peer_that_knows_of_no_reserve_gets_nothing_beyond_its_window() {
+    let mut endpoint = server();
+    let old = Limits { call_reserve_bytes: 0, ..small() };
+    let mut settings = flat(&control(&Control::Settings(old.settings())));
+    settings.truncate(36);
+    let mut client = Endpoint::new(Role::Client, small());
+    client.receive(settings.into(), Instant::now()).unwrap();
+    let mut body = 0;
+    for n in 0..4 {
+        let key = client.open(&mut Some(request(n))).unwrap();
+        client.send_data(key, Bytes::from(vec![0; 2000]));
+    }
+    while let Some(message) = next(&mut client) {
+        if flat(&message)[0] == 2 {
+            endpoint.receive(message, Instant::now()).unwrap();
+        }
+    }
+    for call in endpoint.calls.in_use() {
+        body += call.rx.body.iter().map(Bytes::len).sum::<usize>();
+    }
+    assert_eq!((body, client.tx_credit, client.starved.len()), (5000, 0, 4));
+}
+
+#[test]
 fn an_answer_without_the_whole_question_stops_the_question() {
     let mut pair = Pair::new(small());
     let key = pair.open().unwrap();
@@ -537,6 +692,48 @@ fn more_than_the_window_is_a_violation() {
     assert_eq!(result, Err(Violation::Window("of the connection")));
     let result = receive(&mut server(), frame(FLAG_HEADERS, 1, GET, b"", &[0; 1025]));
     assert_eq!(result, Err(Violation::Frame("a body frame above the limit")));
+}
+
+#[test]
+fn more_than_the_reserve_is_a_violation() {
+    // Four calls of which 4900 bytes are held, and 100 are left.
+    let full = || {
+        let mut endpoint = server();
+        for (call, body) in [(1, 1000), (2, 1000), (3, 1000), (4, 0)] {
+            receive(&mut endpoint, frame(FLAG_HEADERS, call, GET, b"", &vec![0; body])).unwrap();
+        }
+        for call in [1, 2] {
+            receive(&mut endpoint, frame(0, call, b"", b"", &[0; 950])).unwrap();
+        }
+        assert_eq!(endpoint.rx_window, 100);
+        endpoint
+    };
+    let beyond = Err(Violation::Window("of the connection"));
+    let say =
+        |endpoint: &mut Endpoint, call, body| receive(endpoint, frame(0, call, b"", b"", &vec![0; body]));
+    // A call that has more than its reserve outstanding gets what is left of the window, and no more.
+    assert_eq!(say(&mut full(), 1, 101), beyond);
+    let mut endpoint = full();
+    assert_eq!(say(&mut endpoint, 1, 100), Ok(()));
+    assert_eq!(say(&mut endpoint, 1, 1), beyond);
+    // One that has nothing gets its reserve, in any number of frames.
+    assert_eq!(say(&mut full(), 4, 701), beyond);
+    let mut endpoint = full();
+    (0..7).for_each(|_| assert_eq!(say(&mut endpoint, 4, 100), Ok(())));
+    assert_eq!(endpoint.rx_window, -600);
+    assert_eq!(say(&mut endpoint, 4, 0), Ok(()), "an empty frame needs no credit");
+    assert_eq!(say(&mut endpoint, 4, 1), beyond);
+    // A call that is over has none, but its late frames are not more than that.
+    let over = || {
+        let mut endpoint = full();
+        let key = endpoint.calls.by_id(4).unwrap().0;
+        endpoint.cancel(key, Code::CANCEL);
+        endpoint
+    };
+    assert_eq!(say(&mut over(), 4, 701), beyond);
+    let mut endpoint = over();
+    (0..100).for_each(|_| assert_eq!(say(&mut endpoint, 4, 700), Ok(())));
+    assert!(endpoint.rx_window + i64::from(endpoint.rx_taken) == 100, "dropped, and so taken");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use zc::memory::{CopyLedger, CopyPlace, copy_payload};
 use zc::{Message, PinnedBufMut};
 
-use super::call::{Head, Key};
+use super::call::{Head, Key, Queue};
 use super::code::Code;
 use super::endpoint::{Endpoint, Event, Role};
 use super::frame::{CALL_HEADER_BYTES, CallHeader, Control, FLAG_END, FLAG_HEADERS, FLAG_TRAILERS};
@@ -47,10 +47,10 @@ impl Endpoint {
     }
 
     fn transmit_call(&mut self, key: Key, alloc: Alloc<'_>, ledger: &CopyLedger) -> Option<Message> {
-        let max = self.frame_bytes().min(self.tx_credit as usize);
+        let (max, allowance) = (self.frame_bytes(), self.allowance());
         let call = self.calls.get(key)?;
-        call.tx.queued = false;
-        if !call.tx.can_send(self.tx_credit) {
+        call.tx.queue = Queue::None;
+        if !call.tx.can_send(allowance) {
             // It lost its turn to others that used the credit up.
             self.enqueue(key);
             return None;
@@ -67,7 +67,7 @@ impl Endpoint {
             parts.flags |= FLAG_HEADERS;
             parts.headers_len = self.scratch.len();
         }
-        let max = max.min(tx.credit as usize);
+        let max = max.min(tx.room(allowance) as usize);
         while parts.body_len < max && parts.body.len() < MAX_BODY_SEGMENTS {
             let Some(front) = tx.body.front_mut() else { break };
             let room = max - parts.body_len;
@@ -77,7 +77,7 @@ impl Endpoint {
         }
         tx.body_bytes -= parts.body_len;
         tx.credit -= parts.body_len as u32;
-        self.tx_credit -= parts.body_len as u32;
+        self.tx_credit -= parts.body_len as i64;
         if tx.body_bytes == 0 && tx.finished {
             parts.flags |= FLAG_END;
             tx.end_sent = true;

@@ -50,4 +50,8 @@ impl LaneDrive for Drive {
             _ => Ok(self.reap_at),
         }
     }
+
+    fn heard(&mut self) -> bool {
+        self.shared.life.take()
+    }
 }

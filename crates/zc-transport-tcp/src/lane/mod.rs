@@ -4,6 +4,7 @@ mod body;
 mod credit;
 mod drive;
 mod head;
+mod life;
 mod linger;
 mod queue;
 mod rx;
@@ -25,7 +26,7 @@ pub(crate) fn start(io: ByteIo, caps: Caps, cx: OfferContext) -> Lane {
     let credit = Arc::new(credit);
     let shared = tx::Shared::new(io.clone(), &cx, credit.clone());
     Lane {
-        rx: Box::new(rx::Rx::new(io, &cx, leases.clone(), credit, shared.wakers.clone())),
+        rx: Box::new(rx::Rx::new(io, &cx, leases.clone(), credit, &shared)),
         drive: Some(Box::new(drive::Drive::new(shared.clone()))),
         tx: Box::new(tx::Tx::new(shared, cx.pool)),
         remote: None,

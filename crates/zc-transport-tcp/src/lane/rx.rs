@@ -47,6 +47,8 @@ use zc_core::wire::{FRAME_HEADER_BYTES, FrameLimits, FrameType, WireError};
 use super::body::{Body, Store};
 use super::credit::Credit;
 use super::head::{Head, Scan, scan};
+use super::life::Life;
+use super::tx::Shared;
 use super::wakers::Wakers;
 use crate::io::ByteIo;
 use crate::limits::{CHUNK_BYTES, DIRECT_MIN, EXACT_FRAMES, READS_PER_POLL};
@@ -59,6 +61,7 @@ pub(super) struct Rx {
     /// What the peer was promised room for. Longer messages leave a share of the pool to others: a header alone
     /// takes the memory for them.
     granted_bytes: usize,
+    life: Life,
     closed: bool,
     failed: Option<LaneError>,
 }
@@ -94,13 +97,13 @@ impl Rx {
         cx: &OfferContext,
         leases: Arc<LeaseBudget>,
         credit: Arc<Credit>,
-        wakers: Arc<Wakers>,
+        shared: &Shared,
     ) -> Self {
         let parser = Parser {
             ledger: cx.ledger.clone(),
             leases,
             credit,
-            wakers,
+            wakers: shared.wakers.clone(),
             limits: FrameLimits { max_message: cx.limits.recv_max_message },
             front: SmallVec::new(),
             under_way: None,
@@ -111,7 +114,8 @@ impl Rx {
         };
         let pool = cx.pool.with_origin("tcp rx");
         let granted_bytes = cx.limits.recv_window as usize;
-        Self { io, parser, pool, waiter: AllocWaiter::new(), granted_bytes, closed: false, failed: None }
+        let (waiter, life) = (AllocWaiter::new(), shared.life.clone());
+        Self { io, parser, pool, waiter, granted_bytes, life, closed: false, failed: None }
     }
 
     /// Without a context nothing is armed.
@@ -237,6 +241,11 @@ impl Rx {
             }
             self.closed = true;
             self.parser.clear();
+            return Poll::Ready(Ok(()));
+        }
+        if self.parser.is_inside_frame() {
+            // Records may wait behind it.
+            self.life.show();
         }
         Poll::Ready(Ok(()))
     }

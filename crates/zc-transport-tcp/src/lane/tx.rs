@@ -14,6 +14,7 @@ use zc_core::transport::{
 use zc_core::wire::{FrameHeader, FrameType, frame_credit_bytes};
 
 use super::credit::Credit;
+use super::life::Life;
 use super::linger::Linger;
 use super::pop_if;
 use super::queue::{Pieces, Queue, Whole};
@@ -40,11 +41,12 @@ pub(super) struct Shared {
     pub(super) wakers: Arc<Wakers>,
     /// Wakes all of them.
     pub(super) waker: Waker,
+    pub(super) life: Life,
 }
 
 impl Shared {
     pub(super) fn new(io: ByteIo, cx: &OfferContext, credit: Arc<Credit>) -> Arc<Self> {
-        let wakers = Arc::new(Wakers::default());
+        let (wakers, life) = (Arc::new(Wakers::default()), Life::default());
         let core = Core {
             reactor: cx.reactor.clone(),
             zero_copy: ZeroCopy::new(&io),
@@ -62,9 +64,11 @@ impl Shared {
             failed: None,
             shut: false,
             reaping: false,
+            life: life.clone(),
+            was_full: false,
         };
         let waker = futures::task::waker(wakers.clone());
-        Arc::new(Self { core: Mutex::new(core), wakers, waker })
+        Arc::new(Self { core: Mutex::new(core), wakers, waker, life })
     }
 
     fn poll_flush(&self, core: &mut Core, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
@@ -118,6 +122,9 @@ pub(super) struct Core {
     shut: bool,
     /// The driver looks after what the kernel holds.
     reaping: bool,
+    life: Life,
+    /// The last write was cut short: the next one goes only when the peer's side has taken something.
+    was_full: bool,
 }
 
 impl Core {
@@ -194,7 +201,14 @@ impl Core {
     fn write_all(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         while !self.queue.is_empty() {
             match ready!(self.write_some(cx)) {
-                Ok(n) if n > 0 => self.advance(n),
+                Ok((n, offered)) if n > 0 => {
+                    // What is only put into the kernel's buffer says nothing about the peer.
+                    if self.was_full {
+                        self.life.show();
+                    }
+                    self.was_full = n < offered;
+                    self.advance(n);
+                }
                 Ok(_) => return Poll::Ready(Err(self.fail(LaneError::PeerGone("nothing could be written")))),
                 Err(e) => return Poll::Ready(Err(self.fail(LaneError::os("write", &e)))),
             }
@@ -202,15 +216,17 @@ impl Core {
         Poll::Ready(Ok(()))
     }
 
-    fn write_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Bytes written, and those that were offered.
+    fn write_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(usize, usize)>> {
         let Self { queue, io, zero_copy, .. } = self;
         if let Some(bytes) = queue.in_one_piece() {
-            return io.poll_write_one(cx, bytes);
+            return io.poll_write_one(cx, bytes).map_ok(|n| (n, bytes.len()));
         }
         let mut allowed = zero_copy.may_send();
         loop {
             let mut pieces = Pieces::new();
             let plan = queue.plan(allowed, &mut pieces);
+            let offered = io.offers(&pieces);
             let mode = WriteMode { more: plan.more, zero_copy: plan.zero_copy.is_some() };
             let done = ready!(io.poll_write(cx, &pieces, mode));
             match (done, plan.zero_copy) {
@@ -218,9 +234,9 @@ impl Core {
                 (Err(e), Some(_)) if e.raw_os_error() == Some(libc::ENOBUFS) => allowed = false,
                 (Ok(n), Some(whole)) if n > 0 => {
                     zero_copy.sent(whole.token, &whole.payload, n);
-                    return Poll::Ready(Ok(n));
+                    return Poll::Ready(Ok((n, offered)));
                 }
-                (done, _) => return Poll::Ready(done),
+                (done, _) => return Poll::Ready(done.map(|n| (n, offered))),
             }
         }
     }

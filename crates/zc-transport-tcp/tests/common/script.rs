@@ -1,6 +1,7 @@
 //! A link whose bytes and their portions are given, and whose writes take one portion at a time.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
@@ -25,6 +26,8 @@ pub struct Script {
     /// After the input: the end, or nothing any more.
     pub ends: bool,
     pub written: Arc<Mutex<Written>>,
+    /// What may be written until the peer takes more; then writes are pending.
+    pub space: Option<Arc<AtomicUsize>>,
 }
 
 impl Script {
@@ -38,6 +41,7 @@ impl Script {
             odd: false,
             ends: true,
             written: Arc::default(),
+            space: None,
         }
     }
 
@@ -68,7 +72,14 @@ impl ControlLink for Script {
         if self.stutters(cx) {
             return Poll::Pending;
         }
-        let n = buf.len().min(self.write);
+        let mut n = buf.len().min(self.write);
+        if let Some(space) = &self.space {
+            n = n.min(space.load(Ordering::Relaxed));
+            space.fetch_sub(n, Ordering::Relaxed);
+            if n == 0 {
+                return Poll::Pending;
+            }
+        }
         self.written.lock().unwrap().bytes.extend_from_slice(&buf[..n]);
         Poll::Ready(Ok(n))
     }

@@ -17,7 +17,7 @@ use tower::util::BoxCloneService;
 use zc::Fabric;
 use zc_examples_rpc::pb::echo_client::EchoClient;
 use zc_examples_rpc::{BoxError, echo};
-use zc_http::{Channel, Executed, Server};
+use zc_http::{Channel, Executed, Server, Siblings};
 
 use crate::world::{HANG, Transport, payload, transports, wait_for, waiting};
 
@@ -77,8 +77,9 @@ impl Member {
 type Client = EchoClient<BoxCloneService<http::Request<Body>, http::Response<zc_http::Body>, BoxError>>;
 
 fn balanced(members: &[Member]) -> Client {
+    let siblings = Siblings::new();
     let loads = members.iter().map(|member| {
-        let channel = Channel::new(&member.fabric, &member.uri).unwrap();
+        let channel = Channel::builder().siblings(&siblings).build(&member.fabric, &member.uri).unwrap();
         PendingRequests::new(channel, CompleteOnResponse::default())
     });
     let balance = Balance::new(ServiceList::new::<http::Request<Body>>(loads.collect::<Vec<_>>()));
@@ -120,6 +121,19 @@ async fn calls(client: &mut Client, count: usize) -> Tries {
     tries
 }
 
+/// Makes calls, none of which fails, until all members have served some.
+async fn calls_until_all_serve(client: &mut Client, members: &[Member]) {
+    members.iter().for_each(|member| drop(member.served()));
+    let served = |member: &Member| member.served.load(Ordering::SeqCst) > 0;
+    let calls = async {
+        while !members.iter().all(served) {
+            assert_eq!(calls(client, 60).await, ALL_AT_ONCE, "one still fails");
+        }
+    };
+    tokio::time::timeout(HANG, calls).await.expect("one is not found");
+    members.iter().for_each(|member| drop(member.served()));
+}
+
 const ALL_AT_ONCE: Tries = Tries { answered: 60, not_executed: 0, maybe: 0 };
 
 #[tokio::test]
@@ -128,24 +142,34 @@ async fn a_server_that_dies_costs_no_call_and_is_found_again() {
         let [two, three] = [one.again(), one.again()];
         let mut members = [Member::start(&one).await, Member::start(&two).await, Member::start(&three).await];
         let mut client = balanced(&members);
-        assert_eq!(calls(&mut client, 60).await, ALL_AT_ONCE);
-        assert!(members.iter().all(|member| member.served() > 0), "{one:?}: not balanced");
+        calls_until_all_serve(&mut client, &members).await;
 
+        // Whoever calls before that is known has bad luck, and nobody else.
         members[0].stop().await;
-        assert!(calls(&mut client, 60).await.maybe <= 1, "{one:?}: it forgets who is gone");
+        let tries = calls(&mut client, 60).await;
+        assert!(tries.maybe + tries.not_executed <= 1, "{one:?}: {tries:?}");
         assert_eq!(members[0].served(), 0);
         assert!(members[1..].iter().all(|member| member.served() > 0), "{one:?}");
 
         members[1].stop().await;
-        assert!(calls(&mut client, 60).await.maybe <= 1, "{one:?}");
+        let tries = calls(&mut client, 60).await;
+        assert!(tries.maybe + tries.not_executed <= 1, "{one:?}: {tries:?}");
         assert_eq!(members[2].served(), 60, "the last one takes all");
 
-        // Both are back: the balance and its channels are the same as before.
-        for member in &mut members[..2] {
+        // Nobody is left: calls fail, and do not wait.
+        members[2].stop().await;
+        for _ in 0..20 {
+            let call = client.unary(payload("d"));
+            let status = tokio::time::timeout(HANG, call).await.expect("a call hangs").unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        }
+
+        // All are back: the balance and its channels are the same as before.
+        for member in &mut members {
             member.serve().await;
         }
-        assert_eq!(calls(&mut client, 60).await, ALL_AT_ONCE, "{one:?}: one still fails");
-        assert!(members.iter().all(|member| member.served() > 0), "{one:?}: not found again");
+        calls(&mut client, 60).await;
+        calls_until_all_serve(&mut client, &members).await;
     }
 }
 
