@@ -36,7 +36,16 @@ impl Waiting {
             Polling::Adaptive { spin } => spin.min(FIRST_SPIN),
             Polling::Busy | Polling::Interrupt => Duration::ZERO,
         };
-        Self { polling, window: nanos(window), since: None, left: None, slept: false, misses: 0, rest: 0, last_rest: 0 }
+        Self {
+            polling,
+            window: nanos(window),
+            since: None,
+            left: None,
+            slept: false,
+            misses: 0,
+            rest: 0,
+            last_rest: 0,
+        }
     }
 
     /// Whether it looks more than once before it sleeps.

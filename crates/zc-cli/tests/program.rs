@@ -89,7 +89,10 @@ fn perf_prints_one_object_with_the_promised_keys() {
         assert_eq!(keys(result), promised);
         assert_eq!(keys(&result["cpu_s"]), ["client", "server"]);
         for ledger in ["ledger", "server_ledger"] {
-            assert_eq!(keys(&result[ledger]), ["copied_bytes", "inline_bytes", "kernel_copied", "moved_bytes"]);
+            assert_eq!(
+                keys(&result[ledger]),
+                ["copied_bytes", "inline_bytes", "kernel_copied", "moved_bytes"]
+            );
         }
         assert_eq!((&result["transport"], &result["size_bytes"]), (&"tcp".into(), &1000.into()));
         assert!(result["messages"].as_u64().unwrap() > 0 && result["selection"]["chosen"] == "tcp");

@@ -90,6 +90,8 @@ pub(super) struct TxHalf {
     pub(super) end_sent: bool,
     pub(super) credit: u32,
     pub(super) queue: Queue,
+    /// Body bytes sent in this turn.
+    pub(super) run_bytes: u32,
     /// The application was told to wait.
     pub(super) full: bool,
 }
@@ -157,6 +159,11 @@ impl TxHalf {
         self.head.is_some()
             || (self.head_sent && self.body_bytes > 0 && self.room(allowance) > 0)
             || (self.head_sent && self.body_bytes == 0 && self.finished)
+    }
+
+    /// Whether the next frame is its first, or takes all there is.
+    pub(super) fn is_short(&self, frame_bytes: usize) -> bool {
+        self.head.is_some() || self.body_bytes <= frame_bytes
     }
 
     pub(super) fn discard(&mut self) {

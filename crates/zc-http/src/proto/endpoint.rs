@@ -67,8 +67,11 @@ pub(crate) struct Endpoint {
     pub(super) calls: Calls,
     /// The last number given out (client) or seen (server).
     pub(super) last_id: u32,
-    /// Calls with something to send, each once.
+    /// Calls with something to send, each once: in the middle of a long body,
     pub(super) ready: VecDeque<Key>,
+    /// and those that begin, or end with their next frame. Whoever begins is here, so numbers go out in order.
+    pub(super) short: VecDeque<Key>,
+    pub(super) short_next: bool,
     /// Calls that wait for the connection's credit only.
     pub(super) starved: VecDeque<Key>,
     pub(super) control: VecDeque<Control>,
@@ -97,6 +100,8 @@ impl Endpoint {
             calls: Calls::default(),
             last_id: 0,
             ready: VecDeque::new(),
+            short: VecDeque::new(),
+            short_next: false,
             starved: VecDeque::new(),
             control: VecDeque::from([Control::Settings(local)]),
             tx_credit: 0,
@@ -316,6 +321,7 @@ impl Endpoint {
         }
         self.control.clear();
         self.ready.clear();
+        self.short.clear();
         self.starved.clear();
         for key in self.calls.keys() {
             let Some(call) = self.calls.get(key) else { continue };
@@ -330,7 +336,7 @@ impl Endpoint {
 
     /// Whether `transmit` would have something, credit aside.
     pub(crate) fn has_output(&self) -> bool {
-        !self.control.is_empty() || !self.ready.is_empty()
+        !self.control.is_empty() || !self.ready.is_empty() || !self.short.is_empty()
     }
 
     /// Ends a call without telling the peer.
@@ -406,22 +412,28 @@ impl Endpoint {
 
     /// Puts a call into the queue of those with something to send.
     pub(super) fn enqueue(&mut self, key: Key) {
-        let allowance = self.allowance();
+        let (allowance, frame_bytes) = (self.allowance(), self.frame_bytes());
         let Some(call) = self.calls.get(key) else { return };
         let (was, can_send) = (call.tx.queue, call.tx.can_send(allowance));
         if was == Queue::Ready || (was == Queue::Starved && !can_send) {
             return;
         }
+        let is_short = call.tx.is_short(frame_bytes);
+        let goes_on = can_send && !is_short && call.tx.run_bytes > 0;
         let queue = if can_send {
             call.tx.queue = Queue::Ready;
-            &mut self.ready
+            if is_short { &mut self.short } else { &mut self.ready }
         } else if call.tx.can_send(Allowance::UNBOUNDED) {
             call.tx.queue = Queue::Starved;
             &mut self.starved
         } else {
             return;
         };
-        queue.push_back(key);
+        if goes_on {
+            queue.push_front(key);
+        } else {
+            queue.push_back(key);
+        }
         if was == Queue::Starved {
             // Its own credit has come, not the connection's.
             self.starved.retain(|other| *other != key);

@@ -523,6 +523,34 @@ fn a_large_body_shares_the_connection_with_small_calls() {
 }
 
 #[test]
+fn long_bodies_go_out_one_after_the_other_and_short_ones_between_their_frames() {
+    let room = Limits { call_window_bytes: 4 << 20, connection_window_bytes: 8 << 20, ..small() };
+    let mut pair = Pair::new(Limits { max_body_frame_bytes: 65_280, send_buffer_bytes: 2 << 20, ..room });
+    let long = [pair.open().unwrap(), pair.open().unwrap()];
+    for key in long {
+        pair.client.endpoint.send_data(key, Bytes::from(vec![0; 700 << 10]));
+    }
+    let mut order = Vec::new();
+    let mut send = |pair: &mut Pair, frames: usize| {
+        for _ in 0..frames {
+            let Some(message) = next(&mut pair.client.endpoint) else { break };
+            order.push(CallHeader::decode(flat(&message).first_chunk().unwrap()).unwrap().call);
+        }
+    };
+    send(&mut pair, 4);
+    let short = pair.open().unwrap();
+    pair.client.endpoint.send_data(short, Bytes::from_static(b"short"));
+    send(&mut pair, usize::MAX);
+    let [a, b] = long.map(|key| key.id);
+    assert_eq!(order[..2], [a, b], "who begins, begins at once");
+    assert!(order[..6].contains(&short.id), "it waits for one frame of another at most: {order:?}");
+    // Half a megabyte each at a time; frame by frame there would be twenty changes.
+    let turns = order[2..].iter().filter(|id| **id != short.id).collect::<Vec<_>>();
+    let changes = turns.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(changes <= 6, "{order:?}");
+}
+
+#[test]
 fn a_stalled_call_stops_at_its_window_and_others_go_on() {
     let mut pair = Pair::new(Limits { connection_window_bytes: 20_000, ..small() });
     let stalled = pair.open().unwrap();
@@ -641,7 +669,7 @@ fn a_call_given_up_before_it_was_sent_leaves_no_trace() {
         let key = pair.open().unwrap();
         pair.client.release(key.id, true, true);
     }
-    assert!(pair.client.endpoint.ready.len() < 200);
+    assert!(pair.client.endpoint.ready.len() + pair.client.endpoint.short.len() < 200);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What goes out: control frames first, then one frame of each call in turn.
+//! What goes out: control frames first, then calls in turn. What ends with its next frame passes the long bodies by; of
+//! these each sends a run of frames, so that one is whole, and answered, while the next is still on its way.
 
 use bytes::{BufMut, Bytes};
 use smallvec::SmallVec;
@@ -14,6 +15,9 @@ use super::limits::MAX_BODY_SEGMENTS;
 
 /// A body up to this long goes into the segment of its headers: a copy is cheaper than a segment.
 const INLINE_BODY_BYTES: usize = 1 << 10;
+
+/// Body bytes of one call before it is the next one's turn.
+const RUN_BYTES: u32 = 512 << 10;
 
 /// Where frames get their memory. None: the heap.
 pub(crate) type Alloc<'a> = &'a mut dyn FnMut(usize) -> Option<PinnedBufMut>;
@@ -38,12 +42,22 @@ impl Endpoint {
         }
         // Nothing but our SETTINGS before the peer's.
         self.peer?;
-        while let Some(key) = self.ready.pop_front() {
+        while let Some(key) = self.next_ready() {
             if let Some(message) = self.transmit_call(key, alloc, ledger) {
                 return Some(message);
             }
         }
         None
+    }
+
+    /// Short ones and long ones take turns, while there are both.
+    fn next_ready(&mut self) -> Option<Key> {
+        self.short_next = !self.short_next;
+        let (first, second) = match self.short_next {
+            true => (&mut self.short, &mut self.ready),
+            false => (&mut self.ready, &mut self.short),
+        };
+        first.pop_front().or_else(|| second.pop_front())
     }
 
     fn transmit_call(&mut self, key: Key, alloc: Alloc<'_>, ledger: &CopyLedger) -> Option<Message> {
@@ -78,6 +92,10 @@ impl Endpoint {
         tx.body_bytes -= parts.body_len;
         tx.credit -= parts.body_len as u32;
         self.tx_credit -= parts.body_len as i64;
+        tx.run_bytes += parts.body_len as u32;
+        if tx.run_bytes >= RUN_BYTES {
+            tx.run_bytes = 0;
+        }
         if tx.body_bytes == 0 && tx.finished {
             parts.flags |= FLAG_END;
             tx.end_sent = true;
