@@ -13,7 +13,7 @@ use zc_core::transport::*;
 use crate::bell::PeerBell;
 use crate::common::{End, Setup, body, data, links, run, try_end};
 use crate::layout::{
-    BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, NOTIFIED, REMOTE_CONSUMED,
+    BACK, BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, NOTIFIED, REMOTE_CONSUMED,
     REMOTE_REVOKED, REMOTE_RING, RX_SLEEP, Return, SHARED, SLOT_WORDS, Share, TAKEN, TX_SLEEP,
 };
 use crate::limits::{REMOTE_SLOTS, RING_SLOTS};
@@ -84,9 +84,9 @@ enum Step {
     Grant,
 }
 
-/// The number of an arena, or of a region of a group.
+/// The number of an arena, of a region of a group, or of an arena of whoever reads it.
 fn arena() -> impl Strategy<Value = u8> {
-    prop_oneof![0u8..4, SHARED..SHARED + 4]
+    prop_oneof![0u8..4, SHARED..SHARED + 4, BACK..BACK + 2]
 }
 
 fn descriptor() -> impl Strategy<Value = [u64; 2]> {
@@ -126,7 +126,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => (0usize..14_000, any::<u64>()).prop_map(|(at, word)| Step::Word(at, word)),
         8 => (head, 0u64..4, payload()).prop_map(|(head, seq, words)| Step::Slot(head, seq, words)),
-        2 => (arena(), 0u16..3, 0u16..30).prop_map(|(slab, generation, block)| Step::Return(Return { slab, generation, block })),
+        2 => (arena(), 0u8..3, 0u16..3, 0u16..30).prop_map(|(slab, sent_back, generation, block)| Step::Return(Return { slab, sent_back, generation, block })),
         1 => (counts.clone(), counts).prop_map(|(a, b)| Step::Counts(a, b)),
         1 => any::<u64>().prop_map(Step::Sleep),
         1 => any::<u8>().prop_map(Step::Byte),
@@ -516,7 +516,7 @@ fn what_was_passed_on_is_not_written_when_the_peer_is_gone() {
             // It gives the second back, as the last thing it does.
             let (_, offset) = kept[1].place().unwrap();
             let block = (offset / crate::FIRST_BLOCK_BYTES as usize) as u16;
-            evil.give_back(Return { slab: 0, generation: 0, block });
+            evil.give_back(Return { slab: 0, sent_back: 0, generation: 0, block });
             if lane_goes_first {
                 drop(good);
                 drop(evil.link);
@@ -705,10 +705,10 @@ fn regions_of_groups_are_sealed_or_refused() {
 #[test]
 fn what_was_not_lent_of_a_group_is_not_taken_back() {
     for wrong in [
-        Return { slab: SHARED, generation: 0, block: 1 },
-        Return { slab: SHARED | 1, generation: 0, block: 0 },
-        Return { slab: SHARED, generation: 1, block: 0 },
-        Return { slab: 0, generation: 0, block: 0 },
+        Return { slab: SHARED, sent_back: 0, generation: 0, block: 1 },
+        Return { slab: SHARED | 1, sent_back: 0, generation: 0, block: 0 },
+        Return { slab: SHARED, sent_back: 0, generation: 1, block: 0 },
+        Return { slab: 0, sent_back: 0, generation: 0, block: 0 },
     ] {
         run(async {
             let (mut good, mut evil) = join(Trust::Cooperative).await;

@@ -5,7 +5,7 @@ use zc_core::wire::WireError;
 use crate::layout::Geometry;
 
 /// The format of the offer and of the memory.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 /// The length of an offer of this version.
 pub(crate) const OFFER_BYTES: usize = 40;
 

@@ -22,12 +22,14 @@ use super::Half;
 use super::shared::Shared;
 use crate::abandoned;
 use crate::arena::{Arena, NewSlab};
+use crate::borrowed::Borrowed;
 use crate::group::{Opened, Shown};
 use crate::layout::{CONSUMED, Kind, PASSED_ON, RX_SLEEP, Return, SHARED, TAKEN, TX_SLEEP};
 use crate::lie::lie;
 use crate::limits::{
     CONTROL_SLOTS, INLINE_MAX, MAX_FRAME_SLOTS, MAX_IDLE_RINGS, MAX_QUEUED_FRAMES, MAX_REPORTS,
 };
+use crate::out::Out;
 use crate::returns::Returned;
 use crate::ring::Producer;
 use crate::sleep::{Ringer, Sleeper};
@@ -43,6 +45,8 @@ pub(super) struct Memory {
     pub(super) mine: Half,
     /// The peer's arenas.
     pub(super) opened: Arc<Opened>,
+    /// What of them is lent to us.
+    pub(super) borrowed: Arc<Borrowed>,
 }
 
 /// A frame that has no room yet.
@@ -62,6 +66,8 @@ pub(super) struct Tx {
     reader: Ringer<PeerWords>,
     returned: Returned<PeerWords>,
     arena: Arena,
+    /// What the peer lent us.
+    borrowed: Arc<Borrowed>,
     /// Memory of groups.
     shown: Shown,
     /// Blocks taken since the return ring was looked at.
@@ -90,7 +96,7 @@ pub(super) struct Tx {
 
 impl Tx {
     pub(super) fn new(shared: Arc<Shared>, memory: Memory, cx: &OfferContext) -> Self {
-        let Memory { own, peer, returns_at, mine, opened } = memory;
+        let Memory { own, peer, returns_at, mine, opened, borrowed } = memory;
         let Half { region, geometry, max_arena_bytes } = mine;
         let arena = Arena::new(region, geometry, max_arena_bytes, shared.wakers.tx.clone());
         let max_message = arena.max_len().min(cx.limits.send_max_message as usize);
@@ -105,6 +111,7 @@ impl Tx {
             returned: Returned::new(peer.clone(), returns_at, geometry.returns),
             peer,
             arena,
+            borrowed,
             shown: Shown::new(max_arena_bytes, &cx.limits, opened, chores),
             taken: 0,
             small: SmallBuffers::new(cx.pool.with_origin("shm tx")),
@@ -124,6 +131,11 @@ impl Tx {
             closed: false,
             failed: None,
         }
+    }
+
+    /// What the peer holds of ours, for the receiving half.
+    pub(super) fn out(&self) -> Arc<Out> {
+        self.arena.out()
     }
 
     pub(super) fn max_message(&self) -> u32 {
@@ -156,6 +168,7 @@ impl Tx {
             let Ok(token) = self.take_back(back) else { break };
             self.reports.settle(token);
         }
+        self.settle_caught_up();
         if gone {
             drop(self.shown.end());
             if self.peer.load(PASSED_ON) == 0 {
@@ -207,7 +220,16 @@ impl Tx {
                 Err(error) => return Err(self.caught(error.into())),
             }
         }
+        self.settle_caught_up();
         Ok(())
+    }
+
+    /// Takes over what came back before the messages that it was sent back by were read.
+    #[inline]
+    fn settle_caught_up(&mut self) {
+        while let Some(token) = self.arena.take_caught_up() {
+            self.reports.settle(token);
+        }
     }
 
     /// Everything that may have become possible.
@@ -491,6 +513,7 @@ impl Drop for Tx {
     fn drop(&mut self) {
         self.ring.publish();
         self.let_go();
-        abandoned::keep(self.arena.abandon(), self.shown.end(), self.shared.link(), self.peer.clone());
+        let held = self.arena.out().leave();
+        abandoned::keep(held, self.shown.end(), self.shared.link(), self.peer.clone());
     }
 }

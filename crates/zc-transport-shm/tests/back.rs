@@ -1,0 +1,383 @@
+//! Messages that go back to where they came from, as they lie.
+#![cfg(not(loom))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+mod common;
+
+use std::task::{Context, Poll, Waker};
+
+use common::*;
+use zc_core::memory::{CopyPlace, Message, PinnedBuf, RegionKind};
+use zc_core::transport::*;
+
+async fn send(a: &mut End, seq: u64, len: usize) -> PinnedBuf {
+    let mut buf = a.alloc(len).await;
+    buf.put_slice(&body(len, seq as usize));
+    let buf = buf.freeze();
+    a.send(data(seq, buf.clone())).await.unwrap();
+    buf
+}
+
+async fn take(b: &mut End) -> Frame {
+    let mut frames = b.recv().await.unwrap();
+    assert_eq!(frames.len(), 1);
+    let frame = frames.pop().unwrap();
+    b.lane.rx.release(frame.payload.len());
+    frame
+}
+
+async fn echo(b: &mut End) {
+    let frame = take(b).await;
+    b.send(frame).await.unwrap();
+}
+
+fn copied(end: &End) -> u64 {
+    end.ledger.snapshot().copied_bytes()
+}
+
+fn is_own(message: &Message) -> bool {
+    let own = |segment: &PinnedBuf| segment.region().is_some_and(|r| r.info().kind == RegionKind::Own);
+    message.segments().iter().all(own)
+}
+
+/// The sending half looks at what came back.
+fn look(end: &mut End) -> Vec<(SendToken, SendReport)> {
+    let mut out = Batch::new();
+    let _ = end.lane.tx.poll_completions(&mut Context::from_waker(Waker::noop()), &mut out);
+    out.drain().collect()
+}
+
+#[test]
+fn an_echo_copies_nothing_on_either_side() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        for (seq, len) in [113, 4096, 5000, 64 << 10, 1 << 20, 10 << 20, 10 << 20].into_iter().enumerate() {
+            let seq = seq as u64;
+            let sent = send(&mut a, seq, len).await;
+            echo(&mut b).await;
+            let frame = take(&mut a).await;
+            assert_eq!((frame.seq, frame.payload.segments()[0].as_ptr()), (seq, sent.as_ptr()));
+            assert!(frame.payload == body(len, seq as usize)[..]);
+        }
+        assert_eq!((copied(&a), copied(&b)), (0, 0));
+    });
+}
+
+/// The same message to and fro: each time it is here it can be sent again.
+#[test]
+fn one_message_goes_to_and_fro_for_ever() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        send(&mut a, 1, 20_000).await;
+        for _ in 0..1000 {
+            echo(&mut b).await;
+            let frame = take(&mut a).await;
+            assert!(frame.payload == body(20_000, 1)[..]);
+            a.send(frame).await.unwrap();
+        }
+        assert_eq!((copied(&a), copied(&b)), (0, 0));
+    });
+}
+
+/// A peer to whom nobody's messages are lent still gets its own back as they lie.
+#[test]
+fn trust_is_not_asked_for() {
+    run(async {
+        let wary = Setup { trust: Trust::Untrusted, ..Setup::default() };
+        let (mut a, mut b) = pair_of(&wary, &Setup::default()).await;
+        let sent = send(&mut a, 1, 5000).await;
+        echo(&mut b).await;
+        let frame = take(&mut a).await;
+        assert_eq!(frame.payload.segments()[0].as_ptr(), sent.as_ptr());
+        assert_eq!((copied(&a), copied(&b)), (0, 0));
+        // The other way it is copied out, and is no longer what came.
+        send(&mut b, 2, 5000).await;
+        echo(&mut a).await;
+        assert!(take(&mut b).await.payload == body(5000, 2)[..]);
+        assert_eq!(a.ledger.snapshot().copied_at(CopyPlace::CopyOut), 5000);
+        assert_eq!(a.ledger.snapshot().copied_at(CopyPlace::Foreign), 5000);
+    });
+}
+
+/// Parts of a message, some of them twice, between memory of the sender's own and from elsewhere.
+#[test]
+fn parts_go_back_among_others() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let (one, two) = (send(&mut a, 1, 5000).await, send(&mut a, 2, 6000).await);
+        let (first, second) = (take(&mut b).await.payload, take(&mut b).await.payload);
+        let mut own = b.alloc(300).await;
+        own.put_slice(&body(300, 3));
+        let parts = [
+            first.segments()[0].slice(10..200),
+            own.freeze(),
+            second.segments()[0].clone(),
+            PinnedBuf::from(body(400, 4)),
+            first.segments()[0].slice(100..),
+            first.segments()[0].clone(),
+            first.segments()[0].slice(..1),
+            second.segments()[0].slice(5999..),
+        ];
+        let whole: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let mut message = Message::new();
+        parts.into_iter().for_each(|part| message.push(part).unwrap());
+        drop((first, second));
+        b.send(data(9, message)).await.unwrap();
+        assert_eq!(copied(&b), 400, "what is from elsewhere");
+        // All blocks are back before the message is read, and none of them may be used yet.
+        assert!(look(&mut a).is_empty());
+        let got = take(&mut a).await.payload;
+        assert!(got == whole[..]);
+        assert_eq!(got.segments()[0].as_ptr(), one[10..].as_ptr());
+        assert_eq!(got.segments()[2].as_ptr(), two.as_ptr());
+        assert_eq!(copied(&a), 0);
+        look(&mut a);
+        drop(got);
+        assert!(one.try_into_mut().is_ok() && two.try_into_mut().is_ok(), "nobody has them any more");
+    });
+}
+
+/// A block stays while the message is unread that sends it back, whatever else the peer has given back.
+#[test]
+fn a_block_is_ours_again_when_all_is_read() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let mut buf = a.alloc(5000).await;
+        buf.put_slice(&body(5000, 1));
+        let sent = buf.freeze();
+        a.lane.tx.start_send(data(1, sent.clone()), true).unwrap();
+        std::future::poll_fn(|cx| a.lane.tx.poll_flush(cx)).await.unwrap();
+        let frame = take(&mut b).await;
+        let token = b.lane.tx.start_send(data(1, frame.payload.clone()), true).unwrap();
+        b.lane.tx.start_send(frame, false).unwrap();
+        std::future::poll_fn(|cx| b.lane.tx.poll_flush(cx)).await.unwrap();
+        assert_eq!(look(&mut b), [(token, SendReport::Sent)], "the sender has nothing more to do with it");
+        assert!(look(&mut a).is_empty());
+        let sent = sent.try_into_mut().unwrap_err();
+        let frames = a.recv().await.unwrap();
+        assert_eq!(frames.len(), 2);
+        assert!(frames.iter().all(|frame| frame.payload == body(5000, 1)[..]));
+        assert_eq!(look(&mut a).len(), 1);
+        drop(frames);
+        assert!(sent.try_into_mut().is_ok());
+    });
+}
+
+/// One that waits for a block is woken by the message that sends it back being read.
+#[test]
+fn who_waits_for_a_block_is_woken() {
+    run(async {
+        let mut setup = Setup::default();
+        setup.options.max_arena_bytes = 0;
+        let (mut a, mut b) = pair(&setup).await;
+        let mut sent = 0;
+        let woken = std::sync::Arc::new(Flag::default());
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        while let Poll::Ready(buf) = a.lane.tx.poll_alloc(&mut cx, 1000) {
+            let mut buf = buf.unwrap();
+            buf.put_slice(&body(1000, sent));
+            sent += 1;
+            a.send(data(sent as u64, buf.freeze())).await.unwrap();
+        }
+        let mut frames = Vec::new();
+        while frames.len() < sent {
+            frames.extend(b.recv().await.unwrap());
+        }
+        for frame in frames {
+            b.send(frame).await.unwrap();
+        }
+        assert!(a.lane.tx.poll_alloc(&mut cx, 1000).is_pending(), "none is free before it was read");
+        woken.0.store(false, std::sync::atomic::Ordering::SeqCst);
+        let got = a.recv().await.unwrap();
+        assert_eq!(got.len(), sent);
+        // There is no other arena, so all of it was copied: else nothing would be left.
+        assert_eq!(a.ledger.snapshot().copied_at(CopyPlace::CopyOut), 1000 * sent as u64);
+        assert!(woken.0.load(std::sync::atomic::Ordering::SeqCst));
+        assert!(a.lane.tx.poll_alloc(&mut cx, 1000).is_ready());
+    });
+}
+
+#[derive(Default)]
+struct Flag(std::sync::atomic::AtomicBool);
+
+impl std::task::Wake for Flag {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// An application that keeps what comes back always has something left to send from.
+#[test]
+fn thousands_are_kept() {
+    for (len, max_arena_bytes) in [(200, 1 << 30), (5000, 1 << 30), (1000, 0), (4000, 80 << 10), (700_000, 4 << 20)] {
+        run(async {
+            let mut setup = Setup::default();
+            setup.options.max_arena_bytes = max_arena_bytes;
+            let (mut a, mut b) = pair(&setup).await;
+            let mut kept = Vec::new();
+            let rounds = if len > 100_000 { 40 } else { 1500 };
+            for seq in 1..rounds {
+                send(&mut a, seq, len).await;
+                echo(&mut b).await;
+                kept.push(take(&mut a).await);
+            }
+            assert_eq!(copied(&b), 0);
+            let own = kept.iter().filter(|frame| is_own(&frame.payload)).count();
+            assert!(own < 500, "{own}");
+            assert!(kept.iter().all(|frame| frame.payload == body(len, frame.seq as usize)[..]));
+            drop(kept);
+            let before = copied(&a);
+            for seq in 0..1500.min(rounds) {
+                send(&mut a, seq, len).await;
+                echo(&mut b).await;
+                take(&mut a).await;
+            }
+            assert!(max_arena_bytes < 1 << 20 || copied(&a) == before, "there is room again");
+        });
+    }
+}
+
+/// The byte that says how often a loan was sent back does not run over: then it is copied.
+#[test]
+fn a_loan_is_sent_back_only_so_often() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let sent = send(&mut a, 1, 200).await;
+        let frame = take(&mut b).await;
+        for _ in 0..3 {
+            // As many parts as a message has.
+            let mut parts = Message::new();
+            (0..64).for_each(|_| parts.push(frame.payload.segments()[0].clone()).unwrap());
+            b.send(data(1, parts)).await.unwrap();
+            take(&mut a).await;
+        }
+        assert_eq!(copied(&b), 0);
+        for n in 192..400_u64 {
+            b.send(data(1, frame.payload.clone())).await.unwrap();
+            assert!(take(&mut a).await.payload == body(200, 1)[..]);
+            assert_eq!(copied(&b) > 0, n >= 192, "{n}");
+        }
+        drop(frame);
+        look(&mut a);
+        assert!(sent.try_into_mut().is_ok(), "the counts agree");
+    });
+}
+
+/// What went through `Bytes` on its way is found by its address, as zc-http's bodies are.
+#[test]
+fn bytes_go_back_too() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let sent = send(&mut a, 1, 5000).await;
+        let bytes = take(&mut b).await.payload.into_segments().next().unwrap().into_bytes();
+        b.send(data(1, PinnedBuf::from(bytes.slice(7..)))).await.unwrap();
+        drop(bytes);
+        assert_eq!(take(&mut a).await.payload.segments()[0].as_ptr(), sent[7..].as_ptr());
+        assert_eq!((copied(&a), copied(&b)), (0, 0));
+    });
+}
+
+/// A frame that found no room is not counted before it goes.
+#[test]
+fn what_waits_for_room_is_counted_once() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let sent = send(&mut a, 1, 5000).await;
+        let frame = take(&mut b).await;
+        // More than the ring has slots, in pieces.
+        for seq in 0..300 {
+            let mut message = Message::from(frame.payload.segments()[0].slice(seq..seq + 1000));
+            message.push(PinnedBuf::from(body(10, seq))).unwrap();
+            if seq >= 180 {
+                message = PinnedBuf::from(body(50, seq)).into();
+            }
+            b.lane.tx.start_send(data(seq as u64, message), false).unwrap();
+        }
+        let late = frame.payload.segments()[0].slice(4000..);
+        b.lane.tx.start_send(data(300, late), false).unwrap();
+        drop(frame);
+        let mut got = Vec::new();
+        while got.len() < 301 {
+            let _ = b.lane.tx.poll_flush(&mut Context::from_waker(Waker::noop()));
+            let mut batch = Batch::new();
+            if let Some(Received::Some) = a.lane.rx.try_recv(&mut batch).unwrap() {
+                for frame in batch.drain() {
+                    a.lane.rx.release(frame.payload.len());
+                    got.push(frame);
+                }
+            }
+        }
+        assert!(got[300].payload == body(5000, 1)[4000..]);
+        drop(got);
+        look(&mut a);
+        assert!(sent.try_into_mut().is_ok());
+    });
+}
+
+/// Only the receiving half is left, or only it is gone.
+#[test]
+fn halves_end_apart() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let sent = send(&mut a, 1, 5000).await;
+        echo(&mut b).await;
+        let End { lane: Lane { tx, mut rx, .. }, .. } = a;
+        drop(tx);
+        let mut batch = Batch::new();
+        assert!(matches!(rx.try_recv(&mut batch), Ok(Some(Received::Some))));
+        let frame = batch.drain().next().unwrap();
+        assert!(frame.payload == body(5000, 1)[..]);
+        drop(rx);
+        drop(frame);
+        assert!(sent.try_into_mut().is_err(), "the peer may read it");
+        drop(b);
+    });
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let sent = send(&mut a, 1, 5000).await;
+        echo(&mut b).await;
+        look(&mut a);
+        // Nobody will read it.
+        a.lane.rx.stop();
+        look(&mut a);
+        assert!(sent.try_into_mut().is_ok());
+        let sent = send(&mut a, 2, 5000).await;
+        echo(&mut b).await;
+        look(&mut a);
+        assert!(sent.try_into_mut().is_ok());
+    });
+}
+
+/// The peer is gone, and what it sent back has not been read.
+#[test]
+fn what_was_sent_back_before_the_end_is_delivered() {
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let sent = send(&mut a, 1, 5000).await;
+        let other = send(&mut a, 2, 6000).await;
+        echo(&mut b).await;
+        let kept = b.recv().await.unwrap();
+        drop((kept, b));
+        // The sending half knows first.
+        while a.try_ready().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        let sent = sent.try_into_mut().unwrap_err();
+        let frame = take(&mut a).await;
+        assert!(frame.payload == body(5000, 1)[..]);
+        assert!(a.recv().await.is_err());
+        drop(frame);
+        assert!(sent.try_into_mut().is_ok() && other.try_into_mut().is_ok());
+    });
+}
+
+impl End {
+    async fn try_ready(&mut self) -> Result<(), LaneError> {
+        std::future::poll_fn(|cx| {
+            self.drive(cx);
+            self.lane.tx.poll_ready(cx, 1)
+        })
+        .await
+    }
+}
