@@ -7,7 +7,7 @@ mod common;
 use std::task::{Context, Poll, Waker};
 
 use common::*;
-use zc_core::memory::{CopyPlace, Message, PinnedBuf, RegionKind};
+use zc_core::memory::{CopyPlace, Message, PinnedBuf};
 use zc_core::transport::*;
 
 async fn send(a: &mut End, seq: u64, len: usize) -> PinnedBuf {
@@ -33,11 +33,6 @@ async fn echo(b: &mut End) {
 
 fn copied(end: &End) -> u64 {
     end.ledger.snapshot().copied_bytes()
-}
-
-fn is_own(message: &Message) -> bool {
-    let own = |segment: &PinnedBuf| segment.region().is_some_and(|r| r.info().kind == RegionKind::Own);
-    message.segments().iter().all(own)
 }
 
 /// The sending half looks at what came back.
@@ -168,7 +163,8 @@ fn a_block_is_ours_again_when_all_is_read() {
 fn who_waits_for_a_block_is_woken() {
     run(async {
         let mut setup = Setup::default();
-        setup.options.max_arena_bytes = 0;
+        // The first arena, and one of three blocks, of which the peer keeps none.
+        setup.options.max_arena_bytes = 110_592 + (16 << 10);
         let (mut a, mut b) = pair(&setup).await;
         let mut sent = 0;
         let woken = std::sync::Arc::new(Flag::default());
@@ -187,13 +183,17 @@ fn who_waits_for_a_block_is_woken() {
         for frame in frames {
             b.send(frame).await.unwrap();
         }
-        assert!(a.lane.tx.poll_alloc(&mut cx, 1000).is_pending(), "none is free before it was read");
+        let mut others = Vec::new();
+        while let Poll::Ready(buf) = a.lane.tx.poll_alloc(&mut cx, 1000) {
+            others.push(buf.unwrap());
+        }
+        assert!(others.len() <= 3, "the others have come back, but not been read");
         woken.0.store(false, std::sync::atomic::Ordering::SeqCst);
         let got = a.recv().await.unwrap();
-        assert_eq!(got.len(), sent);
-        // There is no other arena, so all of it was copied: else nothing would be left.
-        assert_eq!(a.ledger.snapshot().copied_at(CopyPlace::CopyOut), 1000 * sent as u64);
+        assert_eq!((got.len(), copied(&a)), (sent, 0));
         assert!(woken.0.load(std::sync::atomic::Ordering::SeqCst));
+        assert!(a.lane.tx.poll_alloc(&mut cx, 1000).is_pending(), "the application has them");
+        drop(got);
         assert!(a.lane.tx.poll_alloc(&mut cx, 1000).is_ready());
     });
 }
@@ -222,9 +222,10 @@ fn thousands_are_kept() {
                 echo(&mut b).await;
                 kept.push(take(&mut a).await);
             }
-            assert_eq!(copied(&b), 0);
-            let own = kept.iter().filter(|frame| is_own(&frame.payload)).count();
-            assert!(own < 500, "{own}");
+            // Of little memory nothing is lent there in the first place.
+            assert!(copied(&b) == 0 || max_arena_bytes < 1 << 30);
+            let own = rounds - 1 - copied(&a) / len as u64;
+            assert!(own < 500 && (max_arena_bytes < 1 << 30 || own > 300), "{own}");
             assert!(kept.iter().all(|frame| frame.payload == body(len, frame.seq as usize)[..]));
             drop(kept);
             let before = copied(&a);
@@ -233,7 +234,7 @@ fn thousands_are_kept() {
                 echo(&mut b).await;
                 take(&mut a).await;
             }
-            assert!(max_arena_bytes < 1 << 20 || copied(&a) == before, "there is room again");
+            assert!(copied(&a) == before || max_arena_bytes < 1 << 30, "there is room again");
         });
     }
 }
@@ -299,7 +300,11 @@ fn what_waits_for_room_is_counted_once() {
         drop(frame);
         let mut got = Vec::new();
         while got.len() < 301 {
-            let _ = b.lane.tx.poll_flush(&mut Context::from_waker(Waker::noop()));
+            let mut cx = Context::from_waker(Waker::noop());
+            a.drive(&mut cx);
+            b.drive(&mut cx);
+            let _ = b.lane.tx.poll_flush(&mut cx);
+            tokio::task::yield_now().await;
             let mut batch = Batch::new();
             if let Some(Received::Some) = a.lane.rx.try_recv(&mut batch).unwrap() {
                 for frame in batch.drain() {
