@@ -210,7 +210,9 @@ impl std::task::Wake for Flag {
 /// An application that keeps what comes back always has something left to send from.
 #[test]
 fn thousands_are_kept() {
-    for (len, max_arena_bytes) in [(200, 1 << 30), (5000, 1 << 30), (1000, 0), (4000, 80 << 10), (700_000, 4 << 20)] {
+    for (len, max_arena_bytes) in
+        [(200, 1 << 30), (5000, 1 << 30), (1000, 0), (4000, 80 << 10), (700_000, 4 << 20)]
+    {
         run(async {
             let mut setup = Setup::default();
             setup.options.max_arena_bytes = max_arena_bytes;

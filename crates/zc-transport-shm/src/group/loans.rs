@@ -112,7 +112,8 @@ impl Loans {
     pub(super) fn take_back(&mut self, back: Return) -> Result<Option<u64>, WireError> {
         let loan = self.all.get_mut(usize::from(back.block)).ok_or_else(|| lie("shm return: loan"))?;
         let same = |lent: &mut Lent| SHARED | lent.place.region == back.slab;
-        if back.sent_back != 0 || loan.generation != back.generation || !loan.lent.as_mut().is_some_and(same) {
+        if back.sent_back != 0 || loan.generation != back.generation || !loan.lent.as_mut().is_some_and(same)
+        {
             return Err(lie("shm return: not lent"));
         }
         loan.generation = loan.generation.wrapping_add(1);

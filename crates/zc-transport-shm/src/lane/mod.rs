@@ -78,15 +78,7 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     caps.max_message = tx.max_message();
     let rx = rx::Rx::new(
         shared.clone(),
-        rx::Memory {
-            own,
-            peer,
-            geometry,
-            arena,
-            out: tx.out(),
-            sender,
-            credit: credit.clone(),
-        },
+        rx::Memory { own, peer, geometry, arena, out: tx.out(), sender, credit: credit.clone() },
         leases.clone(),
         &cx,
     );

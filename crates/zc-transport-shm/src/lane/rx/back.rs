@@ -31,8 +31,7 @@ impl Rx {
         // Ours takes nothing that counts against the lease.
         let mut keep = self.out.leaves_enough(&ours);
         let lends = theirs.is_empty() || self.arena.lends(&theirs);
-        let mut lend =
-            lends && self.leases.pressure() == Pressure::None && self.arena.leaves_enough(&theirs);
+        let mut lend = lends && self.leases.pressure() == Pressure::None && self.arena.leaves_enough(&theirs);
         let copied = |at: &&Descriptor| if at.is_back() { !keep } else { !lend };
         let len = descriptors.iter().filter(copied).map(|at| at.len as usize).sum();
         let copies = match self.copy_parts(descriptors.iter().filter(copied), len) {
