@@ -243,12 +243,14 @@ mod tests {
         let (mut client, mut server) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
         let mut halves = client.split();
         let mut calls = 0;
-        for (size, inflight) in [(200, 1), (5000, 64), (64 << 10, 16), (10 << 20, 1)] {
-            let asked = drive(&mut halves, size, inflight, Duration::from_millis(50), |_| calls += 1);
-            tokio::select! {
-                asked = asked => asked.unwrap(),
-                ended = answer(&mut server) => panic!("{ended:?}"),
+        let ask = async {
+            for (size, inflight) in [(200, 1), (5000, 64), (64 << 10, 16), (10 << 20, 1)] {
+                drive(&mut halves, size, inflight, Duration::from_millis(50), |_| calls += 1).await.unwrap();
             }
+        };
+        tokio::select! {
+            () = ask => {}
+            ended = answer(&mut server) => panic!("{ended:?}"),
         }
         assert!(calls >= 82);
         for ledger in [client.ledger(), server.ledger()] {
