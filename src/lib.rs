@@ -68,6 +68,7 @@
 
 mod auth;
 mod connection;
+mod cpus;
 mod error;
 mod event;
 mod fabric;
@@ -107,7 +108,7 @@ pub use mem::{MEM_BACKLOG, MemLinks, MemTransport};
 pub use metrics::MetricsObserver;
 pub use options::{
     ConnectionOptions, DEFAULT_DRAIN, DEFAULT_KEEPALIVE_INTERVAL, DEFAULT_KEEPALIVE_TIMEOUT, DEFAULT_SPIN,
-    DEFAULT_STAGE, DEFAULT_TOTAL, Deadlines, Polling,
+    DEFAULT_STAGE, DEFAULT_TOTAL, Deadlines, FIRST_SPIN, Polling,
 };
 pub use pause::ACCEPT_RETRY;
 pub use policy::{DEFAULT_ORDER, ENV_TRANSPORTS, Fallback, Policy, PolicyError};

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::cpus::looking_pays;
+
 /// How a receiver waits for the next message.
 ///
 /// ```
@@ -17,9 +19,11 @@ use std::time::Duration;
 pub enum Polling {
     /// Never sleeps: lowest latency, one core in use.
     Busy,
-    /// Looks for up to `spin`, yielding to other tasks in between, then sleeps.
+    /// Looks for a while, yielding to other tasks in between, then sleeps. The while is what recent waits have taken: it
+    /// begins with [`FIRST_SPIN`], grows when messages come later than that, and shrinks when they come much later or when
+    /// looking has not helped.
     Adaptive {
-        /// About one wake-up's worth.
+        /// The longest that one wait may look.
         spin: Duration,
     },
     /// Sleeps at once.
@@ -37,8 +41,10 @@ impl Polling {
     }
 }
 
-/// [`Polling::Adaptive`]'s default time: about what waking a sleeping thread costs.
-pub const DEFAULT_SPIN: Duration = Duration::from_micros(20);
+/// [`Polling::Adaptive`]'s default bound: a few times what waking a sleeping thread costs, as for halt polling in KVM.
+pub const DEFAULT_SPIN: Duration = Duration::from_micros(200);
+/// What [`Polling::Adaptive`] begins with: about what waking a sleeping thread costs on an idle machine.
+pub const FIRST_SPIN: Duration = Duration::from_micros(20);
 /// Silence after which a peer is pinged.
 pub const DEFAULT_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// Time a ping may go unanswered.
@@ -66,7 +72,8 @@ pub const DEFAULT_TOTAL: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ConnectionOptions {
-    /// How the receiver waits. Default: `Adaptive` with [`DEFAULT_SPIN`], no spin on a single CPU.
+    /// How the receiver waits. Default: `Adaptive` with [`DEFAULT_SPIN`], no spin on a machine
+    /// with one processor or under a processor quota.
     pub polling: Polling,
     /// Silence after which the peer is pinged; zero turns keepalive off.
     pub keepalive_interval: Duration,
@@ -83,8 +90,7 @@ pub struct ConnectionOptions {
 
 impl Default for ConnectionOptions {
     fn default() -> Self {
-        let alone = std::thread::available_parallelism().is_ok_and(|n| n.get() == 1);
-        let spin = if alone { Duration::ZERO } else { DEFAULT_SPIN };
+        let spin = if looking_pays() { DEFAULT_SPIN } else { Duration::ZERO };
         Self {
             polling: Polling::Adaptive { spin },
             keepalive_interval: DEFAULT_KEEPALIVE_INTERVAL,

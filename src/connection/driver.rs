@@ -211,8 +211,9 @@ impl Driver {
     }
 
     fn keep_alive(&mut self, now: Instant) -> Result<Option<Instant>, ConnectionError> {
+        let goes_on = self.drive.as_mut().is_some_and(|drive| drive.heard());
         let mut rx = self.core.lock_rx();
-        let heard = std::mem::take(&mut rx.arrived.heard);
+        let heard = std::mem::take(&mut rx.arrived.heard) || goes_on;
         if heard {
             rx.arrived.last_heard = now;
         }

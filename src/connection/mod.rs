@@ -24,6 +24,7 @@ mod tracked;
 mod turn;
 mod tx_state;
 mod waiters;
+mod waiting;
 mod wake;
 
 use std::future::poll_fn;
@@ -126,13 +127,16 @@ impl Connection {
             (None, OneSided::Emulated) if parts.peer_remote => OneSided::Emulated,
             _ => OneSided::None,
         };
+        let mut limits = parts.limits;
+        // What the lane can't carry is refused like what the peer does not take.
+        limits.send_max_message = limits.send_max_message.min(caps.max_message);
         let core = Core::new(Halves {
             tx: lane.tx,
             rx: lane.rx,
             leases: lane.leases,
             remote: (caps.one_sided, lane.remote),
             own_memory: caps.sources.connection && !caps.sources.pool,
-            limits: parts.limits,
+            limits,
             pool: parts.pool,
             ledger: parts.ledger,
             reactor: reactor.clone(),
@@ -166,7 +170,7 @@ impl Connection {
         // In front of the driver, which ends what nobody uses.
         let connection = Self {
             sender: Sender::new(handle.clone()),
-            receiver: Some(Receiver::new(handle, options.polling)),
+            receiver: Some(Receiver::new(handle, options.polling, &caps)),
             caps,
             role,
             drain: options.drain,

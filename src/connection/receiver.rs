@@ -1,5 +1,6 @@
 //! The receiving handle.
 
+use std::hint::spin_loop;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -7,12 +8,18 @@ use std::time::Instant;
 use futures::Stream;
 use futures::future::poll_fn;
 use zc_core::memory::Message;
+use zc_core::transport::Caps;
 
 use super::core::{Core, READS_PER_TURN, RxState};
 use super::error::ConnectionError;
 use super::handle::Handle;
 use super::ingest::Look;
+use super::waiting::Waiting;
 use crate::options::Polling;
+
+/// Looks of a receiver that does not sleep before other tasks get their turn, where a look is no system call: about a
+/// microsecond, several times as long as it takes to come round again.
+const LOOKS_PER_TURN: u32 = 32;
 
 /// Receives messages, in order. There is one per connection.
 ///
@@ -32,15 +39,17 @@ use crate::options::Polling;
 /// ```
 pub struct Receiver {
     handle: Handle,
-    polling: Polling,
-    spinning_since: Option<Instant>,
+    waiting: Waiting,
+    /// So often in a turn, if it does not sleep.
+    looks: u32,
     /// The last poll found nothing.
     pending: bool,
 }
 
 impl Receiver {
-    pub(super) fn new(handle: Handle, polling: Polling) -> Self {
-        Self { handle, polling, spinning_since: None, pending: false }
+    pub(super) fn new(handle: Handle, polling: Polling, caps: &Caps) -> Self {
+        let looks = if caps.user_polled { LOOKS_PER_TURN } else { 1 };
+        Self { handle, waiting: Waiting::new(polling), looks, pending: false }
     }
 
     /// The next message; `None` once the peer has finished sending and everything was received.
@@ -84,15 +93,22 @@ impl Receiver {
         let mut has_read = false;
         for _ in 0..READS_PER_TURN {
             if let Some(received) = next(core, &mut rx) {
-                self.spinning_since = None;
+                self.waiting.served(Instant::now);
                 return Poll::Ready(received);
             }
-            if self.polling.spins() {
-                if core.poll_ingest(&mut rx, Look::Once).is_ready() {
+            if self.waiting.spins() {
+                let found = (0..self.looks).any(|_| {
+                    let found = core.poll_ingest(&mut rx, Look::Once).is_ready();
+                    if !found {
+                        spin_loop();
+                    }
+                    found
+                });
+                if found {
                     has_read = true;
                     continue;
                 }
-                if goes_on(self.polling, &mut self.spinning_since) {
+                if self.waiting.goes_on(Instant::now) {
                     break;
                 }
             }
@@ -112,15 +128,6 @@ impl Receiver {
         drop(rx);
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-}
-
-/// Whether to look again soon instead of sleeping.
-fn goes_on(polling: Polling, since: &mut Option<Instant>) -> bool {
-    match polling {
-        Polling::Busy => true,
-        Polling::Interrupt => false,
-        Polling::Adaptive { spin } => since.get_or_insert_with(Instant::now).elapsed() < spin,
     }
 }
 

@@ -13,8 +13,9 @@ use futures::{FutureExt, SinkExt, StreamExt};
 use parking_lot::Mutex;
 use zc_core::memory::{BufPool, CopyLedger, LeaseBudget, Message, PinnedBufMut};
 use zc_core::transport::{
-    AllocFailure, Batch, Caps, ControlLink, Frame, FrameKind, Lane, LaneError, LaneLimits, LaneRx, LaneTx,
-    LinkAddr, Reactor, Readiness, Received, Role, SendRejected, SendReport, SendToken, TaskHandle, Timer,
+    AllocFailure, Batch, Caps, ControlLink, Frame, FrameKind, Lane, LaneDrive, LaneError, LaneLimits, LaneRx,
+    LaneTx, LinkAddr, Reactor, Readiness, Received, Role, SendRejected, SendReport, SendToken, TaskHandle,
+    Timer,
 };
 use zc_core::wire::{CloseCode, SessionRecord};
 
@@ -133,14 +134,19 @@ fn start_lane(
     options: ConnectionOptions,
 ) -> Connection {
     let limits = LaneLimits::default();
-    let lane = Lane {
-        tx,
-        rx,
-        drive: None,
-        remote: None,
-        caps: Caps::stream(),
-        leases: LeaseBudget::new(limits.lease_soft, limits.lease_hard),
-    };
+    let leases = LeaseBudget::new(limits.lease_soft, limits.lease_hard);
+    let lane = Lane { tx, rx, drive: None, remote: None, caps: Caps::stream(), leases };
+    start_whole(lane, link, reactor, observer, options)
+}
+
+fn start_whole(
+    lane: Lane,
+    link: Option<Box<dyn ControlLink>>,
+    reactor: Arc<dyn Reactor>,
+    observer: Arc<dyn Observer>,
+    options: ConnectionOptions,
+) -> Connection {
+    let limits = LaneLimits::default();
     Connection::start(Parts {
         lane,
         link,
@@ -585,4 +591,38 @@ async fn times_without_a_bound_are_no_panic() {
     settle().await;
     let said = wire.records();
     assert!(matches!(said.last(), Some(SessionRecord::Close { .. })), "{said:?}");
+}
+
+/// Its peer goes on with a long message until then.
+struct GoesOn(tokio::time::Instant);
+
+impl LaneDrive for GoesOn {
+    fn poll_drive(&mut self, _: &mut Context<'_>, _: Instant) -> Result<Option<Instant>, LaneError> {
+        Ok(None)
+    }
+
+    fn heard(&mut self) -> bool {
+        tokio::time::Instant::now() < self.0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_goes_on_with_a_long_message_is_not_dead() {
+    let (began, hour) = (tokio::time::Instant::now(), Duration::from_secs(3600));
+    let limits = LaneLimits::default();
+    let lane = Lane {
+        tx: Box::new(Sinkhole(0)),
+        rx: Box::new(Script(VecDeque::new())),
+        drive: Some(Box::new(GoesOn(began + hour))),
+        remote: None,
+        caps: Caps::stream(),
+        leases: LeaseBudget::new(limits.lease_soft, limits.lease_hard),
+    };
+    let options = ConnectionOptions { polling: Polling::Interrupt, ..ConnectionOptions::default() };
+    let (reactor, observer) = (Arc::new(TokioReactor::new()), Arc::new(TracingObserver));
+    let conn = start_whole(lane, None, reactor, observer, options);
+    let error = conn.closed().await;
+    assert!(matches!(error, ConnectionError::Dead { .. }), "{error}");
+    let after = began.elapsed();
+    assert!(hour < after && after < hour + Duration::from_secs(60), "{after:?}");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
-use zc_core::memory::{Message, PinnedBufMut};
+use zc_core::memory::{AllocError, Message, PinnedBufMut};
 use zc_core::transport::{AllocFailure, Completion, Frame, FrameKind, SendToken};
 use zc_core::wire::SessionRecord;
 
@@ -77,7 +77,12 @@ impl Sender {
     pub async fn alloc(&self, len: usize) -> Result<PinnedBufMut, AllocFailure> {
         if self.core().own_memory {
             let mut alloc = LaneAlloc::new(self.core());
-            return poll_fn(|cx| alloc.poll(cx, len)).await;
+            match poll_fn(|cx| alloc.poll(cx, len)).await {
+                // More than the lane has in one piece, but it sends that: with a copy.
+                Err(AllocFailure::Pool(AllocError::TooLarge { .. }))
+                    if len <= self.core().limits.send_max_message as usize => {}
+                done => return done,
+            }
         }
         Ok(self.core().pool.alloc(len).await?)
     }

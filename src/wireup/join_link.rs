@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use zc_core::transport::{ControlLink, LinkAddr, PeerCred};
 use zc_core::wire::ControlMessage;
 
@@ -357,7 +358,9 @@ impl ControlLink for JoinLink {
         }
         let from = core.ways()?.for_descriptors().ok_or(io::ErrorKind::NotConnected)?;
         let result = ready!(from.poll_recv_descriptors(cx, max));
-        core.descriptors_next = false;
+        // For want of room they are left where they are.
+        let left = |error: &io::Error| error.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+        core.descriptors_next = result.as_ref().is_err_and(left);
         Poll::Ready(result)
     }
 

@@ -62,6 +62,7 @@ fn to_json(name: &str, probe: &std::result::Result<Caps, Unavailable>) -> Value 
             "zero_copy_min_bytes": caps.zero_copy_min,
             "zero_copy_tx": zero_copy(caps.zero_copy_tx),
             "zero_copy_rx": zero_copy(caps.zero_copy_rx),
+            "user_polled": caps.user_polled,
             "one_sided": word(caps.one_sided),
             "sources": {
                 "connection": caps.sources.connection,
@@ -86,6 +87,7 @@ fn text(caps: &Caps) -> String {
         format!("messages up to {} bytes, {} segments as they are", caps.max_message, caps.max_segments),
         format!("a copy is cheaper below {} bytes; inline up to {}", caps.zero_copy_min, caps.inline_size),
         format!("headroom {}, alignment {} bytes", caps.headroom, caps.alignment),
+        format!("polling without system calls: {}", if caps.user_polled { "yes" } else { "no" }),
         format!("one-sided operations: {}", word(caps.one_sided)),
     ]
     .map(|line| format!("\n         {line}"))

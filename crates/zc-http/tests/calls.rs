@@ -150,7 +150,9 @@ impl World {
 
 #[tokio::test]
 async fn heads_bodies_and_trailers_on_every_transport() {
-    for uri in ["zc+mem://calls-all", "zc+tcp://127.0.0.1:0"] {
+    let name = format!("zc-calls-all-{}", std::process::id());
+    let (unix, shm) = (format!("zc+unix://@{name}"), format!("zc+shm://@{name}-shm"));
+    for uri in ["zc+mem://calls-all", "zc+tcp://127.0.0.1:0", &unix, &shm] {
         for limits in [Limits::default(), small_windows()] {
             let world = world(uri, Server::new().limits(limits.clone()), limits).await;
             assert_eq!(world.text("/echo", "hello").await.unwrap(), "hello");

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures::task::AtomicWaker;
+use smallvec::SmallVec;
 use zc_core::memory::{FrameTable, PinnedBuf, PinnedBufMut, Reclaim, Region};
 use zc_core::wire::WireError;
 
@@ -22,6 +23,8 @@ use crate::sys;
 struct Held {
     /// The send whose report waits for it.
     token: Option<u64>,
+    /// A copied part of a message in parts, which comes back at once.
+    part: bool,
 }
 
 /// Takes the blocks of one arena back when nobody here has them any more.
@@ -107,6 +110,8 @@ pub(crate) struct Arena {
     bytes: u64,
     max_bytes: u64,
     held: usize,
+    /// Of those, copied parts of a message in parts.
+    parts: usize,
     /// The slab that a block was taken from last.
     last: usize,
 }
@@ -128,7 +133,8 @@ impl Arena {
         let views = out.views(true, frames, region.len());
         out.add(0, frames, views.clone());
         let first = Slab::new(region, geometry.block_len, geometry.first_block(), frames, &waker, views);
-        Self { slabs: vec![first], waker, out, bytes, max_bytes: max_bytes.max(bytes), held: 0, last: 0 }
+        let (slabs, max_bytes) = (vec![first], max_bytes.max(bytes));
+        Self { slabs, waker, out, bytes, max_bytes, held: 0, parts: 0, last: 0 }
     }
 
     /// What the peer holds, for the receiving half.
@@ -186,11 +192,8 @@ impl Arena {
     /// Where bytes lie, if it is in a block of ours that the peer does not hold. The generation is
     /// that of the next send.
     pub(crate) fn locate(&self, buf: &PinnedBuf) -> Option<Descriptor> {
-        let addr = buf.as_ptr().addr();
-        let inside = |s: &Slab| addr >= s.base && addr - s.base < s.bytes;
-        let (at, slab) = self.slabs.iter().enumerate().find(|(_, s)| s.as_ref().is_some_and(inside))?;
-        let slab = slab.as_ref()?;
-        let (block, offset) = ((addr - slab.base) / slab.block_len, (addr - slab.base) % slab.block_len);
+        let (at, slab, place) = self.find(buf)?;
+        let (block, offset) = (place / slab.block_len, place % slab.block_len);
         if offset + buf.len() > slab.block_len || slab.held.get(block)?.is_some() {
             return None;
         }
@@ -203,11 +206,36 @@ impl Arena {
         })
     }
 
+    /// The arena in which bytes begin, and where in it.
+    #[inline]
+    fn find(&self, buf: &PinnedBuf) -> Option<(usize, &Slab, usize)> {
+        let addr = buf.as_ptr().addr();
+        let inside = |s: &Slab| addr >= s.base && addr - s.base < s.bytes;
+        let (at, slab) = self.slabs.iter().enumerate().find(|(_, s)| s.as_ref().is_some_and(inside))?;
+        slab.as_ref().map(|slab| (at, slab, addr - slab.base))
+    }
+
+    /// The arena and block in which bytes begin, whoever has it.
+    pub(crate) fn block_of(&self, buf: &PinnedBuf) -> Option<(usize, usize)> {
+        self.find(buf).map(|(at, slab, place)| (at, place / slab.block_len))
+    }
+
     /// Keeps a located buffer until the peer gives it back (M1, M2).
     pub(crate) fn hold(&mut self, at: Descriptor, buf: PinnedBuf, token: Option<u64>) {
+        self.keep(at, buf, Held { token, part: false });
+    }
+
+    /// The same for a copied part of a message in parts.
+    pub(crate) fn hold_part(&mut self, at: Descriptor, buf: PinnedBuf) {
+        self.parts += 1;
+        self.keep(at, buf, Held { token: None, part: true });
+    }
+
+    #[inline]
+    fn keep(&mut self, at: Descriptor, buf: PinnedBuf, what: Held) {
         let slab = self.slabs.get_mut(at.slab as usize).and_then(Option::as_mut);
         if let Some(held) = slab.and_then(|s| s.held.get_mut(at.block as usize)) {
-            *held = Some(Held { token });
+            *held = Some(what);
             self.held += 1;
             self.out.hold(at, buf);
         }
@@ -215,13 +243,51 @@ impl Arena {
 
     /// Whether bytes lie in memory of ours, wherever that is now.
     pub(crate) fn has(&self, buf: &PinnedBuf) -> bool {
-        let addr = buf.as_ptr().addr();
-        self.slabs.iter().flatten().any(|s| addr >= s.base && addr - s.base < s.bytes)
+        self.find(buf).is_some()
     }
 
     /// Whether the peer holds anything.
     pub(crate) fn holds_any(&self) -> bool {
         self.held > 0
+    }
+
+    /// Copied parts of a message in parts that the peer has.
+    pub(crate) fn parts_out(&self) -> usize {
+        self.parts
+    }
+
+    /// Blocks that somebody has, on this side or the other.
+    pub(crate) fn blocks_out(&mut self) -> usize {
+        self.slabs.iter_mut().flatten().map(|s| s.blocks - s.free.len()).sum()
+    }
+
+    /// Whether there would be `len` bytes if all came back but these blocks, each named once.
+    pub(crate) fn could_hold(&self, len: usize, kept: &[(usize, usize)]) -> bool {
+        let here = |at: usize| kept.iter().filter(|(slab, _)| *slab == at).count();
+        let mut slabs = self.slabs.iter().enumerate();
+        slabs.any(|(at, slab)| slab.as_ref().is_some_and(|s| s.block_len >= len && s.blocks > here(at)))
+            || self.could_grow(len, |at| here(at) > 0)
+    }
+
+    /// Whether there would be room for a further arena for `len` bytes if all idle ones were gone.
+    pub(crate) fn could_make(&mut self, len: usize) -> bool {
+        let busy: SmallVec<[bool; MAX_SLABS]> =
+            self.slabs.iter_mut().map(|s| s.as_mut().is_some_and(|s| !s.is_idle())).collect();
+        self.could_grow(len, |at| busy[at])
+    }
+
+    /// The same with none but those that stay, and the first.
+    fn could_grow(&self, len: usize, stays: impl Fn(usize) -> bool) -> bool {
+        let (mut slabs, mut blocks, mut bytes) = (0, 0, 0);
+        for (at, slab) in self.slabs.iter().enumerate() {
+            if let Some(slab) = slab.as_ref().filter(|_| at == 0 || stays(at)) {
+                (slabs, blocks, bytes) = (slabs + 1, blocks + slab.blocks, bytes + slab.bytes as u64);
+            }
+        }
+        let need = len.next_multiple_of(64).next_multiple_of(4096) as u64;
+        slabs < MAX_SLABS
+            && blocks < MAX_ARENA_BLOCKS as usize
+            && need <= self.max_bytes.saturating_sub(bytes)
     }
 
     /// The peer gave a block back: checks that it had it (M6) and lets it go, now or when all is read that it was sent back
@@ -249,6 +315,7 @@ impl Arena {
         let (at, held) = (block as usize, slab.held.get_mut(block as usize)?.take()?);
         slab.generations[at] = slab.generations[at].wrapping_add(1);
         self.held -= 1;
+        self.parts -= usize::from(held.part);
         // It can be lent again from here on.
         drop(buf);
         held.token
@@ -257,7 +324,7 @@ impl Arena {
     /// The peer reads nothing any more: nothing is held.
     pub(crate) fn release_all(&mut self) {
         self.slabs.iter_mut().flatten().flat_map(|s| s.held.iter_mut()).for_each(|h| *h = None);
-        self.held = 0;
+        (self.held, self.parts) = (0, 0);
         self.out.release();
     }
 
@@ -271,11 +338,16 @@ impl Arena {
         self.slabs.iter().skip(1).flatten().count()
     }
 
+    /// Blocks of the size that `len` bytes take.
+    fn blocks_for(&self, len: usize) -> usize {
+        let same = self.slabs.iter().flatten().filter(|s| s.block_len == block_len(len));
+        same.map(|s| s.blocks).sum()
+    }
+
     /// What a further arena for `len` bytes would be; `None` beyond the bounds.
     fn plan(&self, len: usize) -> Option<Grow> {
         let slab = (1..MAX_SLABS).find(|at| self.slabs.get(*at).is_none_or(Option::is_none))?;
-        let same: usize =
-            self.slabs.iter().flatten().filter(|s| s.block_len == block_len(len)).map(|s| s.blocks).sum();
+        let same = self.blocks_for(len);
         let blocks: usize = self.slabs.iter().flatten().map(|s| s.blocks).sum();
         let spare_blocks = (MAX_ARENA_BLOCKS as usize).saturating_sub(blocks);
         let spare_bytes = self.max_bytes.saturating_sub(self.bytes);
@@ -333,6 +405,7 @@ impl Arena {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::layout::BACK;
 
     fn arena(max: u64) -> Arena {
         let geometry = Geometry::new(32);
@@ -367,6 +440,27 @@ mod tests {
         assert!(arena.take_back(back).is_err());
         assert_eq!(arena.take(100).unwrap().as_ptr(), addr, "last in, first out");
         assert_eq!(arena.take(100).unwrap().as_ptr(), addr);
+    }
+
+    /// A copied part of a message in parts is out until all has been read that it was sent back by, though only a liar does so.
+    #[test]
+    fn a_part_that_is_sent_back_is_still_out() {
+        let mut arena = arena(0);
+        let mut buf = arena.take(100).unwrap();
+        buf.put_slice(b"hello");
+        let buf = buf.freeze();
+        let at = arena.locate(&buf).unwrap();
+        arena.hold_part(at, buf);
+        let back = Return { slab: 0, sent_back: 1, generation: at.generation, block: at.block as u16 };
+        assert_eq!(arena.take_back(back).unwrap(), None);
+        assert_eq!((arena.parts_out(), arena.blocks_out()), (1, 1));
+        assert!(arena.take_caught_up().is_none() && arena.take_back(back).is_err());
+        let (view, caught_up) = arena.out().deliver(&Descriptor { slab: BACK, ..at }, true).unwrap();
+        assert!(caught_up && view[..] == *b"hello");
+        assert_eq!(arena.take_caught_up(), Some(None));
+        assert_eq!((arena.parts_out(), arena.holds_any(), arena.blocks_out()), (0, false, 1));
+        drop(view);
+        assert_eq!(arena.blocks_out(), 0);
     }
 
     #[test]

@@ -9,7 +9,12 @@ use crate::layout::{BACK, Descriptor, Return};
 use crate::limits::MAX_SENT_BACK;
 use crate::sync::{AtomicU32, Ordering};
 
-/// The loans of one arena, by block: the generation, and above it how often it was sent back.
+/// Above the generation of a loan: how often it was sent back ...
+const SENT_BACK_AT: u32 = 16;
+/// ... and that it counts as kept.
+const COUNTED: u32 = 1 << 24;
+
+/// The loans of one arena, by block.
 pub(crate) struct Loans(Box<[AtomicU32]>);
 
 impl Loans {
@@ -19,16 +24,28 @@ impl Loans {
 
     /// A loan begins, which nobody else knows yet.
     #[inline]
-    pub(crate) fn begin(&self, block: u32, generation: u16) {
-        self.0[block as usize].store(generation.into(), Ordering::Relaxed);
+    pub(crate) fn begin(&self, block: u32, generation: u16, counted: bool) {
+        let counted = if counted { COUNTED } else { 0 };
+        self.0[block as usize].store(u32::from(generation) | counted, Ordering::Relaxed);
     }
 
-    /// What says that a loan is over; nobody has it any more. The number fits: the caller has seen that.
+    /// What says that a loan is over, and whether it counted; nobody has it any more. The number fits: the caller has seen
+    /// that.
     #[inline]
-    pub(crate) fn end(&self, slab: u8, block: u32) -> Return {
+    pub(crate) fn end(&self, slab: u8, block: u32) -> (Return, bool) {
         let word = self.0[block as usize].load(Ordering::Relaxed);
-        Return { slab, generation: word as u16, block: block as u16, sent_back: (word >> 16) as u8 }
+        let back = Return {
+            slab,
+            generation: word as u16,
+            block: block as u16,
+            sent_back: sent_back_of(word) as u8,
+        };
+        (back, word & COUNTED != 0)
     }
+}
+
+fn sent_back_of(word: u32) -> u32 {
+    (word & (COUNTED - 1)) >> SENT_BACK_AT
 }
 
 /// An arena of the peer.
@@ -53,7 +70,7 @@ impl Back {
     /// It goes out now: counts it, and says how the owner is told. The buffer must be there until then.
     pub(crate) fn send(self) -> Descriptor {
         // Below what fits, by `MAX_SENT_BACK`. Whoever gives the loan back does so after us, for we have the buffer.
-        self.loans.0[self.at.block as usize].fetch_add(1 << 16, Ordering::Relaxed);
+        self.loans.0[self.at.block as usize].fetch_add(1 << SENT_BACK_AT, Ordering::Relaxed);
         self.at
     }
 }
@@ -83,7 +100,7 @@ impl Borrowed {
         let (at, slab, place) = known.find_map(|(at, slab)| Some((at, slab, place(slab)?)))?;
         let (block, offset) = (place / slab.block_len, place % slab.block_len);
         let word = slab.loans.0.get(block)?.load(Ordering::Relaxed);
-        if offset + len > slab.block_len || word >> 16 > MAX_SENT_BACK {
+        if offset + len > slab.block_len || sent_back_of(word) > MAX_SENT_BACK {
             return None;
         }
         let at = Descriptor {

@@ -6,54 +6,74 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::limits::{MAX_KEPT_BLOCKS, MAX_KEPT_SLABS};
+use crate::limits::{MAX_ARENA_BLOCKS, MAX_KEPT_BLOCKS, MAX_KEPT_SLABS, MAX_SLABS};
 
-/// An arena, as it counts.
+/// Arenas count in whole pages: their bytes are.
+const PAGE_BYTES: u64 = 4096;
+/// Bits of the sum that count arenas ...
+const SLAB_BITS: u32 = 8;
+/// ... and their blocks; those above count pages.
+const BLOCK_BITS: u32 = 12;
+const BLOCKS_AT: u32 = SLAB_BITS;
+const PAGES_AT: u32 = SLAB_BITS + BLOCK_BITS;
+const _: () = assert!(MAX_SLABS < 1 << SLAB_BITS && MAX_ARENA_BLOCKS < 1 << BLOCK_BITS);
+/// More pages than the sum can count need not be told apart.
+const MAX_PAGES: u64 = (1 << (64 - PAGES_AT)) - 1;
+
+/// Arenas, their blocks and their pages, which count together: one word, so that one addition counts all.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Size {
-    pub(crate) blocks: u64,
-    pub(crate) bytes: u64,
+pub(crate) struct Size(u64);
+
+impl Size {
+    /// An arena of so many blocks and bytes.
+    pub(crate) fn of_arena(blocks: u32, bytes: u64) -> Self {
+        Self(1 | u64::from(blocks) << BLOCKS_AT | bytes.div_ceil(PAGE_BYTES).min(MAX_PAGES / 2) << PAGES_AT)
+    }
+
+    /// Of different arenas of one peer, of which there are no more than may be.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    fn slabs(self) -> u64 {
+        self.0 & ((1 << SLAB_BITS) - 1)
+    }
+
+    fn blocks(self) -> u64 {
+        self.0 >> BLOCKS_AT & ((1 << BLOCK_BITS) - 1)
+    }
+
+    fn pages(self) -> u64 {
+        self.0 >> PAGES_AT
+    }
 }
 
 /// All arenas of one peer in which something is kept.
 pub(crate) struct Kept {
-    slabs: AtomicU64,
-    blocks: AtomicU64,
-    bytes: AtomicU64,
+    /// A [`Size`].
+    sum: AtomicU64,
     /// Half of what the peer may make beside its first arena.
-    max_bytes: u64,
+    max_pages: u64,
 }
 
 impl Kept {
     /// Nothing yet, of a peer that makes arenas of so many bytes beside its first.
     pub(crate) fn new(spare_bytes: u64) -> Arc<Self> {
-        let [slabs, blocks, bytes] = [const { AtomicU64::new(0) }; 3];
-        Arc::new(Self { slabs, blocks, bytes, max_bytes: spare_bytes / 2 })
+        let max_pages = (spare_bytes / 2 / PAGE_BYTES).min(MAX_PAGES / 2);
+        Arc::new(Self { sum: AtomicU64::new(0), max_pages })
     }
 
     /// Whether as much as this may be kept, whatever else is.
     pub(crate) fn ever_takes(&self, bytes: u64) -> bool {
-        bytes <= self.max_bytes
+        bytes.div_ceil(PAGE_BYTES) <= self.max_pages
     }
 
-    /// Whether something may be kept in so many more arenas, of this size in all.
-    pub(crate) fn takes(&self, slabs: u64, more: Size) -> bool {
-        let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        now(&self.slabs) + slabs <= MAX_KEPT_SLABS as u64
-            && now(&self.blocks) + more.blocks <= u64::from(MAX_KEPT_BLOCKS)
-            && now(&self.bytes) + more.bytes <= self.max_bytes
-    }
-
-    fn add(&self, size: Size) {
-        self.slabs.fetch_add(1, Ordering::Relaxed);
-        self.blocks.fetch_add(size.blocks, Ordering::Relaxed);
-        self.bytes.fetch_add(size.bytes, Ordering::Relaxed);
-    }
-
-    fn sub(&self, size: Size) {
-        self.slabs.fetch_sub(1, Ordering::Relaxed);
-        self.blocks.fetch_sub(size.blocks, Ordering::Relaxed);
-        self.bytes.fetch_sub(size.bytes, Ordering::Relaxed);
+    /// Whether something may be kept in more arenas, of this size in all.
+    pub(crate) fn takes(&self, more: Size) -> bool {
+        let now = Size(self.sum.load(Ordering::Relaxed));
+        now.slabs() + more.slabs() <= MAX_KEPT_SLABS as u64
+            && now.blocks() + more.blocks() <= u64::from(MAX_KEPT_BLOCKS)
+            && now.pages() + more.pages() <= self.max_pages
     }
 }
 
@@ -77,14 +97,14 @@ impl KeptOf {
     /// A block is kept, before anyone can give it back.
     pub(crate) fn add(&self) {
         if self.blocks.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.all.add(self.size);
+            self.all.sum.fetch_add(self.size.0, Ordering::Relaxed);
         }
     }
 
     /// A block goes back.
     pub(crate) fn sub(&self) {
         if self.blocks.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.all.sub(self.size);
+            self.all.sum.fetch_sub(self.size.0, Ordering::Relaxed);
         }
     }
 }
@@ -95,21 +115,40 @@ mod tests {
 
     #[test]
     fn an_arena_counts_while_a_block_of_it_is_kept() {
-        let all = Kept::new(2000);
-        let size = |blocks, bytes| Size { blocks, bytes };
+        const PAGE: u64 = PAGE_BYTES;
+        let all = Kept::new(2000 * PAGE);
+        let size = |blocks, pages| Size::of_arena(blocks, pages * PAGE);
         let (one, other) =
             (KeptOf::new(all.clone(), size(300, 600)), KeptOf::new(all.clone(), size(50, 400)));
-        assert!(all.takes(1, size(384, 1000)) && !all.takes(1, size(385, 1)) && !all.takes(1, size(1, 1001)));
-        assert!(!all.takes(MAX_KEPT_SLABS as u64 + 1, size(0, 0)));
+        assert!(all.takes(size(384, 1000)) && !all.takes(size(385, 1)) && !all.takes(size(1, 1001)));
+        let many = |count| (0..count).fold(Size::default(), |sum: Size, _| sum.and(size(0, 0)));
+        assert!(all.takes(many(MAX_KEPT_SLABS)) && !all.takes(many(MAX_KEPT_SLABS + 1)));
         one.add();
         one.add();
         assert_eq!((one.cost(), other.cost()), (None, Some(size(50, 400))));
-        assert!(all.takes(1, size(84, 400)) && !all.takes(1, size(85, 1)) && !all.takes(1, size(1, 401)));
+        assert!(all.takes(size(84, 400)) && !all.takes(size(85, 1)) && !all.takes(size(1, 401)));
         other.add();
         one.sub();
-        assert!(all.takes(1, size(34, 0)) && !all.takes(1, size(35, 0)));
+        assert!(all.takes(size(34, 0)) && !all.takes(size(35, 0)));
         one.sub();
         other.sub();
-        assert!(all.takes(1, size(384, 1000)));
+        assert!(all.takes(size(384, 1000)));
+    }
+
+    /// As much as a peer can have at a time, all kept: no count runs into its neighbour.
+    #[test]
+    fn counts_stay_apart() {
+        let all = Kept::new(u64::MAX);
+        let blocks = MAX_ARENA_BLOCKS / MAX_SLABS as u32;
+        let one = Size::of_arena(blocks, (MAX_PAGES / 2 - 1) / MAX_SLABS as u64 * PAGE_BYTES);
+        let kept: Vec<_> = (0..MAX_SLABS).map(|_| KeptOf::new(all.clone(), one)).collect();
+        kept.iter().for_each(KeptOf::add);
+        let sum = Size(all.sum.load(Ordering::Relaxed));
+        assert_eq!((sum.slabs(), sum.blocks()), (MAX_SLABS as u64, u64::from(blocks) * MAX_SLABS as u64));
+        assert_eq!(sum.pages(), one.pages() * MAX_SLABS as u64);
+        kept.iter().for_each(KeptOf::sub);
+        assert_eq!(all.sum.load(Ordering::Relaxed), 0);
+        assert!(all.ever_takes(1 << 40) && !Kept::new(2 * PAGE_BYTES - 1).ever_takes(1));
+        assert_eq!(Size::of_arena(1, u64::MAX).blocks(), 1);
     }
 }

@@ -144,6 +144,10 @@ pub(crate) enum Kind {
     Close = 5,
     /// A one-sided request or answer.
     Remote = 6,
+    /// A message longer than all arenas begins: its length. Its parts follow.
+    Large = 7,
+    /// The next part of it.
+    Part = 8,
     /// A region of a group; its descriptor went over the link before.
     Share = 9,
 }
@@ -316,6 +320,20 @@ mod tests {
         assert_eq!(bytes(name.pack()), *b"\x43\0\x01\x02\x17\0\0\0\x40\0\0\0\0\x10\0\0");
         let back = Return { slab: 3, sent_back: 2, generation: 0x0201, block: 0x17 };
         assert_eq!(back.pack(5).to_le_bytes(), *b"\x05\0\x03\x02\x17\0\x01\x02");
+    }
+
+    /// A message in parts: what it is, and where or what its parts are.
+    #[test]
+    fn slots_of_a_message_in_parts_are_as_documented() {
+        let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+        let begin = [Head::new(Kind::Large, ACK, 8).pack(3), 9, 5 << 20];
+        assert_eq!(bytes(&begin), *b"\x03\0\0\0\x07\x04\x08\0\x09\0\0\0\0\0\0\0\0\0\x50\0\0\0\0\0");
+        let at = Descriptor { slab: 2, generation: 0x102, block: 5, offset: 64, len: 256 << 10 };
+        let [place, piece] = at.pack();
+        let part = [Head::new(Kind::Part, BY_REFERENCE, 1).pack(3), 9, place, piece];
+        let named = b"\x03\0\0\0\x08\x01\x01\0\x09\0\0\0\0\0\0\0\x02\0\x02\x01\x05\0\0\0\x40\0\0\0\0\0\x04\0";
+        assert_eq!(bytes(&part), *named);
+        assert_eq!(bytes(&[Head::new(Kind::Part, 0, 112).pack(3)]), *b"\x03\0\0\0\x08\0\x70\0");
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod returns;
 mod ring;
 mod sleep;
 mod small;
+mod spare;
 mod sync;
 mod sys;
 mod transport;

@@ -14,6 +14,14 @@ pub const INLINE_MAX: usize = 112;
 pub const SLOT_DESCRIPTORS: usize = 7;
 /// Slots that one frame can need.
 pub const MAX_FRAME_SLOTS: u64 = zc_core::memory::MAX_SEGMENTS.div_ceil(SLOT_DESCRIPTORS) as u64;
+/// Bytes of a part of a message that is longer than all arenas, at most: a block that both sides have in their caches.
+pub const PART_BYTES: usize = 256 << 10;
+/// Copied parts of it that the peer has at a time.
+pub const MAX_PARTS: usize = 8;
+/// Bytes of it that are sent, or taken, before other tasks get their turn ...
+pub const PARTS_TURN_BYTES: usize = 16 * PART_BYTES;
+/// ... of which a shorter part counts as this many.
+pub const MIN_PART_COST_BYTES: usize = 4096;
 /// Slots kept free of data and records, for the entries that manage the arena and the end.
 pub const CONTROL_SLOTS: u64 = 4;
 /// So many slots are published at the latest, also without a flush.
@@ -65,6 +73,11 @@ pub const MAX_QUEUED_FRAMES: usize = 1024;
 pub const MAX_REPORTS: usize = 1024;
 /// Descriptors that a peer may send ahead of their entries in the ring; one more is an error.
 pub const MAX_PENDING_DESCRIPTORS: usize = 8;
+/// How long a lane waits for a descriptor when memory of the peer came and the process has none left, milliseconds; then it
+/// ends. What was sent before that memory is received meanwhile ...
+pub const DESCRIPTOR_WAIT_MS: u64 = 10_000;
+/// ... and how often it looks for one.
+pub const DESCRIPTOR_LOOK_MS: u64 = 50;
 /// What is read of the link in one turn, at most.
 pub const MAX_LINK_READS: usize = 64;
 /// Lanes that are gone, but of whose buffers the application keeps clones while the peer reads them, or of groups: the links of so

@@ -99,8 +99,8 @@ impl Out {
 
     /// For a further arena.
     pub(crate) fn views(&self, is_first: bool, blocks: u32, bytes: usize) -> Arc<Views> {
-        let size = Size { blocks: blocks.into(), bytes: bytes as u64 };
-        let kept = (!is_first).then(|| KeptOf::new(self.kept.clone(), size));
+        let size = || Size::of_arena(blocks, bytes as u64);
+        let kept = (!is_first).then(|| KeptOf::new(self.kept.clone(), size()));
         let marked = if is_first { 0 } else { blocks };
         Arc::new(Views { viewed: (0..marked).map(|_| AtomicBool::new(false)).collect(), kept })
     }
@@ -171,7 +171,7 @@ impl Out {
     pub(crate) fn leaves_enough(&self, parts: &[Descriptor]) -> bool {
         let another = Grow { slab: 1, block_len: FIRST_BLOCK_BYTES, blocks: 1 }.bytes();
         let state = self.state.lock();
-        let (mut slabs, mut more) = (0, Size::default());
+        let mut more = Size::default();
         for (n, at) in parts.iter().enumerate() {
             // What names no arena is refused when it is delivered.
             let Some(Some(slab)) = state.slabs.get(usize::from(at.slab & !BACK)) else { continue };
@@ -181,12 +181,10 @@ impl Out {
             if let Some(size) = slab.views.cost()
                 && parts[..n].iter().all(|other| other.slab != at.slab)
             {
-                slabs += 1;
-                more.blocks += size.blocks;
-                more.bytes += size.bytes;
+                more = more.and(size);
             }
         }
-        slabs == 0 || self.kept.takes(slabs, more)
+        more == Size::default() || self.kept.takes(more)
     }
 
     /// What the peer sent back, once all that it says is checked (M6): the block is lent to it, under this generation, and

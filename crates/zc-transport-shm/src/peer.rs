@@ -13,6 +13,7 @@ use crate::layout::{Descriptor, Geometry, Grow, Return, SHARED, Share};
 use crate::lie::lie;
 use crate::limits::{FIRST_BLOCK_BYTES, MAX_ARENA_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
 use crate::returns::Returns;
+use crate::spare;
 use crate::sys;
 
 /// Gives the blocks of one arena back.
@@ -26,8 +27,11 @@ struct Home {
 
 impl Reclaim for Home {
     fn reclaim(&self, index: u32) {
-        self.kept.iter().for_each(KeptOf::sub);
-        self.returns.push(self.loans.end(self.slab, index));
+        let (back, counted) = self.loans.end(self.slab, index);
+        if counted {
+            self.kept.iter().for_each(KeptOf::sub);
+        }
+        self.returns.push(back);
     }
 }
 
@@ -124,8 +128,8 @@ impl PeerArena {
     fn lend_from(&self, slab: u8, region: &Region, block_len: u32, count: u32) -> Result<Lent, LaneError> {
         assert!(self.cooperative);
         let loans = Loans::new(count);
-        let size = Size { blocks: count.into(), bytes: region.len() as u64 };
-        let kept = (slab > 0).then(|| KeptOf::new(self.kept.clone(), size));
+        let size = || Size::of_arena(count, region.len() as u64);
+        let kept = (slab > 0).then(|| KeptOf::new(self.kept.clone(), size()));
         let home = Arc::new(Home { slab, loans: loans.clone(), returns: self.returns.clone(), kept });
         // SAFETY: this is the region's only table, and the peer is in our trust domain, by the assertion: it
         // does not write what it sent until it has it back (M5).
@@ -143,7 +147,7 @@ impl PeerArena {
     /// Whether the peer has enough to send from while the parts of a message are kept. Of groups it always has: it copies.
     pub(crate) fn leaves_enough(&self, parts: &[Descriptor]) -> bool {
         let another = Grow { slab: 1, block_len: FIRST_BLOCK_BYTES, blocks: 1 }.bytes();
-        let (mut slabs, mut more) = (0, Size::default());
+        let mut more = Size::default();
         for (n, at) in parts.iter().enumerate() {
             let slab = self.slabs.get(usize::from(at.slab)).and_then(Option::as_ref);
             // What names no arena is refused when it is lent.
@@ -159,12 +163,15 @@ impl PeerArena {
             if let Some(size) = cost
                 && parts[..n].iter().all(|other| other.slab != at.slab)
             {
-                slabs += 1;
-                more.blocks += size.blocks;
-                more.bytes += size.bytes;
+                more = more.and(size);
             }
         }
-        slabs == 0 || self.kept.takes(slabs, more)
+        more == Size::default() || self.kept.takes(more)
+    }
+
+    /// More than can ever be out at a time: what is in slots lies in the first arena as well.
+    pub(crate) fn is_beyond(&self, len: usize) -> bool {
+        len as u64 > self.max_bytes.max(self.bytes)
     }
 
     /// Whether a further arena is allowed; ask before its descriptor is looked at.
@@ -189,7 +196,9 @@ impl PeerArena {
     pub(crate) fn grow(&mut self, grow: Grow, fd: OwnedFd) -> Result<(), LaneError> {
         self.check(grow)?;
         let bytes = usize::try_from(grow.bytes()).map_err(|_| lie("shm arena: length"))?;
-        let region = sys::map_peer(fd, bytes)?;
+        // Its descriptor is only for those to whom it is passed on, who get copies then.
+        let region = if spare::is_there() { sys::map_peer(fd, bytes) } else { sys::map_and_close(fd, bytes) };
+        let region = region?;
         self.add(grow.slab, region, grow.block_len, 0, grow.blocks)
     }
 
@@ -265,9 +274,13 @@ impl Lent {
             LendError::Busy => lie("shm descriptor: block sent twice"),
             _ => lie("shm descriptor: length"),
         })?;
+        // What is only copied and given back is not kept.
+        let counted = lease.is_some();
+        if counted {
+            self.home.kept.iter().for_each(KeptOf::add);
+        }
         // Nobody else has the block, so its last reference can't be dropped before this.
-        self.home.loans.begin(at.block, at.generation);
-        self.home.kept.iter().for_each(KeptOf::add);
+        self.home.loans.begin(at.block, at.generation, counted);
         Ok(lent)
     }
 }

@@ -131,7 +131,11 @@ impl<R: ReadWords> Consumer<R> {
     /// The next slot, if it is full.
     #[inline]
     pub(crate) fn peek(&self) -> Option<Head> {
-        let (mark, head) = Head::unpack(self.words.load(slot(self.first, self.next, self.slots)));
+        let at = slot(self.first, self.next, self.slots);
+        let word = self.words.load(at);
+        // Both lines of the slot travel at the same time; otherwise the second is asked for once the first is here.
+        self.words.ask_for(at + SLOT_WORDS / 2);
+        let (mark, head) = Head::unpack(word);
         if mark != lap(self.next, self.slots) as u32 {
             return None;
         }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
+use rustix::io::Errno;
 use zc_core::memory::{Backing, ExportMemory, PeerMapping, Region, RegionError, RegionKind, Sealing};
 use zc_core::transport::LaneError;
 
@@ -12,9 +13,15 @@ use crate::lie::lie;
 /// What `st_blocks` counts, whatever the file system's own blocks are, bytes.
 const STAT_BLOCK_BYTES: u64 = 512;
 
+/// Memory of multiples of this many bytes is of huge pages, where there are any.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// Makes memory of ours that a peer can map read-only: whole pages, all there, sealed for good.
 pub(crate) fn create(bytes: usize) -> io::Result<Region> {
-    let memory = Region::builder(bytes).backing(Backing::Memfd).sealing(Sealing::OwnerWrites);
+    // Its length is in both sides' books, so huge pages must not make it longer.
+    let huge = bytes.is_multiple_of(HUGE_PAGE_BYTES);
+    let backing = if huge { Backing::MemfdHuge2M } else { Backing::Memfd };
+    let memory = Region::builder(bytes).backing(backing).sealing(Sealing::OwnerWrites);
     // Prefaulted: now rather than as a SIGBUS later.
     memory.prefault(true).name("zc-shm").build().map_err(|error| match error {
         RegionError::Os { errno, .. } => errno,
@@ -130,7 +137,8 @@ pub(crate) fn map_export(fd: OwnedFd, bytes: usize, writable: bool) -> Result<Ex
     }
     let sealing = Sealing::AnyoneWrites;
     let mapping = PeerMapping { max_bytes: bytes, sealing, writable, prefault: false };
-    let region = mapping.map(fd).map_err(|error| match error {
+    // It is shown to nobody else.
+    let region = mapping.map_and_close(fd).map_err(|error| match error {
         RegionError::Os { what: "F_GET_SEALS", .. } | RegionError::NotSealed { .. } => {
             PeerMemory::Bad("shm export: seals")
         }
@@ -144,6 +152,11 @@ pub(crate) fn map_export(fd: OwnedFd, bytes: usize, writable: bool) -> Result<Ex
         Ok(memory) if memory.len() == bytes as u64 => Ok(memory),
         _ => Err(PeerMemory::Bad("shm export: size")),
     }
+}
+
+/// Whether the process, or the system, has no descriptor left.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].map(Some).contains(&Errno::from_io_error(error))
 }
 
 /// Copies out of memory that the peer may write meanwhile: whatever comes is a private copy (M5).
@@ -199,6 +212,25 @@ mod tests {
         let mut out = [1; 19];
         copy_from_peer(&mut out, &theirs, 8192 - 19);
         assert_eq!(out, [0; 19]);
+    }
+
+    #[test]
+    fn whole_huge_pages_are_asked_for_and_the_length_stays() {
+        use zc_core::memory::PageKind;
+        for bytes in [2 << 20, (2 << 20) + 4096, 10 << 20] {
+            let mine = create(bytes).unwrap();
+            assert_eq!(mine.len(), bytes);
+            let info = mine.info();
+            let wanted: Vec<_> = info.fallbacks.iter().map(|fall| fall.wanted).collect();
+            match (bytes % HUGE_PAGE_BYTES, info.page) {
+                (0, PageKind::Huge2M) => assert!(wanted.is_empty()),
+                (0, PageKind::Transparent) => assert_eq!(wanted, ["2 MiB pages"]),
+                (0, _) => assert_eq!(wanted, ["2 MiB pages", "transparent huge pages"]),
+                _ => assert_eq!(info.page, PageKind::Base),
+            }
+            let theirs = map_peer(mine.fd().unwrap().try_clone_to_owned().unwrap(), bytes).unwrap();
+            assert!(is_whole(mine.fd().unwrap(), bytes).unwrap() && theirs.len() == bytes);
+        }
     }
 
     /// Pages that are not there would be made by us, for whatever length the peer says.

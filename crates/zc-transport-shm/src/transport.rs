@@ -19,6 +19,12 @@ use crate::options::ShmOptions;
 use crate::sys::{self, PeerMemory};
 use crate::words::{OwnWords, PeerWords};
 
+/// Which messages are lent where they lie ...
+const LENDS: &str = "until the soft lease limit, or half of the peer's arenas are kept";
+/// ... as long as it is not known who the peer is.
+const LENDS_FRIENDS: &str =
+    "peers of the same user, until the soft lease limit, or half of the peer's arenas are kept";
+
 /// Who we are to a peer.
 pub(crate) fn own_uid() -> u32 {
     rustix::process::geteuid().as_raw()
@@ -81,7 +87,11 @@ impl ShmTransport {
         let Prepared { made, theirs, kind, cooperative } = prepared?;
         // Both sides come to the same answer, as for the bells.
         let native = cooperative && kind == BellKind::Eventfd;
-        let got = got.map_err(failed("receive descriptors"))?;
+        let got = got.map_err(|error| match sys::is_out_of_descriptors(&error) {
+            // They were left where they are, so the link is good for another transport.
+            true => Unavailable::os("receive the peer's memory", &error).into(),
+            false => WireupError::from(failed("receive descriptors")(error)),
+        })?;
         let Ok([memory, bell]) = <[OwnedFd; 2]>::try_from(got) else {
             return Err(Unavailable::PeerFailed { reason: "it sent no memory".into() }.into());
         };
@@ -99,10 +109,11 @@ impl ShmTransport {
             peer_bell,
             cooperative,
             native,
+            longer_in_parts: self.options.longer_in_parts,
         };
         let mut caps = self.caps();
         caps.zero_copy_rx = match cooperative {
-            true => ZeroCopy::Conditional("until the soft lease limit"),
+            true => ZeroCopy::Conditional(LENDS),
             false => ZeroCopy::Never,
         };
         caps.one_sided = if native { OneSided::Native } else { OneSided::Emulated };
@@ -143,7 +154,8 @@ impl ShmTransport {
         caps.zero_copy_tx = ZeroCopy::Conditional(
             "memory of the connection, the peer's included, or of a group that it is in",
         );
-        caps.zero_copy_rx = ZeroCopy::Conditional("peers of the same user, until the soft lease limit");
+        caps.zero_copy_rx = ZeroCopy::Conditional(LENDS_FRIENDS);
+        caps.user_polled = true;
         caps.sources = SourceMatrix { connection: true, pool: false, foreign: false };
         caps.one_sided = OneSided::Native;
         caps.isolation = Isolation::PerConnection;

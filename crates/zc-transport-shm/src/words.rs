@@ -13,6 +13,8 @@ use zc_core::memory::Region;
 pub(crate) trait ReadWords {
     /// Relaxed.
     fn load(&self, at: usize) -> u64;
+    /// Has the line of a word brought here, without waiting for it.
+    fn ask_for(&self, _at: usize) {}
     /// Relaxed, one by one.
     #[inline]
     fn load_all(&self, at: usize, out: &mut [u64]) {
@@ -143,6 +145,11 @@ impl ReadWords for PeerWords {
     #[inline]
     fn load(&self, at: usize) -> u64 {
         self.0.at(at).load(Ordering::Relaxed)
+    }
+    #[inline]
+    fn ask_for(&self, at: usize) {
+        // Nothing depends on the value, so the processor goes on.
+        std::hint::black_box(self.load(at));
     }
     #[inline]
     fn load_all(&self, at: usize, out: &mut [u64]) {

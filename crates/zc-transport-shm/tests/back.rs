@@ -5,6 +5,7 @@
 mod common;
 
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use common::*;
 use zc_core::memory::{CopyPlace, Message, PinnedBuf};
@@ -239,6 +240,90 @@ fn thousands_are_kept() {
             assert!(copied(&a) == before || max_arena_bytes < 1 << 30, "there is room again");
         });
     }
+}
+
+/// Not even when there is no memory for a copy: then it waits for some.
+#[test]
+fn what_would_leave_nothing_waits_for_memory() {
+    const LEN: usize = 700_000;
+    run(async {
+        let mut setup = Setup { pool_bytes: 2 << 20, ..Setup::default() };
+        setup.options.max_arena_bytes = 4 << 20;
+        let (mut a, mut b) = pair(&setup).await;
+        let (mut taken, mut kept, mut seq) = (Vec::new(), Vec::new(), 0);
+        while let Ok(buf) = a.pool.try_alloc(64 << 10) {
+            taken.push(buf);
+        }
+        loop {
+            seq += 1;
+            send(&mut a, seq, LEN).await;
+            echo(&mut b).await;
+            match tokio::time::timeout(Duration::from_millis(200), take(&mut a)).await {
+                Ok(frame) => kept.push(frame),
+                Err(_) => break,
+            }
+        }
+        assert!(copied(&a) == 0 && (1..=2).contains(&kept.len()), "{}", kept.len());
+        taken.clear();
+        kept.push(take(&mut a).await);
+        assert_eq!(a.ledger.snapshot().copied_at(CopyPlace::CopyOut), LEN as u64);
+        assert!(kept.iter().all(|frame| frame.payload == body(LEN, frame.seq as usize)[..]));
+        kept.pop();
+        for seq in seq + 1..seq + 10 {
+            send(&mut a, seq, LEN).await;
+            echo(&mut b).await;
+            assert!(take(&mut a).await.payload == body(LEN, seq as usize)[..]);
+        }
+    });
+}
+
+/// A message in parts copies what the peer lent as all else, and the loan is over when it is out.
+#[test]
+fn what_was_lent_goes_into_a_message_in_parts() {
+    const LEN: usize = 700_000;
+    run(async {
+        let mut setup = Setup::default();
+        (setup.options.max_arena_bytes, setup.options.longer_in_parts) = (2 << 20, true);
+        let (mut a, mut b) = pair(&setup).await;
+        let sent = send(&mut a, 1, LEN).await;
+        let lent = take(&mut b).await.payload.into_segments().next().unwrap();
+        // Once as it lies before.
+        b.send(data(1, lent.clone())).await.unwrap();
+        let view = take(&mut a).await;
+        let (mut message, mut expect) = (Message::from(body(50_000, 2)), body(50_000, 2));
+        for _ in 0..4 {
+            message.push(lent.clone()).unwrap();
+            expect.extend(body(LEN, 1));
+        }
+        drop(lent);
+        let (done, got) = futures::future::join(b.send(data(2, message)), take(&mut a)).await;
+        done.unwrap();
+        assert!(got.payload == expect[..]);
+        assert_eq!(copied(&b), expect.len() as u64);
+        look(&mut a);
+        drop(view);
+        assert!(sent.try_into_mut().is_ok(), "the counts agree");
+    });
+}
+
+/// A view of what came back is named where it lies in a message in parts, once the peer has given it back.
+#[test]
+fn what_came_back_goes_into_a_message_in_parts() {
+    const LEN: usize = 700_000;
+    run(async {
+        let mut setup = Setup::default();
+        (setup.options.max_arena_bytes, setup.options.longer_in_parts) = (2 << 20, true);
+        let (mut a, mut b) = pair(&setup).await;
+        send(&mut a, 1, LEN).await;
+        echo(&mut b).await;
+        let mut message = take(&mut a).await.payload;
+        message.push(PinnedBuf::from(body(2 << 20, 2))).unwrap();
+        let expect = [body(LEN, 1), body(2 << 20, 2)].concat();
+        let (done, got) = futures::future::join(a.send(data(2, message)), take(&mut b)).await;
+        done.unwrap();
+        assert!(got.payload == expect[..]);
+        assert_eq!(copied(&a), 2 << 20);
+    });
 }
 
 /// The byte that says how often a loan was sent back does not run over: then it is copied.

@@ -250,13 +250,13 @@ fn what_a_dismissed_member_keeps_counts_for_all() {
             hub.lane.tx.leave_group(&group);
             ends.push((hub, hoarder));
         }
-        let left = group.left_behind_bytes();
+        let left = group.lent_bytes();
         assert!(left > 3 << 20 && left <= 4 << 20, "{left}");
         drop(kept);
         for (hub, _) in &mut ends {
             drop(hub.alloc(100_000).await);
         }
-        assert_eq!((group.left_behind_bytes(), group.pool().stats().in_use_bytes), (0, 0));
+        assert_eq!((group.lent_bytes(), group.pool().stats().in_use_bytes), (0, 0));
     });
 }
 
@@ -308,13 +308,90 @@ fn coming_back_gives_nobody_another_share() {
                 drop(other.alloc(100_000).await);
             }
         }
-        let left = group.left_behind_bytes();
+        let left = group.lent_bytes();
         assert!(left > 0 && left <= (8 << 20) / 3 * 2, "{left}");
         assert!(kept.iter().all(|frame| frame.payload == body(LEN, 3)[..]));
         drop(kept);
-        while group.left_behind_bytes() > 0 {
+        while group.lent_bytes() > 0 {
             drop(pair(&Setup::default()).await);
             tokio::task::yield_now().await;
+        }
+    });
+}
+
+/// A lane on which nothing happens hears that a group is over, of which it was told nothing else, and leaves it.
+#[test]
+fn an_idle_lane_leaves_a_group_that_is_over() {
+    run(async {
+        let (mut a, _b) = pair(&Setup::default()).await;
+        let came = Arc::new(Notify::new());
+        let waker = Waker::from(Arc::new(Wakes(came.clone())));
+        let mut cx = Context::from_waker(&waker);
+        for forwards in [false, true] {
+            let pool = BufPool::builder().backing(Backing::Memfd).max_bytes(8 << 20);
+            let group = if forwards { MemoryGroup::forwarding(pool) } else { MemoryGroup::new(pool) };
+            a.lane.tx.join_group(&group).unwrap();
+            let start = Instant::now();
+            a.lane.drive.as_mut().unwrap().poll_drive(&mut cx, start).unwrap();
+            assert!(a.lane.tx.poll_flush(&mut cx).is_ready());
+            let buf = filled(&group, 100, 1);
+            drop(group);
+            let _ = futures::FutureExt::now_or_never(came.notified());
+            drop(buf);
+            came.notified().await;
+            let mut drive = |now| a.lane.drive.as_mut().unwrap().poll_drive(&mut cx, now).unwrap();
+            let due = drive(start).expect("a look is due");
+            drive(due);
+            assert!(a.lane.tx.poll_flush(&mut cx).is_ready());
+            let mut drive = |now| a.lane.drive.as_mut().unwrap().poll_drive(&mut cx, now).unwrap();
+            assert_eq!(drive(due), None, "it is still in the group");
+        }
+    });
+}
+
+/// Who leaves and comes back still has what it kept: that is no second part of the same group.
+#[test]
+fn a_connection_that_comes_back_has_one_part() {
+    const LEN: usize = 60_000;
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let (mut other, _reader) = pair(&Setup::default()).await;
+        let group = group(8 << 20);
+        other.lane.tx.join_group(&group).unwrap();
+        let (mut kept, mut seq) = (Vec::new(), 0);
+        for _ in 0..3 {
+            a.lane.tx.join_group(&group).unwrap();
+            for _ in 0..60 {
+                seq += 1;
+                kept.extend(pass(&mut a, &mut b, seq, filled(&group, LEN, 3)).await);
+            }
+            assert!(group.lent_bytes() <= (8 << 20) / 3, "{}", group.lent_bytes());
+            a.lane.tx.leave_group(&group);
+        }
+        assert!(group.lent_bytes() > 2 << 20);
+        drop(kept);
+        drop(a.alloc(100_000).await);
+        assert_eq!(group.lent_bytes(), 0);
+    });
+}
+
+/// Members that came first took larger parts. All the same there is always one left, and those who give back get it.
+#[test]
+fn who_comes_late_finds_a_part() {
+    const LEN: usize = 60_000;
+    run(async {
+        let group = group(8 << 20);
+        let (mut kept, mut ends) = (Vec::new(), Vec::new());
+        for members in 1..=4 {
+            let (mut hub, mut hoarder) = pair(&Setup::default()).await;
+            hub.lane.tx.join_group(&group).unwrap();
+            for at in 1..=100 {
+                kept.extend(pass(&mut hub, &mut hoarder, at, filled(&group, LEN, 3)).await);
+            }
+            let most = (8 << 20) - (8 << 20) / (members + 1);
+            assert!(group.lent_bytes() <= most, "{} of {most}", group.lent_bytes());
+            assert!(group.pool().stats().in_use_bytes <= most as u64);
+            ends.push((hub, hoarder));
         }
     });
 }

@@ -199,7 +199,7 @@ fn killed_members_leave_the_others_everything() {
             while hub.group.pool().stats().in_use_bytes > 0 {
                 drop((one.alloc(100_000).await, other.alloc(100_000).await));
             }
-            assert_eq!((hub.group.left_behind_bytes(), hub.group.members()), (0, 2));
+            assert_eq!((hub.group.lent_bytes(), hub.group.members()), (0, 2));
             // Arenas of the steady ones come and go; what each of those killed leaves would add up.
             let now = descriptors() + mappings("zc-shm").0 + mappings("group-kill").0;
             if kill >= kills / 4 {

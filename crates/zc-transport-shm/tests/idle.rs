@@ -10,14 +10,14 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Wake, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use common::*;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use zc_core::memory::{BufPool, MemoryGroup};
+use zc_core::memory::{Backing, BufPool, MemoryGroup};
 use zc_core::transport::*;
 
 const PAIRS: usize = 1000;
@@ -27,6 +27,12 @@ const DESCRIPTORS_OF_A_PAIR: u64 = 12;
 const OTHER_DESCRIPTORS: u64 = 100;
 /// Both ends of a connection together.
 const MOST_BYTES: usize = 256 << 10;
+
+/// Descriptors and memory are the whole process's.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 struct Woken(AtomicUsize);
 
@@ -61,6 +67,7 @@ fn pairs() -> usize {
 
 #[test]
 fn a_thousand_idle_connections() {
+    let _alone = alone();
     let count = pairs();
     run(async {
         let setup = Setup { pool_bytes: 1 << 20, ..Setup::default() };
@@ -104,6 +111,7 @@ async fn sleeps(all: &mut [(End, End)]) {
         for end in all.iter_mut().flat_map(|(a, b)| [a, b]) {
             let drive = end.lane.drive.as_mut().unwrap();
             assert_eq!(drive.poll_drive(&mut cx, std::time::Instant::now()).unwrap(), None, "a timer");
+            assert!(end.lane.tx.poll_flush(&mut cx).is_ready());
             assert!(end.lane.rx.poll_recv(&mut cx, &mut Batch::new()).is_pending());
         }
         // Bells that rang before are heard of now.
@@ -114,4 +122,58 @@ async fn sleeps(all: &mut [(End, End)]) {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(woken.0.load(Ordering::SeqCst), 0, "an idle connection woke");
+}
+
+/// As a connection that is served: whoever is woken looks at everything.
+async fn idles(mut end: End, looks: Arc<AtomicUsize>) {
+    let look = |cx: &mut Context<'_>| {
+        looks.fetch_add(1, Ordering::SeqCst);
+        end.drive(cx);
+        assert!(end.lane.tx.poll_flush(cx).is_ready());
+        assert!(end.lane.rx.poll_recv(cx, &mut Batch::new()).is_pending());
+        Poll::<()>::Pending
+    };
+    std::future::poll_fn(look).await;
+}
+
+/// Each keeps a buffer of the other's group. Both ask to be rung when it comes back, and have nothing to ring for.
+#[test]
+fn a_loan_each_way_wakes_nobody() {
+    let _alone = alone();
+    run(async {
+        let (mut a, mut b) = pair(&Setup::default()).await;
+        let group = || MemoryGroup::new(BufPool::builder().backing(Backing::Memfd).max_bytes(1 << 20));
+        let groups = [group(), group()];
+        let mut kept = Vec::new();
+        for (at, group) in groups.iter().enumerate() {
+            let (from, to) = if at == 0 { (&mut a, &mut b) } else { (&mut b, &mut a) };
+            from.lane.tx.join_group(group).unwrap();
+            let mut buf = group.pool().try_alloc(50_000).unwrap();
+            buf.put_slice(&body(50_000, 1));
+            from.send(data(1, buf.freeze())).await.unwrap();
+            kept.extend(to.recv().await.unwrap());
+            to.lane.rx.release(50_000);
+            assert_eq!(from.ledger.snapshot().copied_bytes() + to.ledger.snapshot().copied_bytes(), 0);
+        }
+        let looks = Arc::new(AtomicUsize::new(0));
+        let tasks = [a, b].map(|end| tokio::spawn(idles(end, looks.clone())));
+        // What rang before is heard of; then there is nothing more, or this never ends.
+        loop {
+            let before = looks.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            if looks.load(Ordering::SeqCst) == before && before >= 2 {
+                break;
+            }
+        }
+        assert!(groups.iter().all(|group| group.pool().stats().in_use_bytes > 0), "they are kept");
+        drop(kept);
+        // They do hear of what comes back.
+        while groups.iter().any(|group| group.pool().stats().in_use_bytes > 0) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for task in tasks {
+            task.abort();
+            assert!(task.await.unwrap_err().is_cancelled(), "a look failed");
+        }
+    });
 }

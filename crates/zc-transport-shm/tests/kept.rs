@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::*;
 use zc_core::memory::{PinnedBuf, RegionKind};
 use zc_core::transport::Frame;
@@ -96,4 +98,37 @@ fn little_memory_is_not_all_kept() {
             assert!(are_whole(&kept, len));
         });
     }
+}
+
+/// Not even when there is no memory for a copy: then it waits for some.
+#[test]
+fn what_would_leave_nothing_waits_for_memory() {
+    const LEN: usize = 700_000;
+    run(async {
+        let mut setup = Setup { pool_bytes: 2 << 20, ..Setup::default() };
+        setup.options.max_arena_bytes = 4 << 20;
+        let (mut a, mut b) = pair(&setup).await;
+        let (mut taken, mut kept, mut seq) = (Vec::new(), Vec::new(), 0);
+        while let Ok(buf) = b.pool.try_alloc(64 << 10) {
+            taken.push(buf);
+        }
+        loop {
+            seq += 1;
+            send(&mut a, seq, LEN).await;
+            match tokio::time::timeout(Duration::from_millis(200), take(&mut b)).await {
+                Ok(frames) => kept.extend(frames),
+                Err(_) => break,
+            }
+        }
+        assert!(kept.iter().all(is_lent) && (1..=2).contains(&kept.len()), "{}", kept.len());
+        taken.clear();
+        let waited = take(&mut b).await;
+        assert!(!is_lent(&waited[0]) && are_whole(&waited, LEN) && are_whole(&kept, LEN));
+        drop(waited);
+        // What goes back at once is sent again.
+        for seq in seq + 1..seq + 10 {
+            send(&mut a, seq, LEN).await;
+            assert!(are_whole(&take(&mut b).await, LEN));
+        }
+    });
 }

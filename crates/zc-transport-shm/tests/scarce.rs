@@ -10,14 +10,17 @@
 
 mod common;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use common::*;
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use zc_core::memory::AllocError;
+use zc_core::memory::{AllocError, Backing, BufPool, MemoryGroup};
 use zc_core::transport::*;
+use zc_transport_shm::{DESCRIPTOR_LOOK_MS, DESCRIPTOR_WAIT_MS};
 
 /// Set in the process of a test: what it does.
 const PART: &str = "ZC_SHM_SCARCE_PART";
@@ -70,6 +73,21 @@ fn descriptors_that_we_cannot_open_are_our_own_shortage() {
     run_part("link", "", "");
 }
 
+#[test]
+fn memory_that_comes_when_there_are_no_descriptors_left() {
+    run_part("arenas", "", "");
+}
+
+#[test]
+fn descriptors_that_never_come_end_the_lane_in_so_many_words() {
+    run_part("given up", "", "");
+}
+
+#[test]
+fn a_peer_whose_memory_cannot_be_opened_is_refused_with_the_reason() {
+    run_part("join", "", "");
+}
+
 /// Not a test of its own.
 #[test]
 fn child() {
@@ -81,6 +99,9 @@ fn child() {
         }
         Ok("link") => run(link()),
         Ok("descriptors") => run(descriptors()),
+        Ok("arenas") => run(arenas()),
+        Ok("given up") => run(given_up()),
+        Ok("join") => run(join()),
         _ => return,
     }
     println!("part is done");
@@ -132,6 +153,111 @@ async fn descriptors() {
     drop(a.alloc(8 << 20).await);
 }
 
+/// Every descriptor that the process may have, but for `left` of them.
+fn all_descriptors(left: usize) -> Vec<OwnedFd> {
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(200), ..before }).unwrap();
+    let open = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).ok();
+    let mut all: Vec<_> = std::iter::from_fn(open).collect();
+    all.truncate(all.len() - left);
+    all
+}
+
+/// Sends a message that needs memory of its own, while there are descriptors to make it.
+async fn send_large(a: &mut End, seq: u64, len: usize) {
+    let mut buf = a.alloc(len).await;
+    buf.put_slice(&body(len, seq as usize));
+    a.send(data(seq, buf.freeze())).await.unwrap();
+}
+
+/// Drives the lane by the clock, too.
+async fn receive(b: &mut End) -> Result<Vec<Frame>, LaneError> {
+    loop {
+        if let Ok(got) = tokio::time::timeout(Duration::from_millis(20), b.recv()).await {
+            return got;
+        }
+    }
+}
+
+/// What is in reserve makes room, for one after the other, and the messages are lent as ever.
+async fn arenas() {
+    let mut setup = Setup::default();
+    (setup.limits.send_window, setup.limits.recv_window) = (64 << 20, 64 << 20);
+    (setup.limits.lease_soft, setup.limits.lease_hard) = (256 << 20, 512 << 20);
+    let (mut a, mut b) = pair(&setup).await;
+    let group = MemoryGroup::new(BufPool::builder().backing(Backing::Memfd).max_bytes(32 << 20));
+    a.lane.tx.join_group(&group).unwrap();
+    let mut kept = Vec::new();
+    for round in 0..5 {
+        let (first, second) = (3 * round + 1, 3 * round + 2);
+        // Two at a time: the second has no room until the first is mapped.
+        send_large(&mut a, first, (1 + round as usize) << 20).await;
+        send_large(&mut a, second, (7 + round as usize) << 20).await;
+        let mut buf = group.pool().try_alloc(1 << 20).unwrap();
+        buf.put_slice(&body(1 << 20, 1));
+        a.send(data(3 * round + 3, buf.freeze())).await.unwrap();
+        let all = all_descriptors(0);
+        let mut got = Vec::new();
+        while got.len() < 3 {
+            got.extend(receive(&mut b).await.unwrap());
+            assert!(rustix::io::fcntl_dupfd_cloexec(&all[0], 0).is_err(), "descriptors are left");
+        }
+        assert!(got[0].payload == body((1 + round as usize) << 20, first as usize)[..]);
+        assert!(got[1].payload == body((7 + round as usize) << 20, second as usize)[..]);
+        assert!(got[2].payload == body(1 << 20, 1)[..]);
+        got.iter().for_each(|frame| b.lane.rx.release(frame.payload.len()));
+        kept.extend(got);
+    }
+    assert_eq!((a.ledger.snapshot().copied_bytes(), b.ledger.snapshot().copied_bytes()), (0, 0));
+}
+
+/// What was sent before arrives, and then the reason; the other side hears of the end.
+async fn given_up() {
+    let (mut a, mut b) = pair(&Setup::default()).await;
+    send_large(&mut a, 1, 1 << 20).await;
+    send_large(&mut a, 2, 7 << 20).await;
+    let _all = all_descriptors(0);
+    let mut cx = Context::from_waker(Waker::noop());
+    let start = Instant::now();
+    let mut drive = |now| b.lane.drive.as_mut().unwrap().poll_drive(&mut cx, now).unwrap();
+    // Nobody receives, so the first one's memory is not mapped: there is nothing in reserve for the second.
+    let next = loop {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if let Some(next) = drive(start) {
+            break next;
+        }
+    };
+    assert_eq!(next, start + Duration::from_millis(DESCRIPTOR_LOOK_MS));
+    assert_eq!(drive(next), Some(next + Duration::from_millis(DESCRIPTOR_LOOK_MS)));
+    assert_eq!(drive(start + Duration::from_millis(DESCRIPTOR_WAIT_MS)), None);
+    assert!(b.recv().await.unwrap()[0].payload == body(1 << 20, 1)[..]);
+    let error = b.recv().await.unwrap_err();
+    assert!(matches!(error, LaneError::Os { errno, .. } if errno == Errno::MFILE.raw_os_error()), "{error}");
+    assert!(error.to_string().contains("ulimit -n"), "{error}");
+    let error = a.recv().await.unwrap_err();
+    assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
+    // That the other side is gone is heard all the same, behind what is never opened.
+    drop(a);
+    let mut cx = Context::from_waker(Waker::noop());
+    while !matches!(b.lane.tx.poll_close(&mut cx), Poll::Ready(Err(_))) {
+        b.drive(&mut cx);
+    }
+}
+
+/// It has room for its own memory and bell, and not for the peer's.
+async fn join() {
+    let (mut peer, link) = links().await;
+    let one = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+    let two = [one.as_fd(), one.as_fd()];
+    std::future::poll_fn(|cx| peer.poll_send_descriptors(cx, &two)).await.unwrap();
+    let _all = all_descriptors(4);
+    let Err(error) = try_end(link, Role::Server, &Setup::default(), None).await else { panic!() };
+    let WireupError::Unavailable(why) = &error else { panic!("{error}") };
+    let operation = "receive the peer's memory";
+    assert_eq!(*why, Unavailable::Os { errno: Errno::MFILE.raw_os_error(), operation });
+    assert!(why.remedy().contains("ulimit -n"), "{}", why.remedy());
+}
+
 /// The peer sent no more than it may.
 async fn link() {
     let (mut a, mut b) = links().await;
@@ -143,6 +269,14 @@ async fn link() {
     let error = std::future::poll_fn(|cx| b.poll_recv_descriptors(cx, 2)).await.unwrap_err();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::MFILE.raw_os_error()), "{error}");
     setrlimit(Resource::Nofile, before).unwrap();
-    std::future::poll_fn(|cx| a.poll_send_descriptors(cx, &two)).await.unwrap();
+    // They are still there.
     assert_eq!(std::future::poll_fn(|cx| b.poll_recv_descriptors(cx, 2)).await.unwrap().len(), 2);
+    // Or thrown away, which takes none.
+    std::future::poll_fn(|cx| a.poll_send_descriptors(cx, &two)).await.unwrap();
+    std::future::poll_fn(|cx| a.poll_send_descriptors(cx, &[])).await.unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).unwrap();
+    let error = std::future::poll_fn(|cx| b.poll_recv_descriptors(cx, 0)).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    assert_eq!(std::future::poll_fn(|cx| b.poll_recv_descriptors(cx, 0)).await.unwrap().len(), 0);
+    setrlimit(Resource::Nofile, before).unwrap();
 }

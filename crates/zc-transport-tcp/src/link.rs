@@ -144,29 +144,44 @@ fn send_descriptors(fd: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> rustix::io::R
     rustix::net::sendmsg(fd, &[IoSlice::new(&[0])], &mut control, flags)
 }
 
-/// All descriptors that came are owned before anything is judged, so none leaks.
+/// What can't be opened would be lost, so it is looked at first: that opens copies, and takes nothing away.
 fn recv_descriptors(fd: BorrowedFd<'_>, max: usize, out: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    if max > 0 {
+        look_at_descriptors(fd, out)?;
+    }
+    let taken = recv_byte(fd, &mut RecvAncillaryBuffer::new(&mut []), RecvFlags::empty())?;
+    if out.len() > max || max == 0 && taken.contains(ReturnFlags::CTRUNC) {
+        out.clear();
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than allowed"));
+    }
+    Ok(1)
+}
+
+/// All descriptors that came are owned before anything is judged, so none leaks.
+fn look_at_descriptors(fd: BorrowedFd<'_>, out: &mut Vec<OwnedFd>) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
-    let mut byte = [0u8];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let got = retry(|| rustix::net::recvmsg(fd, &mut [IoSliceMut::new(&mut byte)], &mut control, flags))?;
+    let flags = recv_byte(fd, &mut control, RecvFlags::PEEK)?;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
             out.extend(fds);
         }
     }
-    if got.bytes == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    if out.len() <= max && got.flags.contains(ReturnFlags::CTRUNC) {
+    if flags.contains(ReturnFlags::CTRUNC) {
         // There was room for as many as can travel: we could not open them all.
         out.clear();
         return Err(Errno::MFILE.into());
     }
-    if out.len() > max {
-        out.clear();
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than allowed"));
-    }
-    Ok(got.bytes)
+    Ok(())
+}
+
+fn recv_byte(
+    fd: BorrowedFd<'_>,
+    control: &mut RecvAncillaryBuffer<'_>,
+    flags: RecvFlags,
+) -> io::Result<ReturnFlags> {
+    let mut byte = [0u8];
+    let flags = flags | RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let got = retry(|| rustix::net::recvmsg(fd, &mut [IoSliceMut::new(&mut byte)], control, flags))?;
+    if got.bytes == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(got.flags) }
 }

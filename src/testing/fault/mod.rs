@@ -118,4 +118,8 @@ impl LaneDrive for FaultDrive {
             None => Some(link),
         }
     }
+
+    fn heard(&mut self) -> bool {
+        self.inner.as_mut().is_some_and(|inner| inner.heard())
+    }
 }

@@ -71,6 +71,11 @@ pub(super) const NOTES: &[Note] = &[
         "the smaller of both sides' counts",
         "grows to it on demand; what nobody used for 1 to 2 s is given back",
     ),
+    note(
+        "ShmOptions::longer_in_parts",
+        "",
+        "one buffer of the receiver's pool while such a message comes, taken by its length alone, as of a stream",
+    ),
     Note { option: "FabricBuilder::policy", range: "", memory: "none", variable: "ZC_TRANSPORTS" },
 ];
 

@@ -73,10 +73,29 @@ struct Shares {
     /// Members see the memory of each other's connections.
     forwards: bool,
     /// At most one entry per live registrar (M9).
-    members: Mutex<Vec<RegistrarId>>,
+    members: Mutex<Vec<(RegistrarId, Weak<dyn Registrar>)>>,
     /// How many these are, for whoever asks at each message.
     count: AtomicUsize,
-    left_behind_bytes: AtomicUsize,
+    /// What members and those who were hold, each of its own: a buffer that several hold counts for each.
+    lent_bytes: AtomicUsize,
+}
+
+impl Shares {
+    fn members(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// What all together may hold: one part is left.
+    fn most_lent_bytes(&self) -> usize {
+        let members = self.members();
+        self.max_bytes - self.max_bytes / (members + 1)
+    }
+
+    /// Nobody can send from the group any more.
+    fn end(&self) {
+        let members: Vec<_> = self.members.lock().iter().filter_map(|(_, one)| one.upgrade()).collect();
+        members.iter().for_each(|one| one.group_is_over(self.id));
+    }
 }
 
 impl MemoryGroup {
@@ -101,9 +120,12 @@ impl MemoryGroup {
             forwards,
             members: Mutex::default(),
             count: AtomicUsize::new(0),
-            left_behind_bytes: AtomicUsize::new(0),
+            lent_bytes: AtomicUsize::new(0),
         };
-        Self { shares: Arc::new(shares), pool }
+        let shares = Arc::new(shares);
+        let ends = shares.clone();
+        pool.at_end(Box::new(move || ends.end()));
+        Self { shares, pool }
     }
 
     /// Whether members see the memory of each other's connections, and not only that of the group.
@@ -123,22 +145,23 @@ impl MemoryGroup {
 
     /// How many members there are.
     pub fn members(&self) -> usize {
-        self.shares.count.load(Ordering::Acquire)
+        self.shares.members()
     }
 
-    /// Bytes that may still be read by those who are members no more.
-    pub fn left_behind_bytes(&self) -> usize {
-        self.shares.left_behind_bytes.load(Ordering::Acquire)
+    /// Bytes that members may read, or those who were members until they have given them back; a buffer that several of
+    /// them hold counts for each.
+    pub fn lent_bytes(&self) -> usize {
+        self.shares.lent_bytes.load(Ordering::Acquire)
     }
 
     /// Lets a registrar use the memory of the group until the membership is dropped.
     pub fn join(&self, registrar: &Arc<dyn Registrar>) -> Result<Membership, RegisterError> {
         let id = registrar.id();
         let mut members = self.shares.members.lock();
-        if members.contains(&id) {
+        if members.iter().any(|(known, _)| *known == id) {
             return Err(RegisterError::AlreadyMember);
         }
-        members.push(id);
+        members.push((id, Arc::downgrade(registrar)));
         self.shares.count.store(members.len(), Ordering::Release);
         drop(members);
         let (shares, pool) = (self.shares.clone(), self.pool.downgrade());
@@ -146,30 +169,29 @@ impl MemoryGroup {
     }
 }
 
-/// Bytes of a group that one who is a member no more may still read; see [`Membership::leave_behind`].
+/// Bytes of a group that a member may read, until this is dropped; see [`Membership::lend`].
 ///
 /// ```
-/// use zc_core::memory::{LeftBehind, Membership, PinnedBuf};
+/// use zc_core::memory::{LentBytes, Membership, PinnedBuf};
 ///
-/// /// Buffers that a peer holds beyond its membership: dropped together when it has given them back.
-/// struct Lent(Vec<PinnedBuf>, LeftBehind);
+/// /// A buffer that a peer holds, and for how much that counts; dropped together when it gave it back.
+/// struct Loan(PinnedBuf, LentBytes);
 ///
-/// fn leave(member: Membership, held: Vec<PinnedBuf>) -> Lent {
-///     let bytes = held.iter().map(PinnedBuf::kept_bytes).sum();
-///     let left = member.leave_behind(bytes);
-///     Lent(held, left)
+/// fn lend(member: &Membership, buf: PinnedBuf) -> Option<Loan> {
+///     let counted = member.lend(buf.kept_bytes())?;
+///     Some(Loan(buf, counted))
 /// }
-/// # let _ = leave;
+/// # let _ = lend;
 /// ```
 #[derive(Debug)]
-pub struct LeftBehind {
+pub struct LentBytes {
     group: Arc<Shares>,
     bytes: usize,
 }
 
-impl Drop for LeftBehind {
+impl Drop for LentBytes {
     fn drop(&mut self) {
-        self.group.left_behind_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.group.lent_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -243,18 +265,17 @@ impl Membership {
 
     /// How many members there are.
     pub fn members(&self) -> usize {
-        self.shares.count.load(Ordering::Acquire)
+        self.shares.members()
     }
 
-    /// What one member may keep from all others: an equal part, such that one more is left when all have theirs. What those
-    /// [have left behind](Self::leave_behind) who are members no more comes off all parts alike.
+    /// What one member may keep from all others: an equal part, such that one more is left when all have theirs.
     pub fn share_bytes(&self) -> usize {
-        let (members, left) = (self.members(), self.shares.left_behind_bytes.load(Ordering::Acquire));
-        (self.shares.max_bytes / (members + 1)).saturating_sub(left.div_ceil(members.max(1)))
+        self.shares.max_bytes / (self.members() + 1)
     }
 
-    /// Counts so many bytes as such that this member may read when it is none any more, until what is returned is
-    /// dropped.
+    /// Counts so many bytes of a buffer, which is in use, as such that this member may read until what is returned is
+    /// dropped, be it a member then or not. `None` when all members, and those who were, might then hold more than leaves one
+    /// [part](Self::share_bytes), whoever came and went and however large the parts were before.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -270,15 +291,22 @@ impl Membership {
     /// let group = MemoryGroup::new(BufPool::builder().max_bytes(8 << 20));
     /// let member = group.join(&ring)?;
     /// assert_eq!(member.share_bytes(), 4 << 20);
-    /// let left = member.leave_behind(1 << 20);
-    /// assert_eq!((group.left_behind_bytes(), member.share_bytes()), (1 << 20, 3 << 20));
-    /// drop((member, left));
-    /// assert_eq!(group.left_behind_bytes(), 0);
+    /// let bufs = [(); 6].map(|()| group.pool().try_alloc(1 << 20).unwrap().freeze());
+    /// let lent: Vec<_> = bufs.iter().map_while(|_| member.lend(1 << 20)).collect();
+    /// assert_eq!((lent.len(), group.lent_bytes()), (4, 4 << 20));
+    /// drop((member, bufs));
+    /// assert_eq!(group.lent_bytes(), 4 << 20, "they are read still");
+    /// drop(lent);
+    /// assert_eq!(group.lent_bytes(), 0);
     /// # Ok::<(), RegisterError>(())
     /// ```
-    pub fn leave_behind(&self, bytes: usize) -> LeftBehind {
-        self.shares.left_behind_bytes.fetch_add(bytes, Ordering::AcqRel);
-        LeftBehind { group: self.shares.clone(), bytes }
+    pub fn lend(&self, bytes: usize) -> Option<LentBytes> {
+        let before = self.shares.lent_bytes.fetch_add(bytes, Ordering::AcqRel);
+        let counted = LentBytes { group: self.shares.clone(), bytes };
+        let most = self.shares.most_lent_bytes();
+        // Who holds the same as others counts twice above; all that is in use is never less than what is held.
+        let fits = before.saturating_add(bytes) <= most || self.pool.in_use_bytes() <= most as u64;
+        fits.then_some(counted)
     }
 
     /// Where the buffer lies, for this member; its region is registered if it was not yet. O(1)
@@ -314,7 +342,7 @@ impl Drop for Membership {
             region.deregister_from(self.id);
         }
         let mut members = self.shares.members.lock();
-        members.retain(|id| *id != self.id);
+        members.retain(|(id, _)| *id != self.id);
         self.shares.count.store(members.len(), Ordering::Release);
     }
 }
@@ -328,6 +356,7 @@ mod tests {
     struct Member {
         slot: RegistrarSlot,
         known: Mutex<Vec<RegionId>>,
+        over: Mutex<Vec<GroupId>>,
     }
 
     impl Registrar for Member {
@@ -344,11 +373,14 @@ mod tests {
             self.known.lock().retain(|id| *id != region);
             Ok(())
         }
+        fn group_is_over(&self, group: GroupId) {
+            self.over.lock().push(group);
+        }
     }
 
     fn member() -> (Arc<Member>, Arc<dyn Registrar>) {
         let slot = RegistrarSlot::allocate().unwrap();
-        let member = Arc::new(Member { slot, known: Mutex::default() });
+        let member = Arc::new(Member { slot, known: Mutex::default(), over: Mutex::default() });
         (member.clone(), member)
     }
 
@@ -406,22 +438,65 @@ mod tests {
         assert!(regions_of_group(membership.group()).is_empty());
     }
 
-    /// One that goes while it keeps its part leaves the others theirs, but for what they share.
+    /// Each takes as much as it may when it comes, and those who come later find the parts smaller: in all they never hold
+    /// what would leave less than a part.
     #[test]
-    fn what_is_left_behind_comes_off_all_parts() {
+    fn one_part_is_left_whoever_came_before() {
+        const BLOCK: usize = 64 << 10;
         let group = MemoryGroup::new(BufPool::builder().max_bytes(8 << 20));
-        let members = [(); 4].map(|()| member().1);
-        let mut joined = members.each_ref().map(|one| Some(group.join(one).unwrap()));
-        let share = joined[0].as_ref().unwrap().share_bytes();
-        assert_eq!(share, (8 << 20) / 5);
-        let left = joined[3].as_ref().unwrap().leave_behind(share);
-        joined[3] = None;
-        let stays = joined[0].as_ref().unwrap();
-        assert_eq!((group.members(), stays.members()), (3, 3));
-        assert_eq!(stays.share_bytes(), (8 << 20) / 4 - share.div_ceil(3));
-        assert!(3 * stays.share_bytes() + share <= (8 << 20) / 4 * 3);
-        drop(left);
-        assert_eq!(stays.share_bytes(), (8 << 20) / 4);
+        let (mut members, mut lent, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..4 {
+            let registrar = member().1;
+            let joined = group.join(&registrar).unwrap();
+            let mut own = 0;
+            while own + BLOCK <= joined.share_bytes() {
+                let buf = group.pool().try_alloc(BLOCK).unwrap().freeze();
+                let Some(counted) = joined.lend(BLOCK) else {
+                    refused.push(registrar);
+                    break;
+                };
+                own += BLOCK;
+                lent.push((buf, counted));
+            }
+            members.push(joined);
+            let most = (8 << 20) - (8 << 20) / (members.len() + 1);
+            assert!(group.lent_bytes() <= most, "{} of {most}", group.lent_bytes());
+        }
+        assert!(refused.len() >= 2 && lent.len() > 90);
+        members.clear();
+        let registrar = member().1;
+        let again = group.join(&registrar).unwrap();
+        assert!(again.lend(BLOCK).is_none(), "what was left behind counts");
+        lent.clear();
+        assert!(again.lend(BLOCK).is_some() && group.lent_bytes() == 0);
+    }
+
+    /// What all of them hold is there once, however many they are.
+    #[test]
+    fn a_buffer_that_many_hold_is_one() {
+        let group = MemoryGroup::new(BufPool::builder().max_bytes(8 << 20));
+        let _buf = group.pool().try_alloc(1 << 20).unwrap().freeze();
+        let mut lent = Vec::new();
+        for _ in 0..20 {
+            let registrar = member().1;
+            // Each goes again at once, and still reads it.
+            lent.push(group.join(&registrar).unwrap().lend(1 << 20).unwrap());
+        }
+        assert_eq!(group.lent_bytes(), 20 << 20);
+    }
+
+    /// Members hear that nothing can be sent any more.
+    #[test]
+    fn members_hear_of_the_end() {
+        let group = MemoryGroup::new(BufPool::builder().max_bytes(8 << 20));
+        let (member, registrar) = member();
+        let _joined = group.join(&registrar).unwrap();
+        let buf = group.pool().try_alloc(1000).unwrap();
+        let id = group.id();
+        drop(group);
+        assert!(member.over.lock().is_empty(), "a buffer is there");
+        drop(buf);
+        assert_eq!(*member.over.lock(), [id]);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub use deferral::Deferral;
 pub use export::{EXPORT_WORD_BYTES, ExportError, ExportMemory};
 pub use file::ReadFileError;
 pub use frames::{FrameTable, LendError, Reclaim};
-pub use group::{GroupId, LeftBehind, Membership, MemoryGroup, Place};
+pub use group::{GroupId, LentBytes, Membership, MemoryGroup, Place};
 pub use lease::{LeaseBudget, Pressure};
 pub use ledger::{CopyLedger, CopyPlace, KernelCopied, LedgerSnapshot, copy_inline, copy_payload};
 pub use message::{MAX_SEGMENTS, Message, TooManySegments};

@@ -129,6 +129,9 @@ pub struct Caps {
     pub zero_copy_tx: ZeroCopy,
     /// On the way in.
     pub zero_copy_rx: ZeroCopy,
+    /// Whether looking for a message takes no system call. Then a receiver that does not sleep looks several times before other
+    /// tasks get their turn.
+    pub user_polled: bool,
     /// What may be sent as it is.
     pub sources: SourceMatrix,
     /// One-sided operations.
@@ -150,6 +153,7 @@ impl Caps {
             zero_copy_min: 16 * 1024,
             zero_copy_tx: ZeroCopy::Never,
             zero_copy_rx: ZeroCopy::Never,
+            user_polled: false,
             sources: SourceMatrix { connection: true, pool: true, foreign: true },
             one_sided: OneSided::None,
             isolation: Isolation::PerConnection,

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::unavailable::os_remedy;
 use super::{Frame, Unavailable};
 use crate::memory::AllocError;
 use crate::wire::WireError;
@@ -16,6 +17,8 @@ use crate::wire::WireError;
 /// assert!(matches!(reset, LaneError::PeerGone(_)));
 /// let full = LaneError::os("write", &io::Error::from_raw_os_error(libc::ENOBUFS));
 /// assert!(matches!(full, LaneError::Os { errno: libc::ENOBUFS, operation: "write" }));
+/// let none_left = LaneError::os("receive", &io::Error::from_raw_os_error(libc::EMFILE));
+/// assert!(none_left.to_string().ends_with("raise the limit of open files (`ulimit -n`)"));
 /// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -24,7 +27,7 @@ pub enum LaneError {
     #[error("the peer went away: {0}")]
     PeerGone(&'static str),
     /// The operating system reported an error.
-    #[error("{operation}: {}", io::Error::from_raw_os_error(*errno))]
+    #[error("{operation}: {}{}", io::Error::from_raw_os_error(*errno), remedy(*errno))]
     Os {
         /// `errno`.
         errno: i32,
@@ -43,6 +46,11 @@ pub enum LaneError {
     /// For transports from elsewhere.
     #[error("{0}")]
     Other(String),
+}
+
+/// What can be done about an error of the system, for those who only see its text.
+fn remedy(errno: i32) -> String {
+    os_remedy(errno).map_or_else(String::new, |remedy| format!("; {remedy}"))
 }
 
 impl LaneError {

@@ -382,6 +382,12 @@ pub trait LaneDrive: Send {
     fn adopt_link(&mut self, link: Box<dyn ControlLink>) -> Option<Box<dyn ControlLink>> {
         Some(link)
     }
+
+    /// Whether the peer has shown since the last call that it lives, other than by frames: it went on with a long
+    /// message, in either direction, behind which its answer to a PING or ours may wait. It counts as life.
+    fn heard(&mut self) -> bool {
+        false
+    }
 }
 
 /// One connection's data path.

@@ -119,7 +119,9 @@ pub trait ControlLink: Send + fmt::Debug + 'static {
     ) -> Poll<io::Result<()>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
-    /// Receives one byte with descriptors (close-on-exec), at most `max`; more are closed and an error.
+    /// Receives one byte with descriptors (close-on-exec), at most `max`; more are closed and an error of the kind
+    /// `InvalidData`. When the process can't open them all (`EMFILE`), that is an error, and byte and descriptors stay where they
+    /// are: to be received later, or thrown away with a `max` of 0.
     fn poll_recv_descriptors(
         &mut self,
         _cx: &mut Context<'_>,

@@ -115,6 +115,15 @@ pub enum Unavailable {
     },
 }
 
+/// What can be done about an error of the system, where it is known.
+pub(super) fn os_remedy(errno: i32) -> Option<&'static str> {
+    match errno {
+        libc::EMFILE => Some("raise the limit of open files (`ulimit -n`)"),
+        libc::ENFILE => Some("raise the sysctl fs.file-max"),
+        _ => None,
+    }
+}
+
 impl Unavailable {
     /// The reason for an error of the operating system.
     pub fn os(operation: &'static str, error: &std::io::Error) -> Self {
@@ -186,7 +195,8 @@ impl Unavailable {
             Self::NotApplicable { needs } => format!("use an address with {needs}"),
             Self::NoEncryption => "drop the requirement, or put the link inside an encrypted tunnel".into(),
             Self::Timeout { .. } => "raise the stage's deadline, or look at why the peer is slow".into(),
-            Self::Os { errno, .. } => std::io::Error::from_raw_os_error(*errno).to_string(),
+            Self::Os { errno, .. } => os_remedy(*errno)
+                .map_or_else(|| std::io::Error::from_raw_os_error(*errno).to_string(), str::to_owned),
             Self::PeerFailed { .. } => "look at the peer's own report".into(),
             Self::Other { remedy, .. } => remedy.clone(),
         }

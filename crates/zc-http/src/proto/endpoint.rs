@@ -374,10 +374,12 @@ impl Endpoint {
         }
     }
 
-    /// Body bytes were taken or dropped: the connection's window opens again.
+    /// Body bytes were taken or dropped: the connection's window opens again, once that doubles what the peer has left. While
+    /// nothing stalls that is at half of it; what stalled calls have filled must not keep the rest from those that go on.
     pub(super) fn give_back(&mut self, bytes: u32) {
         self.rx_taken += bytes;
-        if self.rx_taken >= self.local.connection_window / 2 && self.rx_taken > 0 && !self.failed {
+        let much = self.rx_window.min(self.local.connection_window / 2);
+        if self.rx_taken >= much && self.rx_taken > 0 && !self.failed {
             let add = std::mem::take(&mut self.rx_taken);
             self.rx_window += add;
             self.control.push_back(Control::Window { call: 0, add });

@@ -432,6 +432,27 @@ fn a_stalled_call_stops_at_its_window_and_others_go_on() {
 }
 
 #[test]
+fn what_a_stalled_call_leaves_of_the_window_is_used_again_and_again() {
+    let mut pair = Pair::new(small());
+    let stalled = pair.open().unwrap();
+    for _ in 0..3 {
+        pair.client.give(stalled.id, 1000);
+        pair.settle();
+    }
+    // 2000 bytes are left, less than half of the connection's window.
+    let other = pair.open().unwrap();
+    for _ in 0..20 {
+        pair.client.give(other.id, 500);
+        pair.settle();
+        while pair.server.take(other.id) {}
+        pair.settle();
+    }
+    assert_eq!(pair.server.calls[&other.id].1.got.len(), 10_000);
+    pair.finish();
+    pair.check();
+}
+
+#[test]
 fn an_answer_without_the_whole_question_stops_the_question() {
     let mut pair = Pair::new(small());
     let key = pair.open().unwrap();

@@ -13,6 +13,8 @@ pub(crate) struct Chores {
     /// Regions of which the peer does not know yet that they are gone.
     gone: AtomicUsize,
     in_group: AtomicBool,
+    /// A group is over that the lane may still be in.
+    over: AtomicBool,
     drive: AtomicWaker,
 }
 
@@ -25,6 +27,7 @@ impl Chores {
     pub(crate) fn any(&self) -> bool {
         // Members that are gone may hold what others of the group wait for.
         self.gone.load(Ordering::Acquire) > 0
+            || self.over.load(Ordering::Acquire)
             || self.in_group.load(Ordering::Acquire) && abandoned::any_of_groups()
     }
 
@@ -35,6 +38,10 @@ impl Chores {
 
     pub(super) fn set_in_group(&self, is: bool) {
         self.in_group.store(is, Ordering::Release);
+    }
+
+    pub(super) fn set_over(&self, is: bool) {
+        self.over.store(is, Ordering::SeqCst);
     }
 
     pub(crate) fn wake(&self) {

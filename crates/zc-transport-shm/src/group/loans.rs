@@ -1,6 +1,6 @@
 //! Buffers of shown regions that the peer holds. One buffer may be out to many peers: each has a loan of its own.
 
-use zc_core::memory::{LeftBehind, Membership, PinnedBuf, Region};
+use zc_core::memory::{GroupId, LentBytes, PinnedBuf, Region};
 use zc_core::wire::WireError;
 
 use super::Place;
@@ -20,19 +20,25 @@ struct Lent {
     /// The send whose report waits for it.
     token: Option<u64>,
     place: Place,
-    /// It counts against the parts of all members, since this one has left the group.
-    left: Option<LeftBehind>,
+    /// The peer has left the group that it is of.
+    left: bool,
 }
 
 /// What a peer may read after the lane is gone.
 pub(crate) struct Left {
     _buf: PinnedBuf,
-    _counted: Option<LeftBehind>,
+    _counted: Option<LentBytes>,
 }
 
 impl From<Lent> for Left {
-    fn from(Lent { buf, left, .. }: Lent) -> Self {
-        Self { _buf: buf, _counted: left }
+    fn from(Lent { buf, place, .. }: Lent) -> Self {
+        Self { _buf: buf, _counted: place.counted }
+    }
+}
+
+impl Lent {
+    fn is_of(&self, group: GroupId) -> bool {
+        self.buf.region().and_then(Region::group) == Some(group)
     }
 }
 
@@ -104,7 +110,7 @@ impl Loans {
             self.bytes += buf.kept_bytes();
         }
         self.of_region[usize::from(place.region)] += 1;
-        loan.lent = Some(Lent { buf, token, place, left: None });
+        loan.lent = Some(Lent { buf, token, place, left: false });
         Some(name)
     }
 
@@ -123,21 +129,27 @@ impl Loans {
         if place.forwarded {
             self.forwarded -= 1;
             self.forwarded_bytes -= buf.kept_bytes();
-        } else if left.is_none() {
+        } else if !left {
             self.bytes -= buf.kept_bytes();
         }
         self.of_region[usize::from(place.region)] -= 1;
         Ok(token)
     }
 
-    /// The peer leaves a group: what it holds of that counts for all members from now on.
-    pub(super) fn leave(&mut self, membership: &Membership) {
+    /// The peer leaves a group: what it holds of that is no part of what it may hold of others.
+    pub(super) fn leave(&mut self, group: GroupId) {
         for lent in self.all.iter_mut().filter_map(|loan| loan.lent.as_mut()) {
-            let group = lent.buf.region().and_then(Region::group);
-            if group == Some(membership.group()) && lent.left.is_none() {
-                let bytes = lent.buf.kept_bytes();
-                lent.left = Some(membership.leave_behind(bytes));
-                self.bytes -= bytes;
+            if lent.is_of(group) && !std::mem::replace(&mut lent.left, true) {
+                self.bytes -= lent.buf.kept_bytes();
+            }
+        }
+    }
+
+    /// The peer comes back to a group: what it still holds of that counts again.
+    pub(super) fn come_back(&mut self, group: GroupId) {
+        for lent in self.all.iter_mut().filter_map(|loan| loan.lent.as_mut()) {
+            if lent.is_of(group) && std::mem::replace(&mut lent.left, false) {
+                self.bytes += lent.buf.kept_bytes();
             }
         }
     }
@@ -155,7 +167,7 @@ mod tests {
     use super::*;
 
     fn lend(loans: &mut Loans, region: u8, token: u64) -> Option<Descriptor> {
-        let place = Place { region, offset: 4, forwarded: false };
+        let place = Place { region, offset: 4, forwarded: false, counted: None };
         loans.lend(place, PinnedBuf::from(vec![1; 10]), Some(token))
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use zc_core::memory::{
-    GroupId, Membership, MemoryGroup, PinnedBuf, Region, RegionId, RegionKind, RegisterError, Registrar,
-    RegistrarId, RegistrarSlot,
+    GroupId, LentBytes, Membership, MemoryGroup, PinnedBuf, Region, RegionId, RegionKind, RegisterError,
+    Registrar, RegistrarId, RegistrarSlot,
 };
 use zc_core::transport::LaneLimits;
 use zc_core::wire::WireError;
@@ -20,12 +20,14 @@ use crate::limits::{MAX_ARENA_BLOCKS, MAX_GROUPS, MAX_SHARED_LOANS, MAX_SHARED_R
 use crate::sys;
 
 /// Where a buffer lies, as the peer is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) region: u8,
     pub(crate) offset: u32,
     /// It is another member's.
     pub(crate) forwarded: bool,
+    /// Of a group's memory: it counts as lent already.
+    pub(crate) counted: Option<LentBytes>,
 }
 
 /// What a message that is being put together will lend.
@@ -122,6 +124,7 @@ impl Shown {
         if let Some(circle) = &circle {
             self.opened.open(circle.clone(), shown);
         }
+        self.loans.come_back(group.id());
         self.groups.push(Joined { membership, circle });
         self.chores.set_in_group(true);
         abandoned::watch(&self.chores);
@@ -132,7 +135,7 @@ impl Shown {
     pub(crate) fn leave(&mut self, group: GroupId) {
         let Some(at) = self.groups.iter().position(|joined| joined.id() == group) else { return };
         let Joined { membership, circle } = self.groups.swap_remove(at);
-        self.loans.leave(&membership);
+        self.loans.leave(group);
         drop(membership);
         self.chores.set_in_group(!self.groups.is_empty());
         let (Some(circle), Some(regions)) = (circle, &self.regions) else { return };
@@ -145,6 +148,7 @@ impl Shown {
 
     /// Leaves groups of which nothing can be sent any more: nobody has a handle or a buffer.
     pub(crate) fn leave_over(&mut self) {
+        self.chores.set_over(false);
         while let Some(over) = self.groups.iter().find(|joined| joined.membership.is_over()) {
             self.leave(over.id());
         }
@@ -177,8 +181,12 @@ impl Shown {
             None => self.forward(region)?,
         };
         let (offset, region) = (u32::try_from(offset).ok()?, u8::try_from(key).ok()?);
-        let place = Place { region, offset, forwarded };
-        self.is_within_share(joined, &place, buf.kept_bytes(), planned).then_some(place)
+        let bytes = buf.kept_bytes();
+        if !self.is_within_share(joined, forwarded, bytes, planned) {
+            return None;
+        }
+        let counted = if forwarded { None } else { Some(joined.membership.lend(bytes)?) };
+        Some(Place { region, offset, forwarded, counted })
     }
 
     fn forward(&self, region: &Region) -> Option<(&Joined, u64)> {
@@ -198,9 +206,9 @@ impl Shown {
     }
 
     /// Members that never give anything back can't have it all between them: something is left for others.
-    fn is_within_share(&self, joined: &Joined, place: &Place, bytes: usize, planned: &Planned) -> bool {
+    fn is_within_share(&self, joined: &Joined, forwarded: bool, bytes: usize, planned: &Planned) -> bool {
         let (member, loans) = (&joined.membership, &self.loans);
-        if !place.forwarded {
+        if !forwarded {
             return loans.bytes() + planned.bytes + bytes <= member.share_bytes();
         }
         let shares = member.members() + 1;
@@ -262,9 +270,15 @@ impl Shown {
         self.loans.take_back(back)
     }
 
+    /// Lets go of what only groups need, when there is none any more: there are not many registrars.
+    pub(crate) fn rest(&mut self) {
+        if !self.is_used() && !self.has_loans() {
+            self.regions = None;
+        }
+    }
+
     /// Everything that the peer holds, which is not looked after here any more.
     pub(crate) fn end(&mut self) -> Vec<Left> {
-        self.groups.iter().for_each(|joined| self.loans.leave(&joined.membership));
         self.loans.end()
     }
 }
@@ -404,6 +418,11 @@ impl Registrar for Regions {
         }
         Ok(())
     }
+
+    fn group_is_over(&self, _: GroupId) {
+        self.chores.set_over(true);
+        self.chores.wake();
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -521,18 +540,41 @@ mod tests {
         to.shown.join(&hub).unwrap();
         let first = place(&to.shown, &from.message).unwrap();
         to.shown.spare_bytes -= 1;
-        assert_eq!(place(&to.shown, &from.message), None);
+        assert!(place(&to.shown, &from.message).is_none());
         let lent = to.shown.lend(first, from.message.clone(), None).unwrap();
-        assert_eq!(place(&to.shown, &from.message), None);
+        assert!(place(&to.shown, &from.message).is_none());
         to.shown.lease_bytes = 20_000;
         assert!(place(&to.shown, &from.message).is_some());
         let mut small = connection();
         small.shown.opened = Arc::new(Opened::new(29_999));
         small.shown.join(&hub).unwrap();
-        assert_eq!(place(&to.shown, &from.message), None, "of four shares of 29,999");
+        assert!(place(&to.shown, &from.message).is_none(), "of four shares of 29,999");
         let back =
             Return { slab: lent.slab, sent_back: 0, generation: lent.generation, block: lent.block as u16 };
         to.shown.take_back(back).unwrap();
         assert!(place(&to.shown, &from.message).is_some());
+    }
+
+    /// A connection that is in no group any more is no registrar either.
+    #[test]
+    fn groups_that_are_over_leave_nothing() {
+        let hub = MemoryGroup::forwarding(BufPool::builder());
+        let (mut from, mut to) = (connection(), connection());
+        from.shown.join(&hub).unwrap();
+        to.shown.join(&hub).unwrap();
+        show(&mut to.shown, &from.message);
+        drop(hub);
+        for one in [&mut from, &mut to] {
+            assert!(one.shown.chores.any(), "somebody is to look");
+            one.shown.leave_over();
+            while one.shown.take_gone().is_some() {}
+            one.shown.rest();
+            assert!(one.shown.regions.is_none());
+        }
+        // And everything is there again when it is asked for.
+        let again = MemoryGroup::forwarding(BufPool::builder());
+        from.shown.join(&again).unwrap();
+        to.shown.join(&again).unwrap();
+        show(&mut to.shown, &from.message);
     }
 }

@@ -10,17 +10,19 @@ use zc_core::transport::{ControlLink, LaneDrive, LaneError};
 
 use super::credit::Credit;
 use super::shared::Shared;
-use crate::limits::TRIM_INTERVAL_MS;
+use crate::limits::{DESCRIPTOR_LOOK_MS, DESCRIPTOR_WAIT_MS, TRIM_INTERVAL_MS};
 
 pub(super) struct Drive {
     shared: Arc<Shared>,
     credit: Arc<Credit>,
     next_trim: Option<Instant>,
+    /// Until then descriptors are waited for.
+    gives_up: Option<Instant>,
 }
 
 impl Drive {
     pub(super) fn new(shared: Arc<Shared>, credit: Arc<Credit>) -> Self {
-        Self { shared, credit, next_trim: None }
+        Self { shared, credit, next_trim: None, gives_up: None }
     }
 }
 
@@ -38,7 +40,8 @@ impl LaneDrive for Drive {
             self.next_trim = None;
             return Ok(None);
         }
-        Ok(self.trim(now))
+        let looks = self.wait_for_descriptors(now);
+        Ok(self.trim(now).into_iter().chain(looks).min())
     }
 
     fn adopt_link(&mut self, link: Box<dyn ControlLink>) -> Option<Box<dyn ControlLink>> {
@@ -48,9 +51,27 @@ impl LaneDrive for Drive {
         self.shared.adopt(link);
         None
     }
+
+    fn heard(&mut self) -> bool {
+        self.shared.take_heard()
+    }
 }
 
 impl Drive {
+    /// If memory came for which there is no descriptor: when to look again. The lane ends when there has been none for long.
+    fn wait_for_descriptors(&mut self, now: Instant) -> Option<Instant> {
+        if !self.shared.lacks_descriptors() {
+            self.gives_up = None;
+            return None;
+        }
+        let until = *self.gives_up.get_or_insert(now + Duration::from_millis(DESCRIPTOR_WAIT_MS));
+        if now >= until {
+            self.shared.end_without_descriptors();
+            return None;
+        }
+        Some(until.min(now + Duration::from_millis(DESCRIPTOR_LOOK_MS)))
+    }
+
     /// Has unused arenas looked for, and what is gone of groups, and says when next.
     fn trim(&mut self, now: Instant) -> Option<Instant> {
         let shared = &self.shared;

@@ -16,7 +16,7 @@ use zc_core::transport::{ControlLink, LaneError};
 
 use crate::lie::lie;
 use crate::limits::{MAX_LINK_READS, MAX_PENDING_DESCRIPTORS};
-use crate::sys;
+use crate::{spare, sys};
 
 /// What came on the link.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(crate) struct Link {
     /// The peer reads nothing of ours any more. Only the end of its stream says so: neither the end of
     /// its lane nor any failure does.
     readers_gone: AtomicBool,
+    /// A descriptor that came can't be opened: there are none left.
+    lacks: AtomicBool,
 }
 
 #[derive(Default)]
@@ -83,6 +85,16 @@ impl Link {
         self.state.lock().export.take()
     }
 
+    /// Whether a descriptor came that can't be opened. It is not lost: read again after a while.
+    pub(crate) fn lacks_descriptors(&self) -> bool {
+        self.lacks.load(Ordering::Acquire)
+    }
+
+    /// What could not be opened is not waited for any more; nothing but the end of the peer's stream matters.
+    pub(crate) fn give_up(&self) {
+        self.state.lock().over = true;
+    }
+
     /// Reads what came; a bounded part of it, and then wakes `cx` for the rest.
     pub(crate) fn read(&self, cx: &mut Context<'_>) -> News {
         let mut news = News::None;
@@ -107,15 +119,25 @@ impl Link {
         if self.readers_gone() {
             return Poll::Pending;
         }
-        let came = match io.poll_recv_descriptors(cx, 1) {
+        let came = match receive(&mut **io, cx, *over) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(came) => came,
         };
+        let lacks = came.as_ref().is_err_and(sys::is_out_of_descriptors);
+        self.lacks.store(lacks, Ordering::Release);
+        if lacks {
+            // Who drives the lane comes again.
+            return Poll::Pending;
+        }
         let end = match came {
             Err(error) if is_end(&error) => {
                 self.readers_gone.store(true, Ordering::Release);
                 *over = true;
                 return Poll::Ready(Err(News::End(LaneError::PeerGone("its control link ended"))));
+            }
+            // It had descriptors, which nobody wants any more.
+            Err(error) if *over && error.kind() == io::ErrorKind::InvalidData => {
+                return Poll::Ready(Ok(News::None));
             }
             Err(_) if *over => return Poll::Pending,
             Err(error) => LaneError::os("read the control link", &error),
@@ -151,6 +173,18 @@ impl Link {
         if self.state.lock().left {
             let _ = self.read(&mut Context::from_waker(Waker::noop()));
         }
+    }
+}
+
+/// The next byte, and its descriptor: none is opened when the lane is `over`. If there is no room for it, what is in reserve
+/// makes some.
+fn receive(io: &mut dyn ControlLink, cx: &mut Context<'_>, over: bool) -> Poll<io::Result<Vec<OwnedFd>>> {
+    match io.poll_recv_descriptors(cx, if over { 0 } else { 1 }) {
+        Poll::Ready(Err(error)) if sys::is_out_of_descriptors(&error) => {
+            spare::restock();
+            if spare::give_up() { io.poll_recv_descriptors(cx, 1) } else { Poll::Ready(Err(error)) }
+        }
+        done => done,
     }
 }
 

@@ -23,6 +23,7 @@ use crate::peer::{Bounds, PeerArena};
 use crate::remote::{Calls, Remote};
 use crate::returns::{Returning, Returns};
 use crate::sleep::Ringer;
+use crate::spare::Reserve;
 use crate::words::{OwnWords, PeerWords};
 
 /// One side's memory.
@@ -43,11 +44,13 @@ pub(crate) struct Joined {
     pub(crate) cooperative: bool,
     /// One-sided operations are done in the peer's memory itself.
     pub(crate) native: bool,
+    /// What is longer than all our arenas is sent in parts.
+    pub(crate) longer_in_parts: bool,
 }
 
 /// A lane over what was exchanged.
 pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<Lane, LaneError> {
-    let Joined { mine, theirs, bell, peer_bell, cooperative, native } = joined;
+    let Joined { mine, theirs, bell, peer_bell, cooperative, native, longer_in_parts } = joined;
     crate::abandoned::sweep();
     let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
     let peer_bell = Arc::new(peer_bell);
@@ -55,7 +58,8 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     let own = OwnWords::new(&mine.region, mine.geometry.control_bytes());
     let peer = PeerWords::new(&theirs.region, theirs.geometry.control_bytes());
     let calls = Calls::new(peer.clone(), REMOTE_CALLS);
-    let shared = Shared::new(bell, peer_bell.clone(), reader.clone(), calls);
+    let reserve = Reserve::new();
+    let shared = Shared::new(bell, peer_bell.clone(), reader.clone(), calls, reserve);
     let remote = native.then(|| Remote::new(shared.clone(), own.clone(), peer.clone(), cx.ledger.clone()));
     let sender = Arc::new(Ringer::new(peer.clone(), TX_SLEEP));
     let credit = credit::Credit::new(cx.limits.recv_window, leases.clone(), own.clone(), sender.clone());
@@ -73,7 +77,15 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     let known = (opened.clone(), borrowed.clone());
     let arena = PeerArena::new(region, geometry, bounds, cooperative, returns, known)?;
     let returns_at = geometry.returns_at();
-    let memory = tx::Memory { own: own.clone(), peer: peer.clone(), returns_at, mine, opened, borrowed };
+    let memory = tx::Memory {
+        own: own.clone(),
+        peer: peer.clone(),
+        returns_at,
+        mine,
+        opened,
+        borrowed,
+        longer_in_parts,
+    };
     let tx = tx::Tx::new(shared.clone(), memory, &cx);
     caps.max_message = tx.max_message();
     let rx = rx::Rx::new(

@@ -1,6 +1,7 @@
 //! The receiving half.
 
 mod back;
+mod large;
 mod payload;
 mod slots;
 
@@ -13,6 +14,7 @@ use zc_core::memory::{
 use zc_core::transport::{Batch, Frame, FrameKind, LaneError, LaneRx, OfferContext, Received};
 use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError};
 
+use self::large::Large;
 use super::credit::Credit;
 use super::shared::Shared;
 use crate::abandoned;
@@ -46,7 +48,9 @@ enum Stall {
     Descriptor,
     /// So many bytes could not be had.
     Memory(usize),
-    /// It is a second arena to be mapped, which takes long: others get their turn first.
+    /// The same, and some is left to others.
+    MuchMemory(usize),
+    /// It takes long, and much has been done in this turn: others get theirs first.
     Turn,
 }
 
@@ -104,6 +108,10 @@ pub(super) struct Rx {
     reported: u64,
     batch: u64,
     partial: Option<Partial>,
+    /// A message that comes in parts.
+    large: Option<Box<Large>>,
+    /// Bytes of it that came in this turn.
+    large_bytes: usize,
     /// An arena was mapped in this turn.
     mapped: bool,
     closed: bool,
@@ -140,6 +148,8 @@ impl Rx {
             reported: 0,
             batch: u64::from(geometry.slots) / 4,
             partial: None,
+            large: None,
+            large_bytes: 0,
             mapped: false,
             closed: false,
             failed: None,
@@ -192,7 +202,7 @@ impl Rx {
             self.report();
         }
         self.count_inline();
-        if self.waiter.is_queued() && !matches!(stall, Some(Stall::Memory(_))) {
+        if self.waiter.is_queued() && !matches!(stall, Some(Stall::Memory(_) | Stall::MuchMemory(_))) {
             // Served otherwise: a place that nobody looks after holds up all others.
             self.waiter = AllocWaiter::new();
         }
@@ -205,7 +215,7 @@ impl Rx {
     fn take_small(&mut self, head: Head) -> Option<PinnedBuf> {
         let len = head.count as usize;
         let usual = head.kind == Kind::Data as u8 && head.flags & !ACK == 0 && 0 < len && len <= INLINE_MAX;
-        if !usual || self.partial.is_some() {
+        if !usual || self.partial.is_some() || self.large.is_some() {
             return None;
         }
         self.cut(len)
@@ -234,6 +244,7 @@ impl Rx {
     /// Nothing more is read: no memory is kept, and no place of those who wait for it.
     fn end(&mut self, error: LaneError) {
         self.partial = None;
+        self.large = None;
         self.ready = None;
         self.waiter = AllocWaiter::new();
         self.failed = Some(error);
@@ -273,11 +284,27 @@ impl Rx {
         None
     }
 
+    /// Whether nothing more can come of a peer that is gone.
+    fn is_over(&self, stall: Option<Stall>) -> bool {
+        match stall {
+            None | Some(Stall::Descriptor) => true,
+            // So long a message can't have been sent to its end before we took the first of it.
+            Some(Stall::MuchMemory(len)) => self.arena.is_beyond(len),
+            Some(Stall::Memory(_) | Stall::Turn) => false,
+        }
+    }
+
     /// Waits for what stands in the way. Ready: try again.
     fn poll_stall(&mut self, cx: &mut Context<'_>, stall: Stall) -> Poll<()> {
         match stall {
             Stall::Memory(len) => {
                 if let Ok(buf) = ready!(self.pool.poll_alloc(len, &mut self.waiter, cx)) {
+                    self.ready = Some(buf);
+                }
+                Poll::Ready(())
+            }
+            Stall::MuchMemory(len) => {
+                if let Ok(buf) = ready!(self.pool.poll_alloc_sparing(len, &mut self.waiter, cx)) {
                     self.ready = Some(buf);
                 }
                 Poll::Ready(())
@@ -298,6 +325,7 @@ impl LaneRx for Rx {
         cx: &mut Context<'_>,
         out: &mut Batch<Frame>,
     ) -> Poll<Result<Received, LaneError>> {
+        self.large_bytes = 0;
         for _ in 0..MAX_IDLE_RINGS {
             // Looked at first: what was sent before the end is delivered before it.
             let ended = self.shared.ended().cloned();
@@ -311,7 +339,7 @@ impl LaneRx for Rx {
                 return Poll::Ready(end);
             }
             match (stall, ended) {
-                (Some(Stall::Descriptor) | None, Some(error)) => {
+                (stall, Some(error)) if self.is_over(stall) => {
                     self.fail(error.clone());
                     return Poll::Ready(Err(error));
                 }
@@ -322,7 +350,7 @@ impl LaneRx for Rx {
                     ready!(self.poll_stall(cx, stall));
                     continue;
                 }
-                (None, None) => {}
+                (None, _) => {}
             }
             // Not for its own sake: a peer that sleeps as we do would be rung, and ring back.
             if self.ring.count() != self.reported {
@@ -350,6 +378,7 @@ impl LaneRx for Rx {
 
     #[inline]
     fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
+        self.large_bytes = 0;
         let ended = self.shared.ended().is_some();
         let stall = self.take(out);
         if !out.is_empty() {
@@ -359,7 +388,7 @@ impl LaneRx for Rx {
         if let Some(end) = self.nothing() {
             return end.map(Some);
         }
-        if ended && matches!(stall, None | Some(Stall::Descriptor)) {
+        if ended && self.is_over(stall) {
             let error = self.shared.ended().cloned().unwrap_or(LaneError::Closed);
             self.fail(error.clone());
             return Err(error);

@@ -7,12 +7,14 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
 use futures::task::{ArcWake, AtomicWaker};
+use rustix::io::Errno;
 use zc_core::transport::{ControlLink, LaneError};
 
 use super::link::{Link, News, Readers};
 use crate::bell::{Bell, PeerBell};
 use crate::group::Chores;
 use crate::remote::Calls;
+use crate::spare::Reserve;
 use crate::words::PeerWords;
 
 /// Who waits.
@@ -71,10 +73,13 @@ pub(crate) struct Shared {
     bell: Bell,
     /// It was silenced since the sending half last looked.
     rang: AtomicBool,
+    /// The peer went on with a message in parts.
+    heard: AtomicBool,
     halves: Waker,
     /// The link on which further arenas are announced, and whose end is the peer's.
     link: Arc<Link>,
     _reader: Arc<Readers>,
+    _reserve: Reserve,
     ended: OnceLock<LaneError>,
 }
 
@@ -84,6 +89,7 @@ impl Shared {
         peer_bell: Arc<PeerBell>,
         reader: Arc<Readers>,
         remote: Calls<PeerWords>,
+        reserve: Reserve,
     ) -> Arc<Self> {
         let wakers = Arc::new(Wakers {
             rx: AtomicWaker::new(),
@@ -101,8 +107,10 @@ impl Shared {
             chores: Arc::default(),
             bell,
             rang: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
             link: reader.0.clone(),
             _reader: reader,
+            _reserve: reserve,
             ended: OnceLock::new(),
         })
     }
@@ -151,6 +159,16 @@ impl Shared {
         self.rang.load(Ordering::Acquire) && self.rang.swap(false, Ordering::AcqRel)
     }
 
+    /// The peer went on with a message of which there is no frame yet: it lives.
+    pub(super) fn hear(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it did since this was asked.
+    pub(super) fn take_heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed) && self.heard.swap(false, Ordering::Relaxed)
+    }
+
     pub(super) fn adopt(&self, link: Box<dyn ControlLink>) {
         self.link.adopt(link);
         self.wakers.drive.wake();
@@ -180,6 +198,18 @@ impl Shared {
     /// For exports that have no room; the one-sided half must be in use.
     pub(crate) fn room_waker(&self) -> Waker {
         futures::task::waker(Arc::new(OneSided(Arc::downgrade(&self.wakers))))
+    }
+
+    /// Whether something came for which there is no descriptor.
+    pub(super) fn lacks_descriptors(&self) -> bool {
+        self.link.lacks_descriptors()
+    }
+
+    /// Ends the lane for want of descriptors.
+    pub(super) fn end_without_descriptors(&self) {
+        self.link.give_up();
+        let (errno, operation) = (Errno::MFILE.raw_os_error(), "receive memory of the peer");
+        self.end(LaneError::Os { errno, operation });
     }
 
     /// Reads what came on the link; true when there is something new.

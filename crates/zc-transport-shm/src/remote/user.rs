@@ -11,6 +11,7 @@ use super::channel::Channel;
 use super::record::{Granted, Key};
 use crate::lie::lie;
 use crate::limits::{MAX_REMOTE_BYTES, MAX_REMOTE_KEYS, MAX_REMOTE_WINDOWS};
+use crate::spare;
 use crate::sys::{self, PeerMemory};
 
 /// What a key stands for.
@@ -75,6 +76,7 @@ impl User {
             PeerMemory::Bad(field) => lie(field).into(),
             PeerMemory::Os(error) => LaneError::os("map the peer's export", &error),
         })?;
+        spare::restock();
         self.windows.insert(granted.window, Window { memory, writable, keys: 0 });
         Ok(())
     }

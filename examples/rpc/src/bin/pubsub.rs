@@ -13,13 +13,14 @@ use std::time::Duration;
 use bytes::Buf;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::broadcast;
+use tokio::time::MissedTickBehavior;
 use zc::{Connection, Fabric, Group, Listener, PinnedBuf};
 use zc_examples_rpc::{BoxError, process};
 
 /// Bytes of a message: a number, then the rest.
 const MESSAGE_BYTES: usize = 64 << 10;
 /// Messages that a slow subscriber may be behind before it misses some.
-const MAX_BEHIND: usize = 64;
+const MAX_BEHIND: usize = 256;
 /// The publisher's pace.
 const PACE: Duration = Duration::from_millis(1);
 /// Subscribers at a time.
@@ -59,6 +60,8 @@ async fn all() -> Result<(), BoxError> {
 async fn publish(mut listener: Listener, group: Group) -> Result<(), BoxError> {
     let (topic, _) = broadcast::channel::<PinnedBuf>(MAX_BEHIND);
     let mut pace = tokio::time::interval(PACE);
+    // Who comes late for a while does not flood the subscribers then.
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut feeds = FuturesUnordered::new();
     let mut number = 0_u64;
     loop {
@@ -70,7 +73,10 @@ async fn publish(mut listener: Listener, group: Group) -> Result<(), BoxError> {
                 }
                 feeds.push(feed(connection, topic.subscribe()));
             }
-            Some(missed) = feeds.next(), if !feeds.is_empty() => println!("a subscriber left, {missed} missed"),
+            Some(fed) = feeds.next(), if !feeds.is_empty() => {
+                let Fed { sent, missed, copied } = fed;
+                println!("a subscriber left: {sent} messages sent, {missed} missed, {copied} bytes copied in user space");
+            }
             _ = pace.tick() => {
                 let mut message = group.alloc(MESSAGE_BYTES).await?;
                 message.put_slice(&number.to_le_bytes());
@@ -83,20 +89,27 @@ async fn publish(mut listener: Listener, group: Group) -> Result<(), BoxError> {
     }
 }
 
+/// What became of a subscriber.
+struct Fed {
+    sent: u64,
+    missed: u64,
+    copied: u64,
+}
+
 /// Sends one subscriber what is published; a clone is a count, not a copy.
-async fn feed(connection: Connection, mut topic: broadcast::Receiver<PinnedBuf>) -> u64 {
-    let mut missed = 0;
+async fn feed(connection: Connection, mut topic: broadcast::Receiver<PinnedBuf>) -> Fed {
+    let (mut sent, mut missed) = (0, 0);
     loop {
         match topic.recv().await {
-            Ok(message) => {
-                if connection.send(message).await.is_err() {
-                    return missed;
-                }
-            }
+            Ok(message) => match connection.send(message).await {
+                Ok(_) => sent += 1,
+                Err(_) => break,
+            },
             Err(broadcast::error::RecvError::Lagged(count)) => missed += count,
-            Err(broadcast::error::RecvError::Closed) => return missed,
+            Err(broadcast::error::RecvError::Closed) => break,
         }
     }
+    Fed { sent, missed, copied: connection.ledger().copied_bytes() }
 }
 
 async fn subscribe(name: &str, uri: &str, count: u64) -> Result<(), BoxError> {

@@ -118,6 +118,11 @@ impl WeakPool {
     pub(super) fn is_used(&self) -> bool {
         self.0.strong_count() > 0
     }
+
+    /// Bytes that are in use now.
+    pub(super) fn in_use_bytes(&self) -> u64 {
+        self.0.upgrade().map_or(0, |pool| pool.tallies().in_use_bytes())
+    }
 }
 
 impl std::fmt::Debug for BufPool {
@@ -134,6 +139,11 @@ impl BufPool {
 
     pub(super) fn downgrade(&self) -> WeakPool {
         WeakPool(Arc::downgrade(self.shared()))
+    }
+
+    /// What to do when nobody has a handle or a buffer any more.
+    pub(super) fn at_end(&self, end: shared::AtEnd) {
+        self.shared().at_end(end);
     }
 
     fn shared(&self) -> &Arc<Shared> {

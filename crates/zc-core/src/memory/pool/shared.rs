@@ -39,6 +39,18 @@ pub(in crate::memory) struct Shared {
     /// only because blocks are on their way from a cache. Chunks that are given back are on their way
     /// without it, since that runs foreign code; who waits then is woken when they are there.
     slow: Mutex<()>,
+    /// Called when nobody has a handle or a block any more.
+    end: Mutex<Option<AtEnd>>,
+}
+
+pub(in crate::memory) type AtEnd = Box<dyn FnOnce() + Send>;
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(end) = self.end.get_mut().take() {
+            end();
+        }
+    }
 }
 
 /// Where the blocks of one piece of a region go.
@@ -92,7 +104,12 @@ impl Shared {
             common: Mutex::default(),
             waiters: Waiters::default(),
             slow: Mutex::default(),
+            end: Mutex::default(),
         }
+    }
+
+    pub(super) fn at_end(&self, end: AtEnd) {
+        *self.end.lock() = Some(end);
     }
 
     pub(super) fn waiters(&self) -> &Waiters {

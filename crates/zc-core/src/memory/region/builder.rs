@@ -200,9 +200,30 @@ impl RegionBuilder {
 
     fn map_base(&self, falls: &mut Vec<RegionFallback>) -> Result<(Mapped, PageKind), RegionError> {
         let mapped = self.map(Huge::No, sys::page_size())?;
-        let page =
-            if self.huge_pages().is_empty() { PageKind::Base } else { transparent(&mapped.mapping, falls) };
+        let page = if self.huge_pages().is_empty() {
+            PageKind::Base
+        } else {
+            self.transparent(&mapped.mapping, falls)
+        };
         Ok((mapped, page))
+    }
+
+    /// Asks for transparent huge pages.
+    fn transparent(&self, mapping: &Mapping, falls: &mut Vec<RegionFallback>) -> PageKind {
+        let wanted = "transparent huge pages";
+        if self.backing == Backing::MemfdHuge2M && !sys::joins_shared_pages() {
+            // The advice would be taken and come to nothing.
+            let reason = format!("not for shared memory; see {}", sys::SHARED_HUGE_PAGES);
+            falls.push(RegionFallback { wanted, errno: 0, reason });
+            return PageKind::Base;
+        }
+        match sys::advise_huge(mapping.base, mapping.len) {
+            Ok(()) => PageKind::Transparent,
+            Err(e) => {
+                falls.push(RegionFallback::new(wanted, e, "not supported by the kernel"));
+                PageKind::Base
+            }
+        }
     }
 
     /// Makes the region.
@@ -283,17 +304,6 @@ fn first_that_works<T>(
             None
         }
     })
-}
-
-/// Asks for transparent huge pages.
-fn transparent(mapping: &Mapping, falls: &mut Vec<RegionFallback>) -> PageKind {
-    match sys::advise_huge(mapping.base, mapping.len) {
-        Ok(()) => PageKind::Transparent,
-        Err(e) => {
-            falls.push(RegionFallback::new("transparent huge pages", e, "not supported by the kernel"));
-            PageKind::Base
-        }
-    }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -1,6 +1,7 @@
 //! Who can know a region, and how they are told apart.
 
 use super::{MemlockExceeded, Region, RegionId};
+use crate::memory::GroupId;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -104,6 +105,11 @@ pub trait Registrar: Send + Sync {
     /// Forgets the region, which may be unmapped right after. After an error it never is: the memory
     /// is leaked (M4).
     fn deregister(&self, region: RegionId, key: u64) -> std::io::Result<()>;
+    /// Nothing of a group that it is a member of can be sent any more: it may leave it. Called from any thread,
+    /// once.
+    fn group_is_over(&self, group: GroupId) {
+        let _ = group;
+    }
 }
 
 /// Why a region could not be registered.

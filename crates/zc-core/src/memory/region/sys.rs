@@ -25,6 +25,30 @@ pub(super) enum Huge {
     G1,
 }
 
+/// Whether shared memory is made of transparent huge pages.
+pub(super) const SHARED_HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+/// The same for pages of 2 MiB alone, which may leave it to the other.
+const SHARED_2M_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/shmem_enabled";
+
+/// Whether the kernel gives shared memory transparent huge pages where it is asked to.
+pub(super) fn joins_shared_pages() -> bool {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    are_given(&read(SHARED_HUGE_PAGES), &read(SHARED_2M_PAGES))
+}
+
+/// What the kernel lists, with its choice in brackets; empty where it has no such list.
+fn are_given(all: &str, of_2m: &str) -> bool {
+    let is = |list: &str, choice: &str| list.split_whitespace().any(|word| word == choice);
+    match of_2m {
+        _ if is(all, "[deny]") => false,
+        // Then only what leaves it to the other.
+        own if !own.is_empty() && is(all, "[force]") => is(own, "[inherit]"),
+        own if is(own, "[never]") => false,
+        own if !own.is_empty() && !is(own, "[inherit]") => true,
+        _ => !all.is_empty() && !is(all, "[never]"),
+    }
+}
+
 /// The page size of the system.
 pub(in crate::memory) fn page_size() -> usize {
     rustix::param::page_size()
@@ -193,4 +217,31 @@ pub(super) fn may_lock_anything() -> bool {
     let map = read("/proc/self/uid_map");
     let initial = map.split_whitespace().eq(["0", "0", "4294967295"]);
     effective >> CAP_IPC_LOCK & 1 == 1 && initial
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_choice_is_read() {
+        let all = |choice: &str| {
+            let list = "always within_size advise never deny force";
+            list.replace(choice, &format!("[{choice}]"))
+        };
+        let inherit = "always [inherit] within_size advise never";
+        for (choice, given) in [("always", true), ("advise", true), ("never", false), ("deny", false)] {
+            assert_eq!(are_given(&all(choice), inherit), given, "{choice}");
+            assert_eq!(are_given(&all(choice), ""), given, "{choice}, on an older kernel");
+        }
+        assert!(are_given(&all("never"), "always inherit within_size [advise] never"));
+        assert!(!are_given(&all("deny"), "always inherit within_size [advise] never"));
+        assert!(!are_given(&all("always"), "always inherit within_size advise [never]"));
+        for (own, given) in
+            [("[inherit] always", true), ("inherit [always]", false), ("[never]", false), ("", true)]
+        {
+            assert_eq!(are_given(&all("force"), own), given, "{own}");
+        }
+        assert!(!are_given("", ""));
+    }
 }

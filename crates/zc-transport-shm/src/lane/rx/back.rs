@@ -29,16 +29,17 @@ impl Rx {
         }
         let (ours, theirs): (Parts, Parts) = descriptors.iter().copied().partition(Descriptor::is_back);
         // Ours takes nothing that counts against the lease.
-        let mut keep = self.out.leaves_enough(&ours);
-        let lends = theirs.is_empty() || self.arena.lends(&theirs);
-        let mut lend = lends && self.leases.pressure() == Pressure::None && self.arena.leaves_enough(&theirs);
+        let keep = self.out.leaves_enough(&ours);
+        let lends = theirs.is_empty() || self.arena.lends(&theirs) && self.arena.leaves_enough(&theirs);
+        let mut lend = lends && self.leases.pressure() == Pressure::None;
         let copied = |at: &&Descriptor| if at.is_back() { !keep } else { !lend };
         let len = descriptors.iter().filter(copied).map(|at| at.len as usize).sum();
         let copies = match self.copy_parts(descriptors.iter().filter(copied), len) {
             Ok(copies) => copies,
-            // Memory that can't be had is no reason to keep a friend waiting.
-            Err(Stop::Stall(Stall::Memory(_))) if lends => {
-                (keep, lend) = (true, true);
+            // Memory that can't be had is no reason to keep a friend waiting, unless somebody would wait for longer: for what
+            // this would leave nothing to send from.
+            Err(Stop::Stall(Stall::Memory(_))) if lends && keep => {
+                lend = true;
                 PinnedBuf::empty()
             }
             Err(stop) => return Err(stop),

@@ -1,6 +1,6 @@
 //! Payload that lies in blocks: lent where it is, or copied out.
 
-use zc_core::memory::{AllocError, CopyPlace, Message, PinnedBuf, PinnedBufMut, Pressure};
+use zc_core::memory::{AllocError, BufPool, CopyPlace, Message, PinnedBuf, PinnedBufMut, Pressure};
 use zc_core::transport::{FrameKind, LaneError};
 
 use super::{Rx, Stall, Stop};
@@ -20,13 +20,15 @@ impl Rx {
             return self.fetch_back(descriptors, kind, out);
         }
         // A record is small and soon done with, but whoever parses it must have it to himself.
-        let lend = kind == FrameKind::Data && self.arena.lends(descriptors);
-        if lend && self.leases.pressure() == Pressure::None && self.arena.leaves_enough(descriptors) {
+        let lends = kind == FrameKind::Data && self.arena.lends(descriptors);
+        let lend = lends && self.arena.leaves_enough(descriptors);
+        if lend && self.leases.pressure() == Pressure::None {
             return self.lend(descriptors, out);
         }
         let mut buf = match self.memory(len) {
             Ok(buf) => buf,
-            // Memory that can't be had is no reason to keep a friend waiting.
+            // Memory that can't be had is no reason to keep a friend waiting, unless he would wait for longer: for what
+            // this would leave him nothing to send from.
             Err(Stop::Stall(Stall::Memory(_))) if lend => return self.lend(descriptors, out),
             Err(Stop::Stall(Stall::Memory(_))) if kind != FrameKind::Data => {
                 return self.fetch_to_heap(descriptors, len, out);
@@ -72,10 +74,24 @@ impl Rx {
 
     /// Memory of the pool, under the lease.
     pub(super) fn memory(&mut self, len: usize) -> Result<PinnedBufMut, Stop> {
+        self.memory_by(len, BufPool::try_alloc, Stall::Memory(len))
+    }
+
+    /// The same for what the peer only says it will send: some is left to others.
+    pub(super) fn much_memory(&mut self, len: usize) -> Result<PinnedBufMut, Stop> {
+        self.memory_by(len, BufPool::try_alloc_sparing, Stall::MuchMemory(len))
+    }
+
+    fn memory_by(
+        &mut self,
+        len: usize,
+        try_alloc: fn(&BufPool, usize) -> Result<PinnedBufMut, AllocError>,
+        stall: Stall,
+    ) -> Result<PinnedBufMut, Stop> {
         let ready = self.ready.take().filter(|buf| buf.capacity() >= len);
-        let mut buf = match ready.map_or_else(|| self.pool.try_alloc(len), Ok) {
+        let mut buf = match ready.map_or_else(|| try_alloc(&self.pool, len), Ok) {
             Ok(buf) => buf,
-            Err(AllocError::Exhausted { .. }) => return Err(Stop::Stall(Stall::Memory(len))),
+            Err(AllocError::Exhausted { .. }) => return Err(Stop::Stall(stall)),
             Err(error) => return Err(LaneError::Memory(error.to_string()).into()),
         };
         buf.attach_lease(self.leases.clone());

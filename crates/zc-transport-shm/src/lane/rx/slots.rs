@@ -8,13 +8,17 @@ use super::{Partial, Rx, Stall, Stop};
 use crate::layout::{ACK, BY_REFERENCE, Descriptor, Grow, Head, Kind, MORE, Share};
 use crate::lie::lie;
 use crate::limits::{INLINE_MAX, SLOT_DESCRIPTORS};
+use crate::spare;
 
 impl Rx {
     pub(super) fn take_slot(&mut self, head: Head, out: &mut Batch<Frame>) -> Result<(), Stop> {
         match head.kind {
+            k if k == Kind::Part as u8 => self.take_large_part(head, out),
+            k if self.large.is_some() && !may_be_between_parts(k) => Err(lie("shm message cut short").into()),
             k if k == Kind::Data as u8 => self.take_part(head, FrameKind::Data, out),
             k if k == Kind::Session as u8 => self.take_part(head, FrameKind::Session, out),
             k if k == Kind::Remote as u8 => self.take_part(head, FrameKind::Remote, out),
+            k if k == Kind::Large as u8 => self.begin_large(head),
             k => self.take_control(head, k),
         }
     }
@@ -32,7 +36,7 @@ impl Rx {
                 self.arena.check(grow)?;
                 let fd = self.shared.take_fd().ok_or(Stop::Stall(Stall::Descriptor))?;
                 self.arena.grow(grow, fd)?;
-                self.mapped = true;
+                self.has_mapped();
             }
             (k, 16) if k == Kind::Share as u8 && self.mapped => return Err(Stop::Stall(Stall::Turn)),
             (k, 16) if k == Kind::Share as u8 => {
@@ -41,7 +45,7 @@ impl Rx {
                 self.arena.check_share(share)?;
                 let fd = self.shared.take_fd().ok_or(Stop::Stall(Stall::Descriptor))?;
                 self.arena.share(share, fd)?;
-                self.mapped = true;
+                self.has_mapped();
             }
             (k, 8) if k == Kind::Retire as u8 => {
                 self.ring.read(&mut words[..1]);
@@ -55,6 +59,12 @@ impl Rx {
             _ => return Err(lie("shm slot kind").into()),
         }
         Ok(())
+    }
+
+    /// An arena was mapped; perhaps its descriptor took the place of the reserve.
+    fn has_mapped(&mut self) {
+        self.mapped = true;
+        spare::restock();
     }
 
     /// Takes one slot of a data or session frame.
@@ -174,10 +184,22 @@ impl Rx {
     }
 
     #[inline]
-    fn deliver(&mut self, kind: FrameKind, flags: u8, seq: u64, payload: Message, out: &mut Batch<Frame>) {
+    pub(super) fn deliver(
+        &mut self,
+        kind: FrameKind,
+        flags: u8,
+        seq: u64,
+        payload: Message,
+        out: &mut Batch<Frame>,
+    ) {
         if kind == FrameKind::Data {
             self.received += frame_credit_bytes(payload.len());
         }
         out.push(Frame { kind, ack: flags & ACK != 0, seq, payload });
     }
+}
+
+/// The sender's arenas come and go while it sends a message in parts.
+fn may_be_between_parts(kind: u8) -> bool {
+    [Kind::Grow, Kind::Retire, Kind::Share].iter().any(|may| *may as u8 == kind)
 }

@@ -58,7 +58,7 @@ impl Tx {
     }
 
     /// Whether the peer takes another descriptor: it has read the entries of earlier ones.
-    fn may_announce(&mut self) -> bool {
+    pub(super) fn may_announce(&mut self) -> bool {
         let read = self.ring.consumed();
         while self.announced.front().is_some_and(|at| *at < read) {
             self.announced.pop_front();
@@ -170,6 +170,7 @@ impl Tx {
         if self.shown.is_used() {
             self.shown.leave_over();
             self.tell_gone();
+            self.shown.rest();
             abandoned::sweep_at_times();
         }
         self.count_arenas();

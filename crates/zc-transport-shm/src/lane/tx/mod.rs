@@ -1,5 +1,6 @@
 //! The sending half.
 
+mod large;
 mod memory;
 mod put;
 mod reports;
@@ -16,6 +17,7 @@ use zc_core::transport::{
 };
 use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes};
 
+use self::large::Large;
 use self::put::Refused;
 use self::reports::Reports;
 use super::Half;
@@ -47,6 +49,8 @@ pub(super) struct Memory {
     pub(super) opened: Arc<Opened>,
     /// What of them is lent to us.
     pub(super) borrowed: Arc<Borrowed>,
+    /// What does not fit into `mine` is sent in parts.
+    pub(super) longer_in_parts: bool,
 }
 
 /// A frame that has no room yet.
@@ -77,6 +81,10 @@ pub(super) struct Tx {
     /// Payload bytes put into slots, not yet in the ledger.
     inline_bytes: usize,
     max_message: usize,
+    /// The longest message that goes in one piece.
+    max_whole: usize,
+    /// What is sent in parts.
+    large: Large,
     window: u64,
     /// Credit bytes ([`frame_credit_bytes`]): sent, and up to where the peer allows.
     sent: u64,
@@ -96,10 +104,12 @@ pub(super) struct Tx {
 
 impl Tx {
     pub(super) fn new(shared: Arc<Shared>, memory: Memory, cx: &OfferContext) -> Self {
-        let Memory { own, peer, returns_at, mine, opened, borrowed } = memory;
+        let Memory { own, peer, returns_at, mine, opened, borrowed, longer_in_parts } = memory;
         let Half { region, geometry, max_arena_bytes } = mine;
         let arena = Arena::new(region, geometry, max_arena_bytes, shared.wakers.tx.clone());
-        let max_message = arena.max_len().min(cx.limits.send_max_message as usize);
+        let (max_arena, max_message) = (arena.max_len(), cx.limits.send_max_message as usize);
+        let max_whole = max_arena.min(max_message);
+        let max_message = if longer_in_parts { max_message } else { max_whole };
         let window = u64::from(cx.limits.send_window);
         let chores = shared.chores.clone();
         Self {
@@ -118,6 +128,8 @@ impl Tx {
             ledger: cx.ledger.clone(),
             inline_bytes: 0,
             max_message,
+            max_whole,
+            large: Large::new(max_whole),
             window,
             sent: 0,
             allowed: window,
@@ -216,7 +228,12 @@ impl Tx {
     fn reap(&mut self) -> Result<(), LaneError> {
         while let Some(back) = self.returned.next() {
             match self.take_back(back) {
-                Ok(token) => self.reports.settle(token),
+                Ok(token) => {
+                    self.reports.settle(token);
+                    if self.large.has_begun() {
+                        self.shared.hear();
+                    }
+                }
                 Err(error) => return Err(self.caught(error.into())),
             }
         }
@@ -234,9 +251,15 @@ impl Tx {
 
     /// Everything that may have become possible.
     fn advance(&mut self) -> Result<(), LaneError> {
+        let read = self.ring.consumed();
         self.refresh()?;
         self.reap()?;
-        while let Some(Waiting { frame, token }) = self.queue.pop_front() {
+        if self.large.has_begun() && self.ring.consumed() != read {
+            self.shared.hear();
+        }
+        while !self.large.is_turn_over()
+            && let Some(Waiting { frame, token }) = self.queue.pop_front()
+        {
             match self.put(frame, token) {
                 Ok(()) => self.reports.settle(token),
                 Err(Refused::NoRoom(frame)) => {
@@ -285,6 +308,9 @@ impl Tx {
             if done? {
                 self.sleeper.disarm();
                 return Poll::Ready(self.watch_loans(cx));
+            }
+            if self.large.take_turn_over() {
+                break;
             }
             if self.shared.poll_rung().is_pending() {
                 return Poll::Pending;
@@ -375,8 +401,8 @@ impl Tx {
 impl LaneTx for Tx {
     fn poll_alloc(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<Result<PinnedBufMut, AllocFailure>> {
         self.check()?;
-        if len > self.max_message {
-            let error = AllocError::TooLarge { need: len, max: self.max_message };
+        if len > self.max_whole {
+            let error = AllocError::TooLarge { need: len, max: self.max_whole };
             return Poll::Ready(Err(error.into()));
         }
         if len <= INLINE_MAX
@@ -506,6 +532,7 @@ impl LaneTx for Tx {
     fn leave_group(&mut self, group: &MemoryGroup) {
         // Nobody needs to hear of it soon: the next look for unused arenas tells the peer.
         self.shown.leave(group.id());
+        self.shown.rest();
     }
 }
 

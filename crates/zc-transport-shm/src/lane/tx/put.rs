@@ -33,7 +33,10 @@ impl Tx {
     #[inline]
     pub(super) fn put(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
         if frame.payload.len() > INLINE_MAX {
-            return self.put_by_reference(frame, token);
+            return match self.goes_in_parts(&frame) {
+                false => self.put_by_reference(frame, token),
+                true => self.put_large(frame, token),
+            };
         }
         if self.put_inline(&frame) { Ok(()) } else { Err(Refused::NoRoom(frame)) }
     }
@@ -102,7 +105,7 @@ impl Tx {
 
     /// Where bytes of ours lie, if the peer has them not, or has given them back.
     #[inline]
-    fn locate(&mut self, buf: &PinnedBuf) -> Option<Descriptor> {
+    pub(super) fn locate(&mut self, buf: &PinnedBuf) -> Option<Descriptor> {
         match self.arena.locate(buf) {
             None if self.arena.has(buf) => {
                 // A lie has ended the lane: whoever asks next is told.
@@ -117,6 +120,7 @@ impl Tx {
         let (kind, flags) = kind_of(&frame);
         let pieces = match self.plan(&frame.payload, kind) {
             Ok(Some(pieces)) => pieces,
+            Ok(None) if self.is_in_its_own_way(&frame) => return self.put_large(frame, token),
             Ok(None) => return Err(Refused::NoRoom(frame)),
             Err(error) => return Err(Refused::Failed(frame, error)),
         };
@@ -229,7 +233,7 @@ impl Tx {
     }
 }
 
-fn kind_of(frame: &Frame) -> (Kind, u8) {
+pub(super) fn kind_of(frame: &Frame) -> (Kind, u8) {
     match frame.kind {
         FrameKind::Data => (Kind::Data, if frame.ack { ACK } else { 0 }),
         FrameKind::Session => (Kind::Session, 0),

@@ -1,8 +1,9 @@
 //! The cases of gRPC's interop document, by their names there, on every transport: over zc-http, and over
-//! HTTP/2 on a byte stream. Left out are those that need accounts, TLS, or per-message compression, which
-//! tonic does not offer.
+//! HTTP/2 on a byte stream. Left out are those that need accounts or TLS.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests")]
+
+mod compressed;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -83,9 +84,13 @@ impl TestService for Service {
     }
 
     async fn unary_call(&self, request: Request<SimpleRequest>) -> Result<Response<SimpleResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
+        compressed::check(request.expect_compressed, &extensions, 0)?;
         asked_for(request.response_status)?;
         let mut response = Response::new(SimpleResponse { payload: payload(request.response_size) });
+        if request.response_compressed.is_some_and(|compressed| !compressed.value) {
+            response.disable_compression();
+        }
         echo(&metadata, response.metadata_mut());
         Ok(response)
     }
@@ -96,7 +101,11 @@ impl TestService for Service {
         &self,
         request: Request<StreamingOutputCallRequest>,
     ) -> Result<Response<Answers>, Status> {
-        Ok(Response::new(stream::iter(request.into_inner().response_parameters).then(answer).boxed()))
+        let parameters = request.into_inner().response_parameters;
+        let compressed = parameters.iter().map(|of| of.compressed.is_some_and(|of| of.value)).collect();
+        let mut response = Response::new(stream::iter(parameters).then(answer).boxed());
+        response.extensions_mut().insert(compressed::Wanted(compressed));
+        Ok(response)
     }
 
     async fn streaming_input_call(
@@ -104,8 +113,11 @@ impl TestService for Service {
         request: Request<Streaming<StreamingInputCallRequest>>,
     ) -> Result<Response<StreamingInputCallResponse>, Status> {
         let _streaming = self.streaming.clone();
-        let (mut requests, mut sum) = (request.into_inner(), 0);
+        let (_, extensions, mut requests) = request.into_parts();
+        let (mut sum, mut number) = (0, 0);
         while let Some(request) = requests.message().await? {
+            compressed::check(request.expect_compressed, &extensions, number)?;
+            number += 1;
             sum += request.payload.map_or(0, |payload| payload.body.len() as i32);
         }
         Ok(Response::new(StreamingInputCallResponse { aggregated_payload_size: sum }))
@@ -151,7 +163,7 @@ fn simple(payload_size: i32, response_size: i32) -> SimpleRequest {
 }
 
 fn output(sizes: &[i32], payload_size: i32) -> StreamingOutputCallRequest {
-    let parameters = |size: &i32| ResponseParameters { size: *size, interval_us: 0 };
+    let parameters = |size: &i32| ResponseParameters { size: *size, ..ResponseParameters::default() };
     StreamingOutputCallRequest {
         response_parameters: sizes.iter().map(parameters).collect(),
         payload: payload(payload_size),
@@ -192,7 +204,10 @@ where
     assert_eq!(large.payload.unwrap().body, vec![0; 314_159]);
 
     // client_streaming
-    let requests = REQUESTS.map(|size| StreamingInputCallRequest { payload: payload(size) });
+    let requests = REQUESTS.map(|size| StreamingInputCallRequest {
+        payload: payload(size),
+        ..StreamingInputCallRequest::default()
+    });
     let sum = client.streaming_input_call(stream::iter(requests)).await.unwrap().into_inner();
     assert_eq!(sum.aggregated_payload_size, 74_922);
 
@@ -325,10 +340,11 @@ async fn on(uri: &str, policy: Policy, chosen: &str) {
     let listener = fabric.listen_mixed(uri).await.unwrap();
     let uri = listener.local_uri().to_string();
     let service = Service::default();
-    let server = tokio::spawn(Server::new().serve(listener, TestServiceServer::new(service.clone())));
+    let server = tokio::spawn(Server::new().serve(listener, compressed::service(service.clone())));
     let channel = Channel::new(&fabric, &uri).unwrap();
     let over_zc_http = async {
         cases(channel.clone(), &service, Via::ZcHttp).await;
+        compressed::cases(compressed::watched(channel.clone())).await;
         timeout_on_sleeping_server(channel.clone()).await;
     };
     tokio::time::timeout(HANG, over_zc_http).await.expect("zc-http hangs");
@@ -337,6 +353,7 @@ async fn on(uri: &str, policy: Policy, chosen: &str) {
     let stream = Endpoint::from_static("http://interop").connect_with_connector(connector).await.unwrap();
     let over_http2 = async {
         cases(stream.clone(), &service, Via::Http2).await;
+        compressed::cases(compressed::watched(stream.clone())).await;
         timeout_on_sleeping_server(stream).await;
     };
     tokio::time::timeout(HANG, over_http2).await.expect("HTTP/2 hangs");
