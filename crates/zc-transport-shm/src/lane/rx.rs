@@ -19,7 +19,7 @@ use super::credit::Credit;
 use super::shared::Shared;
 use crate::abandoned;
 use crate::layout::{ACK, CONSUMED, Geometry, Head, Kind, RX_SLEEP};
-use crate::limits::{INLINE_MAX, MAX_IDLE_RINGS};
+use crate::limits::{INLINE_MAX, MAX_IDLE_RINGS, PARTS_TURN_BYTES};
 use crate::out::Out;
 use crate::peer::PeerArena;
 use crate::ring::Consumer;
@@ -378,7 +378,8 @@ impl LaneRx for Rx {
 
     #[inline]
     fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
-        self.large_bytes = 0;
+        // Whoever looks again and again at once gets one part at each look: a look that finds nothing else ends no turn.
+        self.large_bytes = PARTS_TURN_BYTES - 1;
         let ended = self.shared.ended().is_some();
         let stall = self.take(out);
         if !out.is_empty() {
