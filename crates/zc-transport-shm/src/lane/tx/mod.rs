@@ -309,7 +309,7 @@ impl Tx {
                 self.sleeper.disarm();
                 return Poll::Ready(self.watch_loans(cx));
             }
-            if self.large.take_turn_over() {
+            if self.large.is_turn_over() {
                 break;
             }
             if self.shared.poll_rung().is_pending() {
@@ -363,6 +363,7 @@ impl Tx {
         if let Some(error) = self.refusal(&frame) {
             return Err(SendRejected { frame, error });
         }
+        self.large.begin_turn();
         self.tokens += 1;
         let cost = if frame.kind == FrameKind::Data { frame_credit_bytes(frame.payload.len()) } else { 0 };
         let token = report.then_some(self.tokens);
@@ -415,6 +416,7 @@ impl LaneTx for Tx {
             return Poll::Ready(Ok(buf));
         }
         let (mut found, mut failed) = (None, None);
+        self.large.begin_turn();
         let done = self.park(cx, |tx| {
             match tx.memory(len) {
                 Ok(buf) => found = buf,
@@ -443,6 +445,7 @@ impl LaneTx for Tx {
         if self.has_room() {
             return Poll::Ready(Ok(()));
         }
+        self.large.begin_turn();
         self.advance()?;
         if self.has_room() {
             return Poll::Ready(Ok(()));
@@ -470,6 +473,7 @@ impl LaneTx for Tx {
             self.trim()?;
         }
         if !self.queue.is_empty() {
+            self.large.begin_turn();
             self.advance()?;
         }
         self.ring_bell();
@@ -495,6 +499,7 @@ impl LaneTx for Tx {
             return Poll::Ready(Ok(()));
         }
         alive?;
+        self.large.begin_turn();
         match self.park(cx, |tx| Ok(tx.reports.is_done())) {
             // One came while it was going to sleep, or the lane ended: both are told at once.
             Poll::Ready(_) => self.poll_completions(cx, out),
@@ -508,6 +513,7 @@ impl LaneTx for Tx {
         }
         self.check()?;
         self.closing = true;
+        self.large.begin_turn();
         self.advance()?;
         if !self.queue.is_empty() || self.ring.free() == 0 {
             match self.park(cx, |tx| Ok(tx.queue.is_empty() && tx.ring.free() > 0)) {
