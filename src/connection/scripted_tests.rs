@@ -607,7 +607,13 @@ impl LaneDrive for GoesOn {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_goes_on_with_a_long_message_is_not_dead() {
+async fn a_peer_that_goes_on_with_a_long_message_is_neither_dead_nor_idle() {
+    for idle in [None, Some(Duration::from_secs(60))] {
+        goes_on_for_an_hour(idle).await;
+    }
+}
+
+async fn goes_on_for_an_hour(idle: Option<Duration>) {
     let (began, hour) = (tokio::time::Instant::now(), Duration::from_secs(3600));
     let limits = LaneLimits::default();
     let lane = Lane {
@@ -618,7 +624,7 @@ async fn a_peer_that_goes_on_with_a_long_message_is_not_dead() {
         caps: Caps::stream(),
         leases: LeaseBudget::new(limits.lease_soft, limits.lease_hard),
     };
-    let options = ConnectionOptions { polling: Polling::Interrupt, ..ConnectionOptions::default() };
+    let options = ConnectionOptions { polling: Polling::Interrupt, idle, ..ConnectionOptions::default() };
     let (reactor, observer) = (Arc::new(TokioReactor::new()), Arc::new(TracingObserver));
     let conn = start_whole(lane, None, reactor, observer, options);
     let error = conn.closed().await;
