@@ -171,6 +171,8 @@ impl Driver {
             return Ok(());
         }
         core.remote.collect_native()?;
+        // In front of what would take its room each time.
+        core.push_ack(&mut tx)?;
         core.push_parked(&mut tx);
         let finished = matches!(tx.finished, Some(ConnectionError::Finished { .. }));
         if !tx.fin_sent && (finished || core.senders.load(Ordering::Acquire) == 0) {
