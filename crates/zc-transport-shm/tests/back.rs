@@ -8,6 +8,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use common::*;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use zc_core::memory::{CopyPlace, Message, PinnedBuf};
 use zc_core::transport::*;
 
@@ -472,4 +474,145 @@ impl End {
         })
         .await
     }
+}
+
+/// What one of two sides does.
+#[derive(Debug, Clone)]
+enum Act {
+    Send(usize),
+    Receive,
+    /// A part of something that it has, from this byte on, perhaps twice.
+    Pass(usize, usize, bool),
+    Drop(usize),
+    Look,
+}
+
+fn act() -> impl Strategy<Value = (bool, Act)> {
+    let act = prop_oneof![
+        2 => (113usize..9000).prop_map(Act::Send),
+        4 => Just(Act::Receive),
+        4 => (any::<usize>(), any::<usize>(), any::<bool>()).prop_map(|(which, at, twice)| Act::Pass(which, at, twice)),
+        3 => any::<usize>().prop_map(Act::Drop),
+        2 => Just(Act::Look),
+    ];
+    (any::<bool>(), act)
+}
+
+/// A side, and what it should know.
+struct Side {
+    end: End,
+    /// What it has, and what that should be.
+    has: Vec<(Message, Vec<u8>)>,
+    /// What should come.
+    coming: std::collections::VecDeque<Vec<u8>>,
+}
+
+impl Side {
+    /// Sends if there is room: what then comes to the other.
+    fn send(&mut self, message: Message) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let ready = self.end.lane.tx.poll_ready(&mut cx, message.len());
+        if ready.is_ready() {
+            self.end.lane.tx.start_send(data(1, message), false).unwrap();
+        }
+        assert!(!matches!(self.end.lane.tx.poll_flush(&mut cx), Poll::Ready(Err(_))));
+        ready.is_ready()
+    }
+
+    fn receive(&mut self) {
+        self.end.drive(&mut Context::from_waker(Waker::noop()));
+        let mut batch = Batch::new();
+        let _ = self.end.lane.rx.try_recv(&mut batch).unwrap();
+        for frame in batch.drain() {
+            self.end.lane.rx.release(frame.payload.len());
+            let expect = self.coming.pop_front().expect("sent");
+            assert!(frame.payload == expect[..]);
+            self.has.push((frame.payload, expect));
+        }
+    }
+
+    /// Nobody writes what somebody has.
+    fn check(&self) {
+        assert!(self.has.iter().all(|(message, expect)| *message == expect[..]));
+    }
+}
+
+async fn play(acts: Vec<(bool, Act)>) {
+    let (a, b) = pair(&Setup::default()).await;
+    let mut sides = [a, b].map(|end| Side { end, has: Vec::new(), coming: Default::default() });
+    for (n, (who, act)) in acts.into_iter().enumerate() {
+        let [one, other] = &mut sides;
+        let (me, peer) = if who { (one, other) } else { (other, one) };
+        let mut cx = Context::from_waker(Waker::noop());
+        me.end.drive(&mut cx);
+        match act {
+            Act::Send(len) => {
+                if let Poll::Ready(buf) = me.end.lane.tx.poll_alloc(&mut cx, len) {
+                    let (mut buf, bytes) = (buf.unwrap(), body(len, n));
+                    buf.put_slice(&bytes);
+                    let message = Message::from(buf.freeze());
+                    if me.send(message.clone()) {
+                        peer.coming.push_back(bytes.clone());
+                        me.has.push((message, bytes));
+                    }
+                }
+            }
+            Act::Receive => me.receive(),
+            Act::Pass(which, at, twice) if !me.has.is_empty() => {
+                let (message, bytes) = &me.has[which % me.has.len()];
+                let segment = &message.segments()[0];
+                let at = at % segment.len();
+                let times = if twice { 2 } else { 1 };
+                let expect = bytes[at..segment.len()].repeat(times);
+                let mut parts = Message::new();
+                (0..times).for_each(|_| parts.push(segment.slice(at..)).unwrap());
+                if expect.len() < 20_000 && me.send(parts) {
+                    peer.coming.push_back(expect);
+                }
+            }
+            Act::Drop(which) if !me.has.is_empty() => drop(me.has.swap_remove(which % me.has.len())),
+            Act::Pass(..) | Act::Drop(_) | Act::Look => drop(look(&mut me.end)),
+        }
+        tokio::task::yield_now().await;
+        sides.iter().for_each(Side::check);
+    }
+    while sides.iter().any(|side| !side.coming.is_empty()) {
+        for side in &mut sides {
+            look(&mut side.end);
+            let flushed = side.end.lane.tx.poll_flush(&mut Context::from_waker(Waker::noop()));
+            assert!(!matches!(flushed, Poll::Ready(Err(_))));
+            side.receive();
+            tokio::task::yield_now().await;
+        }
+    }
+    sides.iter().for_each(Side::check);
+    // When nobody has anything, it goes on, and nothing counts as lent in the end.
+    sides.iter_mut().for_each(|side| side.has.clear());
+    for side in &mut sides {
+        look(&mut side.end);
+        for n in 0..15 {
+            send(&mut side.end, n, 1000).await;
+        }
+    }
+    for (one, other) in [(0, 1), (1, 0)] {
+        sides[other].coming.extend((0..15).map(|n: usize| body(1000, n)));
+        while !sides[other].coming.is_empty() {
+            sides[other].receive();
+            tokio::task::yield_now().await;
+        }
+        sides[other].has.clear();
+        look(&mut sides[one].end);
+        assert_eq!(sides[one].end.lane.leases.outstanding_bytes(), 0);
+    }
+}
+
+/// Whatever is sent, passed on to and fro, kept and dropped in whatever order: what comes is what was sent, and stays so.
+#[test]
+fn fuzz_what_goes_back_is_what_was_sent() {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) };
+    let done = TestRunner::new(config).run(&prop::collection::vec(act(), 1..200), |acts| {
+        run(play(acts));
+        Ok(())
+    });
+    done.unwrap_or_else(|failed| panic!("{failed}"));
 }
