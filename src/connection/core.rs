@@ -49,6 +49,10 @@ pub(super) struct TxState {
     pub(super) fin_sent: bool,
     /// CLOSE has been handed to the lane: nothing may follow it.
     pub(super) close_sent: bool,
+    /// Up to here the peer's messages were taken, and it has yet to be told.
+    pub(super) ack_due: Option<u64>,
+    /// Something was left in the lane when it was last flushed.
+    pub(super) unflushed: bool,
     pub(super) sent_bytes: u64,
     pub(super) stalls: u64,
     pub(super) driver_turns: u64,
@@ -171,6 +175,8 @@ impl Core {
                 cut: None,
                 fin_sent: false,
                 close_sent: false,
+                ack_due: None,
+                unflushed: false,
                 sent_bytes: 0,
                 stalls: 0,
                 driver_turns: 0,
@@ -288,15 +294,39 @@ impl Core {
     /// Pushes out what the lane holds; what does not fit now is the driver's. True if nothing is left.
     pub(super) fn flush(&self, tx: &mut TxState) -> Result<bool, ConnectionError> {
         self.push_answers(tx)?;
-        match tx.lane.poll_flush(&mut Context::from_waker(&self.tx_waker)) {
-            Poll::Pending => Ok(false),
-            Poll::Ready(Err(error)) => Err(error.into()),
-            Poll::Ready(Ok(())) => {
-                if tx.queue.flushed() {
-                    self.watch.wake_driver();
-                }
-                Ok(true)
+        self.push_ack(tx)?;
+        loop {
+            let flushed = tx.lane.poll_flush(&mut Context::from_waker(&self.tx_waker));
+            tx.unflushed = flushed.is_pending();
+            match flushed {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Ready(Ok(())) if self.push_ack(tx)? => {}
+                Poll::Ready(Ok(())) => break,
             }
+        }
+        if tx.queue.flushed() {
+            self.watch.wake_driver();
+        }
+        Ok(true)
+    }
+
+    /// Acknowledges what is due, if the lane takes it soon. A lane that is busy with one long message takes nothing else
+    /// meanwhile, and the other direction goes on: so what waits is one number, not a record for each batch. True if one
+    /// was handed over.
+    pub(super) fn push_ack(&self, tx: &mut TxState) -> Result<bool, ConnectionError> {
+        if tx.ack_due.is_none() || tx.failed.is_some() || tx.close_sent {
+            return Ok(false);
+        }
+        if tx.unflushed {
+            match tx.lane.poll_ready(&mut Context::from_waker(&self.tx_waker), 0) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(room) => room?,
+            }
+        }
+        match tx.ack_due.take() {
+            Some(seq) => self.push_record(tx, &SessionRecord::Ack { seq }).map(|()| true),
+            None => Ok(false),
         }
     }
 

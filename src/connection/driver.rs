@@ -38,6 +38,8 @@ pub(super) struct Driver {
     pub(super) keepalive: Option<Keepalive>,
     pub(super) keepalive_at: Option<Instant>,
     pub(super) idle: Option<Idle>,
+    /// A message that is no frame yet has gone on since the last look whether the connection is idle.
+    pub(super) went_on: bool,
     pub(super) options: ConnectionOptions,
     /// When closing: the latest time to give up.
     pub(super) closing: Option<Instant>,
@@ -169,6 +171,8 @@ impl Driver {
             return Ok(());
         }
         core.remote.collect_native()?;
+        // In front of what would take its room each time.
+        core.push_ack(&mut tx)?;
         core.push_parked(&mut tx);
         let finished = matches!(tx.finished, Some(ConnectionError::Finished { .. }));
         if !tx.fin_sent && (finished || core.senders.load(Ordering::Acquire) == 0) {
@@ -212,6 +216,7 @@ impl Driver {
 
     fn keep_alive(&mut self, now: Instant) -> Result<Option<Instant>, ConnectionError> {
         let goes_on = self.drive.as_mut().is_some_and(|drive| drive.heard());
+        self.went_on |= goes_on;
         let mut rx = self.core.lock_rx();
         let heard = std::mem::take(&mut rx.arrived.heard) || goes_on;
         if heard {
@@ -259,7 +264,7 @@ impl Driver {
         }
         let received = self.core.lock_rx().arrived.seq.last();
         let sent = self.core.lock_tx().seq.last_sent() + self.core.remote.requests();
-        let unseen = self.core.remote.is_lent();
+        let unseen = self.core.remote.is_lent() | std::mem::take(&mut self.went_on);
         if idle.is_over((received, sent), unseen, now) {
             let error = ConnectionError::Idle { idle: idle.after() };
             self.core.close(CloseCode::IDLE, "no messages", error);

@@ -184,8 +184,8 @@ impl Core {
             return Ok(());
         }
         let pongs = asked.pongs.into_iter().map(|nonce| SessionRecord::Pong { nonce });
-        let answers = pongs.chain(ack.map(|seq| SessionRecord::Ack { seq }));
-        if let Err(error) = self.push_records(&mut tx, answers) {
+        tx.ack_due = tx.ack_due.max(ack);
+        if let Err(error) = self.push_records(&mut tx, pongs) {
             // What the peer sent before is still read: its CLOSE may say why.
             tx.fail(error);
             self.watch.wake_driver();
@@ -214,10 +214,10 @@ impl Core {
         }
         rx.go_away_sent = true;
         rx.arrived.refused.get_or_insert(0);
-        let ack = rx.arrived.seq.flush_ack().map(|seq| SessionRecord::Ack { seq });
+        tx.ack_due = tx.ack_due.max(rx.arrived.seq.flush_ack());
         let last_seq = rx.arrived.seq.last();
         let go_away = SessionRecord::GoAway { code, last_seq, reason: reason.into() };
-        self.push_records(&mut tx, ack.into_iter().chain([go_away]))?;
+        self.push_records(&mut tx, [go_away].into_iter())?;
         self.watch.wake_receiver();
         Ok(())
     }

@@ -162,6 +162,7 @@ impl Connection {
             keepalive,
             keepalive_at: None,
             idle: options.idle.map(|after| Idle::new(after, now)),
+            went_on: false,
             options: options.clone(),
             closing: None,
             obituary: Obituary::new(core.clone(), parts.observer, connected, ended),

@@ -393,13 +393,16 @@ struct Ends {
     rx_waker: Option<Waker>,
     sent: Vec<Frame>,
     room: u64,
+    /// Something that was taken before is under way for long.
+    busy: bool,
     tx_waker: Option<Waker>,
 }
 
 impl Wire {
     /// With room for so many messages.
     fn new(room: u64) -> Self {
-        let ends = Ends { incoming: VecDeque::new(), rx_waker: None, sent: Vec::new(), room, tx_waker: None };
+        let (incoming, sent) = (VecDeque::new(), Vec::new());
+        let ends = Ends { incoming, rx_waker: None, sent, room, busy: false, tx_waker: None };
         Self(Arc::new(Mutex::new(ends)))
     }
 
@@ -452,8 +455,10 @@ impl LaneTx for Wire {
         ends.sent.push(frame);
         Ok(SendToken(0))
     }
-    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        let mut ends = self.0.lock();
+        ends.tx_waker = Some(cx.waker().clone());
+        if ends.busy { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
     fn poll_completions(
         &mut self,
@@ -514,6 +519,28 @@ async fn what_comes_after_our_close_is_not_received() {
     let error = receiver.recv().await.unwrap_err();
     assert!(matches!(error, ConnectionError::ClosedHere), "{error}");
     assert_eq!(sender.core().stats().discarded_messages, 1);
+}
+
+/// While one long message goes out, any number may come in.
+#[tokio::test(start_paused = true)]
+async fn acknowledgements_add_up_while_the_lane_is_busy() {
+    for room in [0, 1] {
+        let wire = Wire::new(room);
+        wire.0.lock().busy = true;
+        let mut conn = wire.start(|_| ());
+        for seq in 1..=3000 {
+            wire.feed(Frame { ack: true, ..data(seq) });
+            conn.recv().await.unwrap().unwrap();
+        }
+        let told = wire.records();
+        assert!(if room == 0 { told.len() == 1 } else { told.len() == 3000 }, "{}", told.len());
+        wire.0.lock().busy = false;
+        wire.make_room(0);
+        settle().await;
+        let told = wire.records();
+        assert!(matches!(told.last(), Some(SessionRecord::Ack { seq: 3000 })), "{told:?}");
+        assert!(room == 1 || told.len() == 2, "{told:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -607,7 +634,13 @@ impl LaneDrive for GoesOn {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_goes_on_with_a_long_message_is_not_dead() {
+async fn a_peer_that_goes_on_with_a_long_message_is_neither_dead_nor_idle() {
+    for idle in [None, Some(Duration::from_secs(60))] {
+        goes_on_for_an_hour(idle).await;
+    }
+}
+
+async fn goes_on_for_an_hour(idle: Option<Duration>) {
     let (began, hour) = (tokio::time::Instant::now(), Duration::from_secs(3600));
     let limits = LaneLimits::default();
     let lane = Lane {
@@ -618,7 +651,7 @@ async fn a_peer_that_goes_on_with_a_long_message_is_not_dead() {
         caps: Caps::stream(),
         leases: LeaseBudget::new(limits.lease_soft, limits.lease_hard),
     };
-    let options = ConnectionOptions { polling: Polling::Interrupt, ..ConnectionOptions::default() };
+    let options = ConnectionOptions { polling: Polling::Interrupt, idle, ..ConnectionOptions::default() };
     let (reactor, observer) = (Arc::new(TokioReactor::new()), Arc::new(TracingObserver));
     let conn = start_whole(lane, None, reactor, observer, options);
     let error = conn.closed().await;

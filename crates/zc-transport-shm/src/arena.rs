@@ -7,24 +7,37 @@ use std::sync::Arc;
 
 use futures::task::AtomicWaker;
 use smallvec::SmallVec;
-use zc_core::memory::{FrameTable, PinnedBuf, PinnedBufMut, Region};
+use zc_core::memory::{FrameTable, PinnedBuf, PinnedBufMut, Reclaim, Region};
 use zc_core::wire::WireError;
 
-use crate::free_list::Stack;
+use crate::free_list::{FreeList, Stack};
 use crate::layout::{Descriptor, Geometry, Grow, Return};
 use crate::lie::lie;
 use crate::limits::{
     FIRST_BLOCK_BYTES, GROWTH_BYTES, MAX_ARENA_BLOCKS, MAX_GROWTH_BLOCKS, MAX_GROWTH_BYTES, MAX_SLABS,
 };
+use crate::out::{Out, Views};
 use crate::sys;
 
-/// A buffer that the peer may read.
-pub(crate) struct Held {
-    buf: PinnedBuf,
+/// A buffer that the peer may read; [`Out`] has it.
+struct Held {
     /// The send whose report waits for it.
-    pub(crate) token: Option<u64>,
+    token: Option<u64>,
     /// A copied part of a message in parts, which comes back at once.
     part: bool,
+}
+
+/// Takes the blocks of one arena back when nobody here has them any more.
+struct Home {
+    free: Arc<FreeList>,
+    views: Arc<Views>,
+}
+
+impl Reclaim for Home {
+    fn reclaim(&self, index: u32) {
+        self.views.unmark(index);
+        self.free.reclaim(index);
+    }
 }
 
 struct Slab {
@@ -36,6 +49,7 @@ struct Slab {
     free: Stack,
     held: Box<[Option<Held>]>,
     generations: Box<[u16]>,
+    views: Arc<Views>,
     /// A block was taken since the last look.
     used: bool,
 }
@@ -47,12 +61,14 @@ impl Slab {
         first: u32,
         frames: u32,
         waker: &Arc<AtomicWaker>,
+        views: Arc<Views>,
     ) -> Option<Self> {
         let free = Stack::new(first, frames, waker.clone());
+        let home = Arc::new(Home { free: free.home(), views: views.clone() });
         let (base, bytes) = (region.base().addr(), region.len());
         // SAFETY: the region is ours, no peer can map it writable, and this is its only table; blocks
         // before `first`, which overlap control words, are never lent (M5).
-        let table = unsafe { FrameTable::new(region, block_len as usize, frames, free.home()) }.ok()?;
+        let table = unsafe { FrameTable::new(region, block_len as usize, frames, home) }.ok()?;
         Some(Self {
             base,
             bytes,
@@ -62,6 +78,7 @@ impl Slab {
             free,
             held: (0..frames).map(|_| None).collect(),
             generations: vec![0; frames as usize].into(),
+            views,
             used: true,
         })
     }
@@ -89,6 +106,7 @@ pub(crate) struct NewSlab {
 pub(crate) struct Arena {
     slabs: Vec<Option<Slab>>,
     waker: Arc<AtomicWaker>,
+    out: Arc<Out>,
     bytes: u64,
     max_bytes: u64,
     held: usize,
@@ -110,9 +128,18 @@ fn block_len(len: usize) -> usize {
 impl Arena {
     /// The arena in `region`, which holds the control words as well; at most `max_bytes` in all.
     pub(crate) fn new(region: Region, geometry: Geometry, max_bytes: u64, waker: Arc<AtomicWaker>) -> Self {
-        let bytes = region.len() as u64;
-        let first = Slab::new(region, geometry.block_len, geometry.first_block(), geometry.frames(), &waker);
-        Self { slabs: vec![first], waker, bytes, max_bytes: max_bytes.max(bytes), held: 0, parts: 0, last: 0 }
+        let (bytes, frames) = (region.len() as u64, geometry.frames());
+        let out = Out::new(max_bytes.saturating_sub(bytes));
+        let views = out.views(true, frames, region.len());
+        out.add(0, frames, views.clone());
+        let first = Slab::new(region, geometry.block_len, geometry.first_block(), frames, &waker, views);
+        let (slabs, max_bytes) = (vec![first], max_bytes.max(bytes));
+        Self { slabs, waker, out, bytes, max_bytes, held: 0, parts: 0, last: 0 }
+    }
+
+    /// What the peer holds, for the receiving half.
+    pub(crate) fn out(&self) -> Arc<Out> {
+        self.out.clone()
     }
 
     /// The longest message that can ever be sent.
@@ -195,22 +222,28 @@ impl Arena {
 
     /// Keeps a located buffer until the peer gives it back (M1, M2).
     pub(crate) fn hold(&mut self, at: Descriptor, buf: PinnedBuf, token: Option<u64>) {
-        self.keep(at, Held { buf, token, part: false });
+        self.keep(at, buf, Held { token, part: false });
     }
 
     /// The same for a copied part of a message in parts.
     pub(crate) fn hold_part(&mut self, at: Descriptor, buf: PinnedBuf) {
         self.parts += 1;
-        self.keep(at, Held { buf, token: None, part: true });
+        self.keep(at, buf, Held { token: None, part: true });
     }
 
     #[inline]
-    fn keep(&mut self, at: Descriptor, what: Held) {
+    fn keep(&mut self, at: Descriptor, buf: PinnedBuf, what: Held) {
         let slab = self.slabs.get_mut(at.slab as usize).and_then(Option::as_mut);
         if let Some(held) = slab.and_then(|s| s.held.get_mut(at.block as usize)) {
             *held = Some(what);
             self.held += 1;
+            self.out.hold(at, buf);
         }
+    }
+
+    /// Whether bytes lie in memory of ours, wherever that is now.
+    pub(crate) fn has(&self, buf: &PinnedBuf) -> bool {
+        self.find(buf).is_some()
     }
 
     /// Whether the peer holds anything.
@@ -257,33 +290,42 @@ impl Arena {
             && need <= self.max_bytes.saturating_sub(bytes)
     }
 
-    /// The peer gave a block back: checks that it had it (M6) and lets it go. The send that waits for it.
+    /// The peer gave a block back: checks that it had it (M6) and lets it go, now or when all is read that it was sent back
+    /// by. The send that waits for it.
     pub(crate) fn take_back(&mut self, back: Return) -> Result<Option<u64>, WireError> {
         let slab = self.slabs.get_mut(back.slab as usize).and_then(Option::as_mut);
         let slab = slab.ok_or_else(|| lie("shm return: arena"))?;
         let held = slab.held.get_mut(back.block as usize).ok_or_else(|| lie("shm return: block"))?;
-        let generation = &mut slab.generations[back.block as usize];
-        if held.is_none() || *generation != back.generation {
+        if held.is_none() || slab.generations[back.block as usize] != back.generation {
             return Err(lie("shm return: not lent"));
         }
-        *generation = generation.wrapping_add(1);
+        let Some(buf) = self.out.take_back(back)? else { return Ok(None) };
+        Ok(self.let_go(back.slab, back.block.into(), buf))
+    }
+
+    /// Lets go of a block that came back before, when all has been read that it was sent back by. The send that waited.
+    #[inline]
+    pub(crate) fn take_caught_up(&mut self) -> Option<Option<u64>> {
+        let (slab, block, buf) = self.out.next_caught_up()?;
+        Some(self.let_go(slab, block, buf))
+    }
+
+    fn let_go(&mut self, slab: u8, block: u32, buf: PinnedBuf) -> Option<u64> {
+        let slab = self.slabs.get_mut(usize::from(slab)).and_then(Option::as_mut)?;
+        let (at, held) = (block as usize, slab.held.get_mut(block as usize)?.take()?);
+        slab.generations[at] = slab.generations[at].wrapping_add(1);
         self.held -= 1;
-        let held = held.take();
-        self.parts -= usize::from(held.as_ref().is_some_and(|h| h.part));
-        Ok(held.and_then(|h| h.token))
+        self.parts -= usize::from(held.part);
+        // It can be lent again from here on.
+        drop(buf);
+        held.token
     }
 
     /// The peer reads nothing any more: nothing is held.
     pub(crate) fn release_all(&mut self) {
         self.slabs.iter_mut().flatten().flat_map(|s| s.held.iter_mut()).for_each(|h| *h = None);
         (self.held, self.parts) = (0, 0);
-    }
-
-    /// The lane ends while the peer still reads: what is kept here and must not be written (M4).
-    pub(crate) fn abandon(&mut self) -> Vec<PinnedBuf> {
-        (self.held, self.parts) = (0, 0);
-        let held = self.slabs.iter_mut().flatten().flat_map(|slab| slab.held.iter_mut());
-        held.filter_map(Option::take).filter_map(|held| held.buf.try_into_mut().err()).collect()
+        self.out.release();
     }
 
     /// Asks to be woken when a block comes back on this side. Look again afterwards.
@@ -328,7 +370,8 @@ impl Arena {
         let Some(entry) = self.plan(len) else { return Ok(None) };
         let bytes = usize::try_from(entry.bytes()).map_err(io::Error::other)?;
         let region = sys::create(bytes)?;
-        let slab = Slab::new(region.clone(), entry.block_len, 0, entry.blocks, &self.waker);
+        let views = self.out.views(false, entry.blocks, bytes);
+        let slab = Slab::new(region.clone(), entry.block_len, 0, entry.blocks, &self.waker, views);
         Ok(slab.map(|slab| NewSlab { entry, region, slab }))
     }
 
@@ -336,6 +379,7 @@ impl Arena {
     pub(crate) fn install(&mut self, new: NewSlab) {
         let at = new.entry.slab as usize;
         self.bytes += new.slab.bytes as u64;
+        self.out.add(new.entry.slab, new.entry.blocks, new.slab.views.clone());
         self.slabs.resize_with(self.slabs.len().max(at + 1), || None);
         self.slabs[at] = Some(new.slab);
     }
@@ -347,6 +391,7 @@ impl Arena {
         let at = 1 + self.slabs.iter_mut().skip(1).position(|s| s.as_mut().is_some_and(idle))?;
         let gone = self.slabs[at].take()?;
         self.bytes -= gone.bytes as u64;
+        self.out.remove(at as u8);
         Some(at as u8)
     }
 
@@ -360,6 +405,7 @@ impl Arena {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::layout::BACK;
 
     fn arena(max: u64) -> Arena {
         let geometry = Geometry::new(32);
@@ -380,10 +426,11 @@ mod tests {
         arena.hold(at, buf.clone(), Some(7));
         assert!(arena.locate(&buf).is_none() && arena.holds_any());
         drop(buf);
-        let back = Return { slab: 0, generation: at.generation, block: at.block as u16 };
+        let back = Return { slab: 0, sent_back: 0, generation: at.generation, block: at.block as u16 };
         for wrong in [
             Return { slab: 9, ..back },
             Return { generation: 5, ..back },
+            Return { sent_back: 1, generation: 5, ..back },
             Return { block: 2, ..back },
             Return { block: 9999, ..back },
         ] {
@@ -393,6 +440,27 @@ mod tests {
         assert!(arena.take_back(back).is_err());
         assert_eq!(arena.take(100).unwrap().as_ptr(), addr, "last in, first out");
         assert_eq!(arena.take(100).unwrap().as_ptr(), addr);
+    }
+
+    /// A copied part of a message in parts is out until all has been read that it was sent back by, though only a liar does so.
+    #[test]
+    fn a_part_that_is_sent_back_is_still_out() {
+        let mut arena = arena(0);
+        let mut buf = arena.take(100).unwrap();
+        buf.put_slice(b"hello");
+        let buf = buf.freeze();
+        let at = arena.locate(&buf).unwrap();
+        arena.hold_part(at, buf);
+        let back = Return { slab: 0, sent_back: 1, generation: at.generation, block: at.block as u16 };
+        assert_eq!(arena.take_back(back).unwrap(), None);
+        assert_eq!((arena.parts_out(), arena.blocks_out()), (1, 1));
+        assert!(arena.take_caught_up().is_none() && arena.take_back(back).is_err());
+        let (view, caught_up) = arena.out().deliver(&Descriptor { slab: BACK, ..at }, true).unwrap();
+        assert!(caught_up && view[..] == *b"hello");
+        assert_eq!(arena.take_caught_up(), Some(None));
+        assert_eq!((arena.parts_out(), arena.holds_any(), arena.blocks_out()), (0, false, 1));
+        drop(view);
+        assert_eq!(arena.blocks_out(), 0);
     }
 
     #[test]

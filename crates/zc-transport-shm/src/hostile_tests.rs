@@ -14,7 +14,7 @@ use zc_core::transport::*;
 use crate::bell::PeerBell;
 use crate::common::{End, Setup, body, data, links, run, try_end};
 use crate::layout::{
-    ACK, BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, NOTIFIED, REMOTE_CONSUMED,
+    ACK, BACK, BY_REFERENCE, CONSUMED, Descriptor, Geometry, Grow, Head, Kind, NOTIFIED, REMOTE_CONSUMED,
     REMOTE_REVOKED, REMOTE_RING, RX_SLEEP, Return, SHARED, SLOT_WORDS, Share, TAKEN, TX_SLEEP,
 };
 use crate::limits::{REMOTE_SLOTS, RING_SLOTS};
@@ -95,17 +95,18 @@ fn large() -> impl Strategy<Value = (Head, Vec<u64>)> {
     let begin = prop_oneof![8 => 0u64..20_000, 1 => any::<u64>()];
     let begin = begin.prop_map(|total| (Head::new(Kind::Large, 0, 8), vec![total]));
     let lens = prop_oneof![Just(4160u32), 0u32..4161];
-    let part = (0u16..3, 26u32..42, lens).prop_map(|(generation, block, len)| {
-        let at = Descriptor { slab: 0, generation, block, offset: 0, len };
+    let slab = prop_oneof![8 => Just(0), 1 => Just(BACK)];
+    let part = (slab, 0u16..3, 26u32..42, lens).prop_map(|(slab, generation, block, len)| {
+        let at = Descriptor { slab, generation, block, offset: 0, len };
         (Head::new(Kind::Part, BY_REFERENCE, 1), at.pack().to_vec())
     });
     let inline = (0usize..120).prop_map(|len| (Head::new(Kind::Part, 0, len), vec![7; 14]));
     prop_oneof![1 => begin, 3 => part, 1 => inline]
 }
 
-/// The number of an arena, or of a region of a group.
+/// The number of an arena, of a region of a group, or of an arena of whoever reads it.
 fn arena() -> impl Strategy<Value = u8> {
-    prop_oneof![0u8..4, SHARED..SHARED + 4]
+    prop_oneof![0u8..4, SHARED..SHARED + 4, BACK..BACK + 2]
 }
 
 fn descriptor() -> impl Strategy<Value = [u64; 2]> {
@@ -146,7 +147,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0usize..14_000, any::<u64>()).prop_map(|(at, word)| Step::Word(at, word)),
         8 => (head, 0u64..4, payload()).prop_map(|(head, seq, words)| Step::Slot(head, seq, words)),
         4 => (large(), 1u64..3).prop_map(|((head, words), seq)| Step::Slot(head, seq, words)),
-        2 => (arena(), 0u16..3, 0u16..30).prop_map(|(slab, generation, block)| Step::Return(Return { slab, generation, block })),
+        2 => (arena(), 0u8..3, 0u16..3, 0u16..30).prop_map(|(slab, sent_back, generation, block)| Step::Return(Return { slab, sent_back, generation, block })),
         1 => (counts.clone(), counts).prop_map(|(a, b)| Step::Counts(a, b)),
         1 => any::<u64>().prop_map(Step::Sleep),
         1 => any::<u8>().prop_map(Step::Byte),
@@ -556,6 +557,8 @@ impl Evil {
     }
 }
 
+const MOST_PARTS: usize = 60;
+
 /// Whatever comes: the messages that are whole before the first lie, in order, and then its end.
 async fn tell_in_parts(parts: Vec<Part>, trust: Trust) {
     let (mut good, mut evil) = join(trust).await;
@@ -570,10 +573,12 @@ async fn tell_in_parts(parts: Vec<Part>, trust: Trust) {
             break;
         }
     }
-    let (mut got, mut batch) = (Vec::new(), Batch::new());
+    let (mut got, mut batch, mut looks) = (Vec::new(), Batch::new(), 0);
     let end = loop {
         match good.lane.rx.try_recv(&mut batch) {
-            Ok(None) => break Ok(()),
+            // At each look one part is taken.
+            Ok(None) if looks > MOST_PARTS => break Ok(()),
+            Ok(None) => looks += 1,
             Ok(_) => got.extend(batch.drain().map(|frame| frame.payload.len())),
             Err(error) => break Err(error),
         }
@@ -595,7 +600,7 @@ fn fuzz_parts_are_whole_messages_or_the_end() {
         let all = ProptestConfig::default().cases;
         let config =
             ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases((all / 4).max(32)) };
-        let done = TestRunner::new(config).run(&prop::collection::vec(part(), 1..60), |parts| {
+        let done = TestRunner::new(config).run(&prop::collection::vec(part(), 1..MOST_PARTS), |parts| {
             run(tell_in_parts(parts, trust));
             Ok(())
         });
@@ -615,6 +620,11 @@ fn short_parts_take_turns_too() {
         for turn in 1..3 {
             assert!(good.lane.rx.poll_recv(&mut cx, &mut Batch::new()).is_pending());
             assert_eq!(good.ledger.snapshot().inline_bytes, turn * most);
+        }
+        // Who spins looks many times in a turn.
+        for look in 1..40 {
+            assert!(good.lane.rx.try_recv(&mut Batch::new()).unwrap().is_none());
+            assert_eq!(good.ledger.snapshot().inline_bytes, 2 * most + look);
         }
     });
 }
@@ -808,7 +818,7 @@ fn what_was_passed_on_is_not_written_when_the_peer_is_gone() {
             // It gives the second back, as the last thing it does.
             let (_, offset) = kept[1].place().unwrap();
             let block = (offset / crate::FIRST_BLOCK_BYTES as usize) as u16;
-            evil.give_back(Return { slab: 0, generation: 0, block });
+            evil.give_back(Return { slab: 0, sent_back: 0, generation: 0, block });
             if lane_goes_first {
                 drop(good);
                 drop(evil.link);
@@ -997,10 +1007,10 @@ fn regions_of_groups_are_sealed_or_refused() {
 #[test]
 fn what_was_not_lent_of_a_group_is_not_taken_back() {
     for wrong in [
-        Return { slab: SHARED, generation: 0, block: 1 },
-        Return { slab: SHARED | 1, generation: 0, block: 0 },
-        Return { slab: SHARED, generation: 1, block: 0 },
-        Return { slab: 0, generation: 0, block: 0 },
+        Return { slab: SHARED, sent_back: 0, generation: 0, block: 1 },
+        Return { slab: SHARED | 1, sent_back: 0, generation: 0, block: 0 },
+        Return { slab: SHARED, sent_back: 0, generation: 1, block: 0 },
+        Return { slab: 0, sent_back: 0, generation: 0, block: 0 },
     ] {
         run(async {
             let (mut good, mut evil) = join(Trust::Cooperative).await;
@@ -1025,5 +1035,140 @@ fn what_was_not_lent_of_a_group_is_not_taken_back() {
             assert!(keep.try_into_mut().is_err(), "kept until the peer is gone (M2)");
             drop(evil.link);
         });
+    }
+}
+
+/// What is said of a loan that is sent back: which, of what generation, and where in what was sent.
+#[test]
+fn only_what_was_lent_is_delivered_as_sent_back() {
+    let right = Descriptor { slab: BACK, generation: 0, block: 0, offset: 100, len: 4000 };
+    for (what, wrong) in [
+        ("generation", Descriptor { generation: 1, ..right }),
+        ("arena", Descriptor { slab: BACK | 1, ..right }),
+        ("arena of the last number", Descriptor { slab: BACK | 63, ..right }),
+        ("block", Descriptor { block: 1, ..right }),
+        ("no block", Descriptor { block: u32::MAX, ..right }),
+        ("before what was sent", Descriptor { offset: 99, ..right }),
+        ("behind what was sent", Descriptor { len: 4001, ..right }),
+        ("far behind", Descriptor { offset: u32::MAX, len: u32::MAX, ..right }),
+        ("nothing", Descriptor { len: 0, ..right }),
+    ] {
+        sent_back(&[right, wrong], None, what);
+    }
+    let back = Return { slab: 0, sent_back: 0, generation: 0, block: 0 };
+    sent_back(&[right], Some(Return { sent_back: 0, ..back }), "given back without a word of it");
+    sent_back(&[right, right], Some(Return { sent_back: 1, ..back }), "once too often");
+    sent_back(&[right; 300], None, "more often than can be said");
+}
+
+/// A peer that holds a part of a block sends it back by each of `names`, and says that it gives it back before the last. Either
+/// half may find the lie, but one does, and what was sent stays as it is.
+fn sent_back(names: &[Descriptor], back: Option<Return>, what: &str) {
+    for trust in [Trust::Cooperative, Trust::Untrusted] {
+        run(async {
+            let (mut good, mut evil) = join(trust).await;
+            let mut buf = good.alloc(4160).await;
+            buf.put_slice(&body(4160, 1));
+            let whole = buf.freeze();
+            let part = whole.slice(100..4100);
+            good.send(data(1, part.clone())).await.unwrap();
+            let block = first_block();
+            let mut error = None;
+            for (n, name) in names.iter().enumerate() {
+                if n + 1 == names.len()
+                    && let Some(back) = back
+                {
+                    evil.give_back(Return { block: block as u16, ..back });
+                    error = look(&mut good);
+                }
+                let name = Descriptor { block: name.block.saturating_add(block), ..*name };
+                evil.slot(Head::new(Kind::Data, BY_REFERENCE, 1), 1, &name.pack());
+                if error.is_some() {
+                    break;
+                }
+                match good.recv().await {
+                    Ok(frames) => {
+                        for frame in frames {
+                            let at = name.offset as usize;
+                            assert!(frame.payload == whole[at..at + name.len as usize]);
+                            good.lane.rx.release(frame.payload.len());
+                        }
+                    }
+                    Err(found) => error = Some(found),
+                }
+            }
+            let error = error.unwrap_or_else(|| panic!("{what}: nobody minds"));
+            assert!(matches!(error, LaneError::Protocol(_)), "{what}: {error}");
+            assert!(part.clone().try_into_mut().is_err() && part == whole[100..4100]);
+        });
+    }
+}
+
+/// A block that is given back with too high a count is as one that is not given back.
+#[test]
+fn who_says_too_much_keeps_the_block() {
+    run(async {
+        let (mut good, mut evil) = join(Trust::Cooperative).await;
+        let mut buf = good.alloc(4000).await;
+        buf.put_slice(&body(4000, 1));
+        let sent = buf.freeze();
+        good.send(data(1, sent.clone())).await.unwrap();
+        let back = Return { slab: 0, sent_back: 3, generation: 0, block: first_block() as u16 };
+        evil.give_back(back);
+        assert!(look(&mut good).is_none());
+        let sent = sent.try_into_mut().unwrap_err();
+        // It can't be given back once more.
+        evil.give_back(back);
+        assert!(matches!(look(&mut good), Some(LaneError::Protocol(_))));
+        drop(good);
+        assert!(sent.try_into_mut().is_err(), "kept until the peer is gone (M2)");
+        drop(evil.link);
+    });
+}
+
+/// A part of a message in parts is never what was lent to the sender: there would be no end of it.
+#[test]
+fn parts_are_never_sent_back() {
+    for trust in [Trust::Cooperative, Trust::Untrusted] {
+        run(async {
+            let (mut good, mut evil) = join(trust).await;
+            let mut buf = good.alloc(4000).await;
+            buf.put_slice(&body(4000, 1));
+            good.send(data(1, buf.freeze())).await.unwrap();
+            evil.slot(Head::new(Kind::Large, 0, 8), 1, &[8000]);
+            let name = Descriptor { slab: BACK, generation: 0, block: first_block(), offset: 0, len: 4000 };
+            evil.slot(Head::new(Kind::Part, BY_REFERENCE, 1), 1, &name.pack());
+            assert!(matches!(good.recv().await, Err(LaneError::Protocol(_))));
+            assert_eq!(good.pool.stats().in_use_bytes, 0);
+        });
+    }
+}
+
+/// Nothing is sent back that a session or a one-sided record could be.
+#[test]
+fn records_are_never_sent_back() {
+    for kind in [Kind::Session, Kind::Remote] {
+        run(async {
+            let (mut good, mut evil) = join(Trust::Cooperative).await;
+            let mut buf = good.alloc(4000).await;
+            buf.put_slice(&body(4000, 1));
+            good.send(data(1, buf.freeze())).await.unwrap();
+            let name = Descriptor { slab: BACK, generation: 0, block: first_block(), offset: 0, len: 200 };
+            evil.slot(Head::new(kind, BY_REFERENCE, 1), 1, &name.pack());
+            assert!(matches!(good.recv().await, Err(LaneError::Protocol(_))));
+        });
+    }
+}
+
+fn first_block() -> u32 {
+    Geometry::new(RING_SLOTS).first_block()
+}
+
+/// What the sending half finds when it looks at the return ring.
+fn look(good: &mut End) -> Option<LaneError> {
+    let mut cx = Context::from_waker(Waker::noop());
+    match good.lane.tx.poll_completions(&mut cx, &mut Batch::new()) {
+        std::task::Poll::Ready(Err(error)) => Some(error),
+        _ => None,
     }
 }

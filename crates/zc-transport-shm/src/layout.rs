@@ -4,8 +4,8 @@ use zc_core::wire::WireError;
 
 use crate::lie::lie;
 use crate::limits::{
-    FIRST_BLOCK_BYTES, FIRST_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_HALF_BYTES, MAX_RING_SLOTS, MIN_RING_SLOTS,
-    REMOTE_SLOTS, SLOT_BYTES,
+    FIRST_BLOCK_BYTES, FIRST_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_HALF_BYTES, MAX_RING_SLOTS, MAX_SLABS,
+    MIN_RING_SLOTS, REMOTE_SLOTS, SLOT_BYTES,
 };
 use crate::offer::VERSION;
 use crate::words::{OwnWords, PeerWords, ReadWords, WriteWords};
@@ -191,6 +191,9 @@ impl Head {
 
 /// In the number of an arena: it is a region of a group, and blocks are loans.
 pub(crate) const SHARED: u8 = 128;
+/// In the number of an arena: it is one of the receiver's own, of which he lent us a block that goes back to him as a message.
+pub(crate) const BACK: u8 = 64;
+const _: () = assert!(MAX_SLABS <= BACK as usize && BACK & SHARED == 0);
 
 /// Where a piece of payload lies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -203,6 +206,12 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
+    /// Whether it names memory of whoever reads it.
+    #[inline]
+    pub(crate) fn is_back(&self) -> bool {
+        self.slab & (SHARED | BACK) == BACK
+    }
+
     pub(crate) fn pack(self) -> [u64; 2] {
         [
             u64::from(self.slab) | u64::from(self.generation) << 16 | u64::from(self.block) << 32,
@@ -266,6 +275,8 @@ impl Share {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Return {
     pub(crate) slab: u8,
+    /// How often messages sent it back before; of a group never.
+    pub(crate) sent_back: u8,
     pub(crate) generation: u16,
     pub(crate) block: u16,
 }
@@ -274,13 +285,18 @@ impl Return {
     pub(crate) fn pack(self, turn: u16) -> u64 {
         u64::from(turn)
             | u64::from(self.slab) << 16
+            | u64::from(self.sent_back) << 24
             | u64::from(self.block) << 32
             | u64::from(self.generation) << 48
     }
 
     pub(crate) fn unpack(word: u64) -> (u16, Self) {
-        let back =
-            Self { slab: (word >> 16) as u8, block: (word >> 32) as u16, generation: (word >> 48) as u16 };
+        let back = Self {
+            slab: (word >> 16) as u8,
+            sent_back: (word >> 24) as u8,
+            block: (word >> 32) as u16,
+            generation: (word >> 48) as u16,
+        };
         (word as u16, back)
     }
 }
@@ -293,6 +309,17 @@ mod tests {
     #[test]
     fn the_magic_names_the_version() {
         assert_eq!(MAGIC.to_le_bytes(), *b"zc.shm\0\x03");
+    }
+
+    /// The bytes of docs/shm.md.
+    #[test]
+    fn golden() {
+        let bytes = |words: [u64; 2]| words.map(u64::to_le_bytes).concat();
+        let name = Descriptor { slab: BACK | 3, generation: 0x0201, block: 0x17, offset: 0x40, len: 0x1000 };
+        assert!(name.is_back() && !Descriptor { slab: SHARED | BACK, ..name }.is_back());
+        assert_eq!(bytes(name.pack()), *b"\x43\0\x01\x02\x17\0\0\0\x40\0\0\0\0\x10\0\0");
+        let back = Return { slab: 3, sent_back: 2, generation: 0x0201, block: 0x17 };
+        assert_eq!(back.pack(5).to_le_bytes(), *b"\x05\0\x03\x02\x17\0\x01\x02");
     }
 
     /// A message in parts: what it is, and where or what its parts are.

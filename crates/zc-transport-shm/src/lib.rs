@@ -10,6 +10,7 @@
 mod abandoned;
 mod arena;
 mod bell;
+mod borrowed;
 mod free_list;
 mod group;
 mod kept;
@@ -20,6 +21,7 @@ mod lie;
 mod limits;
 mod offer;
 mod options;
+mod out;
 mod peer;
 mod remote;
 mod returns;

@@ -44,6 +44,9 @@ pub const MAX_KEPT_BLOCKS: u32 = MAX_ARENA_BLOCKS / 2;
 /// ... and in at most half of the arenas. Beyond, and beyond half of what its arenas may have, messages are copied out, so that
 /// the sender always has something left to send from.
 pub const MAX_KEPT_SLABS: usize = MAX_SLABS / 2;
+/// A block that was lent to us is sent back to its owner as it lies so often, or once more by one message of many parts; then it
+/// is copied. When it is given back, one byte says how often.
+pub const MAX_SENT_BACK: u32 = u8::MAX as u32 - zc_core::memory::MAX_SEGMENTS as u32;
 /// Regions of groups that one side of a connection shows the other at a time; together no more than an arena may have.
 pub const MAX_SHARED_REGIONS: usize = 128;
 /// Groups that one connection is in.

@@ -100,7 +100,7 @@ fn loom_returns_come_back_once_and_whole() {
             thread::spawn(move || {
                 // Stands for the last read of the block.
                 cells.store(4 + block as usize, 1);
-                ring.push(Return { slab: 1, generation: 7 + block, block });
+                ring.push(Return { slab: 1, sent_back: 0, generation: 7 + block, block });
             })
         };
         let threads = [give(0), give(1)];

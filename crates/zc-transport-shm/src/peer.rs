@@ -6,6 +6,7 @@ use std::sync::Arc;
 use zc_core::memory::{FrameTable, LeaseBudget, LendError, PinnedBuf, Reclaim, Region};
 use zc_core::transport::LaneError;
 
+use crate::borrowed::{Borrowed, Loans};
 use crate::group::{Opened, Seen};
 use crate::kept::{Kept, KeptOf, Size};
 use crate::layout::{Descriptor, Geometry, Grow, Return, SHARED, Share};
@@ -13,17 +14,12 @@ use crate::lie::lie;
 use crate::limits::{FIRST_BLOCK_BYTES, MAX_ARENA_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
 use crate::returns::Returns;
 use crate::spare;
-use crate::sync::{AtomicU32, Ordering};
 use crate::sys;
-
-/// Beside the generation of a block, above its 16 bits: it counts as kept.
-const COUNTED: u32 = 1 << 16;
 
 /// Gives the blocks of one arena back.
 struct Home {
     slab: u8,
-    /// And whether they count.
-    generations: Box<[AtomicU32]>,
+    loans: Arc<Loans>,
     returns: Arc<Returns>,
     /// Of all but the first arena.
     kept: Option<KeptOf>,
@@ -31,18 +27,18 @@ struct Home {
 
 impl Reclaim for Home {
     fn reclaim(&self, index: u32) {
-        let loan = self.generations[index as usize].load(Ordering::Relaxed);
-        if loan & COUNTED != 0 {
+        let (back, counted) = self.loans.end(self.slab, index);
+        if counted {
             self.kept.iter().for_each(KeptOf::sub);
         }
-        self.returns.push(give_back(self.slab, loan as u16, index));
+        self.returns.push(back);
     }
 }
 
 /// A block's number fits: it was below [`MAX_FRAMES`] or [`MAX_BLOCKS`] before it was used.
 fn give_back(slab: u8, generation: u16, block: u32) -> Return {
     const { assert!((if MAX_FRAMES > MAX_BLOCKS { MAX_FRAMES } else { MAX_BLOCKS }) <= u16::MAX as u32) };
-    Return { slab, generation, block: block as u16 }
+    Return { slab, sent_back: 0, generation, block: block as u16 }
 }
 
 struct Slab {
@@ -81,6 +77,8 @@ pub(crate) struct PeerArena {
     lease_hard: usize,
     /// What is lent from can be forwarded as it lies.
     opened: Arc<Opened>,
+    /// What is lent can be sent back as it lies.
+    borrowed: Arc<Borrowed>,
     /// Regions of groups.
     seen: Seen,
 }
@@ -93,14 +91,14 @@ impl PeerArena {
         bounds: Bounds,
         cooperative: bool,
         returns: Arc<Returns>,
-        opened: Arc<Opened>,
+        (opened, borrowed): (Arc<Opened>, Arc<Borrowed>),
     ) -> Result<Self, LaneError> {
         let Bounds { max_bytes, lease_hard } = bounds;
         let seen = Seen::new(max_bytes, cooperative, returns.clone());
         let kept = Kept::new(max_bytes.saturating_sub(region.len() as u64));
         let (slabs, bytes) = (Vec::new(), 0);
         let mut arena =
-            Self { cooperative, slabs, returns, bytes, max_bytes, kept, lease_hard, opened, seen };
+            Self { cooperative, slabs, returns, bytes, max_bytes, kept, lease_hard, opened, borrowed, seen };
         arena.add(0, region, geometry.block_len, geometry.first_block(), geometry.frames())?;
         Ok(arena)
     }
@@ -129,14 +127,16 @@ impl PeerArena {
 
     fn lend_from(&self, slab: u8, region: &Region, block_len: u32, count: u32) -> Result<Lent, LaneError> {
         assert!(self.cooperative);
-        let generations = (0..count).map(|_| AtomicU32::new(0)).collect();
+        let loans = Loans::new(count);
         let size = || Size::of_arena(count, region.len() as u64);
         let kept = (slab > 0).then(|| KeptOf::new(self.kept.clone(), size()));
-        let home = Arc::new(Home { slab, generations, returns: self.returns.clone(), kept });
+        let home = Arc::new(Home { slab, loans: loans.clone(), returns: self.returns.clone(), kept });
         // SAFETY: this is the region's only table, and the peer is in our trust domain, by the assertion: it
         // does not write what it sent until it has it back (M5).
         let frames = unsafe { FrameTable::new(region.clone(), block_len as usize, count, home.clone()) };
-        Ok(Lent { frames: frames.map_err(|_| lie("shm arena"))?, home })
+        let frames = frames.map_err(|_| lie("shm arena"))?;
+        self.borrowed.add(slab, region.clone(), block_len, loans);
+        Ok(Lent { frames, home })
     }
 
     /// Whether the parts of a message may be lent where they are.
@@ -222,6 +222,7 @@ impl PeerArena {
         let gone = self.slabs.get_mut(at as usize).filter(|_| at > 0).and_then(Option::take);
         let gone = gone.ok_or_else(|| lie("shm arena: retired twice"))?;
         self.bytes -= gone.region.len() as u64;
+        self.borrowed.remove(at);
         self.opened.remove(&gone.region);
         Ok(())
     }
@@ -276,12 +277,12 @@ impl Lent {
             _ => lie("shm descriptor: length"),
         })?;
         // What is only copied and given back is not kept.
-        let counted = if lease.is_some() { COUNTED } else { 0 };
-        if lease.is_some() {
+        let counted = lease.is_some();
+        if counted {
             self.home.kept.iter().for_each(KeptOf::add);
         }
         // Nobody else has the block, so its last reference can't be dropped before this.
-        self.home.generations[at.block as usize].store(u32::from(at.generation) | counted, Ordering::Relaxed);
+        self.home.loans.begin(at.block, at.generation, counted);
         Ok(lent)
     }
 }

@@ -100,7 +100,7 @@ mod tests {
         owner.next = start;
         for block in 0..20 {
             assert_eq!(owner.next(), None);
-            let back = Return { slab: 1, generation: block, block };
+            let back = Return { slab: 1, sent_back: 0, generation: block, block };
             ring.push(back);
             assert_eq!(owner.next(), Some(back));
         }

@@ -151,8 +151,9 @@ impl ShmTransport {
         caps.max_segments = zc_core::memory::MAX_SEGMENTS;
         caps.inline_size = INLINE_MAX;
         caps.zero_copy_min = INLINE_MAX + 1;
-        caps.zero_copy_tx =
-            ZeroCopy::Conditional("memory from the connection's own alloc, or of a group that it is in");
+        caps.zero_copy_tx = ZeroCopy::Conditional(
+            "memory of the connection, the peer's included, or of a group that it is in",
+        );
         caps.zero_copy_rx = ZeroCopy::Conditional(LENDS_FRIENDS);
         caps.user_polled = true;
         caps.sources = SourceMatrix { connection: true, pool: false, foreign: false };

@@ -411,12 +411,50 @@ fn one_call_is_one_turn() {
             look(&mut b).await;
         }
         message.push(body(8 << 20, 99)).unwrap();
-        a.lane.tx.start_send(data(1, message), false).unwrap();
-        for turn in 1..3 {
-            assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
-            assert!(look(&mut b).await.is_empty());
+        for turn in 1..4 {
+            if turn > 1 {
+                assert!(a.lane.tx.poll_flush(&mut cx).is_pending());
+            } else {
+                a.lane.tx.start_send(data(1, std::mem::take(&mut message)), false).unwrap();
+            }
+            // One part a look.
+            for _ in 0..3 {
+                assert!(look(&mut b).await.is_empty());
+            }
             assert_eq!(b.ledger.snapshot().copied_bytes() as usize, turn * PARTS_TURN_BYTES);
         }
+    });
+}
+
+/// However fast blocks come back while it lasts.
+#[test]
+fn one_call_is_one_turn_beside_a_fast_peer() {
+    run(async {
+        let (mut a, mut b) = pair(&bounded(20 << 20, true)).await;
+        // All arenas are there.
+        let first = through(&mut a, &mut b, body(24 << 20, 1)).await;
+        b.lane.rx.release(first.len());
+        let len = 48 << 20;
+        let mut rx = b.lane.rx;
+        std::thread::scope(|threads| {
+            let reader = threads.spawn(move || {
+                let mut batch = Batch::new();
+                let end = std::time::Instant::now() + std::time::Duration::from_secs(50);
+                while rx.try_recv(&mut batch).unwrap().is_none() {
+                    assert!(std::time::Instant::now() < end, "hangs");
+                }
+                batch.drain().next().unwrap().payload.len()
+            });
+            let mut cx = Context::from_waker(Waker::noop());
+            a.lane.tx.start_send(data(2, vec![7; len]), false).unwrap();
+            let mut before = a.ledger.snapshot().copied_bytes();
+            while a.lane.tx.poll_flush(&mut cx).is_pending() && !reader.is_finished() {
+                let now = a.ledger.snapshot().copied_bytes();
+                assert!(now - before <= PARTS_TURN_BYTES as u64, "{} bytes in one call", now - before);
+                before = now;
+            }
+            assert_eq!(reader.join().unwrap(), len);
+        });
     });
 }
 

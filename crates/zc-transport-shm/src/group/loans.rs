@@ -118,7 +118,8 @@ impl Loans {
     pub(super) fn take_back(&mut self, back: Return) -> Result<Option<u64>, WireError> {
         let loan = self.all.get_mut(usize::from(back.block)).ok_or_else(|| lie("shm return: loan"))?;
         let same = |lent: &mut Lent| SHARED | lent.place.region == back.slab;
-        if loan.generation != back.generation || !loan.lent.as_mut().is_some_and(same) {
+        if back.sent_back != 0 || loan.generation != back.generation || !loan.lent.as_mut().is_some_and(same)
+        {
             return Err(lie("shm return: not lent"));
         }
         loan.generation = loan.generation.wrapping_add(1);
@@ -171,7 +172,7 @@ mod tests {
     }
 
     fn back(at: Descriptor) -> Return {
-        Return { slab: at.slab, generation: at.generation, block: at.block as u16 }
+        Return { slab: at.slab, sent_back: 0, generation: at.generation, block: at.block as u16 }
     }
 
     #[test]
@@ -186,6 +187,7 @@ mod tests {
             Return { slab: SHARED | 4, ..back(one) },
             Return { slab: 3, ..back(one) },
             Return { generation: 9, ..back(one) },
+            Return { sent_back: 1, ..back(one) },
             Return { block: 2, ..back(one) },
             Return { block: u16::MAX, ..back(one) },
         ] {

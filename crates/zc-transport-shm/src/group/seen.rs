@@ -33,7 +33,7 @@ impl Reclaim for Home {
 /// The number of a loan fits: it was below [`MAX_SHARED_LOANS`] before it was used.
 fn give_back(slab: u8, generation: u16, loan: u32) -> Return {
     const { assert!(MAX_SHARED_LOANS <= u16::MAX as u32) };
-    Return { slab, generation, block: loan as u16 }
+    Return { slab, sent_back: 0, generation, block: loan as u16 }
 }
 
 /// Bytes of a mapping, until nobody reads it any more.

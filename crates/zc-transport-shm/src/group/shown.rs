@@ -500,7 +500,8 @@ mod tests {
         from.shown.leave(hub.id());
         assert!(place(&to.shown, &from.message).is_none() && place(&also.shown, &from.message).is_none());
         assert_eq!(to.shown.take_gone(), None, "its peer reads it");
-        let back = Return { slab: lent.slab, generation: lent.generation, block: lent.block as u16 };
+        let back =
+            Return { slab: lent.slab, sent_back: 0, generation: lent.generation, block: lent.block as u16 };
         to.shown.take_back(back).unwrap();
         assert_eq!(to.shown.take_gone(), Some(SHARED | region));
         assert_eq!((from.shown.take_gone(), also.shown.take_gone()), (Some(SHARED | own), None));
@@ -563,7 +564,8 @@ mod tests {
         small.shown.opened = Arc::new(Opened::new(29_999));
         small.shown.join(&hub).unwrap();
         assert!(place(&to.shown, &from.message).is_none(), "of four shares of 29,999");
-        let back = Return { slab: lent.slab, generation: lent.generation, block: lent.block as u16 };
+        let back =
+            Return { slab: lent.slab, sent_back: 0, generation: lent.generation, block: lent.block as u16 };
         to.shown.take_back(back).unwrap();
         assert!(place(&to.shown, &from.message).is_some());
     }

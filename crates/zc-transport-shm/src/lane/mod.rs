@@ -16,6 +16,7 @@ use zc_core::memory::{LeaseBudget, Region};
 use zc_core::transport::{Caps, Lane, LaneError, LaneRemote, OfferContext};
 
 use crate::bell::{Bell, PeerBell};
+use crate::borrowed::Borrowed;
 use crate::group::Opened;
 use crate::layout::{Geometry, REMOTE_CALLS, TX_SLEEP};
 use crate::peer::{Bounds, PeerArena};
@@ -71,25 +72,28 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
     });
     let Half { region, geometry, max_arena_bytes } = theirs;
     let opened = Arc::new(Opened::new(max_arena_bytes));
+    let borrowed = Arc::new(Borrowed::default());
     let bounds = Bounds { max_bytes: max_arena_bytes, lease_hard: cx.limits.lease_hard };
-    let arena = PeerArena::new(region, geometry, bounds, cooperative, returns, opened.clone())?;
+    let known = (opened.clone(), borrowed.clone());
+    let arena = PeerArena::new(region, geometry, bounds, cooperative, returns, known)?;
+    let returns_at = geometry.returns_at();
+    let memory = tx::Memory {
+        own: own.clone(),
+        peer: peer.clone(),
+        returns_at,
+        mine,
+        opened,
+        borrowed,
+        longer_in_parts,
+    };
+    let tx = tx::Tx::new(shared.clone(), memory, &cx);
+    caps.max_message = tx.max_message();
     let rx = rx::Rx::new(
         shared.clone(),
-        rx::Memory {
-            own: own.clone(),
-            peer: peer.clone(),
-            geometry: theirs.geometry,
-            arena,
-            sender,
-            credit: credit.clone(),
-        },
+        rx::Memory { own, peer, geometry, arena, out: tx.out(), sender, credit: credit.clone() },
         leases.clone(),
         &cx,
     );
-    let returns_at = theirs.geometry.returns_at();
-    let tx =
-        tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine, opened, longer_in_parts }, &cx);
-    caps.max_message = tx.max_message();
     let drive = drive::Drive::new(shared, credit);
     let remote = remote.map(|remote| Box::new(remote) as Box<dyn LaneRemote>);
     Ok(Lane { tx: Box::new(tx), rx: Box::new(rx), drive: Some(Box::new(drive)), remote, caps, leases })

@@ -1,5 +1,6 @@
 //! The receiving half.
 
+mod back;
 mod large;
 mod payload;
 mod slots;
@@ -16,8 +17,10 @@ use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError};
 use self::large::Large;
 use super::credit::Credit;
 use super::shared::Shared;
+use crate::abandoned;
 use crate::layout::{ACK, CONSUMED, Geometry, Head, Kind, RX_SLEEP};
-use crate::limits::{INLINE_MAX, MAX_IDLE_RINGS};
+use crate::limits::{INLINE_MAX, MAX_IDLE_RINGS, PARTS_TURN_BYTES};
+use crate::out::Out;
 use crate::peer::PeerArena;
 use crate::ring::Consumer;
 use crate::sleep::{Ringer, Sleeper};
@@ -31,6 +34,8 @@ pub(super) struct Memory {
     /// The peer's.
     pub(super) geometry: Geometry,
     pub(super) arena: PeerArena,
+    /// What of ours the peer holds.
+    pub(super) out: Arc<Out>,
     /// The peer's sending half.
     pub(super) sender: Arc<Ringer<PeerWords>>,
     pub(super) credit: Arc<Credit>,
@@ -83,6 +88,9 @@ pub(super) struct Rx {
     sleeper: Sleeper<OwnWords>,
     sender: Arc<Ringer<PeerWords>>,
     arena: PeerArena,
+    /// What of ours the peer holds, and may send back.
+    out: Arc<Out>,
+    peer: PeerWords,
     small: SmallChunks,
     pool: BufPool,
     waiter: AllocWaiter,
@@ -117,14 +125,16 @@ impl Rx {
         leases: Arc<LeaseBudget>,
         cx: &OfferContext,
     ) -> Self {
-        let Memory { own, peer, geometry, arena, sender, credit } = memory;
+        let Memory { own, peer, geometry, arena, out, sender, credit } = memory;
         Self {
             shared,
-            ring: Consumer::new(peer, geometry.ring_at(), geometry.slots),
+            ring: Consumer::new(peer.clone(), geometry.ring_at(), geometry.slots),
             sleeper: Sleeper::new(own.clone(), RX_SLEEP),
             own,
             sender,
             arena,
+            out,
+            peer,
             small: SmallChunks::default(),
             pool: cx.pool.with_origin("shm rx"),
             waiter: AllocWaiter::new(),
@@ -238,6 +248,14 @@ impl Rx {
         self.ready = None;
         self.waiter = AllocWaiter::new();
         self.failed = Some(error);
+        self.end_of_messages();
+    }
+
+    /// No message comes any more: what the peer was to send back before it gave it back, it need not.
+    fn end_of_messages(&self) {
+        if self.out.end_of_reader() {
+            self.shared.wakers.tx.wake();
+        }
     }
 
     /// Tells the peer's sending half which slots are free.
@@ -360,7 +378,8 @@ impl LaneRx for Rx {
 
     #[inline]
     fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
-        self.large_bytes = 0;
+        // Whoever looks again and again at once gets one part at each look: a look that finds nothing else ends no turn.
+        self.large_bytes = PARTS_TURN_BYTES - 1;
         let ended = self.shared.ended().is_some();
         let stall = self.take(out);
         if !out.is_empty() {
@@ -387,5 +406,12 @@ impl LaneRx for Rx {
         if self.failed.is_none() {
             self.end(LaneError::Closed);
         }
+    }
+}
+
+impl Drop for Rx {
+    fn drop(&mut self) {
+        self.end_of_messages();
+        abandoned::keep(self.out.leave(), Vec::new(), self.shared.link(), self.peer.clone());
     }
 }

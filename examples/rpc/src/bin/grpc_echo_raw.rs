@@ -1,8 +1,7 @@
 //! The echo service without tonic: the same protobuf messages on zc's message API, decoded where they lie.
 //!
-//! A request is a number and an encoded `Payload`; the answer is the same memory, sent back. Neither side touches it. Over
-//! shared memory each side can send only from memory of its own, so there the *server's* transport copies what is sent
-//! back, once; its ledger has it as `Foreign`. A server that writes an answer of its own with `alloc` copies nothing.
+//! A request is a number and an encoded `Payload`; the answer is the same memory, sent back. Neither side touches it, and
+//! over shared memory nobody copies it: the client's own memory is lent to the server, which tells it where the answer lies.
 //!
 //! ```text
 //! grpc_echo_raw                               both sides as two processes, one table
@@ -65,13 +64,16 @@ async fn serve(uri: &str, child: bool) -> Result<(), BoxError> {
     loop {
         tokio::select! {
             () = &mut stopped => return Ok(()),
-            connection = listener.accept() => drop(tokio::spawn(answer(connection?))),
+            connection = listener.accept() => {
+                let mut connection = connection?;
+                drop(tokio::spawn(async move { answer(&mut connection).await }));
+            }
         }
     }
 }
 
 /// Answers until the peer has finished, or sends something that is no request.
-async fn answer(mut connection: Connection) -> Result<(), BoxError> {
+async fn answer(connection: &mut Connection) -> Result<(), BoxError> {
     let (tx, mut rx) = connection.split();
     let (mut next, mut fed) = (rx.recv().await?, 0);
     while let Some(request) = next {
@@ -231,6 +233,31 @@ mod tests {
     use zc_examples_rpc::pb::Payload;
 
     use super::*;
+
+    /// More than travels in a slot: that is inline, and no copy.
+    #[tokio::test]
+    async fn over_shared_memory_nobody_copies() {
+        let uri = format!("zc+shm://@zc-raw-copies-{}", std::process::id());
+        let fabric = Fabric::auto().unwrap();
+        let mut listener = fabric.listen(&uri).await.unwrap();
+        let (mut client, mut server) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
+        let mut halves = client.split();
+        let mut calls = 0;
+        let ask = async {
+            for (size, inflight) in [(200, 1), (5000, 64), (64 << 10, 16), (10 << 20, 1)] {
+                drive(&mut halves, size, inflight, Duration::from_millis(50), |_| calls += 1).await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = ask => {}
+            ended = answer(&mut server) => panic!("{ended:?}"),
+        }
+        assert!(calls >= 82);
+        for ledger in [client.ledger(), server.ledger()] {
+            assert!(ledger.moved_bytes > 10 << 20, "{ledger:?}");
+            assert_eq!((ledger.copied_bytes(), ledger.inline_bytes), (0, 0), "{ledger:?}");
+        }
+    }
 
     #[test]
     fn the_data_is_found_where_prost_puts_it() {

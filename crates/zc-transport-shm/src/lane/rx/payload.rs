@@ -16,6 +16,9 @@ impl Rx {
         kind: FrameKind,
         out: &mut Message,
     ) -> Result<(), Stop> {
+        if descriptors.iter().any(Descriptor::is_back) {
+            return self.fetch_back(descriptors, kind, out);
+        }
         // A record is small and soon done with, but whoever parses it must have it to himself.
         let lends = kind == FrameKind::Data && self.arena.lends(descriptors);
         let lend = lends && self.arena.leaves_enough(descriptors);

@@ -52,7 +52,10 @@ impl Rx {
                 let at = u8::try_from(words[0]).map_err(|_| lie("shm arena: index"))?;
                 self.arena.retire(at)?;
             }
-            (k, 0) if k == Kind::Close as u8 => self.closed = true,
+            (k, 0) if k == Kind::Close as u8 => {
+                self.closed = true;
+                self.end_of_messages();
+            }
             _ => return Err(lie("shm slot kind").into()),
         }
         Ok(())

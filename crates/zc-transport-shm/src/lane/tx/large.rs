@@ -17,27 +17,28 @@ pub(super) struct Large {
     /// Bytes that are out of the message in front of the queue, if it has begun.
     sent: Option<usize>,
     part_bytes: usize,
-    /// It could go on, but others get their turn first.
-    turn_over: bool,
+    turn: Turn,
 }
 
 impl Large {
     /// Where messages up to `max_whole` bytes go in one piece: several parts fit into the arenas.
     pub(super) fn new(max_whole: usize) -> Self {
         let part_bytes = (max_whole / 4).clamp(FIRST_BLOCK_BYTES as usize, PART_BYTES);
-        Self { sent: None, part_bytes, turn_over: false }
+        Self { sent: None, part_bytes, turn: Turn::default() }
     }
 
     pub(super) fn has_begun(&self) -> bool {
         self.sent.is_some()
     }
 
-    pub(super) fn is_turn_over(&self) -> bool {
-        self.turn_over
+    /// Somebody calls: a turn begins, however often it is gone on with before the call returns.
+    pub(super) fn begin_turn(&mut self) {
+        self.turn = Turn::default();
     }
 
-    pub(super) fn take_turn_over(&mut self) -> bool {
-        std::mem::take(&mut self.turn_over)
+    /// It could perhaps go on, but others get their turn first.
+    pub(super) fn is_turn_over(&self) -> bool {
+        self.turn.bytes == 0
     }
 }
 
@@ -46,6 +47,12 @@ struct Turn {
     bytes: usize,
     /// No arena was refused yet.
     may_grow: bool,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self { bytes: PARTS_TURN_BYTES, may_grow: true }
+    }
 }
 
 /// Blocks of our arenas, each once.
@@ -71,7 +78,8 @@ impl Tx {
     fn never_fits(&self, payload: &Message, kept: &[(usize, usize)]) -> bool {
         let (mut run, mut longest) = (0, 0);
         for segment in payload.segments() {
-            run = if self.arena.block_of(segment).is_some() { 0 } else { run + segment.len() };
+            let stays = self.arena.block_of(segment).is_some() || self.borrowed.find(segment).is_some();
+            run = if stays { 0 } else { run + segment.len() };
             longest = longest.max(run);
         }
         // What is of a group need not be copied, at another time.
@@ -112,17 +120,15 @@ impl Tx {
         if !self.large.has_begun() && !self.begin_large(&frame) {
             return Err(Refused::NoRoom(frame));
         }
-        let mut turn = Turn { bytes: PARTS_TURN_BYTES, may_grow: true };
         while let Some(rest) = rest_from(&frame.payload, self.large.sent.unwrap_or(0)) {
-            if turn.bytes == 0 {
-                self.large.turn_over = true;
+            if self.large.is_turn_over() {
                 return Err(Refused::NoRoom(frame));
             }
-            let Some(bytes) = self.put_part(rest, frame.seq, token, &mut turn) else {
+            let Some(bytes) = self.put_part(rest, frame.seq, token) else {
                 return Err(Refused::NoRoom(frame));
             };
             self.large.sent = self.large.sent.map(|sent| sent + bytes);
-            turn.bytes = turn.bytes.saturating_sub(bytes.max(MIN_PART_COST_BYTES));
+            self.large.turn.bytes = self.large.turn.bytes.saturating_sub(bytes.max(MIN_PART_COST_BYTES));
             self.published = true;
             if bytes > INLINE_MAX {
                 // The peer takes it while the next one is copied.
@@ -144,18 +150,18 @@ impl Tx {
     }
 
     /// Sends some of `rest`, which lies in one segment. How much, unless there is no room.
-    fn put_part(&mut self, rest: PinnedBuf, seq: u64, token: Option<u64>, turn: &mut Turn) -> Option<usize> {
+    fn put_part(&mut self, rest: PinnedBuf, seq: u64, token: Option<u64>) -> Option<usize> {
         if self.ring.free() <= CONTROL_SLOTS {
             return None;
         }
-        if let Some(at) = self.arena.locate(&rest) {
+        if let Some(at) = self.locate(&rest) {
             let bytes = rest.len();
             self.reports.expect(token, 1);
             self.name_part(at, seq);
             self.arena.hold(at, rest, token);
             return Some(bytes);
         }
-        let Some(mut buf) = self.part_memory(turn) else {
+        let Some(mut buf) = self.part_memory() else {
             // Copied parts come back at once. All else may be kept for ever, or be in this very message.
             let waits = self.arena.parts_out() > 0;
             return (!waits).then(|| self.put_part_inline(&rest, seq));
@@ -182,7 +188,7 @@ impl Tx {
     }
 
     /// A block for a part: a shorter one rather than none.
-    fn part_memory(&mut self, turn: &mut Turn) -> Option<PinnedBufMut> {
+    fn part_memory(&mut self) -> Option<PinnedBufMut> {
         // A lie has ended the lane: whoever asks next is told.
         self.reap().ok()?;
         if self.arena.parts_out() >= MAX_PARTS {
@@ -193,10 +199,10 @@ impl Tx {
             return Some(buf);
         }
         // In vain, it would take away short ones.
-        if turn.may_grow && self.arena.could_make(len) {
+        if self.large.turn.may_grow && self.arena.could_make(len) {
             // What the system does not grant is done without, and not asked for again in this turn.
             let grown = self.memory(len).ok().flatten();
-            turn.may_grow = grown.is_some();
+            self.large.turn.may_grow = grown.is_some();
             if grown.is_some() {
                 return grown;
             }

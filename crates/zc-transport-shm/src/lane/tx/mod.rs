@@ -24,12 +24,14 @@ use super::Half;
 use super::shared::Shared;
 use crate::abandoned;
 use crate::arena::{Arena, NewSlab};
+use crate::borrowed::Borrowed;
 use crate::group::{Opened, Shown};
 use crate::layout::{CONSUMED, Kind, PASSED_ON, RX_SLEEP, Return, SHARED, TAKEN, TX_SLEEP};
 use crate::lie::lie;
 use crate::limits::{
     CONTROL_SLOTS, INLINE_MAX, MAX_FRAME_SLOTS, MAX_IDLE_RINGS, MAX_QUEUED_FRAMES, MAX_REPORTS,
 };
+use crate::out::Out;
 use crate::returns::Returned;
 use crate::ring::Producer;
 use crate::sleep::{Ringer, Sleeper};
@@ -45,6 +47,8 @@ pub(super) struct Memory {
     pub(super) mine: Half,
     /// The peer's arenas.
     pub(super) opened: Arc<Opened>,
+    /// What of them is lent to us.
+    pub(super) borrowed: Arc<Borrowed>,
     /// What does not fit into `mine` is sent in parts.
     pub(super) longer_in_parts: bool,
 }
@@ -66,6 +70,8 @@ pub(super) struct Tx {
     reader: Ringer<PeerWords>,
     returned: Returned<PeerWords>,
     arena: Arena,
+    /// What the peer lent us.
+    borrowed: Arc<Borrowed>,
     /// Memory of groups.
     shown: Shown,
     /// Blocks taken since the return ring was looked at.
@@ -98,7 +104,7 @@ pub(super) struct Tx {
 
 impl Tx {
     pub(super) fn new(shared: Arc<Shared>, memory: Memory, cx: &OfferContext) -> Self {
-        let Memory { own, peer, returns_at, mine, opened, longer_in_parts } = memory;
+        let Memory { own, peer, returns_at, mine, opened, borrowed, longer_in_parts } = memory;
         let Half { region, geometry, max_arena_bytes } = mine;
         let arena = Arena::new(region, geometry, max_arena_bytes, shared.wakers.tx.clone());
         let (max_arena, max_message) = (arena.max_len(), cx.limits.send_max_message as usize);
@@ -115,6 +121,7 @@ impl Tx {
             returned: Returned::new(peer.clone(), returns_at, geometry.returns),
             peer,
             arena,
+            borrowed,
             shown: Shown::new(max_arena_bytes, &cx.limits, opened, chores),
             taken: 0,
             small: SmallBuffers::new(cx.pool.with_origin("shm tx")),
@@ -136,6 +143,11 @@ impl Tx {
             closed: false,
             failed: None,
         }
+    }
+
+    /// What the peer holds of ours, for the receiving half.
+    pub(super) fn out(&self) -> Arc<Out> {
+        self.arena.out()
     }
 
     pub(super) fn max_message(&self) -> u32 {
@@ -168,6 +180,7 @@ impl Tx {
             let Ok(token) = self.take_back(back) else { break };
             self.reports.settle(token);
         }
+        self.settle_caught_up();
         if gone {
             drop(self.shown.end());
             if self.peer.load(PASSED_ON) == 0 {
@@ -224,7 +237,16 @@ impl Tx {
                 Err(error) => return Err(self.caught(error.into())),
             }
         }
+        self.settle_caught_up();
         Ok(())
+    }
+
+    /// Takes over what came back before the messages that it was sent back by were read.
+    #[inline]
+    fn settle_caught_up(&mut self) {
+        while let Some(token) = self.arena.take_caught_up() {
+            self.reports.settle(token);
+        }
     }
 
     /// Everything that may have become possible.
@@ -287,7 +309,7 @@ impl Tx {
                 self.sleeper.disarm();
                 return Poll::Ready(self.watch_loans(cx));
             }
-            if self.large.take_turn_over() {
+            if self.large.is_turn_over() {
                 break;
             }
             if self.shared.poll_rung().is_pending() {
@@ -341,6 +363,7 @@ impl Tx {
         if let Some(error) = self.refusal(&frame) {
             return Err(SendRejected { frame, error });
         }
+        self.large.begin_turn();
         self.tokens += 1;
         let cost = if frame.kind == FrameKind::Data { frame_credit_bytes(frame.payload.len()) } else { 0 };
         let token = report.then_some(self.tokens);
@@ -393,6 +416,7 @@ impl LaneTx for Tx {
             return Poll::Ready(Ok(buf));
         }
         let (mut found, mut failed) = (None, None);
+        self.large.begin_turn();
         let done = self.park(cx, |tx| {
             match tx.memory(len) {
                 Ok(buf) => found = buf,
@@ -421,6 +445,7 @@ impl LaneTx for Tx {
         if self.has_room() {
             return Poll::Ready(Ok(()));
         }
+        self.large.begin_turn();
         self.advance()?;
         if self.has_room() {
             return Poll::Ready(Ok(()));
@@ -448,6 +473,7 @@ impl LaneTx for Tx {
             self.trim()?;
         }
         if !self.queue.is_empty() {
+            self.large.begin_turn();
             self.advance()?;
         }
         self.ring_bell();
@@ -473,6 +499,7 @@ impl LaneTx for Tx {
             return Poll::Ready(Ok(()));
         }
         alive?;
+        self.large.begin_turn();
         match self.park(cx, |tx| Ok(tx.reports.is_done())) {
             // One came while it was going to sleep, or the lane ended: both are told at once.
             Poll::Ready(_) => self.poll_completions(cx, out),
@@ -486,6 +513,7 @@ impl LaneTx for Tx {
         }
         self.check()?;
         self.closing = true;
+        self.large.begin_turn();
         self.advance()?;
         if !self.queue.is_empty() || self.ring.free() == 0 {
             match self.park(cx, |tx| Ok(tx.queue.is_empty() && tx.ring.free() > 0)) {
@@ -518,6 +546,7 @@ impl Drop for Tx {
     fn drop(&mut self) {
         self.ring.publish();
         self.let_go();
-        abandoned::keep(self.arena.abandon(), self.shown.end(), self.shared.link(), self.peer.clone());
+        let held = self.arena.out().leave();
+        abandoned::keep(held, self.shown.end(), self.shared.link(), self.peer.clone());
     }
 }

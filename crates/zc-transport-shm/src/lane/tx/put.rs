@@ -5,6 +5,7 @@ use zc_core::memory::{CopyPlace, Message, PinnedBuf, PinnedBufMut, copy_payload}
 use zc_core::transport::{Frame, FrameKind, LaneError};
 
 use super::Tx;
+use crate::borrowed::Back;
 use crate::group::{Place, Planned};
 use crate::layout::{ACK, BY_REFERENCE, Descriptor, Head, Kind, MORE};
 use crate::limits::{CONTROL_SLOTS, INLINE_MAX, SLOT_DESCRIPTORS};
@@ -13,6 +14,8 @@ use crate::limits::{CONTROL_SLOTS, INLINE_MAX, SLOT_DESCRIPTORS};
 enum Piece {
     /// A segment that lies in the arena.
     Own(Descriptor),
+    /// A segment that the peer lent us.
+    Back(Back),
     /// A segment that lies in memory of a group.
     Shared(Place),
     /// So many segments, to be copied.
@@ -67,10 +70,17 @@ impl Tx {
     fn put_by_reference(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
         if let [only] = frame.payload.segments()
             && self.ring.free() > CONTROL_SLOTS
-            && let Some(at) = self.arena.locate(only)
         {
-            self.put_whole(frame, at, token);
-            return Ok(());
+            if let Some(at) = self.locate(only) {
+                self.put_whole(frame, at, token);
+                return Ok(());
+            }
+            if frame.kind == FrameKind::Data
+                && let Some(back) = self.borrowed.find(only)
+            {
+                self.put_back(frame, back);
+                return Ok(());
+            }
         }
         self.put_pieces(frame, token)
     }
@@ -86,6 +96,26 @@ impl Tx {
         self.published = true;
     }
 
+    /// The usual answer: a message of the peer, which goes back to it. No report waits for it.
+    fn put_back(&mut self, frame: Frame, back: Back) {
+        let (kind, flags) = kind_of(&frame);
+        self.ring.push(Head::new(kind, flags | BY_REFERENCE, 1), frame.seq, &back.send().pack());
+        self.published = true;
+    }
+
+    /// Where bytes of ours lie, if the peer has them not, or has given them back.
+    #[inline]
+    pub(super) fn locate(&mut self, buf: &PinnedBuf) -> Option<Descriptor> {
+        match self.arena.locate(buf) {
+            None if self.arena.has(buf) => {
+                // A lie has ended the lane: whoever asks next is told.
+                self.reap().ok()?;
+                self.arena.locate(buf)
+            }
+            found => found,
+        }
+    }
+
     fn put_pieces(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
         let (kind, flags) = kind_of(&frame);
         let pieces = match self.plan(&frame.payload, kind) {
@@ -97,7 +127,7 @@ impl Tx {
         if self.ring.free() < pieces.len().div_ceil(SLOT_DESCRIPTORS) as u64 + CONTROL_SLOTS {
             return Err(Refused::NoRoom(frame));
         }
-        self.reports.expect(token, pieces.len());
+        self.reports.expect(token, pieces.iter().filter(|p| !matches!(p, Piece::Back(_))).count());
         let (seq, mut left) = (frame.seq, pieces.len());
         let mut segments = frame.payload.into_segments();
         let mut words = SmallVec::<[u64; 2 * SLOT_DESCRIPTORS]>::new();
@@ -125,9 +155,12 @@ impl Tx {
         }
         for segment in payload.segments() {
             let taken = |at: &Descriptor, p: &Piece| matches!(p, Piece::Own(d) if (d.slab, d.block) == (at.slab, at.block));
-            let own = self.arena.locate(segment).filter(|at| !pieces.iter().any(|p| taken(at, p)));
+            let own = self.locate(segment).filter(|at| !pieces.iter().any(|p| taken(at, p)));
             let found = match own {
-                None if kind == Kind::Data => self.show(segment, &planned).map(Piece::Shared),
+                None if kind == Kind::Data => match self.borrowed.find(segment) {
+                    Some(back) => Some(Piece::Back(back)),
+                    None => self.show(segment, &planned).map(Piece::Shared),
+                },
                 own => own.map(Piece::Own),
             };
             match found {
@@ -176,6 +209,8 @@ impl Tx {
     ) -> Option<Descriptor> {
         let (at, buf) = match piece {
             Piece::Own(at) => (at, segments.next()?),
+            // It goes with its segment, of which the owner has all that he needs.
+            Piece::Back(back) => return segments.next().map(|_| back.send()),
             Piece::Shared(place) => return self.shown.lend(place, segments.next()?, token),
             Piece::Copy(mut buf, count) => {
                 for segment in segments.take(count) {
