@@ -123,7 +123,7 @@ async fn calls(client: &mut Client, count: usize) -> Tries {
 
 /// Makes calls, none of which fails, until all members have served some.
 async fn calls_until_all_serve(client: &mut Client, members: &[Member]) {
-    for member in &members {
+    for member in members {
         let _ = member.served();
     }
     let served = |member: &Member| member.served.load(Ordering::SeqCst) > 0;
@@ -133,7 +133,7 @@ async fn calls_until_all_serve(client: &mut Client, members: &[Member]) {
         }
     };
     tokio::time::timeout(HANG, calls).await.expect("one is not found");
-    for member in &members {
+    for member in members {
         let _ = member.served();
     }
 }
