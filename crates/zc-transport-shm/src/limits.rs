@@ -22,6 +22,14 @@ pub const MAX_PARTS: usize = 8;
 pub const PARTS_TURN_BYTES: usize = 16 * PART_BYTES;
 /// ... of which a shorter part counts as this many.
 pub const MIN_PART_COST_BYTES: usize = 4096;
+/// Copies into the arena of at least this many bytes may go past the caches. Each power of two from here on is a class ...
+pub const STREAM_MIN_BYTES: usize = 64 << 10;
+/// ... of which there are so many; the last takes all that is longer ...
+pub const STREAM_CLASSES: usize = 8;
+/// ... and every so-manieth copy of a class is made the other way, to see what it takes ...
+pub const STREAM_TRIAL_COPIES: u32 = 64;
+/// ... and so many as long as less than three of each way were timed.
+pub const STREAM_TRIAL_COPIES_AT_FIRST: u32 = 8;
 /// Slots kept free of data and records, for the entries that manage the arena and the end.
 pub const CONTROL_SLOTS: u64 = 4;
 /// So many slots are published at the latest, also without a flush.

@@ -45,11 +45,14 @@ pub(crate) struct Joined {
     pub(crate) native: bool,
     /// What is longer than all our arenas is sent in parts.
     pub(crate) longer_in_parts: bool,
+    /// Long copies into our arenas may go past the caches.
+    pub(crate) streaming_copies: bool,
 }
 
 /// A lane over what was exchanged.
 pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<Lane, LaneError> {
-    let Joined { mine, theirs, bell, peer_bell, cooperative, native, longer_in_parts } = joined;
+    let Joined { mine, theirs, bell, peer_bell, cooperative, native, longer_in_parts, streaming_copies } =
+        joined;
     crate::abandoned::sweep();
     let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
     let peer_bell = Arc::new(peer_bell);
@@ -87,8 +90,11 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
         &cx,
     );
     let returns_at = theirs.geometry.returns_at();
-    let tx =
-        tx::Tx::new(shared.clone(), tx::Memory { own, peer, returns_at, mine, opened, longer_in_parts }, &cx);
+    let tx = tx::Tx::new(
+        shared.clone(),
+        tx::Memory { own, peer, returns_at, mine, opened, longer_in_parts, streaming_copies },
+        &cx,
+    );
     caps.max_message = tx.max_message();
     let drive = drive::Drive::new(shared, credit);
     let remote = remote.map(|remote| Box::new(remote) as Box<dyn LaneRemote>);
