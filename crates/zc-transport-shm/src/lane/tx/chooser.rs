@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::limits::{STREAM_CLASSES, STREAM_MIN_BYTES, STREAM_TRIAL_COPIES, STREAM_TRIAL_COPIES_AT_FIRST};
+use crate::limits::{
+    STREAM_CLASSES, STREAM_MIN_BYTES, STREAM_TRIAL_BYTES, STREAM_TRIAL_COPIES_AT_FIRST,
+    STREAM_TRIAL_COPIES_MAX, STREAM_TRIAL_COPIES_MIN,
+};
 
 /// How a copy is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,26 +58,34 @@ struct Pace {
 impl Chooser {
     /// How the next copy of `len` bytes, at least [`STREAM_MIN_BYTES`], is to be made.
     pub(super) fn choose(&mut self, len: usize) -> Choice {
-        self.class(len).choose()
+        let class = class_of(len);
+        self.classes[class].choose(trial_copies(class))
     }
 
     /// How long a copy took that was to be timed.
     pub(super) fn took(&mut self, len: usize, way: Way, time: Duration) {
         let per_byte_ps = time.as_nanos().saturating_mul(1000) / len.max(1) as u128;
-        self.class(len).took(way, u32::try_from(per_byte_ps).unwrap_or(u32::MAX));
+        self.classes[class_of(len)].took(way, u32::try_from(per_byte_ps).unwrap_or(u32::MAX));
     }
+}
 
-    fn class(&mut self, len: usize) -> &mut Class {
-        let at = (len / STREAM_MIN_BYTES).max(1).ilog2() as usize;
-        &mut self.classes[at.min(STREAM_CLASSES - 1)]
-    }
+fn class_of(len: usize) -> usize {
+    let class = (len / STREAM_MIN_BYTES).max(1).ilog2() as usize;
+    class.min(STREAM_CLASSES - 1)
+}
+
+/// After how many copies of a class one is made the other way: what is seldom tried costs little, what is often tried is known
+/// soon. Near and far change within seconds.
+fn trial_copies(class: usize) -> u32 {
+    let copies = STREAM_TRIAL_BYTES / (STREAM_MIN_BYTES << class);
+    (copies as u32).clamp(STREAM_TRIAL_COPIES_MIN, STREAM_TRIAL_COPIES_MAX)
 }
 
 impl Class {
     /// Before each trial of the other way one copy of the usual one is timed, so that both are of the same moment.
-    fn choose(&mut self) -> Choice {
+    fn choose(&mut self, trial_copies: u32) -> Choice {
         let known = self.plain.is_known() && self.streamed.is_known();
-        let every = if known { STREAM_TRIAL_COPIES } else { STREAM_TRIAL_COPIES_AT_FIRST };
+        let every = if known { trial_copies } else { STREAM_TRIAL_COPIES_AT_FIRST };
         self.copies += 1;
         if self.copies < every {
             return Choice { way: self.way(), timed: self.copies == every - 1 };
@@ -149,11 +160,19 @@ mod tests {
         })
     }
 
+    impl Chooser {
+        fn class(&mut self, len: usize) -> &mut Class {
+            &mut self.classes[class_of(len)]
+        }
+    }
+
     const FIRST: u32 = 3 * STREAM_TRIAL_COPIES_AT_FIRST;
+    /// Of this length.
+    const TRIAL_COPIES: u32 = (STREAM_TRIAL_BYTES / LEN) as u32;
     /// Copies after which two trials were made, wherever it begins.
-    const TWO_TRIALS: u32 = 2 * STREAM_TRIAL_COPIES;
+    const TWO_TRIALS: u32 = 2 * TRIAL_COPIES;
     /// A hundred trials.
-    const MANY: u32 = 100 * STREAM_TRIAL_COPIES;
+    const MANY: u32 = 100 * TRIAL_COPIES;
 
     #[test]
     fn it_streams_where_that_gains_much() {
@@ -167,6 +186,15 @@ mod tests {
         let mut chooser = Chooser::default();
         assert_eq!(copies(&mut chooser, FIRST, LEN, NEAR), (3, 6));
         assert_eq!(copies(&mut chooser, MANY, LEN, NEAR), (100, 200));
+    }
+
+    #[test]
+    fn trials_are_bounded_by_bytes_and_copies() {
+        let of = |len: usize| trial_copies(class_of(len));
+        assert_eq!(
+            (of(STREAM_MIN_BYTES), of(LEN), of(10 * LEN)),
+            (STREAM_TRIAL_COPIES_MAX, TRIAL_COPIES, STREAM_TRIAL_COPIES_MIN)
+        );
     }
 
     #[test]
@@ -210,7 +238,7 @@ mod tests {
         for (class, len) in lens.iter().enumerate() {
             let machine = if class % 2 == 0 { FAR } else { NEAR };
             copies(&mut chooser, FIRST, *len, machine);
-            copies(&mut chooser, TWO_TRIALS, 2 * len - 1, machine);
+            copies(&mut chooser, 2 * trial_copies(class), 2 * len - 1, machine);
         }
         for (class, len) in lens.iter().enumerate() {
             assert_eq!(chooser.class(*len).streams, class % 2 == 0, "{len}");
@@ -225,11 +253,11 @@ mod tests {
         #[test]
         fn it_never_stops_trying(times in prop::collection::vec(any::<u64>(), 1..200)) {
             let (mut chooser, mut since, mut times) = (Chooser::default(), 0, times.iter().cycle());
-            for _ in 0..10 * STREAM_TRIAL_COPIES {
+            for _ in 0..10 * TRIAL_COPIES {
                 let usual = chooser.class(LEN).way();
                 let choice = chooser.choose(LEN);
                 since = if choice.way == usual { since + 1 } else { 0 };
-                prop_assert!(since < STREAM_TRIAL_COPIES);
+                prop_assert!(since < TRIAL_COPIES);
                 prop_assert!(choice.timed || choice.way == usual);
                 if choice.timed {
                     chooser.took(LEN, choice.way, Duration::from_nanos(*times.next().unwrap()));
