@@ -35,7 +35,7 @@ use zc_core::memory::{CopyPlace, PinnedBuf};
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
-const SIZES: [usize; 6] = [64 << 10, 128 << 10, 256 << 10, 1 << 20, 4 << 20, 10 << 20];
+const SIZES: [usize; 7] = [32 << 10, 64 << 10, 128 << 10, 256 << 10, 1 << 20, 4 << 20, 10 << 20];
 const ROUNDS: &str = "ZC_SHM_BENCH_ROUNDS";
 /// Trips of the round that warms up: both ways were tried in it.
 const WARM_UP_TRIPS: u64 = 96;

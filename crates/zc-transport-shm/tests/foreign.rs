@@ -9,13 +9,13 @@ use zc_core::memory::{CopyPlace, Message, PinnedBuf};
 use zc_transport_shm::{PART_BYTES, STREAM_MIN_BYTES, STREAM_TRIAL_COPIES_AT_FIRST};
 
 /// Among so many copies of a class are some of either kind.
-const COPIES: usize = 4 * STREAM_TRIAL_COPIES_AT_FIRST as usize;
+const COPIES: usize = 2 * STREAM_TRIAL_COPIES_AT_FIRST as usize;
 
-/// Sends foreign messages one by one, and looks at what comes.
-async fn exchange(setup: &Setup, message: impl Fn(usize) -> Message) {
+/// Sends `count` foreign messages one by one, and looks at what comes.
+async fn exchange(setup: &Setup, count: usize, message: impl Fn(usize) -> Message) {
     let (mut a, mut b) = pair(setup).await;
     let mut copied = 0;
-    for n in 0..COPIES {
+    for n in 0..count {
         let message = message(n);
         let expected = message.clone();
         copied += message.len() as u64;
@@ -49,7 +49,7 @@ fn setups() -> [Setup; 2] {
 #[test]
 fn long_foreign_messages_are_whole() {
     for setup in setups() {
-        run(exchange(&setup, |n| {
+        run(exchange(&setup, COPIES, |n| {
             let from = PinnedBuf::from(body(STREAM_MIN_BYTES + 200 + n, n));
             from.slice(n..).into()
         }));
@@ -60,10 +60,10 @@ fn long_foreign_messages_are_whole() {
 #[test]
 fn several_foreign_segments_are_whole() {
     for setup in setups() {
-        run(exchange(&setup, |n| {
+        run(exchange(&setup, COPIES, |n| {
             let segments = [STREAM_MIN_BYTES + n, 3 * STREAM_MIN_BYTES - n, 77];
             let mut message = Message::new();
-            segments.into_iter().for_each(|len| message.push(body(len, n).into()).unwrap());
+            segments.into_iter().for_each(|len| message.push(body(len, n)).unwrap());
             message
         }));
     }
@@ -74,6 +74,6 @@ fn foreign_messages_in_parts_are_whole() {
     for mut setup in setups() {
         setup.options.max_arena_bytes = 2 << 20;
         setup.options.longer_in_parts = true;
-        run(exchange(&setup, |n| body((4 << 20) + PART_BYTES / 2 + n, n).into()));
+        run(exchange(&setup, 2, |n| body((4 << 20) + PART_BYTES / 2 + n, n).into()));
     }
 }
