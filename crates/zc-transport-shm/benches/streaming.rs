@@ -42,7 +42,7 @@ mod streaming {
 
     use crate::measure::{CHILD, median, pin};
 
-    const SIZES: [usize; 5] = [64 << 10, 256 << 10, 1 << 20, 4 << 20, 10 << 20];
+    const SIZES: [usize; 8] = [8 << 10, 16 << 10, 32 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 10 << 20];
     const LONGEST: usize = 10 << 20;
     const ROUNDS: usize = 25;
     const BOUNCES: u64 = 2_000;

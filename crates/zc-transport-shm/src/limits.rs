@@ -22,6 +22,18 @@ pub const MAX_PARTS: usize = 8;
 pub const PARTS_TURN_BYTES: usize = 16 * PART_BYTES;
 /// ... of which a shorter part counts as this many.
 pub const MIN_PART_COST_BYTES: usize = 4096;
+/// Copies into the arena of at least this many bytes may go past the caches. Each power of two from here on is a class ...
+pub const STREAM_MIN_BYTES: usize = 32 << 10;
+/// ... of which there are so many; the last takes all that is longer ...
+pub const STREAM_CLASSES: usize = 9;
+/// ... and when about so many bytes of a class were copied, one copy is made the other way, to see what it takes ...
+pub const STREAM_TRIAL_BYTES: usize = 64 << 20;
+/// ... but not after fewer copies than this, of which the one that is slower is a part ...
+pub const STREAM_TRIAL_COPIES_MIN: u32 = 32;
+/// ... nor after more than this, since who sends seldom is to learn of a change, too ...
+pub const STREAM_TRIAL_COPIES_MAX: u32 = 256;
+/// ... and after so many as long as less than three of each way were timed.
+pub const STREAM_TRIAL_COPIES_AT_FIRST: u32 = 8;
 /// Slots kept free of data and records, for the entries that manage the arena and the end.
 pub const CONTROL_SLOTS: u64 = 4;
 /// So many slots are published at the latest, also without a flush.

@@ -23,10 +23,18 @@ pub struct ShmOptions {
     /// Whether this side sends longer ones in parts, up to the length that the peer takes: each byte is copied once by either
     /// side, and lies in the peer's pool then. Off by default: they are refused.
     pub longer_in_parts: bool,
+    /// Whether long payload that must be copied into the connection's memory is copied past the caches where that takes at most
+    /// half of the time, which is tried now and then. On by default; always off where the processor is no x86-64.
+    pub streaming_copies: bool,
 }
 
 impl Default for ShmOptions {
     fn default() -> Self {
-        Self { ring_slots: RING_SLOTS, max_arena_bytes: MAX_ARENA_BYTES, longer_in_parts: false }
+        Self {
+            ring_slots: RING_SLOTS,
+            max_arena_bytes: MAX_ARENA_BYTES,
+            longer_in_parts: false,
+            streaming_copies: true,
+        }
     }
 }

@@ -110,6 +110,7 @@ impl ShmTransport {
             cooperative,
             native,
             longer_in_parts: self.options.longer_in_parts,
+            streaming_copies: self.options.streaming_copies,
         };
         let mut caps = self.caps();
         caps.zero_copy_rx = match cooperative {

@@ -81,6 +81,7 @@ pub(super) const NOTES: &[Note] = &[
         "",
         "one buffer of the receiver's pool while such a message comes, taken by its length alone, as of a stream",
     ),
+    note("ShmOptions::streaming_copies", "", "none"),
     Note { option: "FabricBuilder::policy", range: "", memory: "none", variable: "ZC_TRANSPORTS" },
 ];
 

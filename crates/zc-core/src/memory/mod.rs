@@ -14,6 +14,7 @@
 //! group     MemoryGroup: memory that goes to many connections
 //! export    ExportMemory: memory that peers read and write (atomic words, no references)
 //! deferral  owners of foreign bytes are dropped where no lock is held
+//! streaming copies of payload past the caches
 //! buf, buf_mut, message, file, lease, ledger
 //! ```
 
@@ -34,6 +35,7 @@ mod message;
 mod pool;
 mod refcount;
 mod region;
+mod streaming;
 mod sync;
 mod windows;
 
@@ -57,4 +59,5 @@ pub use region::{
     RegionBuilder, RegionError, RegionFallback, RegionId, RegionInfo, RegionKind, RegisterError, Registrar,
     RegistrarId, RegistrarSlot, Sealing, region_of,
 };
+pub use streaming::{STREAMS_PAYLOAD, stream_payload};
 pub use windows::WindowTable;

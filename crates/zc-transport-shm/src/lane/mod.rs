@@ -46,11 +46,14 @@ pub(crate) struct Joined {
     pub(crate) native: bool,
     /// What is longer than all our arenas is sent in parts.
     pub(crate) longer_in_parts: bool,
+    /// Long copies into our arenas may go past the caches.
+    pub(crate) streaming_copies: bool,
 }
 
 /// A lane over what was exchanged.
 pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<Lane, LaneError> {
-    let Joined { mine, theirs, bell, peer_bell, cooperative, native, longer_in_parts } = joined;
+    let Joined { mine, theirs, bell, peer_bell, cooperative, native, longer_in_parts, streaming_copies } =
+        joined;
     crate::abandoned::sweep();
     let leases = LeaseBudget::new(cx.limits.lease_soft, cx.limits.lease_hard);
     let peer_bell = Arc::new(peer_bell);
@@ -85,6 +88,7 @@ pub(crate) fn start(joined: Joined, mut caps: Caps, cx: OfferContext) -> Result<
         opened,
         borrowed,
         longer_in_parts,
+        streaming_copies,
     };
     let tx = tx::Tx::new(shared.clone(), memory, &cx);
     caps.max_message = tx.max_message();

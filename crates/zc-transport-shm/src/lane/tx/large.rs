@@ -1,7 +1,7 @@
 //! Messages that are longer than all arenas may be: in parts, as blocks come back.
 
 use smallvec::SmallVec;
-use zc_core::memory::{CopyPlace, Message, PinnedBuf, PinnedBufMut, copy_payload};
+use zc_core::memory::{Message, PinnedBuf, PinnedBufMut};
 use zc_core::transport::{Frame, FrameKind};
 
 use super::Tx;
@@ -167,7 +167,7 @@ impl Tx {
             return (!waits).then(|| self.put_part_inline(&rest, seq));
         };
         let bytes = rest.len().min(self.large.part_bytes).min(buf.capacity());
-        copy_payload(&mut buf.unfilled_mut()[..bytes], &rest[..bytes], &self.ledger, CopyPlace::Foreign);
+        self.copies.copy(&mut buf.unfilled_mut()[..bytes], &rest[..bytes], &self.ledger);
         buf.advance(bytes);
         let buf = buf.freeze();
         let at = self.arena.locate(&buf)?;

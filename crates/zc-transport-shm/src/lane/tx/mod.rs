@@ -1,5 +1,7 @@
 //! The sending half.
 
+mod chooser;
+mod copies;
 mod large;
 mod memory;
 mod put;
@@ -17,6 +19,7 @@ use zc_core::transport::{
 };
 use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError, frame_credit_bytes};
 
+use self::copies::Copies;
 use self::large::Large;
 use self::put::Refused;
 use self::reports::Reports;
@@ -51,6 +54,8 @@ pub(super) struct Memory {
     pub(super) borrowed: Arc<Borrowed>,
     /// What does not fit into `mine` is sent in parts.
     pub(super) longer_in_parts: bool,
+    /// Long copies into `mine` may go past the caches.
+    pub(super) streaming_copies: bool,
 }
 
 /// A frame that has no room yet.
@@ -78,6 +83,7 @@ pub(super) struct Tx {
     taken: u32,
     small: SmallBuffers,
     ledger: Arc<CopyLedger>,
+    copies: Copies,
     /// Payload bytes put into slots, not yet in the ledger.
     inline_bytes: usize,
     max_message: usize,
@@ -104,7 +110,8 @@ pub(super) struct Tx {
 
 impl Tx {
     pub(super) fn new(shared: Arc<Shared>, memory: Memory, cx: &OfferContext) -> Self {
-        let Memory { own, peer, returns_at, mine, opened, borrowed, longer_in_parts } = memory;
+        let Memory { own, peer, returns_at, mine, opened, borrowed, longer_in_parts, streaming_copies } =
+            memory;
         let Half { region, geometry, max_arena_bytes } = mine;
         let arena = Arena::new(region, geometry, max_arena_bytes, shared.wakers.tx.clone());
         let (max_arena, max_message) = (arena.max_len(), cx.limits.send_max_message as usize);
@@ -126,6 +133,7 @@ impl Tx {
             taken: 0,
             small: SmallBuffers::new(cx.pool.with_origin("shm tx")),
             ledger: cx.ledger.clone(),
+            copies: Copies::new(streaming_copies),
             inline_bytes: 0,
             max_message,
             max_whole,

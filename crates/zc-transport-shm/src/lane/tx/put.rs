@@ -1,7 +1,7 @@
 //! Frames on their way into the ring.
 
 use smallvec::SmallVec;
-use zc_core::memory::{CopyPlace, Message, PinnedBuf, PinnedBufMut, copy_payload};
+use zc_core::memory::{Message, PinnedBuf, PinnedBufMut};
 use zc_core::transport::{Frame, FrameKind, LaneError};
 
 use super::Tx;
@@ -218,7 +218,7 @@ impl Tx {
                     let to = &mut buf.unfilled_mut()[..n];
                     match kind {
                         Kind::Data | Kind::Remote => {
-                            copy_payload(to, &segment, &self.ledger, CopyPlace::Foreign);
+                            self.copies.copy(to, &segment, &self.ledger);
                         }
                         _ => copy_record(to, &segment),
                     }
