@@ -195,7 +195,7 @@ async fn parent() {
             let same = before.max(after) / before.min(after) <= SAME && apart(before) == apart(after);
             match round {
                 0 => {}
-                _ if same => rows[at][apart(before)].push((before, trip_us)),
+                _ if same => rows[at][apart(before)].push(Figures { bounce_ns: before, trip_us }),
                 _ => changed += 1,
             }
         }
@@ -208,21 +208,26 @@ async fn parent() {
     println!("{changed} rounds do not count");
 }
 
-type Rows = [[Vec<(f64, [f64; 2])>; APART.len()]; SIZES.len()];
+/// What one round says of a size.
+struct Figures {
+    bounce_ns: f64,
+    trip_us: [f64; 2],
+}
+
+type Rows = [[Vec<Figures>; APART.len()]; SIZES.len()];
 
 fn print(rows: &Rows) {
     println!("{:>10} {:>5} {:>7} {:>10} {:>14} {:>10}", "bytes", "", "rounds", "line", "memcpy", "streaming");
     for (len, row) in SIZES.into_iter().zip(rows) {
         for (of, name) in row.iter().zip(APART).filter(|(of, _)| !of.is_empty()) {
-            let column = |figure: &dyn Fn(&(f64, [f64; 2])) -> f64| {
-                median(&mut of.iter().map(figure).collect::<Vec<_>>())
-            };
+            let column =
+                |figure: &dyn Fn(&Figures) -> f64| median(&mut of.iter().map(figure).collect::<Vec<_>>());
             println!(
                 "{len:>10} {name:>5} {:>7} {:>7.0} ns {:>11.1} us {:>10.2}",
                 of.len(),
-                column(&|row| row.0),
-                column(&|row| row.1[0]),
-                column(&|row| row.1[1] / row.1[0]),
+                column(&|row| row.bounce_ns),
+                column(&|row| row.trip_us[0]),
+                column(&|row| row.trip_us[1] / row.trip_us[0]),
             );
         }
     }
