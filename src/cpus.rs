@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::thread::available_parallelism;
 
 /// Whether a receiver that looks can be overtaken by its peer: there is more than one processor, and no quota takes away
-/// later what is spent on looking. A process that is pinned to one processor may well look: the peer is on another.
+/// later what is spent on looking (of a thread that is pinned to one processor: a quota of control groups, version 2). A process that is pinned to one processor may well look: the peer is on another.
 pub(crate) fn looking_pays() -> bool {
     static PAYS: OnceLock<bool> = OnceLock::new();
     *PAYS.get_or_init(|| has_several(&fs::read_to_string(ONLINE).unwrap_or_default()) && !has_quota())

@@ -61,7 +61,8 @@ impl Receiver {
     /// Why the connection ended before the peer finished. What had arrived is returned first.
     pub async fn recv(&mut self) -> Result<Option<Message>, ConnectionError> {
         let guard = Unregister(self);
-        poll_fn(|cx| guard.0.poll_recv(cx)).await
+        // Who waits for this alone has done what there was to do with the last message.
+        poll_fn(|cx| guard.0.poll_looking(cx, false)).await
     }
 
     /// The next message if it has arrived.
@@ -88,22 +89,34 @@ impl Receiver {
 
     /// Like [`Receiver::recv`], for code that polls.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, ConnectionError>> {
-        let polled = self.poll_next_message(cx);
+        self.poll_looking(cx, !self.pending)
+    }
+
+    fn poll_looking(
+        &mut self,
+        cx: &mut Context<'_>,
+        fresh: bool,
+    ) -> Poll<Result<Option<Message>, ConnectionError>> {
+        let polled = self.poll_next_message(cx, fresh);
         self.pending = polled.is_pending();
         polled
     }
 
-    fn poll_next_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, ConnectionError>> {
+    /// When fresh, others may have something to do because of the last message: they come first.
+    fn poll_next_message(
+        &mut self,
+        cx: &mut Context<'_>,
+        fresh: bool,
+    ) -> Poll<Result<Option<Message>, ConnectionError>> {
         let core = self.handle.core();
         let mut rx = core.lock_rx();
-        let (fresh, mut has_read) = (!self.pending, false);
+        let mut has_read = false;
         for _ in 0..READS_PER_TURN {
             if let Some(received) = next(core, &mut rx) {
                 self.waiting.served(Instant::now);
                 return Poll::Ready(received);
             }
             if self.waiting.spins() {
-                // Others may have something to do because of the last message: they come first.
                 let looks = if fresh { 1 } else { self.looks };
                 let found = (0..looks).any(|_| {
                     let found = core.poll_ingest(&mut rx, Look::Once).is_ready();

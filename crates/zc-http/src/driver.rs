@@ -159,12 +159,16 @@ impl<H: Handler> Driver<H> {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, ErrorKind> {
         let link = self.link.clone();
-        if link.with(|state| self.waits(state)) {
+        let (waits, output) = link.with(|state| (self.waits(state), state.endpoint.has_output()));
+        if waits {
             cx.waker().wake_by_ref();
             return Ok(Poll::Pending);
         }
         // First, since a look for what has come may take a microsecond. What had come counts before an error.
-        let mut failed = self.write(cx).err();
+        let mut failed = None;
+        if output || !self.outbox.is_empty() {
+            failed = self.write(cx).err();
+        }
         for _ in 0..ROUNDS {
             let (more, end) = self.read(cx);
             if let Err(violation) = self.dispatch() {

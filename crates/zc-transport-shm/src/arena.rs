@@ -220,7 +220,7 @@ impl Arena {
         self.find(buf).map(|(at, slab, place)| (at, place / slab.block_len))
     }
 
-    /// Keeps a located buffer until the peer gives it back (M1, M2).
+    /// Keeps a located buffer until the peer gives it back (M1, M2). In front of the push that shows it.
     pub(crate) fn hold(&mut self, at: Descriptor, buf: PinnedBuf, token: Option<u64>) {
         self.keep(at, buf, Held { token, part: false });
     }

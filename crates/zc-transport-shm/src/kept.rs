@@ -52,15 +52,35 @@ impl Size {
 pub(crate) struct Kept {
     /// A [`Size`].
     sum: AtomicU64,
-    /// Half of what the peer may make beside its first arena.
+    max_slabs: u64,
+    max_blocks: u64,
+    /// Of what may be made beside the first arena.
     max_pages: u64,
 }
 
+/// How much of one side's arenas may be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// By the peer, to whom it was lent.
+    Half,
+    /// By our own application, to whom it was sent back. What the peer keeps at the same time may be all other arenas: so a quarter
+    /// is left to send from.
+    Quarter,
+}
+
 impl Kept {
-    /// Nothing yet, of a peer that makes arenas of so many bytes beside its first.
-    pub(crate) fn new(spare_bytes: u64) -> Arc<Self> {
-        let max_pages = (spare_bytes / 2 / PAGE_BYTES).min(MAX_PAGES / 2);
-        Arc::new(Self { sum: AtomicU64::new(0), max_pages })
+    /// Nothing yet, of a side that makes arenas of so many bytes beside its first.
+    pub(crate) fn new(spare_bytes: u64, part: Part) -> Arc<Self> {
+        let of_half = match part {
+            Part::Half => 1,
+            Part::Quarter => 2,
+        };
+        Arc::new(Self {
+            sum: AtomicU64::new(0),
+            max_slabs: MAX_KEPT_SLABS as u64 / of_half,
+            max_blocks: u64::from(MAX_KEPT_BLOCKS) / of_half,
+            max_pages: (spare_bytes / 2 / of_half / PAGE_BYTES).min(MAX_PAGES / 2),
+        })
     }
 
     /// Whether as much as this may be kept, whatever else is.
@@ -71,8 +91,8 @@ impl Kept {
     /// Whether something may be kept in more arenas, of this size in all.
     pub(crate) fn takes(&self, more: Size) -> bool {
         let now = Size(self.sum.load(Ordering::Relaxed));
-        now.slabs() + more.slabs() <= MAX_KEPT_SLABS as u64
-            && now.blocks() + more.blocks() <= u64::from(MAX_KEPT_BLOCKS)
+        now.slabs() + more.slabs() <= self.max_slabs
+            && now.blocks() + more.blocks() <= self.max_blocks
             && now.pages() + more.pages() <= self.max_pages
     }
 }
@@ -116,7 +136,7 @@ mod tests {
     #[test]
     fn an_arena_counts_while_a_block_of_it_is_kept() {
         const PAGE: u64 = PAGE_BYTES;
-        let all = Kept::new(2000 * PAGE);
+        let all = Kept::new(2000 * PAGE, Part::Half);
         let size = |blocks, pages| Size::of_arena(blocks, pages * PAGE);
         let (one, other) =
             (KeptOf::new(all.clone(), size(300, 600)), KeptOf::new(all.clone(), size(50, 400)));
@@ -138,7 +158,7 @@ mod tests {
     /// As much as a peer can have at a time, all kept: no count runs into its neighbour.
     #[test]
     fn counts_stay_apart() {
-        let all = Kept::new(u64::MAX);
+        let all = Kept::new(u64::MAX, Part::Half);
         let blocks = MAX_ARENA_BLOCKS / MAX_SLABS as u32;
         let one = Size::of_arena(blocks, (MAX_PAGES / 2 - 1) / MAX_SLABS as u64 * PAGE_BYTES);
         let kept: Vec<_> = (0..MAX_SLABS).map(|_| KeptOf::new(all.clone(), one)).collect();
@@ -148,7 +168,7 @@ mod tests {
         assert_eq!(sum.pages(), one.pages() * MAX_SLABS as u64);
         kept.iter().for_each(KeptOf::sub);
         assert_eq!(all.sum.load(Ordering::Relaxed), 0);
-        assert!(all.ever_takes(1 << 40) && !Kept::new(2 * PAGE_BYTES - 1).ever_takes(1));
+        assert!(all.ever_takes(1 << 40) && !Kept::new(2 * PAGE_BYTES - 1, Part::Half).ever_takes(1));
         assert_eq!(Size::of_arena(1, u64::MAX).blocks(), 1);
     }
 }

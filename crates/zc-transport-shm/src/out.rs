@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use zc_core::memory::PinnedBuf;
 use zc_core::wire::WireError;
 
-use crate::kept::{Kept, KeptOf, Size};
+use crate::kept::{Kept, KeptOf, Part, Size};
 use crate::layout::{BACK, Descriptor, Grow, Return};
 use crate::lie::lie;
 use crate::limits::FIRST_BLOCK_BYTES;
@@ -94,7 +94,7 @@ impl Out {
     /// Nothing yet, of a side that makes arenas of so many bytes beside its first.
     pub(crate) fn new(spare_bytes: u64) -> Arc<Self> {
         let any_caught_up = AtomicBool::new(false);
-        Arc::new(Self { state: Mutex::default(), any_caught_up, kept: Kept::new(spare_bytes) })
+        Arc::new(Self { state: Mutex::default(), any_caught_up, kept: Kept::new(spare_bytes, Part::Quarter) })
     }
 
     /// For a further arena.

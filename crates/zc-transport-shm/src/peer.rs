@@ -8,7 +8,7 @@ use zc_core::transport::LaneError;
 
 use crate::borrowed::{Borrowed, Loans};
 use crate::group::{Opened, Seen};
-use crate::kept::{Kept, KeptOf, Size};
+use crate::kept::{Kept, KeptOf, Part, Size};
 use crate::layout::{Descriptor, Geometry, Grow, Return, SHARED, Share};
 use crate::lie::lie;
 use crate::limits::{FIRST_BLOCK_BYTES, MAX_ARENA_BLOCKS, MAX_BLOCKS, MAX_FRAMES, MAX_SLABS};
@@ -95,7 +95,7 @@ impl PeerArena {
     ) -> Result<Self, LaneError> {
         let Bounds { max_bytes, lease_hard } = bounds;
         let seen = Seen::new(max_bytes, cooperative, returns.clone());
-        let kept = Kept::new(max_bytes.saturating_sub(region.len() as u64));
+        let kept = Kept::new(max_bytes.saturating_sub(region.len() as u64), Part::Half);
         let (slabs, bytes) = (Vec::new(), 0);
         let mut arena =
             Self { cooperative, slabs, returns, bytes, max_bytes, kept, lease_hard, opened, borrowed, seen };

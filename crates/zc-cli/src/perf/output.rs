@@ -23,7 +23,8 @@ impl Outcome {
             server_cpu_s = server_cpu_s.max(part.server.cpu_s);
         }
         let client: Counts = parts.iter().map(|part| part.ledger).sum();
-        let server: Counts = parts.iter().map(|part| part.server.ledger).sum();
+        let server: Option<Vec<Counts>> = parts.iter().map(|part| part.server.ledger).collect();
+        let server: Option<Counts> = server.map(|all| all.into_iter().sum());
         let q = |q| rtt.value_at_quantile(q);
         let rtt = (test == Test::Latency).then(|| {
             json!({
@@ -82,9 +83,11 @@ impl Outcome {
                 us("max")
             )?;
         }
-        for (side, ledger) in [("client", &v["ledger"]), ("server", &v["server_ledger"])] {
+        let sides =
+            [("client's ledger", &v["ledger"]), ("server's, warming up included", &v["server_ledger"])];
+        for (side, ledger) in sides.into_iter().filter(|(_, ledger)| !ledger.is_null()) {
             say!(
-                "{side}'s ledger: moved {} B, copied by us {} B, inline {} B, by the kernel {}",
+                "{side}: moved {} B, copied by us {} B, inline {} B, by the kernel {}",
                 ledger["moved_bytes"],
                 ledger["copied_bytes"],
                 ledger["inline_bytes"],

@@ -35,8 +35,9 @@ pub(crate) struct Order {
 pub(crate) struct Summary {
     pub(crate) messages: u64,
     pub(crate) cpu_s: f64,
-    /// Since the order, warming up included.
-    pub(crate) ledger: Counts,
+    /// Since the order, warming up included. Older servers say nothing of it.
+    #[serde(default)]
+    pub(crate) ledger: Option<Counts>,
 }
 
 /// A side's ledger.

@@ -61,7 +61,7 @@ async fn one(mut conn: Connection) -> Result<()> {
     };
     // `zc ping` goes when it has had enough, and waits for no summary.
     let Some(messages) = asked else { return Ok(()) };
-    let ledger = conn.ledger().since(&ledger).into();
+    let ledger = Some(conn.ledger().since(&ledger).into());
     let summary = Summary { messages, cpu_s: cpu_s() - cpu, ledger };
     conn.send(serde_json::to_vec(&summary)?).await?;
     conn.drain(std::time::Duration::ZERO).await?;

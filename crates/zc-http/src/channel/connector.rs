@@ -114,7 +114,15 @@ impl Connector {
 
     /// Whether it has a connection that takes calls.
     pub(super) fn is_up(&self) -> bool {
-        matches!(&*self.current.lock(), Current::Up(up) if !up.is_closed())
+        let current = self.current.lock();
+        match &*current {
+            Current::Up(up) => !up.is_closed(),
+            // Who waited for it may be gone.
+            Current::Connecting(connecting) => {
+                matches!(connecting.clone().now_or_never(), Some(Ok(up)) if !up.is_closed())
+            }
+            Current::None => false,
+        }
     }
 
     /// Whether calls need not be left to siblings, as far as that is known without waiting.
@@ -208,6 +216,7 @@ impl Drop for Connector {
         if let Current::Up(Up::Zc(link)) = &*self.current.lock() {
             link.go_away(Code::DONE, "the channel was dropped");
         }
+        self.siblings.iter().for_each(Siblings::notify);
     }
 }
 

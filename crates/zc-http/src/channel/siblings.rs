@@ -13,7 +13,7 @@ use super::connector::Connector;
 /// A channel with a connection is ready. One without is *not ready* as long as another of them has one, so that a
 /// balancer chooses among those that can be reached, and not the one that has nothing to do because all its calls fail. Meanwhile
 /// it connects in the background, whenever the balancer asks whether it is ready: at most once in a back-off that begins with
-/// 100 ms and doubles with every attempt up to 10 s. While none of them has a connection all are ready: calls wait for one, under
+/// 100 ms and doubles with every attempt up to 10 s. (A connection that breaks is noticed when the balancer asks its channel.) While none of them has a connection all are ready: calls wait for one, under
 /// their own deadlines, or fail as those of a single channel.
 ///
 /// ```
@@ -57,7 +57,7 @@ impl Siblings {
         members.iter().any(|member| member.is_up())
     }
 
-    /// Somebody came up or went down.
+    /// Somebody came up, or was dropped. A connection that broke is noticed when its channel is asked whether it is ready.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.shared.changed.notified()
     }

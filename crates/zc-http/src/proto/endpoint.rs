@@ -346,6 +346,8 @@ impl Endpoint {
             call.ended = Some(ended);
             call.tx.discard();
             call.tx.finished = true;
+            // Nothing more goes out.
+            call.tx.end_sent = true;
             self.events.push_back(Event::Ended(key));
         }
         self.close(key);

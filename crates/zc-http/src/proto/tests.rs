@@ -551,6 +551,27 @@ fn long_bodies_go_out_one_after_the_other_and_short_ones_between_their_frames() 
 }
 
 #[test]
+fn newcomers_with_long_bodies_keep_nobody_from_its_turn() {
+    let room = Limits { call_window_bytes: 8 << 20, connection_window_bytes: 100 << 20, ..small() };
+    let room = Limits { max_body_frame_bytes: 65_280, send_buffer_bytes: 8 << 20, max_calls: 1000, ..room };
+    let mut pair = Pair::new(room);
+    let long = pair.open().unwrap();
+    pair.client.endpoint.send_data(long, Bytes::from(vec![0; 4 << 20]));
+    let mut order = Vec::new();
+    for n in 0..200 {
+        if n % 5 == 0 {
+            // As much as five frames take: without turns the line would always be theirs.
+            let other = pair.open().unwrap();
+            pair.client.endpoint.send_data(other, Bytes::from(vec![0; 300 << 10]));
+        }
+        let message = next(&mut pair.client.endpoint).unwrap();
+        order.push(CallHeader::decode(flat(&message).first_chunk().unwrap()).unwrap().call);
+    }
+    let of_long = order.iter().filter(|id| **id == long.id).count();
+    assert!(of_long >= 20, "{of_long} of 65 in 200 turns: {order:?}");
+}
+
+#[test]
 fn a_stalled_call_stops_at_its_window_and_others_go_on() {
     let mut pair = Pair::new(Limits { connection_window_bytes: 20_000, ..small() });
     let stalled = pair.open().unwrap();

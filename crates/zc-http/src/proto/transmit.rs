@@ -93,7 +93,8 @@ impl Endpoint {
         tx.credit -= parts.body_len as u32;
         self.tx_credit -= parts.body_len as i64;
         tx.run_bytes += parts.body_len as u32;
-        if tx.run_bytes >= RUN_BYTES {
+        // Who begins queues up behind those that are here.
+        if parts.flags & FLAG_HEADERS != 0 || tx.run_bytes >= RUN_BYTES {
             tx.run_bytes = 0;
         }
         if tx.body_bytes == 0 && tx.finished {

@@ -157,8 +157,8 @@ impl Tx {
         if let Some(at) = self.locate(&rest) {
             let bytes = rest.len();
             self.reports.expect(token, 1);
-            self.name_part(at, seq);
             self.arena.hold(at, rest, token);
+            self.name_part(at, seq);
             return Some(bytes);
         }
         let Some(mut buf) = self.part_memory() else {
@@ -171,8 +171,8 @@ impl Tx {
         buf.advance(bytes);
         let buf = buf.freeze();
         let at = self.arena.locate(&buf)?;
-        self.name_part(at, seq);
         self.arena.hold_part(at, buf);
+        self.name_part(at, seq);
         Some(bytes)
     }
 

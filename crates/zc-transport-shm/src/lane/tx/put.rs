@@ -89,10 +89,12 @@ impl Tx {
     fn put_whole(&mut self, frame: Frame, at: Descriptor, token: Option<u64>) {
         let (kind, flags) = kind_of(&frame);
         self.reports.expect(token, 1);
-        self.ring.push(Head::new(kind, flags | BY_REFERENCE, 1), frame.seq, &at.pack());
+        let seq = frame.seq;
+        // First: from the push on the peer may have it, and the receiving half have it back.
         if let Some(buf) = frame.payload.into_segments().next() {
             self.arena.hold(at, buf, token);
         }
+        self.ring.push(Head::new(kind, flags | BY_REFERENCE, 1), seq, &at.pack());
         self.published = true;
     }
 
