@@ -193,8 +193,9 @@ async fn a_server_that_refuses_leaves_its_calls_to_the_others() {
         members[0].stop().await;
         members[0].places = 1000;
         members[0].serve().await;
+        // Its channel looks for it now and then.
         calls(&mut client, 60).await;
-        assert!(members[0].served() > 0 && members[1].served() > 0, "{one:?}");
+        calls_until_all_serve(&mut client, &members).await;
     }
 }
 
