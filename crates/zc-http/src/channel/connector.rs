@@ -106,6 +106,7 @@ impl Connector {
     }
 
     pub(super) fn current(&self) -> Option<Up> {
+        self.settle();
         match &*self.current.lock() {
             Current::Up(up) => Some(up.clone()),
             _ => None,
@@ -114,15 +115,18 @@ impl Connector {
 
     /// Whether it has a connection that takes calls.
     pub(super) fn is_up(&self) -> bool {
-        let current = self.current.lock();
-        match &*current {
-            Current::Up(up) => !up.is_closed(),
-            // Who waited for it may be gone.
-            Current::Connecting(connecting) => {
-                matches!(connecting.clone().now_or_never(), Some(Ok(up)) if !up.is_closed())
-            }
-            Current::None => false,
-        }
+        self.settle();
+        matches!(&*self.current.lock(), Current::Up(up) if !up.is_closed())
+    }
+
+    /// Takes over what connecting has come to: who waited for it may be gone.
+    fn settle(&self) {
+        let mut current = self.current.lock();
+        let Current::Connecting(connecting) = &*current else { return };
+        let Some(result) = connecting.clone().now_or_never() else { return };
+        *current = result.map_or(Current::None, Current::Up);
+        drop(current);
+        self.siblings.iter().for_each(Siblings::notify);
     }
 
     /// Whether calls need not be left to siblings, as far as that is known without waiting.
