@@ -11,15 +11,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
-use zc::transport::{
-    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, LinkProvider, Reactor, Trust, Unavailable,
-};
+use zc::transport::{LinkError, LinkProvider, Trust, Unavailable};
 use zc::{Error, Fabric, FabricBuilder, Outcome, Policy, SelectionReport};
-use zc_transport_tcp::StreamLinks;
 
+#[path = "common/leaving.rs"]
+mod leaving;
 #[path = "common/passed.rs"]
 mod passed;
 
+use leaving::Leaving;
 use passed::{GUARD, guarded, outcome, passing, with};
 
 const NOBODY: u32 = 65534;
@@ -186,35 +186,6 @@ async fn an_abstract_name_serves_accepted_users_only() {
     let Error::NoTransport(report) = &error else { panic!("{error}") };
     assert_eq!(outcome(report, "tcp"), Outcome::Unavailable(Unavailable::PeerUid { uid: NOBODY }));
     said_by(squatter).await;
-}
-
-/// Opens its link where we are, and then moves the thread to a network namespace of its own.
-struct Leaving;
-
-impl LinkProvider for Leaving {
-    fn accepts(&self, addr: &LinkAddr) -> bool {
-        StreamLinks.accepts(addr)
-    }
-    fn connect<'a>(
-        &'a self,
-        addr: &'a LinkAddr,
-        reactor: &'a Arc<dyn Reactor>,
-    ) -> BoxFuture<'a, Result<Box<dyn ControlLink>, LinkError>> {
-        Box::pin(async move {
-            let link = StreamLinks.connect(addr, reactor).await?;
-            #[allow(deprecated, reason = "safe for namespaces; what the new one warns of are file tables")]
-            let left = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET);
-            left.map_err(|error| LinkError::Io { operation: "unshare", source: error.into() })?;
-            Ok(link)
-        })
-    }
-    fn bind<'a>(
-        &'a self,
-        addr: &'a LinkAddr,
-        reactor: &'a Arc<dyn Reactor>,
-    ) -> BoxFuture<'a, Result<Box<dyn LinkListener>, LinkError>> {
-        StreamLinks.bind(addr, reactor)
-    }
 }
 
 /// The process that leaves its network namespace, which dies with it.

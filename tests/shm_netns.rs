@@ -10,50 +10,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
-use zc::transport::{
-    BoxFuture, ControlLink, LinkAddr, LinkError, LinkListener, LinkProvider, Reactor, Unavailable,
-};
+use zc::transport::{LinkError, Unavailable};
 use zc::{Connection, Fabric, Outcome, SelectionReport};
 use zc_transport_shm::ShmTransport;
-use zc_transport_tcp::{StreamLinks, TcpTransport};
+use zc_transport_tcp::TcpTransport;
+
+#[path = "common/leaving.rs"]
+mod leaving;
+
+use leaving::{Leaving, leave};
 
 const GUARD: Duration = Duration::from_secs(60);
 /// Set in the other process: where it connects to.
 const URI: &str = "ZC_TEST_SHM_NETNS";
-
-/// Moves the thread to a network namespace of its own, in which nothing is up.
-fn leave() -> std::io::Result<()> {
-    #[allow(deprecated, reason = "safe for namespaces; what the new one warns of are file tables")]
-    let left = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET);
-    Ok(left?)
-}
-
-/// Opens its link where we are, and then leaves: the link goes on, and what is found out after it is found elsewhere.
-struct Leaving;
-
-impl LinkProvider for Leaving {
-    fn accepts(&self, addr: &LinkAddr) -> bool {
-        StreamLinks.accepts(addr)
-    }
-    fn connect<'a>(
-        &'a self,
-        addr: &'a LinkAddr,
-        reactor: &'a Arc<dyn Reactor>,
-    ) -> BoxFuture<'a, Result<Box<dyn ControlLink>, LinkError>> {
-        Box::pin(async move {
-            let link = StreamLinks.connect(addr, reactor).await?;
-            leave().map_err(|source| LinkError::Io { operation: "unshare", source })?;
-            Ok(link)
-        })
-    }
-    fn bind<'a>(
-        &'a self,
-        addr: &'a LinkAddr,
-        reactor: &'a Arc<dyn Reactor>,
-    ) -> BoxFuture<'a, Result<Box<dyn LinkListener>, LinkError>> {
-        StreamLinks.bind(addr, reactor)
-    }
-}
 
 /// The process in another namespace; without the variable there is nothing to do.
 #[tokio::test]

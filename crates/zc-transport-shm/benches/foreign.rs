@@ -30,7 +30,7 @@ use std::time::Instant;
 
 use common::{End, Setup, TokioReactor, try_end};
 use line::{APART, Line, apart};
-use measure::{CHILD, median, pin};
+use measure::{CHILD, median};
 use zc_core::memory::{CopyPlace, PinnedBuf};
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
@@ -45,17 +45,7 @@ const SAME: f64 = 1.3;
 const LANES: [bool; 2] = [false, true];
 
 fn main() {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    match std::env::var(CHILD) {
-        Ok(name) => {
-            pin(1);
-            rt.block_on(child(name));
-        }
-        Err(_) => {
-            pin(0);
-            rt.block_on(parent());
-        }
-    }
+    measure::two_processes(parent, child);
 }
 
 fn rounds() -> usize {

@@ -32,7 +32,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use common::{End, Setup, TokioReactor, try_end};
-use measure::{CHILD, median, pin};
+use measure::{CHILD, median};
 use zc_core::memory::{Backing, PeerMapping, Region, Sealing};
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
@@ -46,17 +46,7 @@ const SAME: f64 = 1.25;
 const LAST: u64 = u64::MAX;
 
 fn main() {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    match std::env::var(CHILD) {
-        Ok(name) => {
-            pin(1);
-            rt.block_on(child(name));
-        }
-        Err(_) => {
-            pin(0);
-            rt.block_on(parent());
-        }
-    }
+    measure::two_processes(parent, child);
 }
 
 fn sizes() -> Vec<usize> {

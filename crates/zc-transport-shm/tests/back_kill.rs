@@ -5,18 +5,16 @@
 
 mod common;
 
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use common::process::{Killed, again, as_child};
 use common::*;
 use zc_core::memory::PinnedBuf;
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
-/// Set in the process that gets killed: the socket to connect to.
-const CHILD: &str = "ZC_SHM_BACK_KILL_CHILD";
 /// Kills of one run; many times that many under `ZC_SOAK`.
 const KILLS: usize = 60;
 
@@ -38,12 +36,7 @@ fn take(end: &mut End, cx: &mut std::task::Context<'_>) -> Result<Vec<Frame>, La
 /// Not a test of its own: the process that is killed. It keeps some of what it sends back.
 #[test]
 fn child() {
-    let Ok(name) = std::env::var(CHILD) else { return };
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    rt.block_on(async {
-        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
-        let link = StreamLinks.connect(&LinkAddr::UnixAbstract(name), &reactor).await.unwrap();
-        let mut end = try_end(link, Role::Client, &Setup::default(), None).await.unwrap();
+    as_child(&Setup::default(), async |mut end| {
         let mut kept = Vec::new();
         loop {
             let Ok(frames) = std::future::poll_fn(|cx| match take(&mut end, cx) {
@@ -63,15 +56,6 @@ fn child() {
             }
         }
     });
-}
-
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Sends until the peer is gone. All that was sent, how much of it came back, and the last of that.
@@ -133,13 +117,7 @@ fn what_killed_peers_sent_back_is_whole_and_the_rest_is_ours_again() {
         let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
         let mut answered = 0;
         for at in 0..kills {
-            let child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "child", "--test-threads=1"])
-                .env(CHILD, &name)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn();
-            let mut child = Killed(child.unwrap());
+            let mut child = Killed(again(&name).spawn().unwrap());
             let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
             let mut end = try_end(link, Role::Server, &Setup::default(), None).await.unwrap();
             let after = Duration::from_micros((at as u64).wrapping_mul(7919) % 30_000);

@@ -4,17 +4,15 @@
 
 mod common;
 
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use common::process::{CHILD, Killed, again};
 use common::*;
 use zc_core::memory::{PinnedBuf, PinnedBufMut};
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
-/// Set in a process that a test starts: the socket to connect to.
-const CHILD: &str = "ZC_SHM_ENDING_CHILD";
 /// And what it does there.
 const PART: &str = "ZC_SHM_ENDING_PART";
 
@@ -119,24 +117,8 @@ fn is_ours(file: &std::fs::DirEntry) -> bool {
     file.file_name().to_string_lossy().contains("zc")
 }
 
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn spawn(name: &str, part: &str) -> Killed {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--test-threads=1"])
-        .env(CHILD, name)
-        .env(PART, part)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    Killed(child.unwrap())
+    Killed(again(name).env(PART, part).spawn().unwrap())
 }
 
 async fn end_and_child(part: &str) -> (End, Killed) {

@@ -5,17 +5,16 @@
 
 mod common;
 
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::process::{Killed, again, as_child, descriptors};
 use common::*;
 use zc_core::memory::{Backing, BufPool, MemoryGroup, PinnedBuf};
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
-/// Set in a process that is a member: the socket to connect to ...
-const CHILD: &str = "ZC_SHM_GROUP_KILL_CHILD";
 /// ... and what it does there.
 const PART: &str = "ZC_SHM_GROUP_KILL_PART";
 /// Kills of one run; many times that many under `ZC_SOAK`.
@@ -35,17 +34,10 @@ fn message(seq: u64) -> Vec<u8> {
 /// Not a test of its own: a process that is a member.
 #[test]
 fn child() {
-    let Ok(name) = std::env::var(CHILD) else { return };
-    let part = std::env::var(PART).unwrap();
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    rt.block_on(async {
-        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
-        let link = StreamLinks.connect(&LinkAddr::UnixAbstract(name), &reactor).await.unwrap();
-        let mut end = try_end(link, Role::Client, &Setup::default(), None).await.unwrap();
-        match &part[..] {
-            "answers" => answers(&mut end).await,
-            _ => holds(&mut end).await,
-        }
+    let part = std::env::var(PART).unwrap_or_default();
+    as_child(&Setup::default(), async |mut end| match &part[..] {
+        "answers" => answers(&mut end).await,
+        _ => holds(&mut end).await,
     });
 }
 
@@ -82,15 +74,6 @@ async fn holds(end: &mut End) {
     }
 }
 
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 struct Hub {
     name: String,
     listener: Box<dyn LinkListener>,
@@ -99,13 +82,8 @@ struct Hub {
 
 impl Hub {
     async fn admit(&mut self, part: &str) -> (Killed, End) {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--test-threads=1"])
-            .env(CHILD, &self.name)
-            .env(PART, part)
-            .stdout(Stdio::null())
-            .spawn();
-        let child = Killed(child.unwrap());
+        let mut command = again(&self.name);
+        let child = Killed(command.env(PART, part).stderr(Stdio::inherit()).spawn().unwrap());
         let link = std::future::poll_fn(|cx| self.listener.poll_accept(cx)).await.unwrap();
         let mut end = try_end(link, Role::Server, &Setup::default(), None).await.unwrap();
         end.lane.tx.join_group(&self.group).unwrap();
@@ -127,10 +105,6 @@ async fn take(end: &mut End) -> Frame {
     let frame = frames.remove(0);
     end.lane.rx.release(frame.payload.len());
     frame
-}
-
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 /// Mappings, and their bytes.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use common::process::descriptors;
 use common::*;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zc_core::memory::{Backing, BufPool, MemoryGroup};
@@ -47,10 +48,6 @@ fn proportional_bytes() -> usize {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let line = rollup.lines().find(|l| l.starts_with("Pss:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
-}
-
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 /// As many pairs as the limit of descriptors allows, which is raised as far as it goes.

@@ -4,16 +4,14 @@
 
 mod common;
 
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
+use common::process::{Killed, again, as_child, descriptors, mappings};
 use common::*;
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
-/// Set in the process that gets killed: the socket to connect to.
-const CHILD: &str = "ZC_SHM_KILL_CHILD";
 /// Kills of one run; many times that many under `ZC_SOAK`.
 const KILLS: usize = 200;
 
@@ -82,42 +80,9 @@ async fn talk(end: &mut End, check: impl Fn(&Frame, u64)) -> LaneError {
 /// Not a test of its own: the process that is killed.
 #[test]
 fn child() {
-    let Ok(name) = std::env::var(CHILD) else { return };
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    rt.block_on(async {
-        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
-        let link = StreamLinks.connect(&LinkAddr::UnixAbstract(name), &reactor).await.unwrap();
-        let mut end = try_end(link, Role::Client, &Setup::default(), None).await.unwrap();
+    as_child(&Setup::default(), async |mut end| {
         talk(&mut end, |_, _| ()).await;
     });
-}
-
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn spawn(name: &str) -> Killed {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--test-threads=1"])
-        .env(CHILD, name)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    Killed(child)
-}
-
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-fn mappings() -> usize {
-    std::fs::read_to_string("/proc/self/maps").unwrap().lines().filter(|l| l.contains("zc-shm")).count()
 }
 
 #[test]
@@ -130,7 +95,7 @@ fn killed_peers_leave_whole_messages_and_nothing_else() {
         let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
         let before = descriptors();
         for at in 0..kills {
-            let mut child = spawn(&name);
+            let mut child = Killed(again(&name).spawn().unwrap());
             let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
             let joined = try_end(link, Role::Server, &Setup::default(), None).await;
             let mut end = joined.unwrap();

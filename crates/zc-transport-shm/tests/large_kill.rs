@@ -6,19 +6,18 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use common::process::{Killed, again, as_child, descriptors, mappings};
 use common::*;
 use zc_core::memory::BufPool;
 use zc_core::transport::*;
 use zc_transport_shm::{MAX_PARTS, PART_BYTES};
 use zc_transport_tcp::StreamLinks;
 
-/// Set in the process that gets killed: the socket to connect to ...
-const CHILD: &str = "ZC_SHM_LARGE_KILL_CHILD";
 /// ... and to anything, if it is the one that receives.
 const RECEIVES: &str = "ZC_SHM_LARGE_KILL_RECEIVES";
 /// Kills of one run, of either side; many times that many under `ZC_SOAK`.
@@ -47,12 +46,7 @@ fn setup() -> Setup {
 /// Not a test of its own: the process that is killed. As a sender it says on its error output what is sent to its end.
 #[test]
 fn child() {
-    let Ok(name) = std::env::var(CHILD) else { return };
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    rt.block_on(async {
-        let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
-        let link = StreamLinks.connect(&LinkAddr::UnixAbstract(name), &reactor).await.unwrap();
-        let mut end = try_end(link, Role::Client, &setup(), None).await.unwrap();
+    as_child(&setup(), async |mut end| {
         if std::env::var_os(RECEIVES).is_some() {
             while let Ok(frames) = end.recv().await {
                 frames.iter().for_each(|frame| end.lane.rx.release(frame.payload.len()));
@@ -68,43 +62,23 @@ fn child() {
     });
 }
 
-struct Killed(Child);
-
-impl Killed {
-    /// What it sent to its end.
-    fn kill(&mut self) -> u64 {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-        let mut said = Vec::new();
-        self.0.stderr.take().unwrap().read_to_end(&mut said).unwrap();
-        let (numbers, rest) = said.as_chunks::<8>();
-        assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&said));
-        numbers.last().map_or(0, |last| u64::from_ne_bytes(*last))
-    }
-}
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// What a killed sender sent to its end.
+fn kill(child: &mut Killed) -> u64 {
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
+    let mut said = Vec::new();
+    child.0.stderr.take().unwrap().read_to_end(&mut said).unwrap();
+    let (numbers, rest) = said.as_chunks::<8>();
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&said));
+    numbers.last().map_or(0, |last| u64::from_ne_bytes(*last))
 }
 
 fn spawn(name: &str, receives: bool) -> Killed {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child", "--test-threads=1"]).env(CHILD, name);
+    let mut command = again(name);
     if receives {
         command.env(RECEIVES, "1");
     }
-    Killed(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
-}
-
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-fn mappings() -> usize {
-    std::fs::read_to_string("/proc/self/maps").unwrap().lines().filter(|l| l.contains("zc-shm")).count()
+    Killed(command.stderr(Stdio::piped()).spawn().unwrap())
 }
 
 /// Whether the memory for a message in parts is taken.
@@ -171,7 +145,7 @@ fn killed_in_the_middle_of_a_message() {
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     rt.block_on(with_child(false, async |at, end, child| {
         let seen = receive_into(end, (at % 3) as u64, THRESHOLDS[at % 4]).await;
-        let sent = child.kill();
+        let sent = kill(child);
         assert!(sent <= seen, "{sent} messages were sent to their end, and {seen} came");
         let error = end.recv().await.unwrap_err();
         assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
@@ -191,7 +165,7 @@ fn killed_in_the_middle_of_a_message() {
             }
         });
         assert!(!sent.await, "too late");
-        child.kill();
+        kill(child);
         let error = std::future::poll_fn(|cx| {
             end.drive(cx);
             end.lane.tx.poll_flush(cx)

@@ -22,6 +22,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use common::process::{descriptors, mappings};
 use common::*;
 use zc::{Connection, ConnectionError, Deadlines, Error, Fabric, Outcome, Policy, SelectionReport};
 use zc_core::memory::{CopyPlace, Message};
@@ -234,14 +235,6 @@ async fn flood(mut connection: Connection, keep: usize, seen: impl Fn(usize)) ->
     let sent = connection.send(vec![0; 100]).await;
     assert!(sent.is_err(), "a send to nobody");
     error
-}
-
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-fn mappings() -> usize {
-    std::fs::read_to_string("/proc/self/maps").unwrap().lines().filter(|line| line.contains("zc-shm")).count()
 }
 
 /// The tasks of a connection end a moment after it.

@@ -8,6 +8,8 @@
     unreachable_pub
 )]
 
+pub mod process;
+
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
