@@ -36,7 +36,7 @@ pub(crate) fn print_targets(samples: &Samples, targets: &[Target]) {
         let [all, near, far] = [None, Some(Regime::Near), Some(Regime::Far)].map(|regime| {
             target.value(samples, regime).map_or("-".to_owned(), |value| format!("{value:.3}"))
         });
-        let verdict = target.verdict(target.value(samples, None));
+        let verdict = target.verdict(samples);
         println!("{:<78} {:>10} {all:>9} {near:>9} {far:>9}  {verdict}", target.text, target.bound.text());
     }
 }
@@ -55,7 +55,7 @@ pub(crate) fn title(unit: Unit) -> String {
         Metric::CallsPerS => format!("calls {calls}, k/s"),
         Metric::CallNs => format!("call {calls}, p50 us"),
         Metric::ServerCpuNs => format!("server CPU {calls}, us"),
-        Metric::CopiedBytes => format!("copied per call {calls}, bytes"),
+        Metric::CopiedBytes => format!("copied per message {calls}, bytes"),
     }
 }
 

@@ -32,6 +32,8 @@ type Measure = Box<dyn Fn(&Samples, Option<Regime>) -> Option<f64>>;
 pub(crate) struct Target {
     pub(crate) text: String,
     pub(crate) bound: Bound,
+    /// Near and far must each hold, where they were measured.
+    in_both_regimes: bool,
     measure: Measure,
 }
 
@@ -41,7 +43,12 @@ impl Target {
         bound: Bound,
         measure: impl Fn(&Samples, Option<Regime>) -> Option<f64> + 'static,
     ) -> Self {
-        Self { text, bound, measure: Box::new(measure) }
+        Self { text, bound, in_both_regimes: false, measure: Box::new(measure) }
+    }
+
+    /// The bound holds in each of the two regimes by itself, not over all rounds only.
+    pub(crate) fn in_both_regimes(self) -> Self {
+        Self { in_both_regimes: true, text: format!("{}, near and far", self.text), ..self }
     }
 
     /// `a`'s value over `b`'s.
@@ -62,23 +69,29 @@ impl Target {
         (self.measure)(samples, regime)
     }
 
-    pub(crate) fn verdict(&self, value: Option<f64>) -> &'static str {
-        match value {
-            Some(value) if self.bound.holds(value) => "met",
-            Some(_) => "MISSED",
-            None => "not measured",
+    pub(crate) fn verdict(&self, samples: &Samples) -> &'static str {
+        let regimes: &[_] = match self.in_both_regimes {
+            true => &[Some(Regime::Near), Some(Regime::Far)],
+            false => &[None],
+        };
+        let values = regimes.iter().map(|regime| self.value(samples, *regime));
+        let (measured, missing): (Vec<_>, Vec<_>) = values.partition(Option::is_some);
+        match measured.iter().flatten().all(|value| self.bound.holds(*value)) {
+            false => "MISSED",
+            true if measured.is_empty() => "not measured",
+            true if missing.is_empty() => "met",
+            true => "met in one regime, the other not measured",
         }
     }
 
     pub(crate) fn json(&self, samples: &Samples) -> Value {
-        let value = self.value(samples, None);
         json!({
             "target": self.text,
             "bound": self.bound,
-            "value": value,
+            "value": self.value(samples, None),
             "near": self.value(samples, Some(Regime::Near)),
             "far": self.value(samples, Some(Regime::Far)),
-            "verdict": self.verdict(value),
+            "verdict": self.verdict(samples),
         })
     }
 }

@@ -79,9 +79,13 @@ pub(crate) fn targets() -> Vec<Target> {
         Target::ratio(BUSY, "cache line", trip(b64), Bound::AtMost(3.0)),
         Target::ratio(BUSY, pubsub, trip(k4), Bound::AtMost(0.75)),
     ];
-    targets.extend([k64, m1, m10].map(|size| Target::ratio(BUSY, pubsub, trip(size), Bound::AtMost(1.05))));
+    targets.extend(
+        [k64, m1, m10]
+            .map(|size| Target::ratio(BUSY, pubsub, trip(size), Bound::AtMost(1.05)).in_both_regimes()),
+    );
     targets.extend([
         Target::difference(ENDS, trip(m10), trip(k4), Bound::AtMost(150.0)),
+        copied_by_the_ledger(m10),
         Target::ratio(BUSY, pubsub, rate(b64), Bound::AtLeast(5.0)),
         Target::ratio(BUSY, AERON, rate(b64), Bound::AtLeast(1.0)),
         Target::ratio(BUSY, pubsub, rate(m1), Bound::AtLeast(1.0)),
@@ -94,4 +98,12 @@ pub(crate) fn targets() -> Vec<Target> {
         Target::ratio(ADAPTIVE, "tokio unix stream", rate(m1), Bound::AtLeast(4.0)),
     ]);
     targets
+}
+
+/// What both sides' ledgers say that they copied while only the ends of the messages were touched.
+fn copied_by_the_ledger(size: usize) -> Target {
+    let copied = Unit { metric: Metric::CopiedBytes, size, inflight: 1 };
+    Target::new(format!("{ENDS}: {}", crate::table::title(copied)), Bound::AtMost(0.0), move |all, regime| {
+        all.median(ENDS, copied, regime)
+    })
 }

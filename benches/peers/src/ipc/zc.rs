@@ -50,11 +50,18 @@ impl Contender for Zc {
     }
 
     fn measure(&self, job: &Job) -> Result<Vec<(Metric, f64)>> {
-        let (metric, value) = match job.test {
-            Test::OneWay => (Metric::OneWayPerS, self.perf("throughput", job)?["messages_per_s"].take()),
-            _ => (Metric::RoundTripNs, self.perf("latency", job)?["rtt_ns"]["p50"].take()),
-        };
-        Ok(vec![(metric, value.as_f64().ok_or("zc perf printed no figure")?)])
+        let figure = |value: &Value| value.as_f64().ok_or("zc perf printed no figure");
+        if job.test == Test::OneWay {
+            let report = self.perf("throughput", job)?;
+            return Ok(vec![(Metric::OneWayPerS, figure(&report["messages_per_s"])?)]);
+        }
+        let report = self.perf("latency", job)?;
+        let copied: f64 = ["ledger", "server_ledger"]
+            .into_iter()
+            .map(|side| figure(&report[side]["copied_bytes"]))
+            .sum::<std::result::Result<_, _>>()?;
+        let trip = (Metric::RoundTripNs, figure(&report["rtt_ns"]["p50"])?);
+        Ok(vec![trip, (Metric::CopiedBytes, copied / figure(&report["messages"])?)])
     }
 
     fn serve(&self, _job: &Job) -> Result<()> {
