@@ -210,8 +210,10 @@ fn idle(_: &Context, runner: &Runner) -> Outcome {
 /// Timing decides what a killed peer leaves behind, so that one run shows little.
 fn kill(_: &Context, runner: &Runner) -> Outcome {
     let suite = format!("test -p {CONFORMANCE} --test *");
-    let steps =
-        [Cmd::cargo("test --workspace --all-features --test kill"), Cmd::cargo(&suite).args("a_peer_killed")];
+    let steps = [
+        Cmd::cargo("test --workspace --all-features --test kill --test shm_kill"),
+        Cmd::cargo(&suite).args("a_peer_killed"),
+    ];
     for round in 1..=KILL_ROUNDS {
         println!("round {round} of {KILL_ROUNDS}");
         for step in &steps {
