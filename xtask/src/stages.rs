@@ -64,7 +64,10 @@ pub(crate) const STAGES: &[Stage] = &[
         soak: true,
         ..stage("asan", "hostile peers of shared memory, under the address sanitizer", LIMIT_TESTS, asan)
     },
-    Stage { soak: true, ..stage("idle", "what 10,000 idle connections cost", LIMIT_BUILD, idle) },
+    Stage {
+        soak: true,
+        ..stage("idle", "what 10,000 idle connections cost, and 1,000 over shared memory", LIMIT_BUILD, idle)
+    },
     Stage { soak: true, ..stage("kill", "tests that kill processes, over and over", LIMIT_TESTS, kill) },
 ];
 
@@ -204,7 +207,13 @@ fn beyond_us(flags: &str) -> Option<&'static str> {
 }
 
 fn idle(_: &Context, runner: &Runner) -> Outcome {
-    run(runner, &Cmd::cargo("bench -p zc --bench idle"))
+    let bench = "bench -p zc --bench idle";
+    for step in [Cmd::cargo(bench), Cmd::cargo(bench).args("-- 1000 zc+shm://idle")] {
+        if let Err(how) = runner.run(&step) {
+            return Outcome::Failed(format!("{step}: {how}"));
+        }
+    }
+    Outcome::Passed
 }
 
 /// Timing decides what a killed peer leaves behind, so that one run shows little.
