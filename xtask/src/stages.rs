@@ -131,9 +131,17 @@ fn examples(context: &Context, runner: &Runner) -> Outcome {
     let rpc = |name: &str, args: &str| Cmd::new(release.join(name), args);
     let own_loop = "run --quiet --release -p zc --no-default-features --features tcp --example own_loop";
     let bench = "bench --uri zc://127.0.0.1:0 --size 64 --inflight 8 --duration-s 0.1";
+    let build = Cmd::cargo("build --workspace --release --examples");
+    if let Err(how) = runner.run(&build) {
+        return Outcome::Failed(format!("{build}: {how}"));
+    }
+    let echo = example("echo", "--quick");
+    for (step, expected) in [(echo.clone(), SHM_CHOSEN), (echo.env("ZC_TRANSPORTS", "^shm"), SHM_FORBIDDEN)] {
+        if let Err(how) = run_reporting(runner, &step, expected) {
+            return Outcome::Failed(format!("{step}: {how}"));
+        }
+    }
     let steps = [
-        Cmd::cargo("build --workspace --release --examples"),
-        example("echo", "--quick"),
         example("proxy", ""),
         example("custom_transport", ""),
         // Built once more, without the runtime that it does without.
@@ -153,7 +161,27 @@ fn examples(context: &Context, runner: &Runner) -> Outcome {
     Outcome::Passed
 }
 
-/// What a program may do without, one by one and together.
+/// What a program that chooses for itself reports of shared memory with a process of its host, and where it must not.
+const SHM_CHOSEN: &str = "chosen";
+const SHM_FORBIDDEN: &str = "unavailable: forbidden_by_policy";
+
+/// Runs a program that prints its selection report, in which shared memory must have ended so.
+fn run_reporting(runner: &Runner, cmd: &Cmd, expected: &str) -> Result<(), String> {
+    let said = runner.capture(cmd)?;
+    print!("{said}");
+    match reported("shm", &said) {
+        Some(found) if found.contains(expected) => Ok(()),
+        found => Err(format!("it reports of shm: {}; expected: {expected}", found.unwrap_or("nothing"))),
+    }
+}
+
+/// The line of a transport in a selection report, without its name.
+fn reported<'a>(transport: &str, text: &'a str) -> Option<&'a str> {
+    let of_it = |line: &'a str| line.strip_prefix(transport).filter(|rest| rest.starts_with(' '));
+    text.lines().find_map(of_it).map(str::trim)
+}
+
+/// What a program may do without, one by one and together. None of it is needed to share memory.
 const RESTRICTIONS: &[&str] = &[
     "--user",
     "--memlock",
@@ -180,7 +208,7 @@ fn restricted(context: &Context, runner: &Runner) -> Outcome {
             continue;
         }
         let cmd = Cmd::new(SELF, RESTRICT).args(flags).args("--").arg(&echo).args("--quick");
-        if let Err(how) = runner.at_most(LIMIT_ECHO).run(&cmd) {
+        if let Err(how) = run_reporting(&runner.at_most(LIMIT_ECHO), &cmd, SHM_CHOSEN) {
             return Outcome::Failed(format!("{flags}: {how}"));
         }
     }
@@ -352,6 +380,13 @@ fn loom_packages(root: &Path) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_is_found_among_other_words() {
+        let text = "shmem is no transport\nshm    commit       chosen\ntcp    offers       not needed\n";
+        assert_eq!(reported("shm", text), Some("commit       chosen"));
+        assert_eq!(reported("rdma", text), None);
+    }
 
     #[test]
     fn every_package_is_found() {
