@@ -161,9 +161,11 @@ fn examples(context: &Context, runner: &Runner) -> Outcome {
     Outcome::Passed
 }
 
-/// What a program that chooses for itself reports of shared memory with a process of its host, and where it must not.
+/// What a program that chooses for itself reports of shared memory with a process of its host: as a rule; where it must
+/// not; and of the user whom the kernel shows for all that it can't name.
 const SHM_CHOSEN: &str = "chosen";
 const SHM_FORBIDDEN: &str = "unavailable: forbidden_by_policy";
+const SHM_OF_NOBODY: &str = "unavailable: peer_uid (65534)";
 
 /// Runs a program that prints its selection report, in which shared memory must have ended so.
 fn run_reporting(runner: &Runner, cmd: &Cmd, expected: &str) -> Result<(), String> {
@@ -181,17 +183,18 @@ fn reported<'a>(transport: &str, text: &'a str) -> Option<&'a str> {
     text.lines().find_map(of_it).map(str::trim)
 }
 
-/// What a program may do without, one by one and together. None of it is needed to share memory.
-const RESTRICTIONS: &[&str] = &[
-    "--user",
-    "--memlock",
-    "--no-io-uring",
-    "--no-shm",
-    "--user --memlock",
-    "--user --no-io-uring",
-    "--user --no-shm",
-    "--memlock --no-io-uring --no-shm",
-    "--user --memlock --no-io-uring --no-shm",
+/// What a program may do without, one by one and together, and what it then reports of shared memory.
+const RESTRICTIONS: &[(&str, &str)] = &[
+    ("--user", SHM_CHOSEN),
+    ("--nobody", SHM_OF_NOBODY),
+    ("--memlock", SHM_CHOSEN),
+    ("--no-io-uring", SHM_CHOSEN),
+    ("--no-shm", SHM_CHOSEN),
+    ("--user --memlock", SHM_CHOSEN),
+    ("--user --no-io-uring", SHM_CHOSEN),
+    ("--user --no-shm", SHM_CHOSEN),
+    ("--memlock --no-io-uring --no-shm", SHM_CHOSEN),
+    ("--user --memlock --no-io-uring --no-shm", SHM_CHOSEN),
 ];
 
 fn restricted(context: &Context, runner: &Runner) -> Outcome {
@@ -201,14 +204,14 @@ fn restricted(context: &Context, runner: &Runner) -> Outcome {
     }
     let echo = target_dir(&context.root).join("release/examples/echo");
     let mut left_out = Vec::new();
-    for flags in RESTRICTIONS {
+    for (flags, expected) in RESTRICTIONS {
         if let Some(reason) = beyond_us(flags) {
             println!("left out: {flags}: {reason}");
             left_out.push(format!("{flags} ({reason})"));
             continue;
         }
         let cmd = Cmd::new(SELF, RESTRICT).args(flags).args("--").arg(&echo).args("--quick");
-        if let Err(how) = run_reporting(&runner.at_most(LIMIT_ECHO), &cmd, SHM_CHOSEN) {
+        if let Err(how) = run_reporting(&runner.at_most(LIMIT_ECHO), &cmd, expected) {
             return Outcome::Failed(format!("{flags}: {how}"));
         }
     }
@@ -227,6 +230,7 @@ fn beyond_us(flags: &str) -> Option<&'static str> {
     let able = capabilities & SETGID_SETUID_SYS_ADMIN == SETGID_SETUID_SYS_ADMIN;
     match () {
         () if able => None,
+        () if flags.contains("--nobody") => Some("becoming nobody takes CAP_SETUID"),
         () if flags.contains("--no-shm") => Some("mounting takes CAP_SYS_ADMIN"),
         // An ordinary user is what is wanted.
         () if flags.contains("--user") && capabilities != 0 => Some("dropping some privileges takes others"),
