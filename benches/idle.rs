@@ -1,11 +1,16 @@
-//! What an idle connection costs: 10,000 of them between two processes, memory and CPU of each side.
+//! What an idle connection costs: 10,000 of them between two processes; memory, descriptors and CPU of each side.
 //!
 //! ```text
-//! cargo bench --bench idle                      10,000 connections over TCP, 10 s of idling
-//! cargo bench --bench idle -- 2000 zc+unix://@idle 30
+//! cargo bench --bench idle                                     10,000 connections over TCP, 10 s of idling
+//! cargo bench --bench idle -- 2000 zc+unix://@idle 30          so many, over this, for so many seconds
+//! cargo bench --bench idle -- 1000 zc+shm://idle 10 262144     and at most so many bytes each
 //! ```
 //!
-//! Heap bytes are counted by the allocator, so that they are exact; RSS and PSS say what the process really has.
+//! Heap bytes are counted by the allocator, so that they are exact; RSS and PSS say what the process really has. RSS
+//! counts all pages of the memory files that a side maps, its own and the peer's; PSS gives half of them to either, so that
+//! both together are what a connection takes of the machine. "shared" is the part of PSS that is such pages.
+//!
+//! It fails if a connection takes more of one side than it may, or if doing nothing takes more than two hundredths of a core.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
@@ -29,7 +34,14 @@ const AT_A_TIME: usize = 64;
 /// Descriptors that a process needs besides its connections.
 const OTHER_DESCRIPTORS: u64 = 64;
 /// What the project wants to stay below, bytes per connection and side.
-const WANTED_BYTES: i64 = 8 << 10;
+const STREAM_BYTES: i64 = 8 << 10;
+/// The same, with all that both sides share.
+const SHM_BYTES: i64 = 256 << 10;
+/// Most descriptors of a connection and side while it comes up.
+const STREAM_DESCRIPTORS: u64 = 1;
+const SHM_DESCRIPTORS: u64 = 8;
+/// Part of a core that idling may take.
+const IDLE_SHARE: f64 = 0.02;
 /// Kinds of block that are listed.
 const LISTED: usize = 14;
 /// Blocks of this size and more are counted together.
@@ -84,21 +96,41 @@ fn main() -> Result<()> {
         count => {
             let wanted = count.map_or(Ok(CONNECTIONS), str::parse)?;
             let idle = args.get(2).map_or(Ok(IDLE), |s| s.parse().map(Duration::from_secs))?;
-            runtime.block_on(client(allowed(wanted)?, uri, idle))
+            let most = args.get(3).map(|s| s.parse()).transpose()?;
+            let terms = Terms::of(uri, idle, most);
+            runtime.block_on(client(allowed(wanted, terms.descriptors)?, uri, &terms))
         }
     }
 }
 
+/// What is measured, and what it may take.
+struct Terms {
+    idle: Duration,
+    /// Of a connection and side.
+    most_bytes: i64,
+    descriptors: u64,
+}
+
+impl Terms {
+    fn of(uri: &str, idle: Duration, most_bytes: Option<i64>) -> Self {
+        let (bytes, descriptors) = match uri.starts_with("zc+shm:") {
+            true => (SHM_BYTES, SHM_DESCRIPTORS),
+            false => (STREAM_BYTES, STREAM_DESCRIPTORS),
+        };
+        Self { idle, most_bytes: most_bytes.unwrap_or(bytes), descriptors }
+    }
+}
+
 /// As many as the limit on descriptors allows, which is raised as far as it goes.
-fn allowed(wanted: usize) -> Result<usize> {
+fn allowed(wanted: usize, descriptors_each: u64) -> Result<usize> {
     let limit = getrlimit(Resource::Nofile);
-    let need = wanted as u64 + OTHER_DESCRIPTORS;
+    let need = wanted as u64 * descriptors_each + OTHER_DESCRIPTORS;
     if limit.current.is_some_and(|current| current < need) {
         let raised = limit.maximum.map_or(need, |maximum| maximum.min(need));
         setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum })?;
     }
     let have = getrlimit(Resource::Nofile).current.unwrap_or(need).saturating_sub(OTHER_DESCRIPTORS);
-    let count = usize::try_from(have)?.min(wanted);
+    let count = usize::try_from(have / descriptors_each)?.min(wanted);
     if count < wanted {
         println!("scaled down from {wanted}: the descriptor limit (ulimit -n -H) is {have}");
     }
@@ -107,7 +139,9 @@ fn allowed(wanted: usize) -> Result<usize> {
 
 /// Echoes, with a task per connection as an application has; answers what the client asks on its standard input.
 async fn server(uri: &str) -> Result<()> {
-    allowed(CONNECTIONS)?;
+    // As many as there may be: the client says how many come.
+    let limit = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })?;
     let mut listener = Fabric::auto()?.listen(uri).await?;
     println!("{}", listener.local_uri());
     let (ask, mut asked) = tokio::sync::mpsc::channel(1);
@@ -142,12 +176,12 @@ async fn echo(mut conn: Connection) {
     }
 }
 
-async fn client(count: usize, uri: &str, idle: Duration) -> Result<()> {
+async fn client(count: usize, uri: &str, terms: &Terms) -> Result<()> {
     let mut server = Server::spawn(uri)?;
     let uri = server.line()?;
     let fabric = Fabric::auto()?;
     let mut kept: Vec<Connection> = Vec::with_capacity(count);
-    let sides = [("client", Sample::now()?), ("server", server.measure()?)];
+    let start = [Sample::now()?, server.measure()?];
     let began = Instant::now();
     while kept.len() < count {
         let batch = (kept.len()..count).take(AT_A_TIME).map(|_| fabric.connect(&uri));
@@ -157,10 +191,10 @@ async fn client(count: usize, uri: &str, idle: Duration) -> Result<()> {
     }
     println!("{count} connections over {uri} in {:.1} s", began.elapsed().as_secs_f64());
     println!(
-        "{:<14} {:>12} {:>12} {:>12} {:>14}",
-        "", "heap B/conn", "RSS B/conn", "PSS B/conn", "CPU ms idle"
+        "{:<14} {:>12} {:>12} {:>12} {:>14} {:>12} {:>14}",
+        "", "heap B/conn", "RSS B/conn", "PSS B/conn", "shared B/conn", "files/conn", "CPU ms idle"
     );
-    let mut above = false;
+    let (mut most_bytes, mut most_of_both, mut most_cpu) = (0, 0, 0.0_f64);
     for state in ["new", "used", "burst"] {
         match state {
             "used" => exchange(&mut kept, AT_A_TIME).await?,
@@ -170,23 +204,36 @@ async fn client(count: usize, uri: &str, idle: Duration) -> Result<()> {
         // What is under way ends; then nothing is left to do.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let before = [Sample::now()?, server.measure()?];
-        tokio::time::sleep(idle).await;
+        tokio::time::sleep(terms.idle).await;
         let after = [Sample::now()?, server.measure()?];
-        for (n, (side, start)) in sides.iter().enumerate() {
-            let per = |of: fn(&Sample) -> i64| (of(&after[n]) - of(start)) / count as i64;
-            let (heap, rss, pss) = (per(|s| s.heap), per(|s| s.rss), per(|s| s.pss));
-            let cpu_ms = (after[n].cpu_ns - before[n].cpu_ns) / 1_000_000;
-            println!("{state:<6} {side:<7} {heap:>12} {rss:>12} {pss:>12} {cpu_ms:>14}");
+        let each = [0, 1].map(|side| after[side].each(&start[side], count as i64));
+        for (n, side) in ["client", "server"].into_iter().enumerate() {
+            let Sample { heap, rss, pss, shared, descriptors, .. } = each[n];
+            let cpu = Duration::from_nanos((after[n].cpu_ns - before[n].cpu_ns).unsigned_abs());
+            println!(
+                "{state:<6} {side:<7} {heap:>12} {rss:>12} {pss:>12} {shared:>14} {descriptors:>12} {:>14}",
+                cpu.as_millis()
+            );
+            most_cpu = most_cpu.max(cpu.as_secs_f64() / terms.idle.as_secs_f64());
+        }
+        if state != "burst" {
             // What the pool keeps free after a burst is its own: the next connections use it.
-            above |= state != "burst" && rss.max(heap) > WANTED_BYTES;
+            most_bytes = each.iter().fold(most_bytes, |most, side| most.max(side.rss).max(side.heap));
+            most_of_both = most_of_both.max(each[0].pss + each[1].pss);
         }
     }
     println!("\nclient, heap blocks by size:\n{}", blocks(count));
     println!("server, heap blocks by size:\n{}", server.blocks()?);
-    if above {
-        return Err(format!("above {WANTED_BYTES} bytes per connection and side").into());
+    println!("{most_of_both} bytes per connection, both sides together");
+    let verdict =
+        format!("{most_bytes} bytes per connection and side, of {} that it may take", terms.most_bytes);
+    if most_bytes > terms.most_bytes {
+        return Err(format!("too much: {verdict}").into());
     }
-    println!("below {WANTED_BYTES} bytes per connection and side");
+    println!("{verdict}");
+    if most_cpu > IDLE_SHARE {
+        return Err(format!("idling takes {:.1} % of a core", 100.0 * most_cpu).into());
+    }
     Ok(())
 }
 
@@ -210,6 +257,8 @@ struct Sample {
     heap: i64,
     rss: i64,
     pss: i64,
+    shared: i64,
+    descriptors: i64,
     cpu_ns: i64,
 }
 
@@ -229,20 +278,36 @@ impl Sample {
             heap: HEAP.bytes.load(Relaxed),
             rss: bytes("Rss:").ok_or("no Rss")?,
             pss: bytes("Pss:").ok_or("no Pss")?,
+            shared: bytes("Pss_Shmem:").ok_or("no Pss_Shmem")?,
+            descriptors: i64::try_from(std::fs::read_dir("/proc/self/fd")?.count())?,
             cpu_ns,
         })
     }
 
+    /// What is more than at `start`, divided by so many.
+    fn each(&self, start: &Self, count: i64) -> Self {
+        let per = |of: fn(&Self) -> i64| (of(self) - of(start)) / count;
+        Self {
+            heap: per(|s| s.heap),
+            rss: per(|s| s.rss),
+            pss: per(|s| s.pss),
+            shared: per(|s| s.shared),
+            descriptors: per(|s| s.descriptors),
+            cpu_ns: per(|s| s.cpu_ns),
+        }
+    }
+
     fn to_line(self) -> String {
-        format!("{} {} {} {}", self.heap, self.rss, self.pss, self.cpu_ns)
+        let Self { heap, rss, pss, shared, descriptors, cpu_ns } = self;
+        format!("{heap} {rss} {pss} {shared} {descriptors} {cpu_ns}")
     }
 
     fn of_line(line: &str) -> Result<Self> {
         let numbers: Vec<i64> = line.split(' ').map(str::parse).collect::<std::result::Result<_, _>>()?;
-        let &[heap, rss, pss, cpu_ns] = &numbers[..] else {
+        let &[heap, rss, pss, shared, descriptors, cpu_ns] = &numbers[..] else {
             return Err(format!("not a sample: {line}").into());
         };
-        Ok(Self { heap, rss, pss, cpu_ns })
+        Ok(Self { heap, rss, pss, shared, descriptors, cpu_ns })
     }
 }
 

@@ -139,6 +139,19 @@ fn nothing_per_message_over_tcp_while_spinning() {
     steady_state("zc+tcp://127.0.0.1:0", Polling::Adaptive { spin: Duration::from_micros(20) });
 }
 
+#[cfg(feature = "shm")]
+#[test]
+fn nothing_per_message_over_shared_memory() {
+    for polling in [
+        Polling::Interrupt,
+        Polling::Busy,
+        Polling::Adaptive { spin: Duration::ZERO },
+        Polling::Adaptive { spin: Duration::from_micros(20) },
+    ] {
+        steady_state(&format!("zc+shm://no-alloc-{}", std::process::id()), polling);
+    }
+}
+
 #[test]
 fn a_received_message_becomes_bytes_with_at_most_one() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -151,3 +151,32 @@ async fn none_is_lost_while_spinning() {
 async fn none_is_lost_on_one_thread() {
     guarded("zc+mem://wakes-alone", Polling::Interrupt).await;
 }
+
+/// Both ends' rings and bells, in each way of waiting; a sleeper that is not rung for sleeps for ever.
+#[cfg(feature = "shm")]
+mod over_shared_memory {
+    use super::*;
+
+    const WAYS: [Polling; 4] = [
+        Polling::Interrupt,
+        Polling::Busy,
+        Polling::Adaptive { spin: Duration::ZERO },
+        Polling::Adaptive { spin: Duration::from_micros(20) },
+    ];
+
+    async fn in_each_way(name: &str) {
+        for (at, polling) in WAYS.into_iter().enumerate() {
+            guarded(&format!("zc+shm://wakes-{name}-{at}-{}", std::process::id()), polling).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn none_is_lost() {
+        in_each_way("many").await;
+    }
+
+    #[tokio::test]
+    async fn none_is_lost_on_one_thread() {
+        in_each_way("one").await;
+    }
+}

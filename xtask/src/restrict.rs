@@ -17,15 +17,21 @@ use crate::sys;
 
 /// The hidden subcommand.
 pub(crate) const RESTRICT: &str = "__restrict";
+/// A user without a name, of whom there is no other process.
+const ORDINARY: u32 = 65533;
+const NOBODY: u32 = 65534;
 const EXIT_CANNOT_RESTRICT: u8 = 126;
 /// `ulimit -l 64`.
 const MEMLOCK_BYTES: u64 = 64 << 10;
 
 #[derive(clap::Args, Clone, Default)]
 pub(crate) struct Options {
-    /// As `nobody`, without a capability.
+    /// As an ordinary user, without a capability.
     #[arg(long)]
     pub(crate) user: bool,
+    /// As `nobody`, which is also what the kernel calls users that it can't name: zc takes no other nobody for itself.
+    #[arg(long)]
+    pub(crate) nobody: bool,
     /// `ulimit -l 64`.
     #[arg(long)]
     pub(crate) memlock: bool,
@@ -58,9 +64,10 @@ fn give_up(options: &Options) -> Result<PathBuf, String> {
     let mut program = PathBuf::from(&options.command[0]);
     let is_root = proc::geteuid().is_root();
     let failed = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
-    if is_root && (options.user || options.no_shm) {
+    let other = options.user || options.nobody;
+    if is_root && (other || options.no_shm) {
         sys::private_mounts().map_err(failed("a mount namespace"))?;
-        if options.user {
+        if other {
             program = copied(&program).map_err(failed("a copy that everyone may run"))?;
         }
         if options.no_shm {
@@ -71,8 +78,9 @@ fn give_up(options: &Options) -> Result<PathBuf, String> {
         let limit = Rlimit { current: Some(MEMLOCK_BYTES), maximum: Some(MEMLOCK_BYTES) };
         setrlimit(Resource::Memlock, limit).map_err(|error| format!("memlock: {error}"))?;
     }
-    if options.user && is_root {
-        sys::become_nobody().map_err(failed("becoming nobody"))?;
+    if other && is_root {
+        let id = if options.nobody { NOBODY } else { ORDINARY };
+        sys::become_user(id).map_err(failed("becoming another user"))?;
         // The kernel forgets the death signal when credentials change.
         die_with(parent)?;
     }
@@ -102,7 +110,10 @@ fn copied(program: &Path) -> std::io::Result<PathBuf> {
 /// A restriction that is not there would make the check worthless.
 fn verify(options: &Options) -> Result<(), String> {
     let claim = |what: &str, holds: bool| if holds { Ok(()) } else { Err(format!("not in force: {what}")) };
-    if options.user {
+    if options.nobody {
+        claim("nobody", proc::geteuid().as_raw() == NOBODY)?;
+    }
+    if options.user || options.nobody {
         claim("no root", !proc::geteuid().is_root() && !proc::getuid().is_root())?;
         claim("no capability", effective_capabilities() == Some(0))?;
     }

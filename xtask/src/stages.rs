@@ -64,7 +64,10 @@ pub(crate) const STAGES: &[Stage] = &[
         soak: true,
         ..stage("asan", "hostile peers of shared memory, under the address sanitizer", LIMIT_TESTS, asan)
     },
-    Stage { soak: true, ..stage("idle", "what 10,000 idle connections cost", LIMIT_BUILD, idle) },
+    Stage {
+        soak: true,
+        ..stage("idle", "what 10,000 idle connections cost, and 1,000 over shared memory", LIMIT_BUILD, idle)
+    },
     Stage { soak: true, ..stage("kill", "tests that kill processes, over and over", LIMIT_TESTS, kill) },
 ];
 
@@ -128,9 +131,17 @@ fn examples(context: &Context, runner: &Runner) -> Outcome {
     let rpc = |name: &str, args: &str| Cmd::new(release.join(name), args);
     let own_loop = "run --quiet --release -p zc --no-default-features --features tcp --example own_loop";
     let bench = "bench --uri zc://127.0.0.1:0 --size 64 --inflight 8 --duration-s 0.1";
+    let build = Cmd::cargo("build --workspace --release --examples");
+    if let Err(how) = runner.run(&build) {
+        return Outcome::Failed(format!("{build}: {how}"));
+    }
+    let echo = example("echo", "--quick");
+    for (step, expected) in [(echo.clone(), SHM_CHOSEN), (echo.env("ZC_TRANSPORTS", "^shm"), SHM_FORBIDDEN)] {
+        if let Err(how) = run_reporting(runner, &step, expected) {
+            return Outcome::Failed(format!("{step}: {how}"));
+        }
+    }
     let steps = [
-        Cmd::cargo("build --workspace --release --examples"),
-        example("echo", "--quick"),
         example("proxy", ""),
         example("custom_transport", ""),
         // Built once more, without the runtime that it does without.
@@ -150,17 +161,40 @@ fn examples(context: &Context, runner: &Runner) -> Outcome {
     Outcome::Passed
 }
 
-/// What a program may do without, one by one and together.
-const RESTRICTIONS: &[&str] = &[
-    "--user",
-    "--memlock",
-    "--no-io-uring",
-    "--no-shm",
-    "--user --memlock",
-    "--user --no-io-uring",
-    "--user --no-shm",
-    "--memlock --no-io-uring --no-shm",
-    "--user --memlock --no-io-uring --no-shm",
+/// What a program that chooses for itself reports of shared memory with a process of its host: as a rule; where it must
+/// not; and of the user whom the kernel shows for all that it can't name.
+const SHM_CHOSEN: &str = "chosen";
+const SHM_FORBIDDEN: &str = "unavailable: forbidden_by_policy";
+const SHM_OF_NOBODY: &str = "unavailable: peer_uid (65534)";
+
+/// Runs a program that prints its selection report, in which shared memory must have ended so.
+fn run_reporting(runner: &Runner, cmd: &Cmd, expected: &str) -> Result<(), String> {
+    let said = runner.capture(cmd)?;
+    print!("{said}");
+    match reported("shm", &said) {
+        Some(found) if found.contains(expected) => Ok(()),
+        found => Err(format!("it reports of shm: {}; expected: {expected}", found.unwrap_or("nothing"))),
+    }
+}
+
+/// The line of a transport in a selection report, without its name.
+fn reported<'a>(transport: &str, text: &'a str) -> Option<&'a str> {
+    let of_it = |line: &'a str| line.strip_prefix(transport).filter(|rest| rest.starts_with(' '));
+    text.lines().find_map(of_it).map(str::trim)
+}
+
+/// What a program may do without, one by one and together, and what it then reports of shared memory.
+const RESTRICTIONS: &[(&str, &str)] = &[
+    ("--user", SHM_CHOSEN),
+    ("--nobody", SHM_OF_NOBODY),
+    ("--memlock", SHM_CHOSEN),
+    ("--no-io-uring", SHM_CHOSEN),
+    ("--no-shm", SHM_CHOSEN),
+    ("--user --memlock", SHM_CHOSEN),
+    ("--user --no-io-uring", SHM_CHOSEN),
+    ("--user --no-shm", SHM_CHOSEN),
+    ("--memlock --no-io-uring --no-shm", SHM_CHOSEN),
+    ("--user --memlock --no-io-uring --no-shm", SHM_CHOSEN),
 ];
 
 fn restricted(context: &Context, runner: &Runner) -> Outcome {
@@ -170,14 +204,14 @@ fn restricted(context: &Context, runner: &Runner) -> Outcome {
     }
     let echo = target_dir(&context.root).join("release/examples/echo");
     let mut left_out = Vec::new();
-    for flags in RESTRICTIONS {
+    for (flags, expected) in RESTRICTIONS {
         if let Some(reason) = beyond_us(flags) {
             println!("left out: {flags}: {reason}");
             left_out.push(format!("{flags} ({reason})"));
             continue;
         }
         let cmd = Cmd::new(SELF, RESTRICT).args(flags).args("--").arg(&echo).args("--quick");
-        if let Err(how) = runner.at_most(LIMIT_ECHO).run(&cmd) {
+        if let Err(how) = run_reporting(&runner.at_most(LIMIT_ECHO), &cmd, expected) {
             return Outcome::Failed(format!("{flags}: {how}"));
         }
     }
@@ -196,6 +230,7 @@ fn beyond_us(flags: &str) -> Option<&'static str> {
     let able = capabilities & SETGID_SETUID_SYS_ADMIN == SETGID_SETUID_SYS_ADMIN;
     match () {
         () if able => None,
+        () if flags.contains("--nobody") => Some("becoming nobody takes CAP_SETUID"),
         () if flags.contains("--no-shm") => Some("mounting takes CAP_SYS_ADMIN"),
         // An ordinary user is what is wanted.
         () if flags.contains("--user") && capabilities != 0 => Some("dropping some privileges takes others"),
@@ -204,14 +239,22 @@ fn beyond_us(flags: &str) -> Option<&'static str> {
 }
 
 fn idle(_: &Context, runner: &Runner) -> Outcome {
-    run(runner, &Cmd::cargo("bench -p zc --bench idle"))
+    let bench = "bench -p zc --bench idle";
+    for step in [Cmd::cargo(bench), Cmd::cargo(bench).args("-- 1000 zc+shm://idle")] {
+        if let Err(how) = runner.run(&step) {
+            return Outcome::Failed(format!("{step}: {how}"));
+        }
+    }
+    Outcome::Passed
 }
 
 /// Timing decides what a killed peer leaves behind, so that one run shows little.
 fn kill(_: &Context, runner: &Runner) -> Outcome {
     let suite = format!("test -p {CONFORMANCE} --test *");
-    let steps =
-        [Cmd::cargo("test --workspace --all-features --test kill"), Cmd::cargo(&suite).args("a_peer_killed")];
+    let steps = [
+        Cmd::cargo("test --workspace --all-features --test kill --test shm_kill"),
+        Cmd::cargo(&suite).args("a_peer_killed"),
+    ];
     for round in 1..=KILL_ROUNDS {
         println!("round {round} of {KILL_ROUNDS}");
         for step in &steps {
@@ -341,6 +384,13 @@ fn loom_packages(root: &Path) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_is_found_among_other_words() {
+        let text = "shmem is no transport\nshm    commit       chosen\ntcp    offers       not needed\n";
+        assert_eq!(reported("shm", text), Some("commit       chosen"));
+        assert_eq!(reported("rdma", text), None);
+    }
 
     #[test]
     fn every_package_is_found() {

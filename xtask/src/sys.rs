@@ -58,9 +58,8 @@ pub(crate) fn no_new_privs() -> io::Result<()> {
     checked(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
 }
 
-/// Becomes user and group `nobody`, without a supplementary group or a capability, and without a way back.
-pub(crate) fn become_nobody() -> io::Result<()> {
-    const NOBODY: u32 = 65534;
+/// Becomes this user and group, without a supplementary group or a capability, and without a way back.
+pub(crate) fn become_user(id: u32) -> io::Result<()> {
     const CAP_LAST: libc::c_ulong = 63;
     // SAFETY: these calls take plain integers, and setgroups(2) a list of no entries, which it does not read.
     unsafe {
@@ -69,8 +68,8 @@ pub(crate) fn become_nobody() -> io::Result<()> {
             libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
         }
         checked(libc::setgroups(0, std::ptr::null()))?;
-        checked(libc::setresgid(NOBODY, NOBODY, NOBODY))?;
-        checked(libc::setresuid(NOBODY, NOBODY, NOBODY))?;
+        checked(libc::setresgid(id, id, id))?;
+        checked(libc::setresuid(id, id, id))?;
     }
     no_new_privs()
 }

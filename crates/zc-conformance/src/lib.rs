@@ -78,6 +78,7 @@ macro_rules! suite {
                 a_peer_killed_while_holding_buffers,
                 a_peer_killed_while_sending,
                 a_send_that_waits_when_the_peer_is_killed,
+                a_delivered_send_that_waits_when_the_peer_dies,
                 a_message_too_large_comes_back,
                 every_sender_gets_its_turn,
                 thousands_of_connections_leave_nothing,

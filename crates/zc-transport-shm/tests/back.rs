@@ -5,7 +5,6 @@
 mod common;
 
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use common::*;
 use proptest::prelude::*;
@@ -272,24 +271,16 @@ fn both_sides_keep_what_they_may() {
 fn what_would_leave_nothing_waits_for_memory() {
     const LEN: usize = 700_000;
     run(async {
-        let mut setup = Setup { pool_bytes: 2 << 20, ..Setup::default() };
-        setup.options.max_arena_bytes = 4 << 20;
-        let (mut a, mut b) = pair(&setup).await;
-        let (mut taken, mut kept, mut seq) = (Vec::new(), Vec::new(), 0);
-        while let Ok(buf) = a.pool.try_alloc(64 << 10) {
-            taken.push(buf);
-        }
-        loop {
-            seq += 1;
+        let (mut a, mut b) = pair(&scarce()).await;
+        let taken = exhausted(&a.pool);
+        let (seq, mut kept) = until_one_waits(async |seq| {
             send(&mut a, seq, LEN).await;
             echo(&mut b).await;
-            match tokio::time::timeout(Duration::from_millis(200), take(&mut a)).await {
-                Ok(frame) => kept.push(frame),
-                Err(_) => break,
-            }
-        }
+            vec![take(&mut a).await]
+        })
+        .await;
         assert!(copied(&a) == 0 && (1..=2).contains(&kept.len()), "{}", kept.len());
-        taken.clear();
+        drop(taken);
         kept.push(take(&mut a).await);
         assert_eq!(a.ledger.snapshot().copied_at(CopyPlace::CopyOut), LEN as u64);
         assert!(kept.iter().all(|frame| frame.payload == body(LEN, frame.seq as usize)[..]));

@@ -4,16 +4,14 @@
 
 mod common;
 
-use std::time::Duration;
-
 use common::*;
 use zc_core::memory::{PinnedBuf, RegionKind};
 use zc_core::transport::Frame;
 
-async fn send(a: &mut End, seq: usize, len: usize) {
+async fn send(a: &mut End, seq: u64, len: usize) {
     let mut buf = a.alloc(len).await;
-    buf.put_slice(&body(len, seq));
-    a.send(data(seq as u64, buf.freeze())).await.unwrap();
+    buf.put_slice(&body(len, seq as usize));
+    a.send(data(seq, buf.freeze())).await.unwrap();
 }
 
 async fn take(b: &mut End) -> Vec<Frame> {
@@ -105,23 +103,15 @@ fn little_memory_is_not_all_kept() {
 fn what_would_leave_nothing_waits_for_memory() {
     const LEN: usize = 700_000;
     run(async {
-        let mut setup = Setup { pool_bytes: 2 << 20, ..Setup::default() };
-        setup.options.max_arena_bytes = 4 << 20;
-        let (mut a, mut b) = pair(&setup).await;
-        let (mut taken, mut kept, mut seq) = (Vec::new(), Vec::new(), 0);
-        while let Ok(buf) = b.pool.try_alloc(64 << 10) {
-            taken.push(buf);
-        }
-        loop {
-            seq += 1;
+        let (mut a, mut b) = pair(&scarce()).await;
+        let taken = exhausted(&b.pool);
+        let (seq, kept) = until_one_waits(async |seq| {
             send(&mut a, seq, LEN).await;
-            match tokio::time::timeout(Duration::from_millis(200), take(&mut b)).await {
-                Ok(frames) => kept.extend(frames),
-                Err(_) => break,
-            }
-        }
+            take(&mut b).await
+        })
+        .await;
         assert!(kept.iter().all(is_lent) && (1..=2).contains(&kept.len()), "{}", kept.len());
-        taken.clear();
+        drop(taken);
         let waited = take(&mut b).await;
         assert!(!is_lent(&waited[0]) && are_whole(&waited, LEN) && are_whole(&kept, LEN));
         drop(waited);

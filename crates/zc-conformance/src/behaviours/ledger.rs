@@ -36,10 +36,15 @@ pub async fn the_ledger_adds_up(bench: &Bench) -> Verdict {
     Ok(())
 }
 
+/// What is claimed under a condition is tried under one that any should meet: memory of the connection, one message at a
+/// time between two ends of one user, dropped or sent back at once.
 fn zero_copy_both_ways(caps: &Caps) -> Result<(), Skipped> {
     match (caps.zero_copy_tx, caps.zero_copy_rx) {
-        (ZeroCopy::Always, ZeroCopy::Always) => Ok(()),
-        (tx, rx) => Err(Skipped(format!("zero copy is not claimed both ways: {tx:?}, {rx:?}"))),
+        (ZeroCopy::Never, _) | (_, ZeroCopy::Never) => {
+            let (tx, rx) = (caps.zero_copy_tx, caps.zero_copy_rx);
+            Err(Skipped(format!("zero copy is not claimed both ways: {tx:?}, {rx:?}")))
+        }
+        _ => Ok(()),
     }
 }
 

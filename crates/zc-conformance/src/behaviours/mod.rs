@@ -42,8 +42,8 @@ pub use self::integrity::{
 };
 pub use self::keepalive::{a_slow_peer_is_not_declared_dead, a_stopped_peer_is_declared_dead};
 pub use self::kill::{
-    a_peer_killed_while_holding_buffers, a_peer_killed_while_sending,
-    a_send_that_waits_when_the_peer_is_killed,
+    a_delivered_send_that_waits_when_the_peer_dies, a_peer_killed_while_holding_buffers,
+    a_peer_killed_while_sending, a_send_that_waits_when_the_peer_is_killed,
 };
 pub use self::lease::{
     an_echo_of_messages_as_large_as_the_lease_goes_on, past_the_hard_lease_only_its_own_connection_waits,

@@ -12,7 +12,7 @@ pub mod process;
 
 use std::sync::Arc;
 use std::task::Context;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use zc::TokioReactor;
 use zc_core::memory::{BufPool, CopyLedger, Message, PinnedBufMut};
@@ -100,6 +100,30 @@ pub async fn pair_of(a: &Setup, b: &Setup) -> (End, End) {
 
 pub async fn pair(setup: &Setup) -> (End, End) {
     pair_of(setup, setup).await
+}
+
+/// Of both ends, arenas and a pool that a few messages fill.
+pub fn scarce() -> Setup {
+    let mut setup = Setup { pool_bytes: 2 << 20, ..Setup::default() };
+    setup.options.max_arena_bytes = 4 << 20;
+    setup
+}
+
+/// All of a pool.
+pub fn exhausted(pool: &BufPool) -> Vec<PinnedBufMut> {
+    std::iter::from_fn(|| pool.try_alloc(64 << 10).ok()).collect()
+}
+
+/// Has one message after another pass, until one waits; its number, and all that came before it.
+pub async fn until_one_waits(mut pass: impl AsyncFnMut(u64) -> Vec<Frame>) -> (u64, Vec<Frame>) {
+    // Long, for a message that waits for nothing.
+    const WAITS: Duration = Duration::from_millis(200);
+    let (mut seq, mut came) = (1, Vec::new());
+    while let Ok(frames) = tokio::time::timeout(WAITS, pass(seq)).await {
+        came.extend(frames);
+        seq += 1;
+    }
+    (seq, came)
 }
 
 pub fn body(len: usize, seed: usize) -> Vec<u8> {
