@@ -118,7 +118,7 @@ impl Error {
     pub(crate) fn new(kind: ErrorKind, executed: Executed) -> Self {
         Self {
             #[cfg(feature = "tonic")]
-            status: Arc::new(grpc::status(&kind)),
+            status: Arc::new(grpc::status(&kind, executed)),
             kind,
             executed,
         }
@@ -190,11 +190,11 @@ impl std::error::Error for Error {
 mod grpc {
     use tonic::{Code as Grpc, Status};
 
-    use super::ErrorKind;
+    use super::{ErrorKind, Executed};
     use crate::proto::Code;
 
     /// As gRPC's HTTP/2 mapping has it.
-    pub(super) fn status(kind: &ErrorKind) -> Status {
+    pub(super) fn status(kind: &ErrorKind, executed: Executed) -> Status {
         let code = match kind {
             ErrorKind::Connect(_)
             | ErrorKind::Connection(_)
@@ -210,6 +210,9 @@ mod grpc {
             | ErrorKind::HeadersTooLarge => Grpc::ResourceExhausted,
             ErrorKind::Deadline => Grpc::DeadlineExceeded,
             ErrorKind::Reset(_) | ErrorKind::Ended(_) | ErrorKind::NoRuntime => Grpc::Internal,
+            // The connection takes no calls any more, whatever it ended with.
+            #[cfg(feature = "hyper")]
+            ErrorKind::Http(_) if executed == Executed::No => Grpc::Unavailable,
             #[cfg(feature = "hyper")]
             ErrorKind::Http(error) => return of_http(error.clone()),
             ErrorKind::Body(_) => Grpc::Unknown,

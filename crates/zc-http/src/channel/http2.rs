@@ -102,8 +102,10 @@ impl Http2 {
         match sender.try_send_request(request).await {
             Ok(response) => Ok(response.map(Body::http)),
             Err(mut failed) => {
-                let executed = if failed.take_message().is_some() { Executed::No } else { Executed::Maybe };
-                Err(Error::new(ErrorKind::Http(Arc::new(failed.into_error())), executed))
+                let unsent = failed.take_message().is_some();
+                let error = failed.into_error();
+                let executed = if unsent || not_taken(&error) { Executed::No } else { Executed::Maybe };
+                Err(Error::new(ErrorKind::Http(Arc::new(error)), executed))
             }
         }
     }
@@ -120,6 +122,20 @@ impl Http2 {
 
 fn no_connection(error: zc::Error) -> Error {
     Error::new(ErrorKind::Connect(Arc::new(error)), Executed::No)
+}
+
+/// Whether the server said that no service has seen the call: it refused its stream, or went away with a last stream
+/// that lies below. Others of a connection that ends fail with that, and not with the server's GOAWAY.
+fn not_taken(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return error.is_remote() && (refused || error.is_go_away());
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn not_executed(error: hyper::Error) -> Error {
