@@ -194,6 +194,7 @@ mod grpc {
     use crate::proto::Code;
 
     /// As gRPC's HTTP/2 mapping has it.
+    #[cfg_attr(not(feature = "hyper"), allow(unused_variables, reason = "told by the kind"))]
     pub(super) fn status(kind: &ErrorKind, executed: Executed) -> Status {
         let code = match kind {
             ErrorKind::Connect(_)
