@@ -336,7 +336,7 @@ fn check_direction(from: &Half, to: &Half) {
 
 proptest! {
     #[test]
-    fn any_interleaving_delivers_what_was_sent(
+    fn fuzz_any_interleaving_delivers_what_was_sent(
         steps in prop::collection::vec((0_u8..34, any::<u8>(), 0_usize..4000), 0..400),
     ) {
         let mut pair = Pair::new(small());
@@ -349,7 +349,7 @@ proptest! {
 
     /// However the others stall: a call that is read in a direction goes on in it.
     #[test]
-    fn a_call_that_is_read_goes_on(
+    fn fuzz_a_call_that_is_read_goes_on(
         steps in prop::collection::vec((0_usize..16, 0_usize..4, 1_usize..3000), 0..300),
         reserve in prop_oneof![1_u32..8, 1_u32..4000],
         chosen in 0_usize..8,
