@@ -157,6 +157,18 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The server is there and took this call for no service.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match &self.kind {
+            ErrorKind::Reset(code) => *code == Code::REFUSED,
+            #[cfg(feature = "hyper")]
+            ErrorKind::Http(_) => self.executed == Executed::No,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Error").field("kind", &self.kind).field("executed", &self.executed).finish()

@@ -29,16 +29,30 @@ pub(super) async fn call<B>(
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
-    let Some(due) = due else {
-        let (parts, body) = request.into_parts();
-        return exchange(open(&connector, parts, None).await?, body).await;
+    let result = match due {
+        Some(due) => make_until(due, &connector, request).await,
+        None => {
+            let (parts, body) = request.into_parts();
+            match open(&connector, parts, None).await {
+                Ok(opened) => exchange(opened, body).await,
+                Err(error) => Err(error),
+            }
+        }
     };
+    connector.heard(&result);
+    result
+}
+
+async fn make_until<B>(due: Due, connector: &Connector, request: Request<B>) -> Result<Response<Body>, Error>
+where
+    B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+{
     // Timers need one.
     tokio::runtime::Handle::try_current().map_err(|_| Error::new(ErrorKind::NoRuntime, Executed::No))?;
     let mut deadline = Some(Deadline::from(due));
     let (parts, body) = request.into_parts();
     let late = |executed| Error::new(ErrorKind::Deadline, executed);
-    let Some(opened) = within(&mut deadline, open(&connector, parts, Some(due))).await else {
+    let Some(opened) = within(&mut deadline, open(connector, parts, Some(due))).await else {
         return Err(late(Executed::No));
     };
     let opened = opened?;
