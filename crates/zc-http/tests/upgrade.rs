@@ -13,7 +13,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinHandle;
 use tower::{ServiceExt, service_fn};
@@ -184,6 +184,40 @@ async fn servers_that_close_or_are_silent_at_hello() {
                 (AtHello::IsSilent, zc::Error::Timeout { stage: zc::Stage::Hello }) => {}
                 (_, error) => panic!("{at_hello:?}: {error:?}"),
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_speaks_neither_is_not_taken_for_a_server() {
+    let mut deadlines = Deadlines::default();
+    deadlines.hello = Duration::from_millis(300);
+    let fabric = Fabric::auto_builder().deadlines(deadlines).build().unwrap();
+    for answer in [&b""[..], b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail\r\n", b"hm"] {
+        for closes in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let uri = format!("zc+tcp://{}", listener.local_addr().unwrap());
+            tokio::spawn(async move {
+                let mut held = Vec::new();
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    // It may be gone.
+                    let _ = stream.write_all(answer).await;
+                    if !closes {
+                        held.push(stream);
+                    }
+                }
+            });
+            let channel = Channel::builder()
+                .fall_back(true)
+                .greeting_timeout(Duration::from_millis(300))
+                .build(&fabric, &uri)
+                .unwrap();
+            let failed = tokio::time::timeout(HANG, channel.connect()).await.expect("it hangs").unwrap_err();
+            // What zc found says more than that HTTP/2 is not spoken either.
+            assert!(matches!(failed.kind(), ErrorKind::Connect(_)), "{answer:?} {closes}: {failed:?}");
+            assert_eq!(failed.executed(), Executed::No);
+            assert_eq!(channel.protocol(), None);
         }
     }
 }

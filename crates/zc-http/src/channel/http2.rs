@@ -13,6 +13,7 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use super::connector::Target;
+use super::greeted::Greeted;
 use crate::body::Body;
 use crate::error::{BoxError, Error, ErrorKind, Executed};
 use crate::proto::Limits;
@@ -63,6 +64,7 @@ impl Http2 {
 
     async fn on(stream: ZcStream, authority: Authority, limits: &Limits) -> Result<Self, Error> {
         let info = stream.info().clone();
+        let (stream, greeted) = Greeted::new(stream);
         let (mut sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE)
@@ -78,6 +80,7 @@ impl Http2 {
                 tracing::debug!(%error, "a connection on HTTP/2 ended");
             }
         });
+        greeted.await.map_err(|_| Error::new(ErrorKind::NoGreeting, Executed::No))?;
         poll_fn(|cx| sender.poll_ready(cx)).await.map_err(not_executed)?;
         Ok(Self { sender, authority, info })
     }

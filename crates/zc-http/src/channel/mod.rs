@@ -4,6 +4,8 @@ mod back_off;
 mod call;
 mod connector;
 #[cfg(feature = "hyper")]
+mod greeted;
+#[cfg(feature = "hyper")]
 mod http2;
 mod siblings;
 
