@@ -1,6 +1,6 @@
 //! When calls end that take too long, in simulated time.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests")]
 
 use std::convert::Infallible;
 use std::sync::Arc;

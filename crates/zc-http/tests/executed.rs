@@ -1,6 +1,6 @@
 //! Whether a call that failed may have been executed.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests")]
 
 use bytes::Bytes;
 use http::{Request, Response};

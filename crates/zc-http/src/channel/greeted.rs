@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::stream::ZcStream;
 
 /// The head of a frame: length, kind, flags, stream.
-const HEAD: usize = 9;
+const FRAME_HEAD_BYTES: usize = 9;
 const SETTINGS: u8 = 4;
 
 /// A stream that tells once the server has begun with SETTINGS, as HTTP/2 wants it. hyper takes a connection for good
@@ -29,14 +29,17 @@ impl Greeted {
     /// The receiver fails when the server says something else first, or nothing.
     pub(super) fn new(stream: ZcStream) -> (Self, oneshot::Receiver<()>) {
         let (greeted, heard) = oneshot::channel();
-        (Self { stream, awaited: Some(Awaited { head: Vec::with_capacity(HEAD), greeted }) }, heard)
+        (
+            Self { stream, awaited: Some(Awaited { head: Vec::with_capacity(FRAME_HEAD_BYTES), greeted }) },
+            heard,
+        )
     }
 
     fn saw(&mut self, bytes: &[u8]) {
         let Some(Awaited { head, .. }) = &mut self.awaited else { return };
-        head.extend(bytes.iter().take(HEAD - head.len()));
-        let is_settings = head.len() == HEAD && head[3] == SETTINGS && head[5..] == [0; 4];
-        if (head.len() == HEAD || bytes.is_empty())
+        head.extend(bytes.iter().take(FRAME_HEAD_BYTES - head.len()));
+        let is_settings = head.len() == FRAME_HEAD_BYTES && head[3] == SETTINGS && head[5..] == [0; 4];
+        if (head.len() == FRAME_HEAD_BYTES || bytes.is_empty())
             && let Some(Awaited { greeted, .. }) = self.awaited.take()
             && is_settings
         {
