@@ -45,6 +45,7 @@ const ADD_COMPONENTS: &str = "rustup component add clippy rustfmt";
 pub(crate) const STAGES: &[Stage] = &[
     stage("fmt", "formatting", LIMIT_FMT, fmt),
     stage("clippy", "lints, as errors", LIMIT_BUILD, clippy),
+    stage("features", "zc-http builds with each of its features alone", LIMIT_BUILD, features),
     stage("limits", "docs/limits.md says what the sources say", LIMIT_FMT, limits),
     stage("unit", "unit tests", LIMIT_TESTS, unit),
     stage("integration", "integration tests", LIMIT_TESTS, integration),
@@ -87,6 +88,18 @@ fn fmt(context: &Context, runner: &Runner) -> Outcome {
 fn clippy(context: &Context, runner: &Runner) -> Outcome {
     let cmd = Cmd::cargo("clippy --workspace --all-features --all-targets -- -D warnings");
     with_component("clippy", "clippy", context, runner, &cmd)
+}
+
+/// What all other stages build with all features.
+fn features(context: &Context, runner: &Runner) -> Outcome {
+    for features in ["", " --features tonic", " --features hyper"] {
+        let step = format!("clippy -p zc-http --no-default-features{features} -- -D warnings");
+        let outcome = with_component("clippy", "clippy", context, runner, &Cmd::cargo(&step));
+        if !matches!(outcome, Outcome::Passed) {
+            return outcome;
+        }
+    }
+    Outcome::Passed
 }
 
 fn unit(context: &Context, runner: &Runner) -> Outcome {

@@ -90,7 +90,12 @@ impl Body {
 impl Incoming {
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let key = self.key;
-        let item = self.link.with(|state| match state.endpoint.take_body(key) {
+        // First: what comes in may never end.
+        if has_passed(&mut self.deadline, cx) {
+            self.link.with(|state| state.endpoint.cancel(key, Code::CANCEL));
+            return Poll::Ready(Some(Err(Error::new(ErrorKind::Deadline, Executed::Maybe))));
+        }
+        self.link.with(|state| match state.endpoint.take_body(key) {
             BodyItem::Pending => {
                 state.wait(key, Half::Rx, cx);
                 Poll::Pending
@@ -99,16 +104,12 @@ impl Incoming {
             BodyItem::Trailers(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
             BodyItem::End => Poll::Ready(None),
             BodyItem::Failed(ended) => Poll::Ready(Some(Err(Error::of_call(ended, state.cause.as_ref())))),
-        });
-        if item.is_pending()
-            && let Some(deadline) = &mut self.deadline
-            && deadline.poll_passed(cx).is_ready()
-        {
-            self.link.with(|state| state.endpoint.cancel(key, Code::CANCEL));
-            return Poll::Ready(Some(Err(Error::new(ErrorKind::Deadline, Executed::Maybe))));
-        }
-        item
+        })
     }
+}
+
+fn has_passed(deadline: &mut Option<Deadline>, cx: &mut Context<'_>) -> bool {
+    deadline.as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready())
 }
 
 /// A body that came over HTTP/1 or HTTP/2.
@@ -122,13 +123,11 @@ struct Http {
 impl Http {
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         use http_body::Body as _;
-        if let Poll::Ready(item) = Pin::new(&mut self.body).poll_frame(cx) {
-            let failed = |error: hyper::Error| Error::new(ErrorKind::Http(Arc::new(error)), Executed::Maybe);
-            return Poll::Ready(item.map(|frame| frame.map_err(failed)));
+        if has_passed(&mut self.deadline, cx) {
+            return Poll::Ready(Some(Err(Error::new(ErrorKind::Deadline, Executed::Maybe))));
         }
-        let Some(deadline) = &mut self.deadline else { return Poll::Pending };
-        std::task::ready!(deadline.poll_passed(cx));
-        Poll::Ready(Some(Err(Error::new(ErrorKind::Deadline, Executed::Maybe))))
+        let failed = |error: hyper::Error| Error::new(ErrorKind::Http(Arc::new(error)), Executed::Maybe);
+        Pin::new(&mut self.body).poll_frame(cx).map_err(failed)
     }
 }
 

@@ -1,29 +1,95 @@
 //! `grpc-timeout`: how long a call may take.
 
-use std::future::Future;
+use std::fmt::Write;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::HeaderMap;
-use tokio::time::Sleep;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::{Instant, Sleep};
+
+const NAME: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Digits of the header's number.
 const MAX_DIGITS: usize = 8;
 
-/// The moment at which a call ends, done or not.
-pub(crate) struct Deadline(Pin<Box<Sleep>>);
+/// What has the value 10^[`MAX_DIGITS`] no longer fits.
+const TOO_LONG: u128 = 100_000_000;
 
-impl Deadline {
+/// A call that waited for less goes out with its header as it was: a value that is new each time costs more than that.
+const MIN_WAIT: Duration = Duration::from_millis(1);
+
+/// The units in which a header may count, and their nanoseconds, the finest first.
+const UNITS: [(char, u128); 6] = [
+    ('n', 1),
+    ('u', 1_000),
+    ('m', 1_000_000),
+    ('S', 1_000_000_000),
+    ('M', 60 * 1_000_000_000),
+    ('H', 3600 * 1_000_000_000),
+];
+
+/// When a call ends, done or not.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Due {
+    began: Instant,
+    at: Instant,
+}
+
+impl Due {
     /// Counted from now, if the headers say how long.
     pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
-        let timeout = parse(headers.get("grpc-timeout")?.as_bytes())?;
-        Some(Self(Box::pin(tokio::time::sleep(timeout))))
+        let timeout = parse(headers.get(NAME)?.as_bytes())?;
+        let began = Instant::now();
+        Some(Self { began, at: began.checked_add(timeout)? })
     }
 
-    pub(crate) fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
+    pub(crate) fn has_passed(&self) -> bool {
+        Instant::now() >= self.at
     }
+
+    /// Makes the header of a call that has waited say what is left, and never less.
+    pub(crate) fn shorten(&self, headers: &mut HeaderMap) {
+        let now = Instant::now();
+        if now.duration_since(self.began) >= MIN_WAIT {
+            headers.insert(NAME, format(self.at.saturating_duration_since(now)));
+        }
+    }
+}
+
+/// A [`Due`] that wakes whom it concerns.
+pub(crate) struct Deadline {
+    due: Due,
+    /// Made where it is waited for first: that is on a runtime.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl From<Due> for Deadline {
+    fn from(due: Due) -> Self {
+        Self { due, timer: None }
+    }
+}
+
+impl Deadline {
+    /// Also true for a task that has used up its turn: then timers are not ready, and a body that always is could go on for ever.
+    pub(crate) fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.due.has_passed() {
+            return Poll::Ready(());
+        }
+        let at = self.due.at;
+        self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at))).as_mut().poll(cx)
+    }
+}
+
+/// What the future comes to, if its deadline has not passed by then.
+pub(crate) async fn within<F: Future>(deadline: &mut Option<Deadline>, future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    poll_fn(|cx| match deadline.as_mut().map(|deadline| deadline.poll_passed(cx)) {
+        Some(Poll::Ready(())) => Poll::Ready(None),
+        _ => future.as_mut().poll(cx).map(Some),
+    })
+    .await
 }
 
 /// `None` when it is no timeout: then there is none, as with HTTP/2.
@@ -44,6 +110,16 @@ fn parse(value: &[u8]) -> Option<Duration> {
     })
 }
 
+/// In the finest unit that has room for it, rounded up: who called gives up first.
+fn format(left: Duration) -> HeaderValue {
+    let nanos = left.as_nanos();
+    let fits = |(_, unit): &&(char, u128)| nanos.div_ceil(*unit) < TOO_LONG;
+    let (name, unit) = UNITS.iter().find(fits).copied().unwrap_or(UNITS[UNITS.len() - 1]);
+    let mut text = String::with_capacity(MAX_DIGITS + 1);
+    let _ = write!(text, "{}{name}", nanos.div_ceil(unit).min(TOO_LONG - 1));
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("0n"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +131,23 @@ mod tests {
         assert_eq!(parse(b"99999999n"), Some(Duration::from_nanos(99_999_999)));
         for bad in [&b""[..], b"m", b"5", b"5x", b"-5m", b"123456789m"] {
             assert_eq!(parse(bad), None);
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_said_as_finely_as_it_can_be() {
+        let texts = [
+            (Duration::ZERO, "0n"),
+            (Duration::from_nanos(99_999_999), "99999999n"),
+            (Duration::from_nanos(100_000_001), "100001u"),
+            (Duration::from_millis(150), "150000u"),
+            (Duration::from_secs(100), "100000m"),
+            (Duration::from_secs(100_000), "100000S"),
+            (Duration::from_secs(60 * 99_999_999 + 1), "1666667H"),
+        ];
+        for (left, text) in texts {
+            assert_eq!(format(left), text);
+            assert!(parse(text.as_bytes()).unwrap() >= left);
         }
     }
 }

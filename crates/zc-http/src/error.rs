@@ -118,7 +118,7 @@ impl Error {
     pub(crate) fn new(kind: ErrorKind, executed: Executed) -> Self {
         Self {
             #[cfg(feature = "tonic")]
-            status: Arc::new(grpc::status(&kind)),
+            status: Arc::new(grpc::status(&kind, executed)),
             kind,
             executed,
         }
@@ -157,6 +157,18 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The server is there and took this call for no service.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match &self.kind {
+            ErrorKind::Reset(code) => *code == Code::REFUSED,
+            #[cfg(feature = "hyper")]
+            ErrorKind::Http(_) => self.executed == Executed::No,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Error").field("kind", &self.kind).field("executed", &self.executed).finish()
@@ -190,11 +202,12 @@ impl std::error::Error for Error {
 mod grpc {
     use tonic::{Code as Grpc, Status};
 
-    use super::ErrorKind;
+    use super::{ErrorKind, Executed};
     use crate::proto::Code;
 
     /// As gRPC's HTTP/2 mapping has it.
-    pub(super) fn status(kind: &ErrorKind) -> Status {
+    #[cfg_attr(not(feature = "hyper"), allow(unused_variables, reason = "told by the kind"))]
+    pub(super) fn status(kind: &ErrorKind, executed: Executed) -> Status {
         let code = match kind {
             ErrorKind::Connect(_)
             | ErrorKind::Connection(_)
@@ -210,6 +223,9 @@ mod grpc {
             | ErrorKind::HeadersTooLarge => Grpc::ResourceExhausted,
             ErrorKind::Deadline => Grpc::DeadlineExceeded,
             ErrorKind::Reset(_) | ErrorKind::Ended(_) | ErrorKind::NoRuntime => Grpc::Internal,
+            // The connection takes no calls any more, whatever it ended with.
+            #[cfg(feature = "hyper")]
+            ErrorKind::Http(_) if executed == Executed::No => Grpc::Unavailable,
             #[cfg(feature = "hyper")]
             ErrorKind::Http(error) => return of_http(error.clone()),
             ErrorKind::Body(_) => Grpc::Unknown,

@@ -53,4 +53,4 @@ pub use listening::Listening;
 pub use proto::{Code, Limits, Violation};
 pub use server::{PeerInfo, Server};
 #[cfg(feature = "hyper")]
-pub use stream::{Connecting, ZcConnector, ZcIncoming, ZcStream};
+pub use stream::{Connecting, ConnectorIo, ZcConnector, ZcIncoming, ZcStream};

@@ -12,6 +12,9 @@ use crate::error::BoxError;
 use crate::link::{Half, Link};
 use crate::proto::{Code, Key, SendRoom};
 
+/// Frames of a body that is always ready which are moved before other tasks get their turn.
+const TURN_FRAMES: usize = 256;
+
 pin_project_lite::pin_project! {
     /// Ready with the body's error, or when all is handed over or nobody wants it.
     pub(crate) struct SendBody<B> {
@@ -61,7 +64,7 @@ where
     B: Body<Data: Into<Bytes>, Error: Into<BoxError>>,
 {
     let TxHalf { link, key } = half;
-    loop {
+    for _ in 0..TURN_FRAMES {
         let room = link.with(|state| {
             let room = state.endpoint.send_room(*key);
             if room == SendRoom::Full {
@@ -117,4 +120,7 @@ where
         }
         return Poll::Ready(Ok(()));
     }
+    // Its deadline, and others, get their turn.
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }

@@ -19,6 +19,9 @@ use crate::io::{ByteIo, retry, shutdown};
 use crate::limits::MAX_DESCRIPTORS;
 use crate::sys;
 
+/// Slices of one write: what the kernel takes (`IOV_MAX`).
+const MAX_SLICES: usize = 1024;
+
 /// A connected TCP or Unix stream socket.
 ///
 /// ```
@@ -73,6 +76,18 @@ impl ControlLink for StreamLink {
     fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         self.io.poll_io(cx, Interest::Write, &mut |fd| retry(|| rustix::net::send(fd, buf, flags)))
+    }
+
+    fn poll_write_vectored(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let bufs = &bufs[..bufs.len().min(MAX_SLICES)];
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        self.io.poll_io(cx, Interest::Write, &mut |fd| {
+            retry(|| rustix::net::sendmsg(fd, bufs, &mut SendAncillaryBuffer::default(), flags))
+        })
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_shutdown(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

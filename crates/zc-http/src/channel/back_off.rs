@@ -1,8 +1,10 @@
-//! When to try again to connect, with injected time.
+//! When to try a server again that could not be reached, or refused, with injected time.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The pause between the first two attempts to connect in the background; it doubles with every further one.
@@ -34,6 +36,45 @@ impl BackOff {
     /// When the next one may begin; `None`: now.
     pub(super) fn not_before(&self) -> Option<Instant> {
         self.not_before
+    }
+}
+
+/// How long a server that refuses calls is left alone.
+///
+/// A pause begins with the first refusal after the one before. What was answered after a pause was not refused, so that the next one is
+/// short again; what is answered or refused during a pause was sent before it, and says nothing.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    /// Saves those that are never refused the lock.
+    any: AtomicBool,
+    pauses: Mutex<BackOff>,
+}
+
+impl Refusals {
+    /// Whether a pause begins.
+    pub(super) fn refused(&self, now: Instant) -> bool {
+        let mut pauses = self.pauses.lock();
+        if pauses.not_before().is_some_and(|at| now < at) {
+            return false;
+        }
+        pauses.attempt(now);
+        self.any.store(true, Ordering::Release);
+        true
+    }
+
+    pub(super) fn answered(&self, now: Instant) {
+        if self.any.load(Ordering::Acquire) && self.rest(now).is_none() {
+            *self.pauses.lock() = BackOff::default();
+            self.any.store(false, Ordering::Release);
+        }
+    }
+
+    /// Until when there is a pause, if there is one.
+    pub(super) fn rest(&self, now: Instant) -> Option<Instant> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
+        self.pauses.lock().not_before().filter(|at| now < *at)
     }
 }
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::connector::{Connector, Up};
 use crate::body::Body;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Due, within};
 use crate::error::{BoxError, Error, ErrorKind, Executed};
 use crate::link::{Link, Refusal};
 use crate::proto::{Code, Key};
@@ -20,36 +20,59 @@ use crate::send_body::{SendBody, TxHalf};
 /// Connections tried for one call: each may turn out to be closing.
 const TRIES: usize = 3;
 
-/// Makes a call. Its deadline counts from here on, waiting for a connection included.
-pub(super) async fn call<B>(connector: Arc<Connector>, request: Request<B>) -> Result<Response<Body>, Error>
+/// Makes a call. Waiting for a connection, and for its turn there, counts towards its deadline.
+pub(super) async fn call<B>(
+    connector: Arc<Connector>,
+    request: Request<B>,
+    due: Option<Due>,
+) -> Result<Response<Body>, Error>
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
-    let Some(mut deadline) = Deadline::of(request.headers()) else {
-        return exchange(&connector, request).await;
-    };
-    let mut response = std::pin::pin!(exchange(&connector, request));
-    let response = poll_fn(|cx| match response.as_mut().poll(cx) {
-        Poll::Ready(done) => Poll::Ready(Some(done)),
-        Poll::Pending => deadline.poll_passed(cx).map(|()| None),
-    });
-    match response.await {
-        Some(Ok(mut response)) => {
-            response.body_mut().set_deadline(Some(deadline));
-            Ok(response)
+    let result = match due {
+        Some(due) => make_until(due, &connector, request).await,
+        None => {
+            let (parts, body) = request.into_parts();
+            match open(&connector, parts, None).await {
+                Ok(opened) => exchange(opened, body).await,
+                Err(error) => Err(error),
+            }
         }
-        Some(Err(error)) => Err(error),
-        // Dropping the exchange cancels the call.
-        None => Err(Error::new(ErrorKind::Deadline, Executed::Maybe)),
-    }
+    };
+    connector.heard(&result);
+    result
 }
 
-async fn exchange<B>(connector: &Connector, request: Request<B>) -> Result<Response<Body>, Error>
+async fn make_until<B>(due: Due, connector: &Connector, request: Request<B>) -> Result<Response<Body>, Error>
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
+    // Timers need one.
+    tokio::runtime::Handle::try_current().map_err(|_| Error::new(ErrorKind::NoRuntime, Executed::No))?;
+    let mut deadline = Some(Deadline::from(due));
     let (parts, body) = request.into_parts();
-    let (link, key) = match open(connector, parts).await? {
+    let late = |executed| Error::new(ErrorKind::Deadline, executed);
+    let Some(opened) = within(&mut deadline, open(connector, parts, Some(due))).await else {
+        return Err(late(Executed::No));
+    };
+    let opened = opened?;
+    let handle = opened.handle();
+    let mut response = std::pin::pin!(exchange(opened, body));
+    let response = poll_fn(|cx| match deadline.as_mut().map(|deadline| deadline.poll_passed(cx)) {
+        // Asked while the call is still known. Dropping the exchange cancels it.
+        Some(Poll::Ready(())) => Poll::Ready(Err(late(handle.give_up()))),
+        _ => response.as_mut().poll(cx),
+    });
+    let mut response = response.await?;
+    response.body_mut().set_deadline(deadline);
+    Ok(response)
+}
+
+async fn exchange<B>(opened: Opened, body: B) -> Result<Response<Body>, Error>
+where
+    B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
+{
+    let (link, key) = match opened {
         Opened::Zc(link, key) => (link, key),
         #[cfg(feature = "hyper")]
         Opened::Http2(http2, parts) => return http2.call(*parts, body).await,
@@ -69,9 +92,17 @@ where
         Ok(parts) => Ok(Response::from_parts(parts, response)),
         // Why the body failed says more than that the call was ended over it.
         Err(error) => Err(match (error.kind(), failure.and_then(|failure| failure.lock().take())) {
-            (ErrorKind::Ended(Code::INTERNAL), Some(body)) => body_failed(body),
+            (ErrorKind::Ended(Code::INTERNAL), Some(body)) => body_failed(body, executed(&link, key)),
             _ => error,
         }),
+    }
+}
+
+/// Of a call that has ended.
+fn executed(link: &Link, key: Key) -> Executed {
+    match link.with(|state| state.endpoint.was_sent(key)) {
+        true => Executed::Maybe,
+        false => Executed::No,
     }
 }
 
@@ -82,8 +113,39 @@ enum Opened {
     Http2(Arc<super::http2::Http2>, Box<request::Parts>),
 }
 
-/// A call on a connection that takes it.
-async fn open(connector: &Connector, parts: request::Parts) -> Result<Opened, Error> {
+impl Opened {
+    fn handle(&self) -> Handle {
+        match self {
+            Self::Zc(link, key) => Handle::Zc(link.clone(), *key),
+            #[cfg(feature = "hyper")]
+            Self::Http2(..) => Handle::Http2,
+        }
+    }
+}
+
+/// Ends a call that is under way.
+enum Handle {
+    Zc(Arc<Link>, Key),
+    /// By dropping it; what was sent of it only HTTP/2 knows.
+    #[cfg(feature = "hyper")]
+    Http2,
+}
+
+impl Handle {
+    fn give_up(&self) -> Executed {
+        match self {
+            Self::Zc(link, key) => {
+                link.with(|state| state.endpoint.cancel(*key, Code::CANCEL));
+                executed(link, *key)
+            }
+            #[cfg(feature = "hyper")]
+            Self::Http2 => Executed::Maybe,
+        }
+    }
+}
+
+/// A call on a connection that takes it. What it has waited by then is taken off the time that the server sees.
+async fn open(connector: &Connector, parts: request::Parts, due: Option<Due>) -> Result<Opened, Error> {
     let mut parts = Some(parts);
     let mut tries = 1;
     loop {
@@ -93,11 +155,16 @@ async fn open(connector: &Connector, parts: request::Parts) -> Result<Opened, Er
             #[cfg(feature = "hyper")]
             Up::Http2(http2) => {
                 let taken = || Error::new(ErrorKind::Closed, Executed::No);
+                shorten(&mut parts, due);
                 return Ok(Opened::Http2(http2, Box::new(parts.take().ok_or_else(taken)?)));
             }
         };
         let mut place = Place { link: &link, ticket: None };
-        let opened = poll_fn(|cx| link.poll_open(cx, &mut place.ticket, &mut parts)).await;
+        let opened = poll_fn(|cx| {
+            shorten(&mut parts, due);
+            link.poll_open(cx, &mut place.ticket, &mut parts)
+        });
+        let opened = opened.await;
         drop(place);
         match opened {
             Ok(key) => return Ok(Opened::Zc(link, key)),
@@ -106,6 +173,12 @@ async fn open(connector: &Connector, parts: request::Parts) -> Result<Opened, Er
             }
             Err(refusal) => return Err(refusal.into_error()),
         }
+    }
+}
+
+fn shorten(parts: &mut Option<request::Parts>, due: Option<Due>) {
+    if let (Some(parts), Some(due)) = (parts, due) {
+        due.shorten(&mut parts.headers);
     }
 }
 
@@ -128,10 +201,11 @@ async fn send<B>(body: B, half: TxHalf) -> Result<Option<Failure>, Error>
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
+    let (link, key) = (half.link.clone(), half.key);
     let mut body = Box::pin(SendBody::new(body, half));
     match poll_fn(|cx| Poll::Ready(body.as_mut().poll(cx))).await {
         Poll::Ready(Ok(())) => return Ok(None),
-        Poll::Ready(Err(error)) => return Err(body_failed(error)),
+        Poll::Ready(Err(error)) => return Err(body_failed(error, executed(&link, key))),
         Poll::Pending => {}
     }
     let runtime = tokio::runtime::Handle::try_current()
@@ -152,6 +226,6 @@ where
     }
 }
 
-fn body_failed(error: BoxError) -> Error {
-    Error::new(ErrorKind::Body(error.into()), Executed::Maybe)
+fn body_failed(error: BoxError, executed: Executed) -> Error {
+    Error::new(ErrorKind::Body(error.into()), executed)
 }

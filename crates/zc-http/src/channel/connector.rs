@@ -11,7 +11,7 @@ use http::uri::Authority;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::back_off::BackOff;
+use super::back_off::{BackOff, Refusals};
 #[cfg(feature = "hyper")]
 use super::http2::{Http2, Under};
 use super::siblings::Siblings;
@@ -85,6 +85,7 @@ pub(super) struct Connector {
     first: Mutex<Option<zc::Connection>>,
     current: Mutex<Current>,
     back_off: Mutex<BackOff>,
+    refusals: Refusals,
     siblings: Option<Siblings>,
 }
 
@@ -97,7 +98,8 @@ impl Connector {
         siblings: Option<Siblings>,
     ) -> Self {
         let (first, current, back_off) = (Mutex::new(first), Mutex::new(Current::None), Mutex::default());
-        Self { target, limits, greeting, first, current, back_off, siblings }
+        let refusals = Refusals::default();
+        Self { target, limits, greeting, first, current, back_off, refusals, siblings }
     }
 
     /// Whether a lost connection is replaced.
@@ -113,10 +115,30 @@ impl Connector {
         }
     }
 
-    /// Whether it has a connection that takes calls.
-    pub(super) fn is_up(&self) -> bool {
+    /// Whether it has a connection.
+    fn is_up(&self) -> bool {
         self.settle();
         matches!(&*self.current.lock(), Current::Up(up) if !up.is_closed())
+    }
+
+    /// Whether calls are likely to be taken: it has a connection, and its server has not refused one lately.
+    pub(super) fn takes_calls(&self) -> bool {
+        self.is_up() && self.refusals.rest(Instant::now()).is_none()
+    }
+
+    /// How a call has ended, for the balancer's sake.
+    pub(super) fn heard<T>(&self, result: &Result<T, Error>) {
+        let Some(siblings) = &self.siblings else { return };
+        match result {
+            Ok(_) => self.refusals.answered(Instant::now()),
+            Err(error) if error.is_refusal() => {
+                if self.refusals.refused(Instant::now()) {
+                    // Who leaves its calls to this one may be the better choice now.
+                    siblings.notify();
+                }
+            }
+            Err(_) => {}
+        }
     }
 
     /// Takes over what connecting has come to: who waited for it may be gone.
@@ -131,26 +153,36 @@ impl Connector {
 
     /// Whether calls need not be left to siblings, as far as that is known without waiting.
     pub(super) fn is_ready(&self) -> bool {
-        self.siblings.is_none() || self.is_up()
+        self.siblings.is_none() || self.takes_calls()
     }
 
-    /// Waits as long as it has no connection while a sibling has one, and connects meanwhile.
+    /// Waits as long as it takes no calls while a sibling does, and connects meanwhile if need be.
     pub(super) async fn ready(self: Arc<Self>) {
         let Some(siblings) = &self.siblings else { return };
         loop {
             let mut changed = std::pin::pin!(siblings.changed());
             changed.as_mut().enable();
-            if self.is_up() {
+            if self.takes_calls() {
                 return;
             }
-            if !siblings.any_is_up() {
+            if !siblings.any_takes_calls() {
                 // So the others need not wait either.
                 return siblings.notify();
             }
             tokio::select! {
                 () = changed => {}
-                () = self.connect_after_pause() => {}
+                () = self.recover() => {}
             }
+        }
+    }
+
+    /// Until it may be worth another look.
+    async fn recover(&self) {
+        if !self.is_up() {
+            return self.connect_after_pause().await;
+        }
+        if let Some(until) = self.refusals.rest(Instant::now()) {
+            tokio::time::sleep_until(until).await;
         }
     }
 

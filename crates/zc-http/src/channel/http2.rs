@@ -13,6 +13,7 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use super::connector::Target;
+use super::greeted::Greeted;
 use crate::body::Body;
 use crate::error::{BoxError, Error, ErrorKind, Executed};
 use crate::proto::Limits;
@@ -63,6 +64,7 @@ impl Http2 {
 
     async fn on(stream: ZcStream, authority: Authority, limits: &Limits) -> Result<Self, Error> {
         let info = stream.info().clone();
+        let (stream, greeted) = Greeted::new(stream);
         let (mut sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE)
@@ -78,6 +80,7 @@ impl Http2 {
                 tracing::debug!(%error, "a connection on HTTP/2 ended");
             }
         });
+        greeted.await.map_err(|_| Error::new(ErrorKind::NoGreeting, Executed::No))?;
         poll_fn(|cx| sender.poll_ready(cx)).await.map_err(not_executed)?;
         Ok(Self { sender, authority, info })
     }
@@ -102,8 +105,10 @@ impl Http2 {
         match sender.try_send_request(request).await {
             Ok(response) => Ok(response.map(Body::http)),
             Err(mut failed) => {
-                let executed = if failed.take_message().is_some() { Executed::No } else { Executed::Maybe };
-                Err(Error::new(ErrorKind::Http(Arc::new(failed.into_error())), executed))
+                let unsent = failed.take_message().is_some();
+                let error = failed.into_error();
+                let executed = if unsent || not_taken(&error) { Executed::No } else { Executed::Maybe };
+                Err(Error::new(ErrorKind::Http(Arc::new(error)), executed))
             }
         }
     }
@@ -120,6 +125,20 @@ impl Http2 {
 
 fn no_connection(error: zc::Error) -> Error {
     Error::new(ErrorKind::Connect(Arc::new(error)), Executed::No)
+}
+
+/// Whether the server said that no service has seen the call: it refused its stream, or went away with a last stream
+/// that lies below. Others of a connection that ends fail with that, and not with the server's GOAWAY.
+fn not_taken(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return error.is_remote() && (refused || error.is_go_away());
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn not_executed(error: hyper::Error) -> Error {

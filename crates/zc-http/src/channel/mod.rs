@@ -4,6 +4,8 @@ mod back_off;
 mod call;
 mod connector;
 #[cfg(feature = "hyper")]
+mod greeted;
+#[cfg(feature = "hyper")]
 mod http2;
 mod siblings;
 
@@ -23,6 +25,7 @@ use self::call::call;
 use self::connector::{Connector, Target, Up};
 pub use self::siblings::Siblings;
 use crate::body::Body;
+use crate::deadline::Due;
 use crate::error::{BoxError, Error};
 use crate::proto::Limits;
 
@@ -255,7 +258,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        ResponseFuture(Box::pin(call(self.connector.clone(), request)))
+        let due = Due::of(request.headers());
+        ResponseFuture(Box::pin(call(self.connector.clone(), request, due)))
     }
 }
 

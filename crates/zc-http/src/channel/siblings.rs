@@ -13,7 +13,9 @@ use super::connector::Connector;
 /// A channel with a connection is ready. One without is *not ready* as long as another of them has one, so that a
 /// balancer chooses among those that can be reached, and not the one that has nothing to do because all its calls fail. Meanwhile
 /// it connects in the background, whenever the balancer asks whether it is ready: at most once in a back-off that begins with
-/// 100 ms and doubles with every attempt up to 10 s. (A connection that breaks is noticed when the balancer asks its channel.) While none of them has a connection all are ready: calls wait for one, under
+/// 100 ms and doubles with every attempt up to 10 s. (A connection that breaks is noticed when the balancer asks its channel.) A channel
+/// whose server has refused a call, which looks just as idle, is not ready for a while either: for as long a pause, which doubles until a call is
+/// answered again. While none of them takes calls all are ready: calls wait for a connection, under
 /// their own deadlines, or fail as those of a single channel.
 ///
 /// ```
@@ -50,14 +52,14 @@ impl Siblings {
         members.push(Arc::downgrade(connector));
     }
 
-    /// Whether one of them has a connection that takes calls.
-    pub(super) fn any_is_up(&self) -> bool {
+    /// Whether calls are likely to be taken by one of them.
+    pub(super) fn any_takes_calls(&self) -> bool {
         // Out of the lock: the last handle of a member may be dropped here.
         let members: Vec<_> = self.shared.members.lock().iter().filter_map(Weak::upgrade).collect();
-        members.iter().any(|member| member.is_up())
+        members.iter().any(|member| member.takes_calls())
     }
 
-    /// Somebody came up, or was dropped. A connection that broke is noticed when its channel is asked whether it is ready.
+    /// Somebody came up, was refused, or was dropped. A connection that broke is noticed when its channel is asked whether it is ready.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.shared.changed.notified()
     }

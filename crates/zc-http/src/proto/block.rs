@@ -273,7 +273,7 @@ mod tests {
         }
 
         #[test]
-        fn both_tables_stay_alike(
+        fn fuzz_both_tables_stay_alike(
             blocks in prop::collection::vec(prop::collection::vec(any_field(), 0..8), 1..30),
             table in 0_usize..400,
         ) {

@@ -264,6 +264,16 @@ impl Endpoint {
         (bytes == 0 && call.rx.trailers.is_none(), Some(bytes))
     }
 
+    /// Whether body that was given still waits for the peer's credit, or for its turn.
+    pub(crate) fn has_unsent_body(&mut self, key: Key) -> bool {
+        self.calls.get(key).is_some_and(|call| call.tx.body_bytes > 0)
+    }
+
+    /// Whether the peer may have heard of a call that was opened here, ended or not.
+    pub(crate) fn was_sent(&mut self, key: Key) -> bool {
+        self.calls.get(key).is_none_or(|call| call.tx.head_sent)
+    }
+
     /// Ends a call early and tells the peer.
     pub(crate) fn cancel(&mut self, key: Key, code: Code) {
         let Some(call) = self.calls.get(key) else { return };

@@ -174,6 +174,9 @@ pub(super) fn lookup(dynamic: &Dynamic, index: usize) -> Option<&Field> {
 mod tests {
     use super::*;
 
+    /// FNV-1a of the table's lines in docs/http.md.
+    const DIGEST: u64 = 0xe34d_ad0a_b99e_aaf6;
+
     #[test]
     fn every_static_field_is_found() {
         assert_eq!(FIELDS.len(), STATIC_LEN);
@@ -186,6 +189,26 @@ mod tests {
             assert_eq!(STATIC[static_name(name_hash, name).unwrap() - 1].0, name);
         }
         assert!(lookup(&dynamic, 0).is_none() && lookup(&dynamic, STATIC_LEN + 1).is_none());
+    }
+
+    /// The wire's: an entry that changed, or moved, would be read as another by peers that are there already.
+    #[test]
+    fn golden_static_table() {
+        let page = include_str!("../../../../docs/http.md");
+        let (_, page) = page.split_once("The static table. ").unwrap();
+        let (_, page) = page.split_once("```text\n").unwrap();
+        let (page, _) = page.split_once("```").unwrap();
+        let line = |(index, (name, value)): (usize, (&str, &str))| {
+            let space = if value.is_empty() { "" } else { " " };
+            format!("{index:>2} {name}:{space}{value}\n")
+        };
+        let table: String = (1..).zip(STATIC).map(line).collect();
+        assert_eq!(table, page);
+        // Page and table together could still change.
+        let digest = table.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        assert_eq!(digest, DIGEST, "peers of version 1 know another table: {digest:#x}");
     }
 
     #[test]

@@ -19,6 +19,10 @@ const INLINE_BODY_BYTES: usize = 1 << 10;
 /// Body bytes of one call before it is the next one's turn.
 const RUN_BYTES: u32 = 512 << 10;
 
+/// Asked for at least, for what goes beside a body: a connection may lend less than this from where small messages are
+/// copied from, and would then copy it.
+const MIN_BESIDE_BODY_BYTES: usize = 256;
+
 /// Where frames get their memory. None: the heap.
 pub(crate) type Alloc<'a> = &'a mut dyn FnMut(usize) -> Option<PinnedBufMut>;
 
@@ -138,7 +142,8 @@ fn assemble(id: u32, parts: Parts, blocks: &[u8], alloc: Alloc<'_>, ledger: &Cop
     };
     let inline = if parts.body_len <= INLINE_BODY_BYTES { parts.body_len } else { 0 };
     let len = CALL_HEADER_BYTES + blocks.len() + inline;
-    let mut message = match alloc(len) {
+    let beside_body = parts.body_len > inline;
+    let mut message = match alloc(if beside_body { len.max(MIN_BESIDE_BODY_BYTES) } else { len }) {
         Some(mut buf) => {
             header.encode(&mut buf);
             buf.put_slice(blocks);

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use tower_service::Service;
 
 use crate::body::Body;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Due};
 use crate::error::BoxError;
 use crate::link::{Half, Link};
 use crate::proto::{Code, Key, SendRoom};
@@ -60,7 +60,7 @@ where
         let headers = request.headers();
         Self {
             half: TxHalf { link, key },
-            deadline: Deadline::of(headers),
+            deadline: Due::of(headers).map(Deadline::from),
             is_grpc: is_grpc(headers),
             head_sent: false,
             stage: Stage::Begin { service, request },
@@ -82,10 +82,7 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let done = self.as_mut().poll_stages(cx);
-        if done.is_ready() {
-            return done;
-        }
+        // First: what the service sends may never end.
         let this = self.as_mut().project();
         if let Some(deadline) = this.deadline
             && deadline.poll_passed(cx).is_ready()
@@ -93,6 +90,10 @@ where
             this.half.deadline_passed(*this.is_grpc, *this.head_sent);
             return Poll::Ready(());
         }
+        if self.as_mut().poll_stages(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let this = self.as_mut().project();
         // The call's end has to wake us.
         let TxHalf { link, key } = this.half;
         let gone = link.with(|state| {
@@ -180,11 +181,16 @@ impl TxHalf {
         }
     }
 
+    /// Trailers come after what waits to be sent, and the caller may never take that: then the call is cut off.
     fn deadline_passed(&self, is_grpc: bool, head_sent: bool) {
+        let Self { link, key } = self;
         if !is_grpc {
-            self.link.with(|state| state.endpoint.cancel(self.key, Code::CANCEL));
+            link.with(|state| state.endpoint.cancel(*key, Code::CANCEL));
         } else if head_sent {
-            self.link.with(|state| state.endpoint.send_end(self.key, Some(deadline_exceeded())));
+            link.with(|state| match state.endpoint.has_unsent_body(*key) {
+                true => state.endpoint.cancel(*key, Code::CANCEL),
+                false => drop(state.endpoint.send_end(*key, Some(deadline_exceeded()))),
+            });
         } else {
             let (mut parts, ()) = Response::new(()).into_parts();
             parts.status = StatusCode::OK;

@@ -13,8 +13,9 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tower_service::Service;
 
@@ -22,7 +23,7 @@ use super::PeerInfo;
 use super::call::{Permit, deadline_exceeded, grpc_response, is_grpc};
 use super::preface::Prefaced;
 use crate::body::Body;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Due};
 use crate::error::{BoxError, ErrorKind};
 use crate::proto::Limits;
 use crate::stream::ZcStream;
@@ -57,7 +58,7 @@ where
     S::Error: Into<BoxError>,
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(CallTasks);
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -75,18 +76,22 @@ where
     let service = hyper::service::service_fn(move |request| calls.clone().call(request));
     let io = TokioIo::new(Prefaced::within(HEADER_TIME, stream));
     let mut connection = std::pin::pin!(builder.serve_connection(io, service));
-    let served = tokio::select! {
-        biased;
-        // The sender's end is the signal.
-        _ = stopping.changed() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    // Over HTTP/1 its calls run in this task.
+    let served = until_due(async {
+        tokio::select! {
+            biased;
+            // The sender's end is the signal.
+            _ = stopping.changed() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            served = connection.as_mut() => served,
         }
-        served = connection.as_mut() => served,
-    };
-    match served {
-        Ok(()) => ErrorKind::Closed,
-        Err(error) => ErrorKind::Http(error.into()),
+    });
+    match served.await {
+        Some(Ok(())) => ErrorKind::Closed,
+        Some(Err(error)) => ErrorKind::Http(error.into()),
+        None => ErrorKind::Deadline,
     }
 }
 
@@ -105,7 +110,7 @@ where
         if before >= self.concurrency {
             return Ok(refused(is_grpc));
         }
-        let deadline = Deadline::of(request.headers());
+        let running = Running::begin(Due::of(request.headers()), is_grpc, permit);
         let mut request = request.map(Body::http);
         if let Some(info) = self.info.take() {
             request.extensions_mut().insert(info);
@@ -115,12 +120,14 @@ where
             poll_fn(|cx| service.poll_ready(cx)).await?;
             service.call(request).await
         };
-        let (answer, deadline) = within(deadline, answering).await;
-        match answer {
-            Some(Ok(response)) => {
-                let guard = Guard { deadline, is_grpc, _permit: permit };
-                Ok(response.map(|body| Answer::Body { body, guard }))
-            }
+        let mut answering = std::pin::pin!(answering);
+        // Its task is woken when the deadline has passed.
+        let answer = poll_fn(|cx| match running.is_late() {
+            true => Poll::Ready(None),
+            false => answering.as_mut().poll(cx).map(Some),
+        });
+        match answer.await {
+            Some(Ok(response)) => Ok(response.map(|body| Answer::Body { body, running })),
             Some(Err(error)) => {
                 let error = error.into();
                 tracing::debug!(%error, "a service failed");
@@ -132,19 +139,85 @@ where
     }
 }
 
-/// The future's answer, if it comes in time, and the deadline for what comes after it.
-async fn within<F: Future>(
-    mut deadline: Option<Deadline>,
-    future: F,
-) -> (Option<F::Output>, Option<Deadline>) {
-    let mut future = std::pin::pin!(future);
-    let done = poll_fn(|cx| match (future.as_mut().poll(cx), &mut deadline) {
-        (Poll::Ready(done), _) => Poll::Ready(Some(done)),
-        (Poll::Pending, Some(deadline)) => deadline.poll_passed(cx).map(|()| None),
-        (Poll::Pending, None) => Poll::Pending,
-    });
-    let done = done.await;
-    (done, deadline)
+tokio::task_local! {
+    /// The deadline of the call that runs in this task.
+    static CURRENT: Current;
+}
+
+#[derive(Clone, Default)]
+struct Current(Arc<Mutex<Option<Deadline>>>);
+
+impl Current {
+    fn set(&self, deadline: Option<Deadline>) {
+        *self.0.lock() = deadline;
+    }
+
+    fn has_passed(&self, cx: &mut Context<'_>) -> bool {
+        self.0.lock().as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready())
+    }
+}
+
+/// Runs what serves a call to its end, or until that call's deadline has passed. Where HTTP waits for a client to read it does not
+/// ask a body, which therefore can't look at the deadline itself; a call that is asked then, and does not end, is dropped.
+async fn until_due<F: Future>(serving: F) -> Option<F::Output> {
+    let current = Current::default();
+    let mut serving = std::pin::pin!(CURRENT.scope(current.clone(), serving));
+    poll_fn(|cx| {
+        loop {
+            let told = current.has_passed(cx);
+            if let Poll::Ready(served) = serving.as_mut().poll(cx) {
+                return Poll::Ready(Some(served));
+            }
+            if !current.has_passed(cx) {
+                return Poll::Pending;
+            }
+            if told {
+                return Poll::Ready(None);
+            }
+        }
+    })
+    .await
+}
+
+/// Runs each call over HTTP/2 as a task, under its deadline: one that is dropped resets its stream.
+#[derive(Clone, Copy)]
+struct CallTasks;
+
+impl<F> hyper::rt::Executor<F> for CallTasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, call: F) {
+        drop(tokio::spawn(until_due(call)));
+    }
+}
+
+/// What a call holds until its answer is sent.
+struct Running {
+    due: Option<Due>,
+    is_grpc: bool,
+    _permit: Permit,
+}
+
+impl Running {
+    fn begin(due: Option<Due>, is_grpc: bool, permit: Permit) -> Self {
+        if due.is_some() {
+            let _ = CURRENT.try_with(|current| current.set(due.map(Deadline::from)));
+        }
+        Self { due, is_grpc, _permit: permit }
+    }
+
+    fn is_late(&self) -> bool {
+        self.due.is_some_and(|due| due.has_passed())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.due.is_some() {
+            let _ = CURRENT.try_with(|current| current.set(None));
+        }
+    }
 }
 
 /// No service has seen it, and the caller may learn that.
@@ -173,19 +246,12 @@ fn trailers_only<B>(headers: HeaderMap) -> Response<Answer<B>> {
     response
 }
 
-/// What a call holds until its answer is sent.
-struct Guard {
-    deadline: Option<Deadline>,
-    is_grpc: bool,
-    _permit: Permit,
-}
-
 pin_project_lite::pin_project! {
     /// A response's body, under the call's deadline.
     #[project = AnswerProj]
     enum Answer<B> {
         Empty,
-        Body { #[pin] body: B, guard: Guard },
+        Body { #[pin] body: B, running: Running },
     }
 }
 
@@ -200,21 +266,22 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let AnswerProj::Body { body, guard } = self.as_mut().project() else { return Poll::Ready(None) };
-        if let Poll::Ready(frame) = body.poll_frame(cx) {
-            return Poll::Ready(frame.map(|frame| match frame {
+        let AnswerProj::Body { body, running } = self.as_mut().project() else { return Poll::Ready(None) };
+        // First: what the service sends may never end.
+        if running.is_late() {
+            let last = match running.is_grpc {
+                true => Ok(Frame::trailers(deadline_exceeded())),
+                false => Err("the deadline of the call has passed".into()),
+            };
+            self.set(Self::Empty);
+            return Poll::Ready(Some(last));
+        }
+        body.poll_frame(cx).map(|frame| {
+            frame.map(|frame| match frame {
                 Ok(frame) => Ok(frame.map_data(Into::into)),
                 Err(error) => Err(error.into()),
-            }));
-        }
-        let Some(deadline) = &mut guard.deadline else { return Poll::Pending };
-        std::task::ready!(deadline.poll_passed(cx));
-        let last = match guard.is_grpc {
-            true => Ok(Frame::trailers(deadline_exceeded())),
-            false => Err("the deadline of the call has passed".into()),
-        };
-        self.set(Self::Empty);
-        Poll::Ready(Some(last))
+            })
+        })
     }
 
     fn is_end_stream(&self) -> bool {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use zc::memory::{CopyLedger, CopyPlace, copy_payload};
 use zc::{ByteStream, Connection, ConnectionError, LedgerSnapshot, Message, PlainStream};
 
-pub use self::connector::{Connecting, ZcConnector};
+pub use self::connector::{Connecting, ConnectorIo, ZcConnector};
 pub use self::incoming::ZcIncoming;
 use crate::PeerInfo;
 
