@@ -95,14 +95,27 @@ pub async fn stock_channel(uri: &str) -> Result<Option<tonic::transport::Channel
     Ok(Some(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?))
 }
 
-/// The generated client, with room for the messages of the examples.
-pub fn echo_client<T>(channel: T) -> EchoClient<T>
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
+/// What generated clients take as their channel, with all that they ask of it.
+pub trait GrpcChannel:
+    GrpcService<
+        Body,
+        Error: Into<StdError>,
+        ResponseBody: tonic::codegen::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+    >
 {
+}
+
+impl<T> GrpcChannel for T where
+    T: GrpcService<
+            Body,
+            Error: Into<StdError>,
+            ResponseBody: tonic::codegen::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+        >
+{
+}
+
+/// The generated client, with room for the messages of the examples.
+pub fn echo_client<T: GrpcChannel>(channel: T) -> EchoClient<T> {
     EchoClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
 }
 
@@ -131,19 +144,13 @@ pub async fn measure(uri: &str, http2: bool, point: Point) -> Result<Report, Box
     measure_on(channel.clone(), uri, point, || server.cpu_ns(), || Ledger::of(&channel)).await
 }
 
-async fn measure_on<T>(
+async fn measure_on<T: GrpcChannel + Clone>(
     channel: T,
     uri: &str,
     point: Point,
     cpu_ns: impl Fn() -> u64,
     ledger: impl Fn() -> Ledger,
-) -> Result<Report, BoxError>
-where
-    T: GrpcService<Body> + Clone,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+) -> Result<Report, BoxError> {
     let client = echo_client(channel);
     let data = Bytes::from(vec![7; point.size]);
     let call = || {

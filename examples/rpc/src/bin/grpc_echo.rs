@@ -14,12 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Parser;
 use futures::stream;
-use tonic::body::Body;
-use tonic::client::GrpcService;
-use tonic::codegen::StdError;
 use zc::Fabric;
 use zc_examples_rpc::cli::{Args, Command, Point, print_head, print_row};
-use zc_examples_rpc::grpc::{INPROC, echo_client, measure, serve, stock_channel};
+use zc_examples_rpc::grpc::{GrpcChannel, INPROC, echo_client, measure, serve, stock_channel};
 use zc_examples_rpc::pb::{Ask, Payload};
 use zc_examples_rpc::{BoxError, process};
 use zc_http::Channel;
@@ -47,13 +44,7 @@ async fn client(uri: &str) -> Result<(), BoxError> {
 }
 
 /// The four kinds of call.
-async fn show<T>(channel: T) -> Result<(), BoxError>
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+async fn show<T: GrpcChannel>(channel: T) -> Result<(), BoxError> {
     let mut client = echo_client(channel);
     let payload = |text: &'static str| Payload { data: Bytes::from_static(text.as_bytes()) };
     let answer = client.unary(payload("hello")).await?.into_inner();

@@ -16,12 +16,12 @@ use futures::StreamExt;
 use http_body_util::{BodyExt, Full, StreamBody};
 use prost::Message;
 use tonic::body::Body;
-use tonic::client::GrpcService;
 use tonic::codec::CompressionEncoding;
 use tonic::codegen::{Body as HttpBody, StdError};
 use tonic::{Code, Extensions, Status};
 use tower::{Service, ServiceBuilder, ServiceExt};
 use zc_examples_rpc::BoxError;
+use zc_examples_rpc::grpc::GrpcChannel;
 
 use crate::pb::test_service_client::TestServiceClient;
 use crate::pb::test_service_server::TestServiceServer;
@@ -170,13 +170,7 @@ pub(crate) fn service(
 }
 
 /// A channel whose responses tell which of their messages came compressed.
-pub(crate) fn watched<S, B>(
-    channel: S,
-) -> impl GrpcService<
-    Body,
-    ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send,
-    Error: Into<StdError>,
-> + Clone
+pub(crate) fn watched<S, B>(channel: S) -> impl GrpcChannel + Clone
 where
     S: Service<http::Request<Body>, Response = http::Response<B>, Error: Into<StdError>> + Clone,
     B: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
@@ -192,13 +186,7 @@ fn flags(extensions: &Extensions) -> Vec<bool> {
     extensions.get::<Flags>().unwrap().all()
 }
 
-pub(crate) async fn cases<T>(channel: T)
-where
-    T: GrpcService<Body> + Clone,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
+pub(crate) async fn cases<T: GrpcChannel + Clone>(channel: T) {
     let plain = TestServiceClient::new(channel.clone()).accept_compressed(CompressionEncoding::Gzip);
     let compressing = plain.clone().send_compressed(CompressionEncoding::Gzip);
     client_compressed_unary(plain.clone(), compressing).await;
@@ -207,13 +195,10 @@ where
     server_compressed_streaming(plain).await;
 }
 
-async fn client_compressed_unary<T>(mut plain: TestServiceClient<T>, mut compressing: TestServiceClient<T>)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
+async fn client_compressed_unary<T: GrpcChannel>(
+    mut plain: TestServiceClient<T>,
+    mut compressing: TestServiceClient<T>,
+) {
     let request = |compressed| SimpleRequest {
         expect_compressed: Some(BoolValue { value: compressed }),
         response_size: 314_159,
@@ -229,13 +214,7 @@ where
     }
 }
 
-async fn server_compressed_unary<T>(mut client: TestServiceClient<T>)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
+async fn server_compressed_unary<T: GrpcChannel>(mut client: TestServiceClient<T>) {
     for compressed in [true, false] {
         let response = client.unary_call(SimpleRequest {
             response_compressed: Some(BoolValue { value: compressed }),
@@ -249,13 +228,7 @@ where
     }
 }
 
-async fn client_compressed_streaming<T>(mut channel: T)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
+async fn client_compressed_streaming<T: GrpcChannel>(mut channel: T) {
     let message = |size, compressed| {
         let expect_compressed = Some(BoolValue { value: compressed });
         StreamingInputCallRequest { payload: payload(size), expect_compressed }.encode_to_vec()
@@ -287,13 +260,7 @@ where
     }
 }
 
-async fn server_compressed_streaming<T>(mut client: TestServiceClient<T>)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
+async fn server_compressed_streaming<T: GrpcChannel>(mut client: TestServiceClient<T>) {
     let parameters = |size, compressed| {
         let compressed = Some(BoolValue { value: compressed });
         ResponseParameters { size, compressed, ..ResponseParameters::default() }

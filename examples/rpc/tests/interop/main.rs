@@ -13,13 +13,11 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::body::Body;
-use tonic::client::GrpcService;
-use tonic::codegen::StdError;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Response, Status, Streaming};
 use zc::{Fabric, Policy};
+use zc_examples_rpc::grpc::GrpcChannel;
 use zc_http::{Channel, Server, ZcConnector};
 
 use self::pb::test_service_client::TestServiceClient;
@@ -186,13 +184,7 @@ const REQUESTS: [i32; 4] = [27_182, 8, 1828, 45_904];
 const RESPONSES: [i32; 4] = [31_415, 9, 2653, 58_979];
 const SPECIAL: &str = "\t\ntest with whitespace\r\nand Unicode BMP \u{263a} and non-BMP \u{1f608}\t\n";
 
-async fn cases<T>(channel: T, service: &Service, via: Via)
-where
-    T: GrpcService<Body> + Clone,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+async fn cases<T: GrpcChannel + Clone>(channel: T, service: &Service, via: Via) {
     let mut client = TestServiceClient::new(channel.clone());
     let client = &mut client;
 
@@ -241,13 +233,7 @@ where
     cancellation(client, service, via).await;
 }
 
-async fn metadata_and_statuses<T>(client: &mut TestServiceClient<T>)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+async fn metadata_and_statuses<T: GrpcChannel>(client: &mut TestServiceClient<T>) {
     // custom_metadata
     fn with_metadata<M>(message: M) -> Request<M> {
         let mut request = Request::new(message);
@@ -280,13 +266,7 @@ where
     }
 }
 
-async fn cancellation<T>(client: &mut TestServiceClient<T>, service: &Service, via: Via)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+async fn cancellation<T: GrpcChannel>(client: &mut TestServiceClient<T>, service: &Service, via: Via) {
     let idle = Arc::strong_count(&service.streaming);
 
     // cancel_after_begin: in Rust, dropping the call cancels it.
@@ -314,13 +294,7 @@ where
     service.wait_until_idle(idle).await;
 }
 
-async fn timeout_on_sleeping_server<T>(channel: T)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+async fn timeout_on_sleeping_server<T: GrpcChannel>(channel: T) {
     let mut client = TestServiceClient::new(channel);
     let (tx, rx) = mpsc::channel(1);
     tx.send(output(&[], 27_182)).await.unwrap();
