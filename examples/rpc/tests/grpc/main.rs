@@ -4,6 +4,7 @@
 
 mod balance;
 mod calls;
+mod connected;
 mod copies;
 mod middleware;
 mod services;

@@ -16,7 +16,7 @@ use zc::{Fabric, Policy};
 use zc_examples_rpc::echo;
 use zc_examples_rpc::pb::echo_server::{Echo, EchoServer};
 use zc_examples_rpc::pb::{Ask, Payload, Summary};
-use zc_http::{Channel, Server};
+use zc_http::{Channel, PeerInfo, Server};
 
 /// A hang guard, not a bound on speed.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
@@ -131,6 +131,15 @@ pub(crate) async fn wait_for(alive: &AtomicUsize, count: usize) {
 
 type Payloads = Pin<Box<dyn Stream<Item = Result<Payload, Status>> + Send>>;
 
+/// What is known of the connection.
+#[allow(clippy::result_large_err, reason = "a handler's")]
+fn tell(info: Option<&PeerInfo>) -> Result<Response<Payload>, Status> {
+    let info = info.ok_or_else(|| Status::not_found("nothing is known"))?;
+    let process = info.peer.cred.as_ref().map(|cred| cred.pid);
+    let told = serde_json::json!([info.report.to_json(), process]);
+    Ok(Response::new(payload(told.to_string())))
+}
+
 #[tonic::async_trait]
 impl Echo for Obedient {
     async fn unary(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
@@ -144,6 +153,7 @@ impl Echo for Obedient {
                 return Err(status);
             }
             Some("wait") => std::future::pending::<()>().await,
+            Some("tell") => return tell(request.extensions().get()),
             _ => {}
         }
         let mut response = Response::new(request.into_inner());
