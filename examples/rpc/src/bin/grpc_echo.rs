@@ -65,20 +65,33 @@ async fn show<T: GrpcChannel>(channel: T) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// A table: the same service over what this machine has.
+/// A table: the same service over what this machine has, both ways, and as stock tonic.
 async fn both() -> Result<(), BoxError> {
     let server = process::Server::start("zc://127.0.0.1:0", false)?;
     client(&server.uri).await?;
     drop(server);
     println!();
     print_head();
-    let socket = std::env::temp_dir().join(format!("grpc_echo-{}", std::process::id()));
-    let unix = format!("unix:{}", socket.display());
-    for uri in [INPROC, "zc://127.0.0.1:0", "zc+tcp://127.0.0.1:0", "http://127.0.0.1:0", &unix] {
-        for (size, inflight) in [(64, 1), (64, 128), (1 << 20, 1)] {
-            let point = Point { size, inflight, duration: Duration::from_millis(500) };
-            print_row(&measure(uri, false, point).await?);
+    let name = format!("grpc_echo-{}", std::process::id());
+    let unix = format!("unix:{}", std::env::temp_dir().join(&name).display());
+    let zc = ["zc://127.0.0.1:0", "zc+tcp://127.0.0.1:0", &format!("zc+unix://@{name}")];
+    for uri in [INPROC].iter().chain(&zc).chain(&["http://127.0.0.1:0", &unix]) {
+        rows(uri, false).await?;
+    }
+    for uri in zc {
+        rows(uri, true).await?;
+    }
+    Ok(())
+}
+
+async fn rows(uri: &str, http2: bool) -> Result<(), BoxError> {
+    for (size, inflight) in [(64, 1), (64, 128), (1 << 20, 1)] {
+        let point = Point { size, inflight, duration: Duration::from_millis(200) };
+        let mut report = measure(uri, http2, point).await?;
+        if http2 {
+            report.uri.push_str(" --http2");
         }
+        print_row(&report);
     }
     Ok(())
 }
