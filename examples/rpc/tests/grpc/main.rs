@@ -6,6 +6,8 @@ mod balance;
 mod calls;
 mod connected;
 mod copies;
+mod limits;
 mod middleware;
 mod services;
+mod shutdown;
 mod world;

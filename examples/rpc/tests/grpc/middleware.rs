@@ -89,13 +89,7 @@ where
 {
     let service = Obedient::default();
     let layered = layers(Routes::new(EchoServer::new(service.clone())));
-    let fabric = transport.fabric();
-    let listener = fabric.listen(&transport.uri).await.unwrap();
-    let uri = listener.local_uri().to_string();
-    let server = tokio::spawn(Server::new().serve(listener, layered));
-    let channel = Channel::new(&fabric, &uri).unwrap();
-    channel.connect().await.unwrap();
-    assert_eq!(channel.report().unwrap().chosen(), transport.chosen);
+    let (channel, server) = transport.serve_with(Server::new(), layered, std::future::pending()).await;
     (channel, service, server)
 }
 

@@ -12,10 +12,11 @@ use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
+use tower::Service;
 use zc::{Fabric, Policy};
-use zc_examples_rpc::echo;
 use zc_examples_rpc::pb::echo_server::{Echo, EchoServer};
 use zc_examples_rpc::pb::{Ask, Payload, Summary};
+use zc_examples_rpc::{BoxError, echo};
 use zc_http::{Channel, PeerInfo, Server};
 
 /// A hang guard, not a bound on speed.
@@ -70,10 +71,26 @@ impl Transport {
 
     /// A server, and a channel that has reached it over what it should.
     pub(crate) async fn serve(&self, routes: Routes) -> (Channel, JoinHandle<()>) {
+        self.serve_with(Server::new(), routes, std::future::pending()).await
+    }
+
+    /// With options, any service, and a signal to stop.
+    pub(crate) async fn serve_with<S, B>(
+        &self,
+        server: Server,
+        service: S,
+        signal: impl Future<Output = ()> + Send + 'static,
+    ) -> (Channel, JoinHandle<()>)
+    where
+        S: Service<http::Request<zc_http::Body>, Response = http::Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: tonic::codegen::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
         let fabric = self.fabric();
         let listener = fabric.listen(&self.uri).await.unwrap();
         let uri = listener.local_uri().to_string();
-        let server = tokio::spawn(Server::new().serve(listener, routes));
+        let server = tokio::spawn(server.serve_with_shutdown(listener, service, signal));
         let channel = Channel::new(&fabric, &uri).unwrap();
         channel.connect().await.unwrap();
         assert_eq!(channel.report().unwrap().chosen(), self.chosen);
