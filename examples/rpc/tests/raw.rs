@@ -140,7 +140,7 @@ async fn calls_take_turns() {
             assert!(before < 2000, "{uri}");
             // The rest comes, and what was left behind is passed over.
             let mut caller = Caller::new(&mut client);
-            drop(caller.repeat(&data(500), 300).await.unwrap());
+            let _left = caller.repeat(&data(500), 300).await.unwrap();
             assert_eq!(bytes(caller.unary(b"b").await.unwrap()), "b");
         };
         served(&mut server, calls).await;
