@@ -9,9 +9,12 @@
 //! ```
 //!
 //! `call` (little-endian) is a number that the client gives, `method` the method's place in the `.proto`, from 1 on, and
-//! `last` is 1 in the last message of a call in its direction. A stream ends with such a message that holds
-//! nothing. Of data nobody copies anything over shared memory; only the heads of `Repeat`'s answers, which lie elsewhere, are
-//! (and answers beyond the 191st, which is how often a message can be sent back as it lies). Status, metadata and deadlines are gRPC's and not here: what makes no sense ends the connection.
+//! `last` is 1 in the last message of a call in its direction. A stream ends with such a message that holds nothing.
+//!
+//! Over shared memory nobody copies data: an answer is memory of the client, sent back. What is copied there are the heads of
+//! `Repeat`'s answers, and of its answers all beyond the 191st: so often a message can be sent back as it lies.
+//!
+//! Status, metadata, deadlines and cancelling are gRPC's and not here: what makes no sense ends the connection.
 
 mod client;
 mod frame;
