@@ -27,7 +27,7 @@ pub struct Report {
     pub calls_per_s: f64,
     /// From call to answer.
     pub latency_ns: Latency,
-    /// The server's processor time for one call; in process: both sides' together.
+    /// The server's processor time for one call; in process: its thread's.
     pub server_cpu_ns_per_call: u64,
     /// What was copied, at the client.
     pub ledger: Ledger,

@@ -100,7 +100,7 @@ impl BenchArgs {
 /// The first line of a table.
 pub fn print_head() {
     println!(
-        "{:<28} {:>9} {:>8} {:>11} {:>9} {:>9} {:>10} {:>14}",
+        "{:<36} {:>9} {:>8} {:>11} {:>9} {:>9} {:>10} {:>14}",
         "", "bytes", "at once", "calls/s", "p50 us", "p99 us", "cpu us", "copied by zc"
     );
 }
@@ -108,7 +108,7 @@ pub fn print_head() {
 /// A line of it.
 pub fn print_row(report: &Report) {
     println!(
-        "{:<28} {:>9} {:>8} {:>11.0} {:>9.1} {:>9.1} {:>10.1} {:>14}",
+        "{:<36} {:>9} {:>8} {:>11.0} {:>9.1} {:>9.1} {:>10.1} {:>14}",
         report.uri,
         report.size_bytes,
         report.inflight,

@@ -18,6 +18,7 @@ use crate::bench::{self, Ledger, Report};
 use crate::cli::{Point, ServerArgs};
 use crate::counted::CountingConnector;
 use crate::echo::{MAX_MESSAGE, service};
+use crate::inproc::Beside;
 use crate::pb::Payload;
 use crate::pb::echo_client::EchoClient;
 use crate::{BoxError, process};
@@ -30,12 +31,21 @@ pub fn is_baseline(uri: &str) -> bool {
     uri == INPROC || uri.starts_with("http://") || uri.starts_with("unix:")
 }
 
+/// Only zc carries streams that are not HTTP/2 by themselves.
+fn check(uri: &str, http2: bool) -> Result<(), BoxError> {
+    match http2 && is_baseline(uri) {
+        true => Err(format!("--http2 is HTTP/2 over zc, and {uri} is no zc URI: leave it out").into()),
+        false => Ok(()),
+    }
+}
+
 /// Serves until it is told to stop. The line that differs from a tonic server on TCP is the last one.
 ///
 /// # Errors
 /// Nothing can listen there.
 pub async fn serve(args: &ServerArgs) -> Result<(), BoxError> {
     let (uri, child) = (args.uri.as_str(), args.child);
+    check(uri, args.http2)?;
     if child {
         process::pin(0);
     }
@@ -95,25 +105,40 @@ pub async fn stock_channel(uri: &str) -> Result<Option<tonic::transport::Channel
     Ok(Some(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?))
 }
 
-/// The generated client, with room for the messages of the examples.
-pub fn echo_client<T>(channel: T) -> EchoClient<T>
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
+/// What generated clients take as their channel, with all that they ask of it.
+pub trait GrpcChannel:
+    GrpcService<
+        Body,
+        Error: Into<StdError>,
+        ResponseBody: tonic::codegen::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+    >
 {
+}
+
+impl<T> GrpcChannel for T where
+    T: GrpcService<
+            Body,
+            Error: Into<StdError>,
+            ResponseBody: tonic::codegen::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+        >
+{
+}
+
+/// The generated client, with room for the messages of the examples.
+pub fn echo_client<T: GrpcChannel>(channel: T) -> EchoClient<T> {
     EchoClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
 }
 
-/// Makes calls to a server in a process of its own.
+/// Makes calls to a server in a process of its own, or without a transport to the service on a thread of its own.
 ///
 /// # Errors
 /// The server did not start, or a call failed.
 pub async fn measure(uri: &str, http2: bool, point: Point) -> Result<Report, BoxError> {
+    check(uri, http2)?;
     if uri == INPROC {
-        let cpu_ns = || process::cpu_ns(std::process::id());
-        return measure_on(service(), uri, point, cpu_ns, Ledger::default).await;
+        let service = Beside::start()?;
+        process::pin(1);
+        return measure_on(service.channel(), uri, point, || service.cpu_ns(), Ledger::default).await;
     }
     let server = process::Server::start(uri, http2)?;
     process::pin(1);
@@ -131,19 +156,13 @@ pub async fn measure(uri: &str, http2: bool, point: Point) -> Result<Report, Box
     measure_on(channel.clone(), uri, point, || server.cpu_ns(), || Ledger::of(&channel)).await
 }
 
-async fn measure_on<T>(
+async fn measure_on<T: GrpcChannel + Clone>(
     channel: T,
     uri: &str,
     point: Point,
     cpu_ns: impl Fn() -> u64,
     ledger: impl Fn() -> Ledger,
-) -> Result<Report, BoxError>
-where
-    T: GrpcService<Body> + Clone,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+) -> Result<Report, BoxError> {
     let client = echo_client(channel);
     let data = Bytes::from(vec![7; point.size]);
     let call = || {

@@ -8,8 +8,10 @@ pub mod cli;
 pub mod counted;
 pub mod echo;
 pub mod grpc;
+pub mod inproc;
 pub mod items;
 pub mod process;
+pub mod raw;
 
 /// What the service's `.proto` generates.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]

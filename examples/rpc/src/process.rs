@@ -1,9 +1,10 @@
 //! A server as a second process, and what it costs.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
 use crate::BoxError;
 
@@ -54,14 +55,25 @@ impl Drop for Server {
 /// The time that a process's threads have run, nanoseconds; 0 if the kernel does not say.
 pub fn cpu_ns(pid: u32) -> u64 {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
-    let of = |task: std::fs::DirEntry| -> Option<u64> {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse().ok()
-    };
-    tasks.flatten().filter_map(of).sum()
+    tasks.flatten().filter_map(|task| ran_ns(&task.path())).sum()
 }
 
-/// Stays on one core, if there are two.
+/// The time that a thread of this process has run, nanoseconds; 0 if the kernel does not say.
+pub fn thread_cpu_ns(thread: u32) -> u64 {
+    ran_ns(format!("/proc/self/task/{thread}").as_ref()).unwrap_or(0)
+}
+
+fn ran_ns(task: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
+
+/// The number that the kernel gave to the calling thread.
+pub fn this_thread() -> u32 {
+    gettid().as_raw_nonzero().get().unsigned_abs()
+}
+
+/// The calling thread, and those that it starts, stay on one core, if there are two.
 pub fn pin(core: usize) {
     if std::thread::available_parallelism().is_ok_and(|cores| cores.get() > core) {
         let mut set = CpuSet::new();

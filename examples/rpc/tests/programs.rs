@@ -1,4 +1,4 @@
-//! The programs that serve more than gRPC, as somebody would run them.
+//! The programs, as somebody would run them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
@@ -11,6 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const HANG: Duration = Duration::from_secs(60);
 const AXUM: &str = env!("CARGO_BIN_EXE_axum_hello");
+const GRPC: &str = env!("CARGO_BIN_EXE_grpc_echo");
+const RAW: &str = env!("CARGO_BIN_EXE_grpc_echo_raw");
 const PUBSUB: &str = env!("CARGO_BIN_EXE_pubsub");
 
 /// A URI of each kind, and what has to carry the messages there.
@@ -134,6 +136,75 @@ fn axum_answers_curl_over_tcp_and_its_own_client_over_zc() {
         }
         server.interrupt();
         assert!(server.wait().success(), "{zc}: it does not end when it is told to");
+    }
+}
+
+/// What a client prints of the four kinds of call.
+const FOUR_CALLS: &str = "client stream: 3 messages, 6 bytes\nserver stream: 3 messages\nboth ways: ";
+
+/// The report of the selection, if it has one, and the answers.
+fn check_calls(program: &str, printed: &str, chosen: Option<&str>) {
+    // The generated type and the bytes in place print differently.
+    let unquoted = printed.replace("b\"", "\"");
+    assert!(unquoted.contains("unary:  \"hello\"\n"), "{program}: {printed}");
+    assert!(printed.contains(FOUR_CALLS), "{program}: {printed}");
+    assert!(unquoted.contains("both ways: \"one\"\nboth ways: \"two\"\n"), "{program}: {printed}");
+    let carried = |name: &str| printed.lines().any(|line| line.contains(name) && line.contains("chosen"));
+    assert!(chosen.is_none_or(carried), "{program}: {printed}");
+}
+
+#[test]
+fn the_echo_programs_call_each_other_on_every_transport() {
+    for program in [GRPC, RAW] {
+        for (uri, transports) in kinds("echo") {
+            let mut server = Program::start(program, transports, &["server", &uri]);
+            let mut client = Program::start(program, transports, &["client", &server.line()]);
+            check_calls(program, &client.rest(), transports.split(',').next());
+            server.interrupt();
+            assert!(server.wait().success(), "{program} {uri}: it does not end when it is told to");
+        }
+    }
+    let socket = std::env::temp_dir().join(format!("zc-programs-echo-{}", std::process::id()));
+    for uri in ["http://127.0.0.1:0", &format!("unix:{}", socket.display())] {
+        let mut server = Program::start(GRPC, "tcp", &["server", uri]);
+        let mut client = Program::start(GRPC, "tcp", &["client", &server.line()]);
+        check_calls(GRPC, &client.rest(), None);
+        server.interrupt();
+        assert!(server.wait().success(), "{uri}: it does not end when it is told to");
+    }
+    assert!(!socket.exists());
+}
+
+#[test]
+fn without_arguments_the_echo_programs_call_themselves_and_print_a_table() {
+    let grpc = [
+        "inproc:",
+        "zc://127.0.0.1:0",
+        "zc+tcp://127.0.0.1:0",
+        "zc+unix://@grpc_echo-",
+        "http://127.0.0.1:0",
+        "unix:",
+        "zc://127.0.0.1:0 --http2",
+        "zc+tcp://127.0.0.1:0 --http2",
+        "zc+unix://@grpc_echo-",
+    ];
+    for (program, rows, points) in [(GRPC, &grpc[..], 3), (RAW, &["zc://127.0.0.1:"], 4)] {
+        let mut both = Program::start(program, "shm,tcp", &[]);
+        let printed = both.rest();
+        check_calls(program, &printed, Some("shm"));
+        let table: Vec<_> = printed.lines().skip_while(|line| !line.contains("calls/s")).skip(1).collect();
+        assert_eq!(table.len(), rows.len() * points, "{printed}");
+        for (lines, row) in table.chunks(points).zip(rows) {
+            for line in lines {
+                assert!(line.starts_with(row), "{row}: {printed}");
+                let numbers: Vec<f64> =
+                    line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+                let [_size, _inflight, calls_per_s, p50, p99, _cpu, _copied] = numbers[..] else {
+                    panic!("{line}")
+                };
+                assert!(calls_per_s > 0.0 && 0.0 < p50 && p50 <= p99, "{line}");
+            }
+        }
     }
 }
 

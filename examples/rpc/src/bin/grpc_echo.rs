@@ -14,12 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Parser;
 use futures::stream;
-use tonic::body::Body;
-use tonic::client::GrpcService;
-use tonic::codegen::StdError;
 use zc::Fabric;
 use zc_examples_rpc::cli::{Args, Command, Point, print_head, print_row};
-use zc_examples_rpc::grpc::{INPROC, echo_client, measure, serve, stock_channel};
+use zc_examples_rpc::grpc::{GrpcChannel, INPROC, echo_client, measure, serve, stock_channel};
 use zc_examples_rpc::pb::{Ask, Payload};
 use zc_examples_rpc::{BoxError, process};
 use zc_http::Channel;
@@ -47,13 +44,7 @@ async fn client(uri: &str) -> Result<(), BoxError> {
 }
 
 /// The four kinds of call.
-async fn show<T>(channel: T) -> Result<(), BoxError>
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+async fn show<T: GrpcChannel>(channel: T) -> Result<(), BoxError> {
     let mut client = echo_client(channel);
     let payload = |text: &'static str| Payload { data: Bytes::from_static(text.as_bytes()) };
     let answer = client.unary(payload("hello")).await?.into_inner();
@@ -74,20 +65,33 @@ where
     Ok(())
 }
 
-/// A table: the same service over what this machine has.
+/// A table: the same service over what this machine has, both ways, and as stock tonic.
 async fn both() -> Result<(), BoxError> {
     let server = process::Server::start("zc://127.0.0.1:0", false)?;
     client(&server.uri).await?;
     drop(server);
     println!();
     print_head();
-    let socket = std::env::temp_dir().join(format!("grpc_echo-{}", std::process::id()));
-    let unix = format!("unix:{}", socket.display());
-    for uri in [INPROC, "zc://127.0.0.1:0", "zc+tcp://127.0.0.1:0", "http://127.0.0.1:0", &unix] {
-        for (size, inflight) in [(64, 1), (64, 128), (1 << 20, 1)] {
-            let point = Point { size, inflight, duration: Duration::from_millis(500) };
-            print_row(&measure(uri, false, point).await?);
+    let name = format!("grpc_echo-{}", std::process::id());
+    let unix = format!("unix:{}", std::env::temp_dir().join(&name).display());
+    let zc = ["zc://127.0.0.1:0", "zc+tcp://127.0.0.1:0", &format!("zc+unix://@{name}")];
+    for uri in [INPROC].iter().chain(&zc).chain(&["http://127.0.0.1:0", &unix]) {
+        rows(uri, false).await?;
+    }
+    for uri in zc {
+        rows(uri, true).await?;
+    }
+    Ok(())
+}
+
+async fn rows(uri: &str, http2: bool) -> Result<(), BoxError> {
+    for (size, inflight) in [(64, 1), (64, 128), (1 << 20, 1)] {
+        let point = Point { size, inflight, duration: Duration::from_millis(200) };
+        let mut report = measure(uri, http2, point).await?;
+        if http2 {
+            report.uri.push_str(" --http2");
         }
+        print_row(&report);
     }
     Ok(())
 }

@@ -4,7 +4,10 @@
 
 mod balance;
 mod calls;
+mod connected;
 mod copies;
+mod limits;
 mod middleware;
 mod services;
+mod shutdown;
 mod world;

@@ -8,13 +8,13 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::client::GrpcService;
-use tonic::codegen::StdError;
 use tonic::service::Routes;
 use tonic::{Code, Response, Status};
 use tower::{Service, ServiceBuilder};
 use tower_http::trace::{OnFailure, OnRequest, OnResponse, TraceLayer};
 use tracing::Span;
 use zc_examples_rpc::BoxError;
+use zc_examples_rpc::grpc::GrpcChannel;
 use zc_examples_rpc::pb::Payload;
 use zc_examples_rpc::pb::echo_client::EchoClient;
 use zc_examples_rpc::pb::echo_server::EchoServer;
@@ -64,10 +64,7 @@ type Call = JoinHandle<Result<Payload, Status>>;
 /// A call that nobody answers, once its handler runs.
 async fn slow<T>(client: &EchoClient<T>, service: &Obedient) -> Call
 where
-    T: GrpcService<Body, Future: Send> + Clone + Send + 'static,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
+    T: GrpcChannel + GrpcService<Body, Future: Send> + Clone + Send + 'static,
 {
     let mut client = client.clone();
     let call = tokio::spawn(async move { client.unary(waiting()).await.map(Response::into_inner) });
@@ -92,13 +89,7 @@ where
 {
     let service = Obedient::default();
     let layered = layers(Routes::new(EchoServer::new(service.clone())));
-    let fabric = transport.fabric();
-    let listener = fabric.listen(&transport.uri).await.unwrap();
-    let uri = listener.local_uri().to_string();
-    let server = tokio::spawn(Server::new().serve(listener, layered));
-    let channel = Channel::new(&fabric, &uri).unwrap();
-    channel.connect().await.unwrap();
-    assert_eq!(channel.report().unwrap().chosen(), transport.chosen);
+    let (channel, server) = transport.serve_with(Server::new(), layered, std::future::pending()).await;
     (channel, service, server)
 }
 
@@ -118,21 +109,29 @@ macro_rules! layers {
     };
 }
 
+/// One call has the only place until its time is over, another is shed, and then there is room again.
+async fn hold<T>(mut client: EchoClient<T>, service: &Obedient, seen: &Seen, transport: &Transport)
+where
+    T: GrpcChannel + GrpcService<Body, Future: Send> + Clone + Send + 'static,
+{
+    let slow = slow(&client, service).await;
+    let shed = client.unary(payload("b")).await.unwrap_err();
+    assert_eq!(shed.code(), Code::ResourceExhausted, "{transport:?}: {shed:?}");
+    assert_eq!(seen.counts(), [2, 0, 1], "{transport:?}");
+    let late = ended(slow).await;
+    assert!(late.message().contains("timed out"), "{transport:?}: {late:?}");
+    // The handler is gone with the call.
+    wait_for(&service.alive, 0).await;
+    assert_eq!(client.unary(payload("c")).await.unwrap().into_inner().data, "c");
+    assert_eq!(seen.counts(), [3, 1, 2], "{transport:?}");
+}
+
 #[tokio::test]
 async fn around_the_service() {
     for transport in transports() {
         let seen = Seen::default();
         let (channel, service, _server) = serve(&transport, |routes| layers!(seen).service(routes)).await;
-        let mut client = EchoClient::new(channel);
-        let slow = slow(&client, &service).await;
-        let shed = client.unary(payload("b")).await.unwrap_err();
-        assert_eq!(shed.code(), Code::ResourceExhausted, "{transport:?}: {shed:?}");
-        assert_eq!(seen.counts(), [2, 0, 1]);
-        let late = ended(slow).await;
-        assert!(late.message().contains("timed out"), "{transport:?}: {late:?}");
-        wait_for(&service.alive, 0).await;
-        assert_eq!(client.unary(payload("c")).await.unwrap().into_inner().data, "c");
-        assert_eq!(seen.counts(), [3, 1, 2]);
+        hold(EchoClient::new(channel), &service, &seen, &transport).await;
     }
 }
 
@@ -141,16 +140,7 @@ async fn around_the_channel() {
     for transport in transports() {
         let seen = Seen::default();
         let (channel, service, _server) = transport.serve_obedient().await;
-        let mut client = EchoClient::new(layers!(seen).service(channel));
-        let slow = slow(&client, &service).await;
-        let shed = client.unary(payload("b")).await.unwrap_err();
-        assert_eq!(shed.code(), Code::ResourceExhausted, "{transport:?}: {shed:?}");
-        let late = ended(slow).await;
-        assert!(late.message().contains("timed out"), "{transport:?}: {late:?}");
-        // The handler is gone with the call.
-        wait_for(&service.alive, 0).await;
-        assert_eq!(client.unary(payload("c")).await.unwrap().into_inner().data, "c");
-        assert_eq!(seen.counts(), [3, 1, 2]);
+        hold(EchoClient::new(layers!(seen).service(channel)), &service, &seen, &transport).await;
     }
 }
 

@@ -1,13 +1,9 @@
 //! Health and reflection, for clients of either kind: what `grpcurl` and a load balancer's probe ask.
 
-use bytes::Bytes;
 use futures::stream;
 use prost::Message;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use tonic::Code;
-use tonic::body::Body;
-use tonic::client::GrpcService;
-use tonic::codegen::StdError;
 use tonic::service::Routes;
 use tonic::transport::Endpoint;
 use tonic_health::ServingStatus;
@@ -20,6 +16,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use zc::Fabric;
+use zc_examples_rpc::grpc::GrpcChannel;
 use zc_examples_rpc::pb::echo_client::EchoClient;
 use zc_examples_rpc::pb::echo_server::EchoServer;
 use zc_examples_rpc::{echo, pb};
@@ -41,26 +38,14 @@ async fn routes() -> (HealthReporter, Routes) {
 }
 
 /// Everything that is asked of a server before it is called.
-async fn ask<T>(channel: T, reporter: &HealthReporter)
-where
-    T: GrpcService<Body> + Clone,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+async fn ask<T: GrpcChannel + Clone>(channel: T, reporter: &HealthReporter) {
     health(channel.clone(), reporter).await;
     reflection(channel.clone()).await;
     let answer = EchoClient::new(channel).unary(payload("a")).await.unwrap().into_inner();
     assert_eq!(answer.data, "a");
 }
 
-async fn health<T>(channel: T, reporter: &HealthReporter)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+async fn health<T: GrpcChannel>(channel: T, reporter: &HealthReporter) {
     let mut client = HealthClient::new(channel);
     let of = |service: &str| HealthCheckRequest { service: service.to_owned() };
     assert_eq!(client.check(of(ECHO)).await.unwrap().into_inner().status(), Answered::Serving);
@@ -73,13 +58,7 @@ where
     assert_eq!(changes.message().await.unwrap().unwrap().status(), Answered::Serving);
 }
 
-async fn reflection<T>(channel: T)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
-{
+async fn reflection<T: GrpcChannel>(channel: T) {
     let questions = [
         MessageRequest::ListServices(String::new()),
         MessageRequest::FileContainingSymbol(ECHO.to_owned()),

@@ -12,11 +12,12 @@ use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
+use tower::Service;
 use zc::{Fabric, Policy};
-use zc_examples_rpc::echo;
 use zc_examples_rpc::pb::echo_server::{Echo, EchoServer};
 use zc_examples_rpc::pb::{Ask, Payload, Summary};
-use zc_http::{Channel, Server};
+use zc_examples_rpc::{BoxError, echo};
+use zc_http::{Channel, PeerInfo, Server};
 
 /// A hang guard, not a bound on speed.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
@@ -70,10 +71,26 @@ impl Transport {
 
     /// A server, and a channel that has reached it over what it should.
     pub(crate) async fn serve(&self, routes: Routes) -> (Channel, JoinHandle<()>) {
+        self.serve_with(Server::new(), routes, std::future::pending()).await
+    }
+
+    /// With options, any service, and a signal to stop.
+    pub(crate) async fn serve_with<S, B>(
+        &self,
+        server: Server,
+        service: S,
+        signal: impl Future<Output = ()> + Send + 'static,
+    ) -> (Channel, JoinHandle<()>)
+    where
+        S: Service<http::Request<zc_http::Body>, Response = http::Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: tonic::codegen::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
         let fabric = self.fabric();
         let listener = fabric.listen(&self.uri).await.unwrap();
         let uri = listener.local_uri().to_string();
-        let server = tokio::spawn(Server::new().serve(listener, routes));
+        let server = tokio::spawn(server.serve_with_shutdown(listener, service, signal));
         let channel = Channel::new(&fabric, &uri).unwrap();
         channel.connect().await.unwrap();
         assert_eq!(channel.report().unwrap().chosen(), self.chosen);
@@ -131,6 +148,15 @@ pub(crate) async fn wait_for(alive: &AtomicUsize, count: usize) {
 
 type Payloads = Pin<Box<dyn Stream<Item = Result<Payload, Status>> + Send>>;
 
+/// What is known of the connection.
+#[allow(clippy::result_large_err, reason = "a handler's")]
+fn tell(info: Option<&PeerInfo>) -> Result<Response<Payload>, Status> {
+    let info = info.ok_or_else(|| Status::not_found("nothing is known"))?;
+    let process = info.peer.cred.as_ref().map(|cred| cred.pid);
+    let told = serde_json::json!([info.report.to_json(), process]);
+    Ok(Response::new(payload(told.to_string())))
+}
+
 #[tonic::async_trait]
 impl Echo for Obedient {
     async fn unary(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
@@ -144,6 +170,7 @@ impl Echo for Obedient {
                 return Err(status);
             }
             Some("wait") => std::future::pending::<()>().await,
+            Some("tell") => return tell(request.extensions().get()),
             _ => {}
         }
         let mut response = Response::new(request.into_inner());

@@ -3,6 +3,7 @@
 //! tonic compresses all messages of a stream or none, and tells nobody which it received so. Here bodies are looked at on
 //! their way, and streams of both kinds of message are put together by hand; tonic reads them.
 
+use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -16,20 +17,21 @@ use futures::StreamExt;
 use http_body_util::{BodyExt, Full, StreamBody};
 use prost::Message;
 use tonic::body::Body;
-use tonic::client::GrpcService;
 use tonic::codec::CompressionEncoding;
-use tonic::codegen::{Body as HttpBody, StdError};
+use tonic::codegen::Body as HttpBody;
 use tonic::{Code, Extensions, Status};
-use tower::{Service, ServiceBuilder, ServiceExt};
+use tower::{ServiceBuilder, ServiceExt};
 use zc_examples_rpc::BoxError;
+use zc_examples_rpc::grpc::GrpcChannel;
 
+use crate::cases::size_of;
 use crate::pb::test_service_client::TestServiceClient;
 use crate::pb::test_service_server::TestServiceServer;
 use crate::pb::{
     BoolValue, ResponseParameters, SimpleRequest, StreamingInputCallRequest, StreamingInputCallResponse,
     StreamingOutputCallRequest,
 };
-use crate::{payload, size_of};
+use crate::service::{Service, payload, with_trailers};
 
 /// Flag and length in front of each message.
 const PREFIX: usize = 5;
@@ -45,7 +47,7 @@ impl Flags {
 }
 
 /// A body whose messages' flags are noted on the way.
-struct Watched<B> {
+pub(crate) struct Watched<B> {
     body: Pin<Box<B>>,
     flags: Flags,
     prefix: BytesMut,
@@ -149,42 +151,50 @@ fn framed(message: &[u8], compressed: bool) -> Bytes {
     frame.freeze()
 }
 
-/// The service as it is, for those who compress, too.
-pub(crate) fn service(
-    service: crate::Service,
-) -> impl Service<http::Request<zc_http::Body>, Response = http::Response<Body>, Error = BoxError, Future: Send>
-+ Clone
-+ Send {
-    let service = TestServiceServer::new(service)
+/// The service, for those who compress, too.
+pub(crate) fn service(service: Service) -> TestServiceServer<Service> {
+    TestServiceServer::new(service)
         .accept_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Gzip);
+        .send_compressed(CompressionEncoding::Gzip)
+}
+
+/// Around a service: it sees which messages come compressed, and says which go out so, and with what trailers.
+pub(crate) fn around<S, B>(
+    service: S,
+) -> impl tower::Service<http::Request<B>, Response = http::Response<Body>, Error = BoxError, Future: Send>
++ Clone
++ Send
++ 'static
+where
+    S: tower::Service<http::Request<Watched<B>>, Response = http::Response<Body>, Error: Into<BoxError>>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+{
     ServiceBuilder::new()
-        .map_request(|request: http::Request<zc_http::Body>| {
+        .map_request(|request: http::Request<B>| {
             let (mut parts, body) = request.into_parts();
             let body = watch(body, &mut parts.extensions);
             http::Request::from_parts(parts, body)
         })
         .service(service)
-        .map_err(BoxError::from)
+        .map_response(with_trailers)
+        .map_err(Into::into)
         .and_then(as_wanted)
 }
 
 /// A channel whose responses tell which of their messages came compressed.
-pub(crate) fn watched<S, B>(
-    channel: S,
-) -> impl GrpcService<
-    Body,
-    ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send,
-    Error: Into<StdError>,
-> + Clone
-where
-    S: Service<http::Request<Body>, Response = http::Response<B>, Error: Into<StdError>> + Clone,
-    B: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
-{
-    channel.map_response(|response: http::Response<B>| {
-        let (mut parts, body) = response.into_parts();
-        let body = watch(body, &mut parts.extensions);
-        http::Response::from_parts(parts, body)
+pub(crate) fn watched<T: GrpcChannel + Clone>(channel: T) -> impl GrpcChannel + Clone {
+    tower::service_fn(move |request| {
+        let mut channel = channel.clone();
+        async move {
+            poll_fn(|cx| channel.poll_ready(cx)).await?;
+            let (mut parts, body) = channel.call(request).await?.into_parts();
+            let body = watch(body, &mut parts.extensions);
+            Ok::<_, T::Error>(http::Response::from_parts(parts, body))
+        }
     })
 }
 
@@ -192,13 +202,7 @@ fn flags(extensions: &Extensions) -> Vec<bool> {
     extensions.get::<Flags>().unwrap().all()
 }
 
-pub(crate) async fn cases<T>(channel: T)
-where
-    T: GrpcService<Body> + Clone,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
+pub(crate) async fn cases<T: GrpcChannel + Clone>(channel: T) {
     let plain = TestServiceClient::new(channel.clone()).accept_compressed(CompressionEncoding::Gzip);
     let compressing = plain.clone().send_compressed(CompressionEncoding::Gzip);
     client_compressed_unary(plain.clone(), compressing).await;
@@ -207,13 +211,10 @@ where
     server_compressed_streaming(plain).await;
 }
 
-async fn client_compressed_unary<T>(mut plain: TestServiceClient<T>, mut compressing: TestServiceClient<T>)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
+async fn client_compressed_unary<T: GrpcChannel>(
+    mut plain: TestServiceClient<T>,
+    mut compressing: TestServiceClient<T>,
+) {
     let request = |compressed| SimpleRequest {
         expect_compressed: Some(BoolValue { value: compressed }),
         response_size: 314_159,
@@ -229,13 +230,7 @@ where
     }
 }
 
-async fn server_compressed_unary<T>(mut client: TestServiceClient<T>)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
+async fn server_compressed_unary<T: GrpcChannel>(mut client: TestServiceClient<T>) {
     for compressed in [true, false] {
         let response = client.unary_call(SimpleRequest {
             response_compressed: Some(BoolValue { value: compressed }),
@@ -249,13 +244,7 @@ where
     }
 }
 
-async fn client_compressed_streaming<T>(mut channel: T)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
+async fn client_compressed_streaming<T: GrpcChannel>(mut channel: T) {
     let message = |size, compressed| {
         let expect_compressed = Some(BoolValue { value: compressed });
         StreamingInputCallRequest { payload: payload(size), expect_compressed }.encode_to_vec()
@@ -269,7 +258,7 @@ where
             .header("grpc-encoding", "gzip")
             .body(Body::new(Full::new(body).map_err(|never| match never {})))
             .unwrap();
-        let ready = futures::future::poll_fn(|cx| channel.poll_ready(cx)).await;
+        let ready = poll_fn(|cx| channel.poll_ready(cx)).await;
         assert!(ready.is_ok());
         let Ok(response) = channel.call(request).await else { panic!("the call failed") };
         let status = response.headers().get("grpc-status").cloned();
@@ -287,13 +276,7 @@ where
     }
 }
 
-async fn server_compressed_streaming<T>(mut client: TestServiceClient<T>)
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
+async fn server_compressed_streaming<T: GrpcChannel>(mut client: TestServiceClient<T>) {
     let parameters = |size, compressed| {
         let compressed = Some(BoolValue { value: compressed });
         ResponseParameters { size, compressed, ..ResponseParameters::default() }
