@@ -46,6 +46,9 @@ mod hostile_tests;
 mod loom_tests;
 #[cfg(test)]
 mod testing;
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
+mod unused_tests;
 
 pub use limits::*;
 pub use options::ShmOptions;

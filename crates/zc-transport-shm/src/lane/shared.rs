@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -67,8 +67,8 @@ pub(crate) struct Shared {
     pub(crate) peer_bell: Arc<PeerBell>,
     /// Unused arenas are to be looked for.
     pub(super) trim: AtomicBool,
-    /// Arenas of ours beyond the first.
-    pub(super) grown: AtomicUsize,
+    /// There are arenas of ours beyond the first, and not all are known to be in use.
+    pub(super) aging: AtomicBool,
     pub(super) chores: Arc<Chores>,
     bell: Bell,
     /// It was silenced since the sending half last looked.
@@ -103,7 +103,7 @@ impl Shared {
             wakers,
             peer_bell,
             trim: AtomicBool::new(false),
-            grown: AtomicUsize::new(0),
+            aging: AtomicBool::new(false),
             chores: Arc::default(),
             bell,
             rang: AtomicBool::new(false),
