@@ -337,7 +337,11 @@ impl Arena {
 
     /// The same for further arenas alone.
     pub(crate) fn wait_for_grown(&self) -> bool {
-        self.slabs.iter().skip(1).flatten().fold(false, |any, s| s.free.wait() || any)
+        let mut any = false;
+        for slab in self.slabs.iter().skip(1).flatten() {
+            any |= slab.free.wait();
+        }
+        any
     }
 
     /// Whether a block of a further arena has come back since that was asked for.
