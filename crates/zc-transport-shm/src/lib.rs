@@ -44,6 +44,9 @@ mod common;
 mod hostile_tests;
 #[cfg(all(test, loom))]
 mod loom_tests;
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, clippy::print_stdout)]
+mod namespace_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(all(test, not(loom)))]
