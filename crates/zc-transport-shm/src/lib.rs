@@ -47,6 +47,9 @@ mod loom_tests;
 #[cfg(all(test, not(loom)))]
 #[allow(clippy::unwrap_used, clippy::print_stdout)]
 mod namespace_tests;
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
+mod path_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(all(test, not(loom)))]
