@@ -37,6 +37,9 @@ mod words;
 #[cfg(all(test, not(loom)))]
 extern crate self as zc_transport_shm;
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
+mod bell_tests;
+#[cfg(all(test, not(loom)))]
 #[path = "../tests/common/mod.rs"]
 mod common;
 #[cfg(all(test, not(loom)))]
