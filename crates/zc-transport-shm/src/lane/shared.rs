@@ -14,6 +14,7 @@ use super::link::{Link, News, Readers};
 use crate::bell::{Bell, PeerBell};
 use crate::group::Chores;
 use crate::remote::Calls;
+use crate::sleep::Rang;
 use crate::spare::Reserve;
 use crate::words::PeerWords;
 
@@ -72,7 +73,7 @@ pub(crate) struct Shared {
     pub(super) chores: Arc<Chores>,
     bell: Bell,
     /// It was silenced since the sending half last looked.
-    rang: AtomicBool,
+    rang: Rang,
     /// The peer went on with a message in parts.
     heard: AtomicBool,
     halves: Waker,
@@ -106,7 +107,7 @@ impl Shared {
             aging: AtomicBool::new(false),
             chores: Arc::default(),
             bell,
-            rang: AtomicBool::new(false),
+            rang: Rang::new(),
             heard: AtomicBool::new(false),
             link: reader.0.clone(),
             _reader: reader,
@@ -144,7 +145,7 @@ impl Shared {
         match self.bell.poll_rung(&mut Context::from_waker(&self.halves)) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => {
-                self.rang.store(true, Ordering::Release);
+                self.rang.set();
                 Poll::Ready(())
             }
             Poll::Ready(Err(error)) => {
@@ -156,7 +157,7 @@ impl Shared {
 
     /// Whether the bell rang since this was asked, for whomever.
     pub(super) fn take_rang(&self) -> bool {
-        self.rang.load(Ordering::Acquire) && self.rang.swap(false, Ordering::AcqRel)
+        self.rang.take()
     }
 
     /// The peer went on with a message of which there is no frame yet: it lives.
