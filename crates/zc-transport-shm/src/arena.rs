@@ -328,9 +328,30 @@ impl Arena {
         self.out.release();
     }
 
-    /// Asks to be woken when a block comes back on this side. Look again afterwards.
-    pub(crate) fn wait(&self) {
-        self.slabs.iter().flatten().for_each(|s| s.free.wait());
+    /// Asks to be woken when a block comes back on this side. Look again afterwards. True: one of a further arena has
+    /// since it was asked last.
+    pub(crate) fn wait(&self) -> bool {
+        self.slabs.iter().take(1).flatten().for_each(|s| _ = s.free.wait());
+        self.wait_for_grown()
+    }
+
+    /// The same for further arenas alone.
+    pub(crate) fn wait_for_grown(&self) -> bool {
+        let mut any = false;
+        for slab in self.slabs.iter().skip(1).flatten() {
+            any |= slab.free.wait();
+        }
+        any
+    }
+
+    /// Whether a block of a further arena has come back since that was asked for.
+    pub(crate) fn came_back(&self) -> bool {
+        self.slabs.iter().skip(1).flatten().any(|s| s.free.came_back())
+    }
+
+    /// Whether an arena may have to be taken away at the next look: a further one of which nobody has a block.
+    pub(crate) fn any_idle(&mut self) -> bool {
+        self.slabs.iter_mut().skip(1).flatten().any(Slab::is_idle)
     }
 
     /// Arenas beyond the first.

@@ -74,6 +74,12 @@ fn silence(fd: BorrowedFd<'_>, kind: BellKind) -> io::Result<(usize, bool)> {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread rang.
+    pub(crate) static RINGS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// The peer's bell.
 pub(crate) struct PeerBell {
     fd: OwnedFd,
@@ -99,6 +105,8 @@ impl PeerBell {
     /// Wakes the peer. Failures don't matter: a bell that is full rings already, and that the peer is
     /// gone is seen on the link.
     pub(crate) fn ring(&self) {
+        #[cfg(test)]
+        RINGS.set(RINGS.get() + 1);
         let fd = self.fd.as_fd();
         let _ = match self.kind {
             BellKind::Eventfd => rustix::io::write(fd, &1u64.to_ne_bytes()),

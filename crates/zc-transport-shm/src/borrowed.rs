@@ -29,6 +29,12 @@ impl Loans {
         self.0[block as usize].store(u32::from(generation) | counted, Ordering::Relaxed);
     }
 
+    /// The loan is sent back once more. Whoever gives it back does so after us, for we have the buffer.
+    pub(crate) fn count(&self, block: u32) {
+        // Below what fits, by `MAX_SENT_BACK`.
+        self.0[block as usize].fetch_add(1 << SENT_BACK_AT, Ordering::Relaxed);
+    }
+
     /// What says that a loan is over, and whether it counted; nobody has it any more. The number fits: the caller has seen
     /// that.
     #[inline]
@@ -69,8 +75,7 @@ pub(crate) struct Back {
 impl Back {
     /// It goes out now: counts it, and says how the owner is told. The buffer must be there until then.
     pub(crate) fn send(self) -> Descriptor {
-        // Below what fits, by `MAX_SENT_BACK`. Whoever gives the loan back does so after us, for we have the buffer.
-        self.loans.0[self.at.block as usize].fetch_add(1 << SENT_BACK_AT, Ordering::Relaxed);
+        self.loans.count(self.at.block);
         self.at
     }
 }

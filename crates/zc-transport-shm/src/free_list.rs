@@ -95,10 +95,17 @@ impl Stack {
         self.local[start..].reverse();
     }
 
-    /// From now on the waker is woken when a block comes back. Look again afterwards.
-    pub(crate) fn wait(&self) {
-        self.shared.waiting.store(1, Ordering::SeqCst);
+    /// From now on the waker is woken when a block comes back. Look again afterwards. True: one has come back since this
+    /// was called last.
+    pub(crate) fn wait(&self) -> bool {
+        let came_back = self.shared.waiting.swap(1, Ordering::SeqCst) == 0;
         crate::sync::fence(Ordering::SeqCst);
+        came_back
+    }
+
+    /// Whether a block has come back since somebody waits.
+    pub(crate) fn came_back(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) == 0
     }
 }
 

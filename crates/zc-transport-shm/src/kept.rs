@@ -4,9 +4,9 @@
 //! kept can be replaced by one of any size.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::limits::{MAX_ARENA_BLOCKS, MAX_KEPT_BLOCKS, MAX_KEPT_SLABS, MAX_SLABS};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Arenas count in whole pages: their bytes are.
 const PAGE_BYTES: u64 = 4096;
@@ -83,6 +83,12 @@ impl Kept {
         })
     }
 
+    /// Arenas of which something is kept.
+    #[cfg(all(test, loom))]
+    pub(crate) fn slabs(&self) -> u64 {
+        Size(self.sum.load(Ordering::Relaxed)).slabs()
+    }
+
     /// Whether as much as this may be kept, whatever else is.
     pub(crate) fn ever_takes(&self, bytes: u64) -> bool {
         bytes.div_ceil(PAGE_BYTES) <= self.max_pages
@@ -123,7 +129,8 @@ impl KeptOf {
 
     /// A block goes back.
     pub(crate) fn sub(&self) {
-        if self.blocks.fetch_sub(1, Ordering::Relaxed) == 1 {
+        // Whoever added to the sum gave its own block back before: so nothing is taken off that was not added.
+        if self.blocks.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.all.sum.fetch_sub(self.size.0, Ordering::Relaxed);
         }
     }

@@ -37,6 +37,9 @@ mod words;
 #[cfg(all(test, not(loom)))]
 extern crate self as zc_transport_shm;
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
+mod bell_tests;
+#[cfg(all(test, not(loom)))]
 #[path = "../tests/common/mod.rs"]
 mod common;
 #[cfg(all(test, not(loom)))]
@@ -44,8 +47,17 @@ mod common;
 mod hostile_tests;
 #[cfg(all(test, loom))]
 mod loom_tests;
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, clippy::print_stdout)]
+mod namespace_tests;
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
+mod path_tests;
 #[cfg(test)]
 mod testing;
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
+mod unused_tests;
 
 pub use limits::*;
 pub use options::ShmOptions;

@@ -3,12 +3,15 @@
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
+use crate::borrowed::Loans;
 use crate::free_list::Stack;
+use crate::kept::{Kept, KeptOf, Part, Size};
 use crate::layout::{Head, Return, SLOT_WORDS};
+use crate::out::Views;
 use crate::remote::Calls;
 use crate::returns::{Returned, Returning};
 use crate::ring::{Consumer, Producer};
-use crate::sleep::{Ringer, Sleeper};
+use crate::sleep::{Rang, Ringer, Sleeper};
 use crate::testing::Cells;
 use crate::words::{ReadWords, WriteWords};
 
@@ -85,6 +88,46 @@ fn loom_sleep_loses_no_wake_up() {
             sleeper.disarm();
         }
         waker.join().unwrap();
+    });
+}
+
+/// Two threads publish and ring for one sleeper, as messages that are dropped do: whichever rings, it sees what both did.
+#[test]
+fn loom_two_ringers_lose_no_wake_up() {
+    loom::model(|| {
+        let cells = Cells::new(3);
+        let bell = Arc::new((Mutex::new(false), Condvar::new()));
+        let (mut sleeper, ringer) = (Sleeper::new(cells.clone(), 0), Arc::new(Ringer::new(cells.clone(), 0)));
+        let threads = [1, 2].map(|at| {
+            let (theirs, ringer, rung) = (cells.clone(), ringer.clone(), bell.clone());
+            thread::spawn(move || {
+                theirs.publish(at, 1);
+                if ringer.must_ring() {
+                    *rung.0.lock().unwrap() = true;
+                    rung.1.notify_one();
+                }
+            })
+        });
+        let mut seen = 0;
+        let look = |seen: &mut u64| {
+            let now = cells.load(1) + cells.load(2);
+            std::mem::replace(seen, now) != now
+        };
+        while seen < 2 {
+            sleeper.arm();
+            if look(&mut seen) {
+                sleeper.disarm();
+                continue;
+            }
+            let mut rung = bell.0.lock().unwrap();
+            while !*rung {
+                rung = bell.1.wait(rung).unwrap();
+            }
+            *rung = false;
+        }
+        for thread in threads {
+            thread.join().unwrap();
+        }
     });
 }
 
@@ -312,4 +355,173 @@ fn loom_calls_lose_no_wake_up() {
 #[test]
 fn loom_calls_heard_aside_lose_no_wake_up() {
     loom::model(|| calls_lose_no_wake_up(2, true));
+}
+
+/// The sending half as it watches for what comes back while nobody waits for it: `Tx::wait_for_returns`.
+struct Watching {
+    cells: Cells,
+    sleeper: Sleeper<Cells>,
+    rang: std::sync::Arc<Rang>,
+    bell: Signal,
+    seen: u64,
+}
+
+impl Watching {
+    fn poll(&mut self) {
+        loop {
+            if self.rang.take() || !self.sleeper.is_armed() {
+                self.sleeper.arm();
+                self.seen = self.cells.load(RECORDS);
+            }
+            if !self.bell.hear() {
+                return;
+            }
+            self.rang.set();
+        }
+    }
+}
+
+/// What comes back is seen, whichever half silences the bell, and with `rest` also when the half goes to rest anew meanwhile.
+fn returns_lose_no_wake_up(returns: u64, rest: bool) {
+    let cells = Cells::new(3);
+    let (bell, task) = (Signal::new(), Signal::new());
+    let rang = std::sync::Arc::new(Rang::new());
+    let peer = {
+        let (cells, bell) = (cells.clone(), bell.clone());
+        let ringer = Ringer::new(cells.clone(), EPOCH);
+        thread::spawn(move || {
+            for n in 1..=returns {
+                cells.publish(RECORDS, n);
+                if ringer.must_ring() {
+                    bell.set();
+                }
+            }
+        })
+    };
+    let other = {
+        let (rang, bell, task) = (rang.clone(), bell.clone(), task.clone());
+        thread::spawn(move || {
+            if bell.try_take() {
+                rang.set();
+                task.set();
+            }
+        })
+    };
+    let sleeper = Sleeper::new(cells.clone(), EPOCH);
+    let mut half = Watching { cells, sleeper, rang: rang.clone(), bell: bell.clone(), seen: 0 };
+    half.poll();
+    if rest && half.rang.take() {
+        half.sleeper.disarm();
+        half.poll();
+    }
+    if task.try_take() {
+        half.poll();
+    }
+    other.join().unwrap();
+    peer.join().unwrap();
+    // From here on the reactor is the one to hear the bell. After a lost wake-up nobody wakes the task any more.
+    while half.seen < returns {
+        if bell.tell() {
+            task.set();
+        }
+        assert!(task.try_take(), "asleep for ever");
+        half.poll();
+    }
+}
+
+#[test]
+fn loom_returns_lose_no_wake_up() {
+    loom::model(|| returns_lose_no_wake_up(2, false));
+}
+
+#[test]
+fn loom_returns_lose_no_wake_up_at_rest() {
+    loom::model(|| returns_lose_no_wake_up(2, true));
+}
+
+/// A buffer that several have; the last does something.
+struct Shared<F: Fn()>(F);
+
+impl<F: Fn()> Drop for Shared<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Whoever gives a loan back says how often it was sent back, by whomever.
+#[test]
+fn loom_loans_are_given_back_with_their_count() {
+    loom::model(|| {
+        let loans = Loans::new(1);
+        loans.begin(0, 7, true);
+        let said = Arc::new(Mutex::new(None));
+        let (of, to) = (loans.clone(), said.clone());
+        let buf = Arc::new(Shared(move || *to.lock().unwrap() = Some(of.end(3, 0))));
+        let threads = [(); 2].map(|()| {
+            let (buf, loans) = (buf.clone(), loans.clone());
+            thread::spawn(move || {
+                loans.count(0);
+                drop(buf);
+            })
+        });
+        drop(buf);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let back = Return { slab: 3, sent_back: 2, generation: 7, block: 0 };
+        assert_eq!(said.lock().unwrap().take(), Some((back, true)));
+    });
+}
+
+/// While a block of an arena is kept the arena is counted, and when none is it is not.
+#[test]
+fn loom_kept_arenas_are_counted() {
+    loom::model(|| {
+        let all = Kept::new(1 << 20, Part::Half);
+        let of = std::sync::Arc::new(KeptOf::new(all.clone(), Size::of_arena(4, 4096)));
+        of.add();
+        let give_back = || {
+            let of = of.clone();
+            thread::spawn(move || of.sub())
+        };
+        let first = give_back();
+        of.add();
+        assert!(all.slabs() >= 1, "one is kept");
+        let second = give_back();
+        of.add();
+        assert!(all.slabs() >= 1, "one is kept");
+        of.sub();
+        first.join().unwrap();
+        second.join().unwrap();
+        assert_eq!(all.slabs(), 0);
+    });
+}
+
+/// A block that came back as a message counts once, until nobody has it.
+#[test]
+fn loom_views_count_once_and_end() {
+    loom::model(|| {
+        let all = Kept::new(1 << 20, Part::Quarter);
+        let views = Views::new(2, Some(KeptOf::new(all.clone(), Size::of_arena(2, 4096))));
+        let block = |at: u32| {
+            let views = views.clone();
+            Arc::new(Shared(move || views.unmark(at)))
+        };
+        let blocks = [block(0), block(1)];
+        let threads = [0, 1].map(|at| {
+            // The receiving half marks what it delivers while it has it, and the sending half may let go of it meanwhile.
+            let (held, delivered) = (blocks[at].clone(), blocks[at].clone());
+            let sending = thread::spawn(move || drop(held));
+            views.mark(at);
+            views.mark(at);
+            assert!(all.slabs() == 1);
+            drop(delivered);
+            sending
+        });
+        drop(blocks);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(all.slabs(), 0);
+    });
 }

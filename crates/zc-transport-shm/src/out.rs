@@ -5,7 +5,6 @@
 //! it was sent back, and it is over when all of those have been read.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use zc_core::memory::PinnedBuf;
@@ -15,6 +14,7 @@ use crate::kept::{Kept, KeptOf, Part, Size};
 use crate::layout::{BACK, Descriptor, Grow, Return};
 use crate::lie::lie;
 use crate::limits::FIRST_BLOCK_BYTES;
+use crate::sync::{AtomicBool, Ordering};
 
 /// A buffer that the peer may read.
 struct Held {
@@ -42,8 +42,13 @@ pub(crate) struct Views {
 }
 
 impl Views {
+    /// None yet, of so many blocks.
+    pub(crate) fn new(blocks: u32, kept: Option<KeptOf>) -> Arc<Self> {
+        Arc::new(Self { viewed: (0..blocks).map(|_| AtomicBool::new(false)).collect(), kept })
+    }
+
     /// Called by the receiving half alone, while the block is held for the peer.
-    fn mark(&self, block: usize) {
+    pub(crate) fn mark(&self, block: usize) {
         if let Some(kept) = &self.kept
             && let Some(viewed) = self.viewed.get(block)
             && !viewed.swap(true, Ordering::Relaxed)
@@ -101,8 +106,7 @@ impl Out {
     pub(crate) fn views(&self, is_first: bool, blocks: u32, bytes: usize) -> Arc<Views> {
         let size = || Size::of_arena(blocks, bytes as u64);
         let kept = (!is_first).then(|| KeptOf::new(self.kept.clone(), size()));
-        let marked = if is_first { 0 } else { blocks };
-        Arc::new(Views { viewed: (0..marked).map(|_| AtomicBool::new(false)).collect(), kept })
+        Views::new(if is_first { 0 } else { blocks }, kept)
     }
 
     /// The peer is told of a further arena.

@@ -8,7 +8,7 @@
 //! was published, or the waker sees the epoch. The waker rings once per epoch, so an epoch is never
 //! used for two sleeps.
 
-use crate::sync::{AtomicU64, Ordering, full_fence};
+use crate::sync::{AtomicBool, AtomicU64, Ordering, full_fence};
 use crate::words::{ReadWords, WriteWords};
 
 /// The side that sleeps.
@@ -44,6 +44,27 @@ impl<W: WriteWords> Sleeper<W> {
     #[inline]
     pub(crate) fn is_armed(&self) -> bool {
         self.epoch & 1 == 1
+    }
+}
+
+/// Whether the bell was silenced, by whichever half, since this was asked. Who sleeps with an epoch then has to take another:
+/// the ring may have been for that one.
+pub(crate) struct Rang(AtomicBool);
+
+impl Rang {
+    /// Not yet.
+    pub(crate) fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    /// It was; whoever waits is woken after this.
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Look again after taking another epoch.
+    pub(crate) fn take(&self) -> bool {
+        self.0.load(Ordering::Acquire) && self.0.swap(false, Ordering::AcqRel)
     }
 }
 

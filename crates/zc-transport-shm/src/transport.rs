@@ -135,14 +135,7 @@ impl ShmTransport {
         let (mine, theirs) = (ShmOffer::decode(&mine.bytes)?, ShmOffer::decode(&peer.bytes)?);
         cx.same_host.clone()?;
         let cred = link.peer_cred().ok_or(Unavailable::HostNotProved)?;
-        if cred.uid != theirs.uid {
-            // Seen from another user namespace, or a lie: bells are chosen by what was offered.
-            return Err(Unavailable::PeerUid { uid: cred.uid }.into());
-        }
-        let cooperative = cred.uid == own_uid() && cx.trust == Trust::Cooperative;
-        // Both sides come to the same answer.
-        let wary = mine.wary || theirs.wary || mine.uid != theirs.uid;
-        let kind = if wary { BellKind::Socket } else { BellKind::Eventfd };
+        let (kind, cooperative) = terms(&mine, &theirs, cred.uid, cx.trust)?;
         Ok(Prepared { made: self.make(&mine, kind, cx)?, theirs, kind, cooperative })
     }
 
@@ -162,6 +155,24 @@ impl ShmTransport {
         caps.isolation = Isolation::PerConnection;
         caps
     }
+}
+
+/// The kind of bell, and whether the peer's messages may be lent: `kernel_uid` is who it is, to us.
+fn terms(
+    mine: &ShmOffer,
+    theirs: &ShmOffer,
+    kernel_uid: u32,
+    trust: Trust,
+) -> Result<(BellKind, bool), Unavailable> {
+    // What was offered is a number of the offerer's user namespace, or a lie. It only chooses the bells, for which both sides
+    // come to the same answer.
+    let wary = mine.wary || theirs.wary || mine.uid != theirs.uid;
+    let kind = if wary { BellKind::Socket } else { BellKind::Eventfd };
+    let same_user = kernel_uid == mine.uid;
+    if kind == BellKind::Eventfd && !same_user {
+        return Err(Unavailable::PeerUid { uid: kernel_uid });
+    }
+    Ok((kind, same_user && trust == Trust::Cooperative))
 }
 
 /// Our half, not yet handed out.
@@ -222,5 +233,36 @@ impl Transport for ShmTransport {
             }
             self.exchange(&mine, &peer, link, cx).await
         })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Whatever a peer offers, only our own user is lent from, and nobody else gets an eventfd.
+    #[test]
+    fn trust_is_what_the_kernel_says() {
+        let offer =
+            |uid, wary| ShmOffer { geometry: Geometry::new(32), max_arena_bytes: 0, uid, pid: 1, wary };
+        let (open, closed) = (Trust::Cooperative, Trust::Untrusted);
+        let (eventfd, socket) = (BellKind::Eventfd, BellKind::Socket);
+        let refused = Err(Unavailable::PeerUid { uid: 7 });
+        // What was offered, wariness, the kernel's uid, our trust; we are 5.
+        for (offered, wary, kernel, trust, expected) in [
+            (5, false, 5, open, Ok((eventfd, true))),
+            (5, true, 5, open, Ok((socket, true))),
+            (5, true, 5, closed, Ok((socket, false))),
+            // One user in two namespaces.
+            (0, false, 5, open, Ok((socket, true))),
+            // Another user, honest or not.
+            (7, false, 7, open, Ok((socket, false))),
+            (9, false, 7, open, Ok((socket, false))),
+            (5, true, 7, open, Ok((socket, false))),
+            (5, false, 7, open, refused.clone()),
+        ] {
+            let mine = offer(5, trust == closed);
+            assert_eq!(terms(&mine, &offer(offered, wary), kernel, trust), expected);
+        }
     }
 }

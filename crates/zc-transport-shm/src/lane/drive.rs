@@ -82,10 +82,10 @@ impl Drive {
         Some(until.min(next))
     }
 
-    /// Has unused arenas looked for, and what is gone of groups, and says when next.
+    /// Has unused arenas looked for, and what is gone of groups, and says when next; never, while all are in use.
     fn trim(&mut self, now: Instant) -> Option<Instant> {
         let shared = &self.shared;
-        if shared.grown.load(Ordering::Acquire) == 0 && !shared.chores.any() {
+        if !shared.aging.load(Ordering::Acquire) && !shared.chores.any() {
             self.next_trim = None;
             return None;
         }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -14,6 +14,7 @@ use super::link::{Link, News, Readers};
 use crate::bell::{Bell, PeerBell};
 use crate::group::Chores;
 use crate::remote::Calls;
+use crate::sleep::Rang;
 use crate::spare::Reserve;
 use crate::words::PeerWords;
 
@@ -67,12 +68,12 @@ pub(crate) struct Shared {
     pub(crate) peer_bell: Arc<PeerBell>,
     /// Unused arenas are to be looked for.
     pub(super) trim: AtomicBool,
-    /// Arenas of ours beyond the first.
-    pub(super) grown: AtomicUsize,
+    /// There are arenas of ours beyond the first, and not all are known to be in use.
+    pub(super) aging: AtomicBool,
     pub(super) chores: Arc<Chores>,
     bell: Bell,
     /// It was silenced since the sending half last looked.
-    rang: AtomicBool,
+    rang: Rang,
     /// The peer went on with a message in parts.
     heard: AtomicBool,
     halves: Waker,
@@ -103,10 +104,10 @@ impl Shared {
             wakers,
             peer_bell,
             trim: AtomicBool::new(false),
-            grown: AtomicUsize::new(0),
+            aging: AtomicBool::new(false),
             chores: Arc::default(),
             bell,
-            rang: AtomicBool::new(false),
+            rang: Rang::new(),
             heard: AtomicBool::new(false),
             link: reader.0.clone(),
             _reader: reader,
@@ -144,7 +145,7 @@ impl Shared {
         match self.bell.poll_rung(&mut Context::from_waker(&self.halves)) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => {
-                self.rang.store(true, Ordering::Release);
+                self.rang.set();
                 Poll::Ready(())
             }
             Poll::Ready(Err(error)) => {
@@ -156,7 +157,7 @@ impl Shared {
 
     /// Whether the bell rang since this was asked, for whomever.
     pub(super) fn take_rang(&self) -> bool {
-        self.rang.load(Ordering::Acquire) && self.rang.swap(false, Ordering::AcqRel)
+        self.rang.take()
     }
 
     /// The peer went on with a message of which there is no frame yet: it lives.

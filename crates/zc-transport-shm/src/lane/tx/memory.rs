@@ -150,11 +150,38 @@ impl Tx {
         self.published = true;
     }
 
-    pub(super) fn count_arenas(&self) {
-        let grown = self.arena.grown();
-        if self.shared.grown.swap(grown, Ordering::AcqRel) == 0 && grown > 0 {
+    /// There is a further arena, or one less: the drive looks for unused ones as long as there are any.
+    pub(super) fn count_arenas(&mut self) {
+        self.look_later(self.arena.grown() > 0);
+    }
+
+    /// Something of a further arena came back: it may be unused from now on.
+    #[cold]
+    pub(super) fn stir(&mut self) {
+        if self.resting {
+            self.look_later(true);
+        }
+    }
+
+    fn look_later(&mut self, is: bool) {
+        self.resting = false;
+        if !self.shared.aging.swap(is, Ordering::AcqRel) && is {
             self.shared.wakers.drive.wake();
         }
+    }
+
+    /// Nobody needs to look while each further arena has a block out: what comes back says so. That costs an idle lane
+    /// nothing, and a busy one a ring per look.
+    fn rest(&mut self) {
+        // From here on it is noticed; what came before is seen.
+        self.arena.wait_for_grown();
+        if self.shared.take_rang() {
+            // A ring of before is none for what comes.
+            self.sleeper.disarm();
+        }
+        let any_idle = self.arena.any_idle();
+        self.look_later(any_idle);
+        self.resting = self.arena.grown() > 0 && !self.shared.aging.load(Ordering::Relaxed);
     }
 
     /// Gives back arenas that were not used since the last look.
@@ -172,7 +199,7 @@ impl Tx {
             self.shown.rest();
             abandoned::sweep_at_times();
         }
-        self.count_arenas();
+        self.rest();
         Ok(())
     }
 }

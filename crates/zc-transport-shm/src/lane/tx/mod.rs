@@ -99,6 +99,8 @@ pub(super) struct Tx {
     reports: Reports,
     tokens: u64,
     new_slab: Option<NewSlab>,
+    /// All further arenas are in use: nobody looks for unused ones until something comes back.
+    resting: bool,
     /// Where in the ring arenas are announced that the peer has not read of, as far as we know.
     announced: VecDeque<u64>,
     /// Something was put into the ring since the last flush.
@@ -145,6 +147,7 @@ impl Tx {
             reports: Reports::default(),
             tokens: 0,
             new_slab: None,
+            resting: false,
             announced: VecDeque::new(),
             published: false,
             closing: false,
@@ -308,14 +311,16 @@ impl Tx {
         for _ in 0..MAX_IDLE_RINGS {
             self.shared.wakers.tx.register(cx.waker());
             self.sleeper.arm();
-            self.arena.wait();
+            if self.arena.wait() {
+                self.stir();
+            }
             self.check()?;
             self.advance()?;
             let done = ready(self);
             self.ring_bell();
             if done? {
                 self.sleeper.disarm();
-                return Poll::Ready(self.watch_loans(cx));
+                return Poll::Ready(self.watch(cx));
             }
             if self.large.is_turn_over() {
                 break;
@@ -330,23 +335,36 @@ impl Tx {
         Poll::Pending
     }
 
-    /// Has the bell rung for what the peer gives back of groups. Nobody waits for it here, but others do: for credit and
-    /// blocks of the connection it was forwarded from, or for memory of the group.
+    /// Has the bell rung for what the peer gives back though nobody waits for it here. Of groups others do: for credit and
+    /// blocks of the connection it was forwarded from, or for memory of the group. Of further arenas, to take them away.
     #[inline]
-    fn watch_loans(&mut self, cx: &mut Context<'_>) -> Result<(), LaneError> {
-        if self.shown.has_loans() { self.wait_for_loans(cx) } else { Ok(()) }
+    fn watch(&mut self, cx: &mut Context<'_>) -> Result<(), LaneError> {
+        if self.shown.has_loans() || self.resting { self.wait_for_returns(cx) } else { Ok(()) }
+    }
+
+    fn waits_for_returns(&self) -> bool {
+        self.shown.has_loans() || self.resting && self.arena.holds_any()
     }
 
     #[cold]
-    fn wait_for_loans(&mut self, cx: &mut Context<'_>) -> Result<(), LaneError> {
+    fn wait_for_returns(&mut self, cx: &mut Context<'_>) -> Result<(), LaneError> {
         for _ in 0..MAX_IDLE_RINGS {
             self.shared.wakers.tx.register(cx.waker());
-            // Who was rung for once is not again, so that a stream of messages costs few rings.
-            if self.shared.take_rang() || !self.sleeper.is_armed() {
-                self.sleeper.arm();
-                self.reap()?;
+            if self.waits_for_returns() {
+                let rang = self.shared.take_rang();
+                if rang {
+                    self.stir();
+                }
+                // Who was rung for once is not again, so that a stream of messages costs few rings.
+                if rang || !self.sleeper.is_armed() {
+                    self.sleeper.arm();
+                    self.reap()?;
+                }
             }
-            if self.shared.poll_rung().is_pending() {
+            if self.resting && self.arena.came_back() {
+                self.stir();
+            }
+            if !self.waits_for_returns() || self.shared.poll_rung().is_pending() {
                 return Ok(());
             }
             self.shared.wakers.rx.wake();
@@ -486,7 +504,7 @@ impl LaneTx for Tx {
         }
         self.ring_bell();
         if self.queue.is_empty() {
-            return Poll::Ready(self.watch_loans(cx));
+            return Poll::Ready(self.watch(cx));
         }
         self.park(cx, |tx| Ok(tx.queue.is_empty()))
     }

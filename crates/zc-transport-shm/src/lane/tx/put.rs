@@ -68,6 +68,7 @@ impl Tx {
     }
 
     fn put_by_reference(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
+        let mut is_looked_up = false;
         if let [only] = frame.payload.segments()
             && self.ring.free() > CONTROL_SLOTS
         {
@@ -81,8 +82,9 @@ impl Tx {
                 self.put_back(frame, back);
                 return Ok(());
             }
+            is_looked_up = true;
         }
-        self.put_pieces(frame, token)
+        self.put_pieces(frame, token, is_looked_up)
     }
 
     /// The usual large message: one buffer from our own `poll_alloc`.
@@ -118,9 +120,10 @@ impl Tx {
         }
     }
 
-    fn put_pieces(&mut self, frame: Frame, token: Option<u64>) -> Result<(), Refused> {
+    /// With `is_looked_up` it is known to lie neither in our arenas nor in the peer's.
+    fn put_pieces(&mut self, frame: Frame, token: Option<u64>, is_looked_up: bool) -> Result<(), Refused> {
         let (kind, flags) = kind_of(&frame);
-        let pieces = match self.plan(&frame.payload, kind) {
+        let pieces = match self.plan(&frame.payload, kind, is_looked_up) {
             Ok(Some(pieces)) => pieces,
             Ok(None) if self.is_in_its_own_way(&frame) => return self.put_large(frame, token),
             Ok(None) => return Err(Refused::NoRoom(frame)),
@@ -148,7 +151,12 @@ impl Tx {
     }
 
     /// Where the parts of a message will lie; `None` while there is no memory for what must be copied.
-    fn plan(&mut self, payload: &Message, kind: Kind) -> Result<Option<SmallVec<[Piece; 2]>>, LaneError> {
+    fn plan(
+        &mut self,
+        payload: &Message,
+        kind: Kind,
+        is_looked_up: bool,
+    ) -> Result<Option<SmallVec<[Piece; 2]>>, LaneError> {
         let mut pieces = SmallVec::<[Piece; 2]>::new();
         let (mut run, mut planned) = ((0, 0), Planned::default());
         if kind == Kind::Data && self.shown.is_used() {
@@ -157,12 +165,16 @@ impl Tx {
         }
         for segment in payload.segments() {
             let taken = |at: &Descriptor, p: &Piece| matches!(p, Piece::Own(d) if (d.slab, d.block) == (at.slab, at.block));
-            let own = self.locate(segment).filter(|at| !pieces.iter().any(|p| taken(at, p)));
+            let own = if is_looked_up { None } else { self.locate(segment) };
+            let own = own.filter(|at| !pieces.iter().any(|p| taken(at, p)));
             let found = match own {
-                None if kind == Kind::Data => match self.borrowed.find(segment) {
-                    Some(back) => Some(Piece::Back(back)),
-                    None => self.show(segment, &planned).map(Piece::Shared),
-                },
+                None if kind == Kind::Data => {
+                    let back = if is_looked_up { None } else { self.borrowed.find(segment) };
+                    match back {
+                        Some(back) => Some(Piece::Back(back)),
+                        None => self.show(segment, &planned).map(Piece::Shared),
+                    }
+                }
                 own => own.map(Piece::Own),
             };
             match found {
