@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
 use zc_core::memory::{Backing, ExportMemory, MemoryGroup, Region, Sealing};
 use zc_core::transport::*;
 
 use super::{group, join};
-use crate::common::{End, body, data, run};
+use crate::common::{End, body, data, try_cases};
 use crate::layout::{
     BACK, BY_REFERENCE, CONSUMED, Descriptor, Grow, Head, Kind, NOTIFIED, REMOTE_CONSUMED, REMOTE_REVOKED,
     RX_SLEEP, Return, SHARED, Share, TAKEN, TX_SLEEP,
@@ -281,18 +280,8 @@ async fn attack(steps: Vec<Step>, trust: Trust) {
     let _ = good_step(&mut good, &Step::Receive, &mut kept, &group, &mut cx);
 }
 
-/// A case brings up a whole lane: far fewer than decoders get. A runner of its own, since the macro's takes the number
-/// that is asked for.
 fn fuzz(trust: Trust) {
-    let all = ProptestConfig::default().cases;
-    let config =
-        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases((all / 20).max(32)) };
-    let steps = prop::collection::vec(step(), 1..80);
-    let done = TestRunner::new(config).run(&steps, |steps| {
-        run(attack(steps, trust));
-        Ok(())
-    });
-    done.unwrap_or_else(|failed| panic!("{failed}"));
+    try_cases(32, &prop::collection::vec(step(), 1..80), |steps| attack(steps, trust));
 }
 
 #[test]

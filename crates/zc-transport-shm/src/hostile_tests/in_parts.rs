@@ -3,11 +3,10 @@
 use std::task::{Context, Waker};
 
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
 use zc_core::transport::*;
 
 use super::{Evil, join, join_with};
-use crate::common::run;
+use crate::common::{run, try_cases};
 use crate::layout::{BY_REFERENCE, Descriptor, Head, Kind};
 
 /// What a lie about a message in parts is, and that a good one after it would have been taken.
@@ -214,14 +213,7 @@ async fn tell_in_parts(parts: Vec<Part>, trust: Trust) {
 #[test]
 fn fuzz_parts_are_whole_messages_or_the_end() {
     for trust in [Trust::Cooperative, Trust::Untrusted] {
-        let all = ProptestConfig::default().cases;
-        let config =
-            ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases((all / 4).max(32)) };
-        let done = TestRunner::new(config).run(&prop::collection::vec(part(), 1..MOST_PARTS), |parts| {
-            run(tell_in_parts(parts, trust));
-            Ok(())
-        });
-        done.unwrap_or_else(|failed| panic!("{failed}"));
+        try_cases(64, &prop::collection::vec(part(), 1..MOST_PARTS), |parts| tell_in_parts(parts, trust));
     }
 }
 
