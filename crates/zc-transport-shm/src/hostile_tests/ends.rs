@@ -3,6 +3,7 @@
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zc_core::transport::*;
 
 use super::{join, send_arenas, send_own};
@@ -62,9 +63,8 @@ fn the_end_behind_what_can_not_be_opened() {
         let (mut good, mut evil) = join(Trust::Cooperative).await;
         let keep = send_own(&mut good, 4000).await;
         send_arenas(&mut evil, 1).await;
-        let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        limit.current = Some(3);
-        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..limit }).unwrap();
         // Until it has seen that there is something it can't open.
         let mut cx = Context::from_waker(Waker::noop());
         let mut drive =
@@ -85,6 +85,8 @@ fn the_end_behind_what_can_not_be_opened() {
             if keep.is_none() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
+        // What looks for leaks at the end opens files.
+        setrlimit(Resource::Nofile, limit).unwrap();
     });
 }
 
