@@ -31,9 +31,9 @@ const ROUNDS: usize = 12;
 /// The sender waits for slots.
 const BURST: usize = RING_SLOTS as usize * 3;
 
-/// Small ones in slots, and some that wait for blocks.
-fn len_of(seq: usize) -> usize {
-    if seq.is_multiple_of(5) { 9000 } else { 40 }
+/// Small ones in slots, and every other time each way some that wait for blocks.
+fn len_of(seq: usize, round: usize) -> usize {
+    if round % 4 < 2 && seq.is_multiple_of(5) { 9000 } else { 40 }
 }
 
 async fn next(end: &mut End, wait: Wait, got: &mut Batch<Frame>) {
@@ -63,7 +63,7 @@ async fn next(end: &mut End, wait: Wait, got: &mut Batch<Frame>) {
 
 async fn send_burst(end: &mut End, round: usize) {
     for seq in 0..BURST {
-        end.send(data(seq as u64, window(len_of(seq), seq + round).to_vec())).await.unwrap();
+        end.send(data(seq as u64, window(len_of(seq, round), seq + round).to_vec())).await.unwrap();
     }
 }
 
@@ -72,7 +72,7 @@ async fn receive_burst(end: &mut End, round: usize, wait: Wait) {
     while seq < BURST {
         next(end, wait, &mut got).await;
         for frame in got.drain() {
-            assert!(frame.seq == seq as u64 && frame.payload == *window(len_of(seq), seq + round));
+            assert!(frame.seq == seq as u64 && frame.payload == *window(len_of(seq, round), seq + round));
             end.lane.rx.release(frame.payload.len());
             seq += 1;
         }
