@@ -30,6 +30,8 @@ const KILL_ROUNDS: u32 = 200;
 
 /// Cases per property in the fuzz stage; an ordinary test run tries proptest's 256.
 const FUZZ_CASES: u32 = 20_000;
+/// ... and under the address sanitizer, where a case takes several times as long.
+const ASAN_CASES: u32 = 16;
 /// Forced preemptions that loom explores per execution. Most races need two.
 const LOOM_PREEMPTIONS: u32 = 3;
 const LOOM_PREEMPTIONS_FULL: u32 = 4;
@@ -61,10 +63,7 @@ pub(crate) const STAGES: &[Stage] = &[
     ),
     stage("loom", "models of the lock-free structures", LIMIT_TESTS, loom),
     stage("fuzz", "property tests of the decoders", LIMIT_FUZZ, fuzz),
-    Stage {
-        soak: true,
-        ..stage("asan", "hostile peers of shared memory, under the address sanitizer", LIMIT_TESTS, asan)
-    },
+    stage("asan", "hostile peers of shared memory, under the address sanitizer", LIMIT_TESTS, asan),
     Stage {
         soak: true,
         ..stage("idle", "what 10,000 idle connections cost, and 1,000 over shared memory", LIMIT_BUILD, idle)
@@ -311,8 +310,10 @@ fn asan(context: &Context, runner: &Runner) -> Outcome {
         let reason = format!("the toolchain has no address sanitizer for {target}");
         return Outcome::Skipped(Skip { reason, remedy: None, beyond_this_machine: true });
     }
+    let cases = if context.soak { ASAN_CASES * SOAK_FACTOR } else { ASAN_CASES };
     let cmd = Cmd::cargo("test -p zc-transport-shm --lib --target")
         .arg(&target)
+        .env("PROPTEST_CASES", cases.to_string())
         // The sanitizer works with the stable compiler, its flag is not stable.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTFLAGS", "-Zsanitizer=address")

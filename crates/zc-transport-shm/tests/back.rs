@@ -4,13 +4,15 @@
 
 mod common;
 
+use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use common::*;
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
-use zc_core::memory::{CopyPlace, Message, PinnedBuf};
+use zc_core::memory::{Backing, BufPool, CopyPlace, MemoryGroup, Message, PinnedBuf, PinnedBufMut};
 use zc_core::transport::*;
+use zc_transport_shm::TRIM_INTERVAL_MS;
 
 async fn send(a: &mut End, seq: u64, len: usize) -> PinnedBuf {
     let mut buf = a.alloc(len).await;
@@ -494,20 +496,31 @@ impl End {
 #[derive(Debug, Clone)]
 enum Act {
     Send(usize),
+    /// From memory of its group.
+    SendShared(usize),
+    Leave,
     Receive,
     /// A part of something that it has, from this byte on, perhaps twice.
     Pass(usize, usize, bool),
     Drop(usize),
     Look,
+    /// Some time goes by: what lies idle is given back.
+    Trim,
 }
 
+const LONGEST: usize = 1 << 20;
+
 fn act() -> impl Strategy<Value = (bool, Act)> {
+    let size = prop_oneof![8 => 113usize..9000, 1 => 9000..=LONGEST];
     let act = prop_oneof![
-        2 => (113usize..9000).prop_map(Act::Send),
-        4 => Just(Act::Receive),
-        4 => (any::<usize>(), any::<usize>(), any::<bool>()).prop_map(|(which, at, twice)| Act::Pass(which, at, twice)),
-        3 => any::<usize>().prop_map(Act::Drop),
-        2 => Just(Act::Look),
+        4 => size.prop_map(Act::Send),
+        2 => (1usize..9000).prop_map(Act::SendShared),
+        1 => Just(Act::Leave),
+        8 => Just(Act::Receive),
+        8 => (any::<usize>(), any::<usize>(), any::<bool>()).prop_map(|(which, at, twice)| Act::Pass(which, at, twice)),
+        7 => any::<usize>().prop_map(Act::Drop),
+        4 => Just(Act::Look),
+        2 => Just(Act::Trim),
     ];
     (any::<bool>(), act)
 }
@@ -515,13 +528,22 @@ fn act() -> impl Strategy<Value = (bool, Act)> {
 /// A side, and what it should know.
 struct Side {
     end: End,
+    /// Of this side alone.
+    group: MemoryGroup,
     /// What it has, and what that should be.
     has: Vec<(Message, Vec<u8>)>,
     /// What should come.
-    coming: std::collections::VecDeque<Vec<u8>>,
+    coming: VecDeque<Vec<u8>>,
+    /// Its time.
+    now: Instant,
 }
 
 impl Side {
+    fn new(end: End) -> Self {
+        let group = MemoryGroup::new(BufPool::builder().backing(Backing::Memfd).max_bytes(8 << 20));
+        Self { end, group, has: Vec::new(), coming: VecDeque::new(), now: Instant::now() }
+    }
+
     /// Sends if there is room: what then comes to the other.
     fn send(&mut self, message: Message) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
@@ -531,6 +553,28 @@ impl Side {
         }
         assert!(!matches!(self.end.lane.tx.poll_flush(&mut cx), Poll::Ready(Err(_))));
         ready.is_ready()
+    }
+
+    /// A message in this memory, which is kept.
+    fn send_from(&mut self, mut buf: PinnedBufMut, len: usize, seed: usize) -> Option<Vec<u8>> {
+        buf.put_slice(window(len, seed));
+        let message = Message::from(buf.freeze());
+        self.send(message.clone()).then(|| {
+            self.has.push((message, window(len, seed).to_vec()));
+            window(len, seed).to_vec()
+        })
+    }
+
+    /// A part of something that it has.
+    fn pass(&mut self, which: usize, at: usize, twice: bool) -> Option<Vec<u8>> {
+        let (message, bytes) = self.has.get(which % self.has.len().max(1))?;
+        let segment = &message.segments()[0];
+        let at = at % segment.len();
+        let times = if twice { 2 } else { 1 };
+        let expect = bytes[at..segment.len()].repeat(times);
+        let mut parts = Message::new();
+        (0..times).for_each(|_| parts.push(segment.slice(at..)).unwrap());
+        (expect.len() <= LONGEST && self.send(parts)).then_some(expect)
     }
 
     fn receive(&mut self) {
@@ -545,6 +589,45 @@ impl Side {
         }
     }
 
+    /// It looks for what lies idle, as it does from time to time.
+    fn trim(&mut self) {
+        for _ in 0..2 {
+            self.now += Duration::from_millis(TRIM_INTERVAL_MS);
+            let mut cx = Context::from_waker(Waker::noop());
+            self.end.lane.drive.as_mut().unwrap().poll_drive(&mut cx, self.now).unwrap();
+            look(&mut self.end);
+            assert!(!matches!(self.end.lane.tx.poll_flush(&mut cx), Poll::Ready(Err(_))));
+        }
+    }
+
+    /// What the other is to get.
+    fn act(&mut self, act: Act, n: usize) -> Option<Vec<u8>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.end.drive(&mut cx);
+        match act {
+            Act::Send(len) => {
+                let Poll::Ready(buf) = self.end.lane.tx.poll_alloc(&mut cx, len) else { return None };
+                return self.send_from(buf.unwrap(), len, n);
+            }
+            Act::SendShared(len) => {
+                // It is there already, or there again after it was left.
+                let _ = self.end.lane.tx.join_group(&self.group);
+                let buf = self.group.pool().try_alloc(len).ok()?;
+                return self.send_from(buf, len, n);
+            }
+            Act::Pass(which, at, twice) => return self.pass(which, at, twice),
+            Act::Leave => self.end.lane.tx.leave_group(&self.group),
+            Act::Receive => self.receive(),
+            Act::Drop(which) if !self.has.is_empty() => {
+                let (message, expect) = self.has.swap_remove(which % self.has.len());
+                assert!(message == expect[..]);
+            }
+            Act::Drop(_) | Act::Look => drop(look(&mut self.end)),
+            Act::Trim => self.trim(),
+        }
+        None
+    }
+
     /// Nobody writes what somebody has.
     fn check(&self) {
         assert!(self.has.iter().all(|(message, expect)| *message == expect[..]));
@@ -553,42 +636,15 @@ impl Side {
 
 async fn play(acts: Vec<(bool, Act)>) {
     let (a, b) = pair(&Setup::default()).await;
-    let mut sides = [a, b].map(|end| Side { end, has: Vec::new(), coming: Default::default() });
+    let mut sides = [a, b].map(Side::new);
     for (n, (who, act)) in acts.into_iter().enumerate() {
         let [one, other] = &mut sides;
         let (me, peer) = if who { (one, other) } else { (other, one) };
-        let mut cx = Context::from_waker(Waker::noop());
-        me.end.drive(&mut cx);
-        match act {
-            Act::Send(len) => {
-                if let Poll::Ready(buf) = me.end.lane.tx.poll_alloc(&mut cx, len) {
-                    let (mut buf, bytes) = (buf.unwrap(), body(len, n));
-                    buf.put_slice(&bytes);
-                    let message = Message::from(buf.freeze());
-                    if me.send(message.clone()) {
-                        peer.coming.push_back(bytes.clone());
-                        me.has.push((message, bytes));
-                    }
-                }
-            }
-            Act::Receive => me.receive(),
-            Act::Pass(which, at, twice) if !me.has.is_empty() => {
-                let (message, bytes) = &me.has[which % me.has.len()];
-                let segment = &message.segments()[0];
-                let at = at % segment.len();
-                let times = if twice { 2 } else { 1 };
-                let expect = bytes[at..segment.len()].repeat(times);
-                let mut parts = Message::new();
-                (0..times).for_each(|_| parts.push(segment.slice(at..)).unwrap());
-                if expect.len() < 20_000 && me.send(parts) {
-                    peer.coming.push_back(expect);
-                }
-            }
-            Act::Drop(which) if !me.has.is_empty() => drop(me.has.swap_remove(which % me.has.len())),
-            Act::Pass(..) | Act::Drop(_) | Act::Look => drop(look(&mut me.end)),
-        }
+        peer.coming.extend(me.act(act, n));
         tokio::task::yield_now().await;
-        sides.iter().for_each(Side::check);
+        if n % 4 == 0 {
+            sides.iter().for_each(Side::check);
+        }
     }
     while sides.iter().any(|side| !side.coming.is_empty()) {
         for side in &mut sides {
@@ -600,9 +656,13 @@ async fn play(acts: Vec<(bool, Act)>) {
         }
     }
     sides.iter().for_each(Side::check);
-    // When nobody has anything, it goes on, and nothing counts as lent in the end.
+    nothing_counts_as_lent(&mut sides).await;
+}
+
+/// When nobody has anything, it goes on, and nothing counts as lent in the end.
+async fn nothing_counts_as_lent(sides: &mut [Side; 2]) {
     sides.iter_mut().for_each(|side| side.has.clear());
-    for side in &mut sides {
+    for side in &mut *sides {
         look(&mut side.end);
         for n in 0..15 {
             send(&mut side.end, n, 1000).await;
@@ -618,15 +678,16 @@ async fn play(acts: Vec<(bool, Act)>) {
         look(&mut sides[one].end);
         assert_eq!(sides[one].end.lane.leases.outstanding_bytes(), 0);
     }
+    for side in sides {
+        side.trim();
+        assert_eq!(side.group.pool().stats().in_use_bytes, 0, "a loan of the group is not over");
+        assert_eq!(side.end.pool.stats().in_use_bytes, 0);
+    }
 }
 
-/// Whatever is sent, passed on to and fro, kept and dropped in whatever order: what comes is what was sent, and stays so.
+/// Whatever is sent, passed on to and fro, kept and dropped in whatever order, and however much is given back meanwhile: what comes
+/// is what was sent, and stays so.
 #[test]
 fn fuzz_what_goes_back_is_what_was_sent() {
-    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) };
-    let done = TestRunner::new(config).run(&prop::collection::vec(act(), 1..200), |acts| {
-        run(play(acts));
-        Ok(())
-    });
-    done.unwrap_or_else(|failed| panic!("{failed}"));
+    try_cases(64, &prop::collection::vec(act(), 1..200), play);
 }

@@ -5,6 +5,7 @@
 mod common;
 
 use std::sync::{Arc, OnceLock, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use common::process::{Killed, again, as_child, descriptors, mappings};
@@ -12,6 +13,8 @@ use common::*;
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
+/// Set for a child whose side is wary as well, which both have to be told.
+const WARY: &str = "ZC_SHM_KILL_WARY";
 /// Kills of one run; many times that many under `ZC_SOAK`.
 const KILLS: usize = 200;
 
@@ -27,6 +30,12 @@ fn message(seq: u64) -> &'static [u8] {
     let pattern = PATTERN.get_or_init(|| body(200_000 + 4096, 0));
     let at = (seq % 4096) as usize;
     &pattern[at..at + size_of_message(seq)]
+}
+
+/// Nothing is lent between wary sides: what arrives is copied out into the pool.
+fn setup(is_wary: bool) -> Setup {
+    let trust = if is_wary { Trust::Untrusted } else { Trust::Cooperative };
+    Setup { trust, ..Setup::default() }
 }
 
 /// Sends as fast as it can, and reads whatever comes, until the other side goes or it is killed.
@@ -80,7 +89,7 @@ async fn talk(end: &mut End, check: impl Fn(&Frame, u64)) -> LaneError {
 /// Not a test of its own: the process that is killed.
 #[test]
 fn child() {
-    as_child(&Setup::default(), async |mut end| {
+    as_child(&setup(std::env::var_os(WARY).is_some()), async |mut end| {
         talk(&mut end, |_, _| ()).await;
     });
 }
@@ -95,26 +104,15 @@ fn killed_peers_leave_whole_messages_and_nothing_else() {
         let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
         let before = descriptors();
         for at in 0..kills {
-            let mut child = Killed(again(&name).spawn().unwrap());
-            let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
-            let joined = try_end(link, Role::Server, &Setup::default(), None).await;
-            let mut end = joined.unwrap();
-            // From before the first message to many later; every other time it is the first message
-            // that starts the clock, however slow the machine is.
-            let after = Duration::from_micros((at as u64).wrapping_mul(7919) % 12_000);
-            let (arrived, first) = mpsc::channel();
-            if at % 2 == 0 {
-                arrived.send(()).unwrap();
+            let is_wary = at % 3 == 0;
+            let mut command = again(&name);
+            if is_wary {
+                command.env(WARY, "1");
             }
-            let killer = std::thread::spawn(move || {
-                first.recv_timeout(Duration::from_secs(60)).unwrap();
-                let start = Instant::now();
-                while start.elapsed() < after {
-                    std::hint::spin_loop();
-                }
-                child.0.kill().unwrap();
-                child.0.wait().unwrap();
-            });
+            let child = Killed(command.spawn().unwrap());
+            let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
+            let mut end = try_end(link, Role::Server, &setup(is_wary), None).await.unwrap();
+            let (arrived, killer) = kill_later(at, child);
             let last = std::cell::Cell::new(0);
             let check = |frame: &Frame, seen: u64| {
                 assert_eq!(frame.seq, seen, "out of order");
@@ -125,13 +123,36 @@ fn killed_peers_leave_whole_messages_and_nothing_else() {
             let end_of_it = tokio::time::timeout(Duration::from_secs(60), talk(&mut end, check));
             let error = end_of_it.await.expect("the end of the peer is not noticed");
             assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
-            assert!(at % 2 == 0 || last.get() > 0, "kill {at} met no message");
             killer.join().unwrap();
+            assert!(at % 2 == 0 || last.get() > 0, "kill {at} met no message");
             // A send to the dead fails at once.
             assert!(end.send(data(1, vec![0; 10])).await.is_err());
+            assert_eq!(end.lane.leases.outstanding_bytes(), 0, "counted as lent after kill {at}");
+            let pool = end.pool.clone();
             drop(end);
+            assert_eq!(pool.stats().in_use_bytes, 0, "the pool keeps something of kill {at}");
             assert_eq!(mappings(), 0, "memory is left after kill {at}");
+            assert_eq!(descriptors(), before, "descriptors are left after kill {at}");
         }
-        assert_eq!(descriptors(), before, "descriptors are left");
     });
+}
+
+/// Kills the child at some moment of round `at`: from before the first message to many later. Every other time it is the first
+/// message that starts the clock, however slow the machine is; that one has arrived is to be said.
+fn kill_later(at: usize, mut child: Killed) -> (mpsc::Sender<()>, JoinHandle<()>) {
+    let after = Duration::from_micros((at as u64).wrapping_mul(7919) % 12_000);
+    let (arrived, first) = mpsc::channel();
+    if at.is_multiple_of(2) {
+        arrived.send(()).unwrap();
+    }
+    let killer = std::thread::spawn(move || {
+        first.recv_timeout(Duration::from_secs(60)).unwrap();
+        let start = Instant::now();
+        while start.elapsed() < after {
+            std::hint::spin_loop();
+        }
+        child.0.kill().unwrap();
+        child.0.wait().unwrap();
+    });
+    (arrived, killer)
 }

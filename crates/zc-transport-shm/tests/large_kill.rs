@@ -5,13 +5,11 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::process::Stdio;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use common::process::{Killed, again, as_child, descriptors, mappings};
+use common::process::{Killed, Tally, again, as_child, descriptors, mappings};
 use common::*;
 use zc_core::memory::BufPool;
 use zc_core::transport::*;
@@ -43,7 +41,7 @@ fn setup() -> Setup {
     setup
 }
 
-/// Not a test of its own: the process that is killed. As a sender it says on its error output what is sent to its end.
+/// Not a test of its own: the process that is killed. As a sender it says what is sent to its end.
 #[test]
 fn child() {
     as_child(&setup(), async |mut end| {
@@ -53,32 +51,28 @@ fn child() {
             }
             return;
         }
+        let tally = Tally::given();
         for seq in 1.. {
             if end.send(data(seq, message(seq).to_vec())).await.is_err() {
                 return;
             }
-            std::io::stderr().write_all(&seq.to_ne_bytes()).unwrap();
+            tally.set(seq);
         }
     });
 }
 
-/// What a killed sender sent to its end.
-fn kill(child: &mut Killed) -> u64 {
+fn kill(child: &mut Killed) {
     child.0.kill().unwrap();
     child.0.wait().unwrap();
-    let mut said = Vec::new();
-    child.0.stderr.take().unwrap().read_to_end(&mut said).unwrap();
-    let (numbers, rest) = said.as_chunks::<8>();
-    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&said));
-    numbers.last().map_or(0, |last| u64::from_ne_bytes(*last))
 }
 
-fn spawn(name: &str, receives: bool) -> Killed {
+fn spawn(name: &str, receives: bool, tally: &Tally) -> Killed {
     let mut command = again(name);
+    tally.give(&mut command);
     if receives {
         command.env(RECEIVES, "1");
     }
-    Killed(command.stderr(Stdio::piped()).spawn().unwrap())
+    Killed(command.spawn().unwrap())
 }
 
 /// Whether the memory for a message in parts is taken.
@@ -118,14 +112,14 @@ async fn receive_into(end: &mut End, before: u64, threshold: u64) -> u64 {
     }
 }
 
-async fn with_child<F: AsyncFnMut(usize, &mut End, &mut Killed)>(receives: bool, mut each: F) {
+async fn with_child<F: AsyncFnMut(usize, &mut End, &mut Killed)>(receives: bool, tally: &Tally, mut each: F) {
     let kills = if std::env::var_os("ZC_SOAK").is_some() { 20 * KILLS } else { KILLS };
     let name = format!("zc-shm-large-kill-{}-{receives}", std::process::id());
     let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
     let before = descriptors();
     for at in 0..kills {
-        let mut child = spawn(&name, receives);
+        let mut child = spawn(&name, receives, tally);
         let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
         let mut end = try_end(link, Role::Server, &setup(), None).await.unwrap();
         let round = tokio::time::timeout(Duration::from_secs(60), each(at, &mut end, &mut child));
@@ -143,9 +137,11 @@ async fn with_child<F: AsyncFnMut(usize, &mut End, &mut Killed)>(receives: bool,
 #[test]
 fn killed_in_the_middle_of_a_message() {
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    rt.block_on(with_child(false, async |at, end, child| {
+    let tally = Tally::new();
+    rt.block_on(with_child(false, &tally, async |at, end, child| {
         let seen = receive_into(end, (at % 3) as u64, THRESHOLDS[at % 4]).await;
-        let sent = kill(child);
+        kill(child);
+        let sent = tally.count();
         assert!(sent <= seen, "{sent} messages were sent to their end, and {seen} came");
         let error = end.recv().await.unwrap_err();
         assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
@@ -153,7 +149,7 @@ fn killed_in_the_middle_of_a_message() {
         assert_eq!(end.lane.leases.outstanding_bytes(), 0);
     }));
     let source = BufPool::builder().max_bytes(64 << 20).build();
-    rt.block_on(with_child(true, async |at, end, child| {
+    rt.block_on(with_child(true, &tally, async |at, end, child| {
         let mut buf = source.try_alloc(LARGE_BYTES).unwrap();
         buf.put_slice(message(2));
         end.lane.tx.start_send(data(1, buf.freeze()), true).unwrap();

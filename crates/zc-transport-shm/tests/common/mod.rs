@@ -10,10 +10,12 @@
 
 pub mod process;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Context;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 pub use zc::TokioReactor;
 use zc_core::memory::{BufPool, CopyLedger, Message, PinnedBufMut};
 use zc_core::transport::*;
@@ -130,8 +132,32 @@ pub fn body(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| (i.wrapping_mul(31) ^ seed ^ (i >> 9)) as u8).collect()
 }
 
+/// A window of one pattern, which is made once: told from its neighbours, and soon there.
+pub fn window(len: usize, seed: usize) -> &'static [u8] {
+    static PATTERN: OnceLock<Vec<u8>> = OnceLock::new();
+    let pattern = PATTERN.get_or_init(|| body((1 << 20) + 4096, 0));
+    &pattern[seed % 4096..][..len]
+}
+
 pub fn data(seq: u64, payload: impl Into<Message>) -> Frame {
     Frame { kind: FrameKind::Data, ack: false, seq, payload: payload.into() }
+}
+
+/// Tries a property of lanes, which takes far longer than one of decoders: `usual` cases, and of more than that are asked for
+/// (`PROPTEST_CASES`) a part; of fewer all. A runner of its own, since the macro's takes the number that is asked for.
+pub fn try_cases<S: Strategy, F: Future<Output = ()>>(
+    usual: u32,
+    strategy: &S,
+    play: impl Fn(S::Value) -> F,
+) {
+    let all = ProptestConfig::default().cases;
+    let cases = all.min(usual.max(all / 20));
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) };
+    let done = TestRunner::new(config).run(strategy, |value| {
+        run(play(value));
+        Ok(())
+    });
+    done.unwrap_or_else(|failed| panic!("{failed}"));
 }
 
 /// Runs to the end, or fails after a minute.
