@@ -1,4 +1,4 @@
-//! Peers killed with -9 at random points: what arrived is whole and in order, and nothing is left.
+//! Peers killed with -9 at random points: what was sent arrives, whole and in order, and nothing is left.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::process::{Killed, again, as_child, descriptors, mappings};
+use common::process::{Killed, Tally, again, as_child, descriptors, mappings};
 use common::*;
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
@@ -38,8 +38,8 @@ fn setup(is_wary: bool) -> Setup {
     Setup { trust, ..Setup::default() }
 }
 
-/// Sends as fast as it can, and reads whatever comes, until the other side goes or it is killed.
-async fn talk(end: &mut End, check: impl Fn(&Frame, u64)) -> LaneError {
+/// Sends as fast as it can, and says up to which number all is sent; and reads whatever comes, until the other side goes or it is killed.
+async fn talk(end: &mut End, sent: impl Fn(u64), check: impl Fn(&Frame, u64)) -> LaneError {
     let (mut seq, mut seen) = (0, 0);
     let mut batch = Batch::new();
     let mut held = Vec::new();
@@ -76,7 +76,9 @@ async fn talk(end: &mut End, check: impl Fn(&Frame, u64)) -> LaneError {
                 }
                 worked = true;
             }
-            let _ = end.lane.tx.poll_flush(cx);
+            if let std::task::Poll::Ready(Ok(())) = end.lane.tx.poll_flush(cx) {
+                sent(seq);
+            }
             if worked { std::task::Poll::Ready(Ok(())) } else { std::task::Poll::Pending }
         })
         .await;
@@ -90,7 +92,8 @@ async fn talk(end: &mut End, check: impl Fn(&Frame, u64)) -> LaneError {
 #[test]
 fn child() {
     as_child(&setup(std::env::var_os(WARY).is_some()), async |mut end| {
-        talk(&mut end, |_, _| ()).await;
+        let tally = Tally::given();
+        talk(&mut end, |seq| tally.set(seq), |_, _| ()).await;
     });
 }
 
@@ -102,10 +105,12 @@ fn killed_peers_leave_whole_messages_and_nothing_else() {
         let name = format!("zc-shm-kill-{}", std::process::id());
         let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
         let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
-        let before = descriptors();
+        let tally = Tally::new();
+        let (before, mut sent_in_all) = (descriptors(), 0);
         for at in 0..kills {
             let is_wary = at % 3 == 0;
             let mut command = again(&name);
+            tally.give(&mut command);
             if is_wary {
                 command.env(WARY, "1");
             }
@@ -120,11 +125,14 @@ fn killed_peers_leave_whole_messages_and_nothing_else() {
                 last.set(seen);
                 let _ = arrived.send(());
             };
-            let end_of_it = tokio::time::timeout(Duration::from_secs(60), talk(&mut end, check));
+            let end_of_it = tokio::time::timeout(Duration::from_secs(60), talk(&mut end, |_| (), check));
             let error = end_of_it.await.expect("the end of the peer is not noticed");
             assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
             killer.join().unwrap();
-            assert!(at % 2 == 0 || last.get() > 0, "kill {at} met no message");
+            let (sent, seen) = (tally.count(), last.get());
+            assert!(at % 2 == 0 || seen > 0, "kill {at} met no message");
+            assert!(sent <= seen, "{sent} messages were sent before kill {at}, and {seen} came");
+            sent_in_all += sent;
             // A send to the dead fails at once.
             assert!(end.send(data(1, vec![0; 10])).await.is_err());
             assert_eq!(end.lane.leases.outstanding_bytes(), 0, "counted as lent after kill {at}");
@@ -134,6 +142,7 @@ fn killed_peers_leave_whole_messages_and_nothing_else() {
             assert_eq!(mappings(), 0, "memory is left after kill {at}");
             assert_eq!(descriptors(), before, "descriptors are left after kill {at}");
         }
+        assert!(sent_in_all > kills as u64, "{sent_in_all} messages in {kills} kills");
     });
 }
 

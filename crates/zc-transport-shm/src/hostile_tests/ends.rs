@@ -8,7 +8,7 @@ use zc_core::transport::*;
 
 use super::{join, send_arenas, send_own};
 use crate::common::{End, Setup, body, data, run};
-use crate::layout::{ACK, Head, Kind, Return};
+use crate::layout::{ACK, BY_REFERENCE, Descriptor, Grow, Head, Kind, Return};
 use crate::words::WriteWords;
 
 /// A peer that dies with as many descriptors under way as it may have is noticed all the same.
@@ -123,6 +123,32 @@ fn what_was_passed_on_is_not_written_when_the_peer_is_gone() {
                 drop(crate::common::pair(&Setup::default()).await);
                 kept = vec![kept.pop().unwrap().try_into_mut().expect_err("others may read it")];
             }
+        });
+    }
+}
+
+/// The sending half may find out first that the peer is gone: the memory in which a message lies that was sent before is still on
+/// the link.
+#[test]
+fn what_was_sent_comes_though_the_sending_half_knows_of_the_end() {
+    for trust in [Trust::Cooperative, Trust::Untrusted] {
+        run(async {
+            let (mut good, mut evil) = join(trust).await;
+            send_arenas(&mut evil, 1).await;
+            let grow = Grow { slab: 1, block_len: 4096, blocks: 1 };
+            evil.slot(Head::new(Kind::Grow, 0, 16), 0, &grow.pack());
+            let at = Descriptor { slab: 1, generation: 0, block: 0, offset: 0, len: 4000 };
+            evil.slot(Head::new(Kind::Data, BY_REFERENCE, 1), 1, &at.pack());
+            drop(evil.link);
+            // It has no memory for that, and can announce none.
+            let alloc = std::future::poll_fn(|cx| good.lane.tx.poll_alloc(cx, 100_000)).await;
+            assert!(alloc.is_err());
+            // Nobody has read the link yet.
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(good.lane.rx.poll_recv(&mut cx, &mut Batch::new()).is_pending());
+            assert!(good.lane.rx.try_recv(&mut Batch::new()).unwrap().is_none());
+            assert!(good.recv().await.unwrap()[0].payload == vec![0; 4000][..]);
+            assert!(matches!(good.recv().await, Err(LaneError::PeerGone(_))));
         });
     }
 }

@@ -198,17 +198,13 @@ impl Used {
             Step::Leave,
         ] {
             if let Err(error) = good_step(&mut self.good, &step, &mut kept, &group, &mut cx) {
-                let typed = match &error {
-                    // More descriptors at once than anybody sends are found by the link itself.
-                    LaneError::Other(text) => round & LINK != 0 && text.contains("descriptors"),
-                    error => matches!(
-                        error,
-                        LaneError::Protocol(_)
-                            | LaneError::Memory(_)
-                            | LaneError::PeerGone(_)
-                            | LaneError::Closed
-                    ),
-                };
+                let typed = matches!(
+                    error,
+                    LaneError::Protocol(_)
+                        | LaneError::Memory(_)
+                        | LaneError::PeerGone(_)
+                        | LaneError::Closed
+                );
                 assert!(typed, "{step:?} in round {round}: {error:?}");
                 self.failed.get_or_insert(error);
             }

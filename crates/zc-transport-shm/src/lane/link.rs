@@ -71,6 +71,11 @@ impl Link {
         self.state.lock().io.is_some()
     }
 
+    /// Whether no descriptor is taken off it any more: it was read to the end of the peer's lane, or to a lie.
+    pub(crate) fn is_read(&self) -> bool {
+        self.state.lock().over
+    }
+
     /// Whether nothing that the peer was lent is read any more (M2).
     #[inline]
     pub(crate) fn readers_gone(&self) -> bool {
@@ -166,6 +171,7 @@ impl Link {
                 return Poll::Ready(Ok(News::None));
             }
             Err(_) if *over => return Poll::Pending,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => lie("shm link: descriptors").into(),
             Err(error) => LaneError::os("read the control link", &error),
             Ok(_) if *over => return Poll::Ready(Ok(News::None)),
             Ok(got) if got.is_empty() => LaneError::PeerGone("its lane ended"),

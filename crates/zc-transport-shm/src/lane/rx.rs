@@ -287,7 +287,9 @@ impl Rx {
     /// Whether nothing more can come of a peer that is gone.
     fn is_over(&self, stall: Option<Stall>) -> bool {
         match stall {
-            None | Some(Stall::Descriptor) => true,
+            None => true,
+            // Whoever finds the peer gone may be ahead of who reads what it had sent on the link.
+            Some(Stall::Descriptor) => self.shared.link_is_read(),
             // So long a message can't have been sent to its end before we took the first of it.
             Some(Stall::MuchMemory(len)) => self.arena.is_beyond(len),
             Some(Stall::Memory(_) | Stall::Turn) => false,

@@ -181,6 +181,11 @@ impl Shared {
         self.link.is_there()
     }
 
+    /// Whether no descriptor comes any more.
+    pub(super) fn link_is_read(&self) -> bool {
+        self.link.is_read()
+    }
+
     /// Sends a descriptor; pending wakes all halves.
     pub(crate) fn poll_send_fd(&self, fd: BorrowedFd<'_>) -> Poll<io::Result<()>> {
         self.link.poll_send(&mut Context::from_waker(&self.halves), fd)
