@@ -174,7 +174,9 @@ impl Unavailable {
         match self {
             Self::NotCompiled { feature } => format!("build with the Cargo feature `{feature}`"),
             Self::ForbiddenByPolicy => "allow it in the policy, the URI and ZC_TRANSPORTS".into(),
-            Self::PeerLacks => "enable the transport at the other end".into(),
+            Self::PeerLacks => {
+                "enable the transport at the other end, or look there at why it is not offered to us".into()
+            }
             Self::OutrankedByPeer => "rank the transport as high in the peer's policy as in ours".into(),
             Self::KernelTooOld { needed } => format!("run Linux {needed} or newer"),
             Self::Seccomp { syscall } => format!("allow `{syscall}` in the seccomp profile"),
