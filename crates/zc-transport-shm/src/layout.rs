@@ -340,7 +340,7 @@ mod tests {
     fn an_idle_connection_is_small() {
         let g = Geometry::new(crate::limits::RING_SLOTS);
         g.check().unwrap();
-        assert_eq!(g.bytes(), 110_592);
+        assert_eq!(g.bytes(), 102_400);
         assert!(2 * g.bytes() < 256 << 10);
         assert!(g.first_block() as usize * g.block_len as usize >= g.control_bytes());
     }
@@ -350,7 +350,7 @@ mod tests {
     fn blocks_that_cannot_be_named_are_refused() {
         let longest = Geometry::new(u32::MAX >> 1);
         longest.check().unwrap();
-        assert_eq!((longest.slots, longest.frames()), (MAX_RING_SLOTS, 2035));
+        assert_eq!((longest.slots, longest.frames()), (MAX_RING_SLOTS, 2033));
         assert!(Geometry { block_len: 64, ..longest }.check().is_err());
         assert!(u16::try_from(MAX_FRAMES.max(MAX_BLOCKS)).is_ok());
     }

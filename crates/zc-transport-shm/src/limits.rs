@@ -66,7 +66,7 @@ pub const MAX_GROUPS: usize = 16;
 /// Bytes of a block of the first arena: a page and a line, so that blocks don't share cache sets.
 pub const FIRST_BLOCK_BYTES: u32 = 4096 + 64;
 /// Blocks of the first arena by default.
-pub const FIRST_BLOCKS: u32 = 15;
+pub const FIRST_BLOCKS: u32 = 13;
 /// Most bytes of the memory that one side makes with a connection.
 pub const MAX_HALF_BYTES: usize = 16 << 20;
 /// Arenas made later hold about this many bytes, or one block.
