@@ -168,7 +168,7 @@ fn who_waits_for_a_block_is_woken() {
     run(async {
         let mut setup = Setup::default();
         // The first arena, and a small one, which is taken already.
-        setup.options.max_arena_bytes = 110_592 + (32 << 10);
+        setup.options.max_arena_bytes = 102_400 + (32 << 10);
         let (mut a, mut b) = pair(&setup).await;
         let (mut sent, mut rest) = (0, Vec::new());
         let woken = std::sync::Arc::new(Flag::default());
@@ -176,7 +176,7 @@ fn who_waits_for_a_block_is_woken() {
         let mut cx = Context::from_waker(&waker);
         while let Poll::Ready(buf) = a.lane.tx.poll_alloc(&mut cx, 1000) {
             let mut buf = buf.unwrap();
-            if sent == 15 {
+            if sent == 13 {
                 rest.push(buf);
                 continue;
             }
