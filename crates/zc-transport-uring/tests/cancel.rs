@@ -173,38 +173,6 @@ fn reads_that_wait_are_cancelled() {
     });
 }
 
-#[test]
-fn a_thousand_sockets_leave_nothing_behind() {
-    for flavour in FLAVOURS {
-        on_one_thread(async {
-            let pool = pool();
-            let Some(engine) = engine(&pool, flavour) else { return };
-            let before = open_descriptors();
-            for round in 0..20 {
-                let mut all = Vec::new();
-                for n in 0..50 {
-                    let (a, b) = if n % 2 == 0 { unix_pair() } else { tcp_pair() };
-                    let (a, mut b) = (engine.socket(a).unwrap(), engine.socket(b).unwrap());
-                    a.0.send(bytes(n + 1, round), true).await.unwrap();
-                    if n % 3 > 0 {
-                        assert_eq!(b.1.recv().await.unwrap()[..], pattern(n + 1, round));
-                    }
-                    if n % 3 > 1 {
-                        assert!(b.1.recv().now_or_never().is_none());
-                    }
-                    all.push((a, b));
-                }
-            }
-            let until = std::time::Instant::now() + GUARD;
-            while open_descriptors() != before || engine.stats().in_flight > 0 {
-                assert!(std::time::Instant::now() < until, "{} of {before}", open_descriptors());
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            settled(&engine, &pool).await;
-        });
-    }
-}
-
 /// Buffers that the application keeps are missing in the ring; receiving waits for memory, and goes on.
 #[test]
 fn receiving_waits_for_memory() {

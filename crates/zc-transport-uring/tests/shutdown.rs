@@ -7,56 +7,12 @@ use common::*;
 use futures::FutureExt;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Duration;
-use zc_core::memory::BufPool;
-use zc_transport_uring::{Engine, EngineOptions, Flavour};
-
-/// Operations of every kind, none of which ends by itself.
-struct Busy {
-    tasks: Vec<tokio::task::JoinHandle<io::Result<()>>>,
-    _peers: Vec<std::os::fd::OwnedFd>,
-}
-
-async fn busy(engine: &Engine, pool: &BufPool) -> Busy {
-    let (mut tasks, mut peers) = (Vec::new(), Vec::new());
-    for pair in [unix_pair, tcp_pair] {
-        let (a, b) = pair();
-        let (tx, mut rx) = engine.socket(a).unwrap();
-        tasks.push(tokio::spawn(async move { rx.recv().await.map(drop) }));
-        let mut full = pool.try_alloc(16 << 20).unwrap();
-        full.set_len(16 << 20);
-        let full = full.freeze();
-        tasks.push(tokio::spawn(async move { tx.send(full, true).await.and_then(whole(16 << 20)) }));
-        peers.push(b);
-    }
-    let (a, b) = unix_pair();
-    let (_, mut rx) = engine.socket(a).unwrap();
-    let op = rx.recv_into(pool.try_alloc(10).unwrap(), 10, true);
-    tasks.push(tokio::spawn(async move { op.await.map(drop) }));
-    let (read, write) = rustix::pipe::pipe().unwrap();
-    let read = engine.file(read);
-    let op = read.read_at(pool.try_alloc(10).unwrap(), 10, 0);
-    tasks.push(tokio::spawn(async move { op.await.map(drop) }));
-    peers.extend([b, write]);
-    while engine.stats().in_flight < tasks.len() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    Busy { tasks, _peers: peers }
-}
-
-/// A send that was cut short is no success.
-fn whole(len: usize) -> impl Fn(usize) -> io::Result<()> {
-    move |n| if n == len { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
-}
-
-fn big_pool() -> BufPool {
-    BufPool::builder().max_bytes(128 << 20).build()
-}
+use zc_transport_uring::{EngineOptions, Flavour};
 
 async fn shut_down(flavour: Flavour) {
-    let pool = big_pool();
+    let pool = common::busy::big_pool();
     let Some(engine) = engine(&pool, flavour) else { return };
-    let busy = busy(&engine, &pool).await;
+    let busy = common::busy::busy(&engine, &pool).await;
     engine.shutdown().await;
     for task in busy.tasks {
         assert!(task.await.unwrap().is_err());
@@ -73,73 +29,6 @@ async fn shut_down(flavour: Flavour) {
 fn everything_in_flight_is_told() {
     FLAVOURS.into_iter().for_each(|flavour| on_one_thread(shut_down(flavour)));
     on_many_threads(shut_down(Flavour::ManyThreads));
-}
-
-/// The runtime is dropped, here or in another thread: all memory comes back, and who still waits is told.
-#[test]
-fn a_runtime_that_goes_leaves_nothing_behind() {
-    let pool = big_pool();
-    let before = open_descriptors();
-    for (flavour, workers, elsewhere) in [
-        (Flavour::OneThread, 0, false),
-        (Flavour::OneThread, 0, true),
-        (Flavour::ManyThreads, 0, false),
-        (Flavour::ManyThreads, 2, false),
-        (Flavour::ManyThreads, 2, true),
-    ] {
-        // In a thread of its own: a ring's number stays with the thread that has it.
-        let in_thread = pool.clone();
-        let thread = std::thread::spawn(move || {
-            let mut builder = match workers {
-                0 => tokio::runtime::Builder::new_current_thread(),
-                _ => tokio::runtime::Builder::new_multi_thread(),
-            };
-            let runtime = builder.worker_threads(workers.max(1)).enable_all().build().unwrap();
-            let Some((engine, busy)) = runtime.block_on(async {
-                let engine = engine(&in_thread, flavour)?;
-                let busy = busy(&engine, &in_thread).await;
-                Some((engine, busy))
-            }) else {
-                return;
-            };
-            if elsewhere {
-                std::thread::spawn(move || drop(runtime)).join().unwrap();
-            } else {
-                drop(runtime);
-            }
-            drop(busy);
-            let error = engine.nop().now_or_never().unwrap().unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::NotConnected);
-        });
-        thread.join().unwrap();
-        wait_until("all memory is back", || pool.stats().in_use_bytes == 0);
-    }
-    wait_until("all descriptors are closed", || open_descriptors() == before);
-}
-
-/// The last handle ends the engine, in any thread.
-#[test]
-fn the_last_handle_ends_it() {
-    let pool = pool();
-    let before = open_descriptors();
-    for flavour in FLAVOURS {
-        on_one_thread(async {
-            let Some(engine) = engine(&pool, flavour) else { return };
-            let (a, b) = unix_pair();
-            let (_tx, mut rx) = engine.socket(a).unwrap();
-            assert!(rx.recv().now_or_never().is_none());
-            engine.nop().await.unwrap();
-            drop(engine);
-            // The socket keeps it.
-            std::os::unix::net::UnixStream::from(b).write_all(b"x").unwrap();
-            assert_eq!(rx.recv().await.unwrap()[..], b"x"[..]);
-            std::thread::spawn(move || drop((_tx, rx))).join().unwrap();
-            while pool.stats().in_use_bytes > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        });
-    }
-    wait_until("all descriptors are closed", || open_descriptors() == before);
 }
 
 /// A ring for one thread says so when its runtime goes on in another one; nothing is touched that must not be.

@@ -117,6 +117,13 @@ impl Core {
         join(&mut self.mourners, cx);
     }
 
+    /// There may be a place: operations have ended, or an owner took a result.
+    pub(crate) fn call_crowd(&mut self) {
+        if !self.flights.is_full() {
+            self.crowd.drain(..).for_each(|mut waker| waker.wake());
+        }
+    }
+
     pub(crate) fn spare_parts(&mut self) -> Option<Box<Parts>> {
         self.spare_parts.pop()
     }
@@ -164,9 +171,7 @@ impl Core {
         for token in stops {
             self.flights.cancel(token);
         }
-        if !self.flights.is_full() {
-            self.crowd.drain(..).for_each(|mut waker| waker.wake());
-        }
+        self.call_crowd();
         count
     }
 

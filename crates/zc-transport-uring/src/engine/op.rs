@@ -101,6 +101,7 @@ impl<T> Op<T> {
             Err(_) => Err(io::Error::from_raw_os_error(result.saturating_neg())),
         };
         core.keep_parts(request);
+        core.call_crowd();
         Poll::Ready(done)
     }
 }
@@ -155,6 +156,7 @@ fn leave(handle: &Handle, token: Token, cancel: bool) {
             } else {
                 core.keep_parts(request);
             }
+            core.call_crowd();
         }
         None => core.driver.wake(),
     }
@@ -253,6 +255,7 @@ impl ZeroCopySend {
             return Poll::Pending;
         };
         self.op.state = State::Done;
+        core.call_crowd();
         // The notification of a send that failed says something, too.
         let copied = tag.waiting().and_then(|waiting| waiting.copied).filter(|_| self.sent >= Some(0));
         Poll::Ready(Ok(match copied {

@@ -1,6 +1,8 @@
 //! Engines, socket pairs, and what should be back at the end.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, unreachable_pub)]
 
+pub mod busy;
+
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
