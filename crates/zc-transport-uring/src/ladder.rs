@@ -151,12 +151,16 @@ impl Machine {
         let call = refused.call;
         let is_ours = call.starts_with("io_uring");
         match refused.error.raw_os_error() {
-            Some(libc::EPERM) if is_ours && self.disabled.is_some_and(|n| n > 0) && call == "io_uring_setup" => {
+            Some(libc::EPERM)
+                if is_ours && self.disabled.is_some_and(|n| n > 0) && call == "io_uring_setup" =>
+            {
                 Unavailable::SysctlDisabled { sysctl: "kernel.io_uring_disabled" }
             }
             Some(libc::EPERM) if is_ours => Unavailable::Seccomp { syscall: call },
             // A kernel that knows the sysctl has io_uring.
-            Some(libc::ENOSYS) if is_ours && self.disabled.is_some() => Unavailable::Seccomp { syscall: call },
+            Some(libc::ENOSYS) if is_ours && self.disabled.is_some() => {
+                Unavailable::Seccomp { syscall: call }
+            }
             Some(libc::ENOSYS) if is_ours && self.kernel < (6, 0) => Unavailable::KernelTooOld { needed },
             Some(libc::EINVAL) if is_ours => Unavailable::KernelTooOld { needed },
             Some(libc::ENOMEM) if is_ours && self.memlock.0 < NEED_BYTES => {

@@ -56,8 +56,7 @@ impl Features {
     pub(crate) fn of(ring: &Ring, rung: &'static str) -> Self {
         let has = ring.opcodes().ok();
         let of = |op| has.as_ref().is_some_and(|has| has(op));
-        let mut list: Vec<_> =
-            OPCODES.iter().map(|(name, op)| Feature { name, found: of(*op) }).collect();
+        let mut list: Vec<_> = OPCODES.iter().map(|(name, op)| Feature { name, found: of(*op) }).collect();
         list.push(Feature { name: BUFFER_RING, found: takes_buffers(ring, false) });
         list.push(Feature { name: BUNDLES, found: ring.has_bundles() });
         // Kernels have it from 6.12 on. Before 6.16 a completion could overtake another one of the same buffer,
@@ -91,7 +90,7 @@ const OPCODES: &[(&str, Opcode)] = &[
     ("close", Opcode::Close),
 ];
 
-/// The group of the ring that is only tried out.
+// The group of the ring that is only tried out.
 const TRIAL_GROUP: u16 = u16::MAX;
 
 fn takes_buffers(ring: &Ring, incremental: bool) -> bool {

@@ -18,10 +18,12 @@ use zc_transport_uring::{Engine, EngineOptions, Flavour, SocketRx};
 async fn poll_some<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let mut future = pin!(future);
     for _ in 0..polls {
-        if let Some(done) = poll_fn(|cx| Poll::Ready(match future.as_mut().poll(cx) {
-            Poll::Ready(done) => Some(done),
-            Poll::Pending => None,
-        }))
+        if let Some(done) = poll_fn(|cx| {
+            Poll::Ready(match future.as_mut().poll(cx) {
+                Poll::Ready(done) => Some(done),
+                Poll::Pending => None,
+            })
+        })
         .await
         {
             return Some(done);

@@ -84,16 +84,11 @@ fn with_options(options: EngineOptions) -> impl Future<Output = ()> + Send + 'st
     with_pairs(options, pairs)
 }
 
-fn with_pairs(
-    options: EngineOptions,
-    pairs: fn() -> Vec<(OwnedFd, OwnedFd)>,
-) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        let pool = pool();
-        let Some(engine) = engine_with(&pool, options) else { return };
-        round_trips(engine, pairs()).await;
-        assert_back(&pool);
-    }
+async fn with_pairs(options: EngineOptions, pairs: fn() -> Vec<(OwnedFd, OwnedFd)>) {
+    let pool = pool();
+    let Some(engine) = engine_with(&pool, options) else { return };
+    round_trips(engine, pairs()).await;
+    assert_back(&pool);
 }
 
 fn assert_back(pool: &BufPool) {

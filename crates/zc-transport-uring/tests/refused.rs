@@ -1,5 +1,5 @@
 //! Where io_uring is refused there is a typed reason. Filters can't be taken off, so a child process has them.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 mod common;
 

@@ -65,7 +65,8 @@ fn block_in_place_holds_nobody_up() {
         let (a, b) = unix_pair();
         let mut peer = std::os::unix::net::UnixStream::from(a);
         let (_tx, mut rx) = engine.socket(b).unwrap();
-        let (ready, done) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+        let (ready, done) =
+            (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
         let (at, over) = (ready.clone(), done.clone());
         let other = engine.clone();
         let blocker = tokio::spawn(async move {

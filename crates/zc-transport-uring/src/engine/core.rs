@@ -67,6 +67,9 @@ pub(crate) enum Stage {
     Ended(End),
 }
 
+#[allow(clippy::vec_box, reason = "it is the boxes that are used again")]
+type SpareParts = Vec<Box<Parts>>;
+
 pub(crate) struct Core {
     pub(crate) flights: Flights<Tag>,
     pub(crate) stage: Stage,
@@ -78,7 +81,7 @@ pub(crate) struct Core {
     mourners: Vec<Parked>,
     /// Sockets that are to receive.
     to_arm: Vec<Arc<Inbox>>,
-    spare_parts: Vec<Box<Parts>>,
+    spare_parts: SpareParts,
     bundles: bool,
     pub(crate) turns: u64,
 }
@@ -92,7 +95,7 @@ impl Core {
             crowd: Vec::new(),
             mourners: Vec::new(),
             to_arm: Vec::new(),
-            spare_parts: Vec::new(),
+            spare_parts: SpareParts::new(),
             bundles,
             turns: 0,
         }
@@ -119,8 +122,12 @@ impl Core {
 
     /// There may be a place: operations have ended, or an owner took a result.
     pub(crate) fn call_crowd(&mut self) {
-        if !self.flights.is_full() {
-            self.crowd.drain(..).for_each(|mut waker| waker.wake());
+        if self.flights.is_full() {
+            return;
+        }
+        self.crowd.drain(..).for_each(|mut waker| waker.wake());
+        if !self.to_arm.is_empty() {
+            self.driver.wake();
         }
     }
 
@@ -177,8 +184,9 @@ impl Core {
 
     /// Begins to receive for those that are to, as far as there are buffers.
     fn arm(&mut self, cx: &mut Context<'_>) {
+        self.to_arm.retain(|inbox| inbox.wants_arming());
         if self.to_arm.is_empty() {
-            return;
+            return self.flights.stop_waiting();
         }
         if self.stage != Stage::Running {
             return self.to_arm.drain(..).for_each(|inbox| inbox.fail(End::Closed));
@@ -193,13 +201,10 @@ impl Core {
         // Without one the pool wakes the engine when it has memory again.
         while self.flights.buffer_counts().provided > 0 && !self.flights.is_full() {
             let Some(inbox) = self.to_arm.pop() else { break };
-            if !inbox.wants_arming() {
-                continue;
-            }
             let request = Request::recv_many(&inbox.file, group, self.bundles);
             match self.flights.start(false, request, Tag::Many(inbox.clone())) {
-                Ok(token) => inbox.armed(token),
-                Err(_) => self.to_arm.push(inbox),
+                Some(token) => inbox.armed(token),
+                None => self.to_arm.push(inbox),
             }
         }
     }
@@ -228,7 +233,7 @@ fn join(queue: &mut Vec<Parked>, cx: &Context<'_>) {
 }
 
 /// Hands a completion to whom it is for.
-fn tell(event: Event<'_, Tag>, spare: &mut Vec<Box<Parts>>) -> Option<(Arc<Inbox>, Next)> {
+fn tell(event: Event<'_, Tag>, spare: &mut SpareParts) -> Option<(Arc<Inbox>, Next)> {
     let Event { tag, result, more, copied, pieces, left } = event;
     if let Tag::Many(inbox) = tag {
         let next = inbox.received(pieces, result, more);

@@ -12,10 +12,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread::ThreadId;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zc_core::memory::Deferral;
-use zc_core::transport::{Readiness, Reactor, Timer};
+use zc_core::transport::{Reactor, Readiness, Timer};
 
 use super::core::{Core, Stage};
 use super::spin::SpinBudget;
@@ -26,7 +26,9 @@ pub(super) struct Driver {
     shared: Arc<Shared>,
     reactor: Arc<dyn Reactor>,
     eventfd: Box<dyn Readiness>,
-    /// Until when it waits for what is in flight, once it closes.
+    /// Everything was cancelled, and nothing new begins.
+    closes: bool,
+    /// Until when it waits for what is in flight then.
     timer: Option<Box<dyn Timer>>,
     /// The one that enters a ring for one thread.
     owner: Option<ThreadId>,
@@ -48,7 +50,7 @@ impl Driver {
         eventfd: Box<dyn Readiness>,
         spin: Option<SpinBudget>,
     ) -> Self {
-        Self { shared, reactor, eventfd, timer: None, owner: None, spin }
+        Self { shared, reactor, eventfd, closes: false, timer: None, owner: None, spin }
     }
 
     /// Takes the signal, if there is one, and waits for the next.
@@ -83,6 +85,7 @@ impl Driver {
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<After, End> {
         // Opened in front of the lock: what is woken may use the engine at once.
         let shared = self.shared.clone();
+        let now = self.spin.as_ref().map(|_| self.reactor.now());
         let _deferral = Deferral::begin();
         let mut core = shared.core.lock();
         if let Stage::Ended(end) = core.stage {
@@ -92,22 +95,21 @@ impl Driver {
         if let Some(ring) = core.flights.ring() {
             ring.mask();
         }
-        self.close_if_asked(&mut core, cx)?;
+        if core.stage == Stage::Closing && !std::mem::replace(&mut self.closes, true) {
+            core.flights.cancel_all();
+        }
         let found = core.turn(cx).map_err(|error| End::of(&error))?;
         if core.stage == Stage::Closing && core.flights.flying() == 0 {
             return Ok(After::Over);
         }
-        Ok(self.after(&mut core, found, cx))
+        if self.closes && self.timer.is_none() {
+            return Ok(After::Again);
+        }
+        Ok(self.after(&mut core, found, now, cx))
     }
 
-    fn after(&mut self, core: &mut Core, found: usize, cx: &Context<'_>) -> After {
-        if core.flights.has_work() {
-            if let Some(spin) = self.spin.as_mut() {
-                spin.stop(self.reactor.now());
-            }
-            return After::Again;
-        }
-        if self.looks_on(core, found) {
+    fn after(&mut self, core: &mut Core, found: usize, now: Option<Instant>, cx: &Context<'_>) -> After {
+        if core.flights.has_work() || self.looks_on(core, found, now) {
             return After::Again;
         }
         if let Some(ring) = core.flights.ring() {
@@ -122,9 +124,8 @@ impl Driver {
     }
 
     /// Looks for completions a while, if that is wanted; the eventfd stays masked.
-    fn looks_on(&mut self, core: &mut Core, found: usize) -> bool {
-        let Some(spin) = self.spin.as_mut() else { return false };
-        let now = self.reactor.now();
+    fn looks_on(&mut self, core: &mut Core, found: usize, now: Option<Instant>) -> bool {
+        let Some((spin, now)) = self.spin.as_mut().zip(now) else { return false };
         if found > 0 {
             spin.stop(now);
         }
@@ -141,22 +142,18 @@ impl Driver {
         true
     }
 
-    /// Cancels everything when the engine is to end, and waits a bounded time for it.
-    fn close_if_asked(&mut self, core: &mut Core, cx: &mut Context<'_>) -> Result<(), End> {
-        if core.stage != Stage::Closing {
-            return Ok(());
+    /// While the engine closes: whether it has waited long enough. The runtime is asked without the lock.
+    fn is_out_of_time(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.closes {
+            return false;
         }
         if self.timer.is_none() {
-            core.flights.cancel_all();
             // Without a timer there is no waiting.
-            let mut timer = self.reactor.timer().map_err(|_| End::Closed)?;
+            let Ok(mut timer) = self.reactor.timer() else { return true };
             timer.reset(self.reactor.now() + Duration::from_millis(DRAIN_MS));
             self.timer = Some(timer);
         }
-        match self.timer.as_mut().map(|timer| timer.poll_expired(cx)) {
-            Some(Poll::Ready(())) => Err(End::Closed),
-            _ => Ok(()),
-        }
+        self.timer.as_mut().is_some_and(|timer| timer.poll_expired(cx).is_ready())
     }
 
     fn end(&self, end: End) {
@@ -169,6 +166,10 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_out_of_time(cx) {
+            self.end(End::Closed);
+            return Poll::Ready(());
+        }
         let heard = self.hear(cx).map_err(|error| End::of(&error));
         match heard.and_then(|()| self.turn(cx)) {
             Ok(After::Sleep) => Poll::Pending,

@@ -94,7 +94,8 @@ impl Inbox {
         if let Some(piece) = state.pieces.pop_front() {
             state.bytes -= piece.len();
             // What is left of a pause is over when half of it is read, so that it is not stopped again at once.
-            let next = if state.bytes <= MAX_INBOX_BYTES / 2 && cx.is_some() { state.arm() } else { Next::Nothing };
+            let next =
+                if state.bytes <= MAX_INBOX_BYTES / 2 && cx.is_some() { state.arm() } else { Next::Nothing };
             return (Poll::Ready(Ok(piece)), next);
         }
         match state.over {

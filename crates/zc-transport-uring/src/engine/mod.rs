@@ -38,7 +38,7 @@ pub use op::{Op, Usage, ZeroCopySend};
 pub use socket::{SocketRx, SocketTx};
 pub use spin::Spin;
 
-/// The group of an engine's receive buffers; a ring has only one.
+// The group of an engine's receive buffers; a ring has only one.
 const GROUP: u16 = 0;
 
 /// How an engine works.
@@ -52,28 +52,28 @@ const GROUP: u16 = 0;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EngineOptions {
-    /// Who enters the ring.
+    /// Who enters the ring
     pub flavour: Flavour,
-    /// Operations at a time; further ones wait for a place. Default [`MAX_OPERATIONS`]
+    /// Operations at a time; further ones wait for a place
     pub max_operations: usize,
-    /// Receive buffers of all sockets together, rounded up to a power of two. Default [`RECV_BUFFERS`]
+    /// Receive buffers of all sockets together, rounded up to a power of two
     pub recv_buffers: u16,
-    /// The length of each, bytes. Default [`RECV_BUFFER_BYTES`] where the kernel fills them bit by bit, else
-    /// [`WHOLE_RECV_BUFFER_BYTES`]
+    /// The length of each, bytes; by default `RECV_BUFFER_BYTES` where the kernel fills them bit by bit, else
+    /// `WHOLE_RECV_BUFFER_BYTES`
     pub recv_buffer_bytes: Option<usize>,
-    /// Whether the kernel fills receive buffers bit by bit, where it can. Default `true`
+    /// Whether the kernel fills receive buffers bit by bit, where it can
     pub incremental: bool,
-    /// Whether one completion may be for several receive buffers, where the kernel can do that. Default `true`
+    /// Whether one completion may be for several receive buffers, where the kernel can do that
     pub bundles: bool,
-    /// Looking for completions instead of sleeping. Default: off
+    /// Looking for completions instead of sleeping; by default off
     pub spin: Option<Spin>,
 }
 
-impl EngineOptions {
-    /// The defaults.
-    pub fn new(flavour: Flavour) -> Self {
+impl Default for EngineOptions {
+    /// Those that suit every runtime.
+    fn default() -> Self {
         Self {
-            flavour,
+            flavour: Flavour::ManyThreads,
             max_operations: MAX_OPERATIONS,
             recv_buffers: RECV_BUFFERS,
             recv_buffer_bytes: None,
@@ -81,6 +81,13 @@ impl EngineOptions {
             bundles: true,
             spin: None,
         }
+    }
+}
+
+impl EngineOptions {
+    /// The defaults for this way to enter the ring.
+    pub fn new(flavour: Flavour) -> Self {
+        Self { flavour, ..Self::default() }
     }
 }
 

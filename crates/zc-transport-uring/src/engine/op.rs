@@ -17,6 +17,8 @@ use crate::sys::Request;
 enum State {
     New(Request),
     Flying(Token),
+    /// It makes no sense.
+    Refused(&'static str),
     /// The result was handed out.
     Done,
 }
@@ -42,7 +44,11 @@ pub struct Op<T> {
 }
 
 impl<T> Op<T> {
-    pub(super) fn new(handle: &Arc<Handle>, request: Request, finish: fn(&mut Request, usize) -> io::Result<T>) -> Self {
+    pub(super) fn new(
+        handle: &Arc<Handle>,
+        request: Request,
+        finish: fn(&mut Request, usize) -> io::Result<T>,
+    ) -> Self {
         Self { handle: handle.clone(), state: State::New(request), inbox: None, finish }
     }
 
@@ -70,16 +76,23 @@ impl<T> Op<T> {
             }
             None => Tag::One(waiting),
         };
-        if let Ok(token) = core.flights.start(true, request, tag) {
-            self.state = State::Flying(token);
-        }
+        let Some(token) = core.flights.start(true, request, tag) else {
+            return Poll::Ready(Err(io::ErrorKind::ResourceBusy.into()));
+        };
+        self.state = State::Flying(token);
         core.driver.wake();
         Poll::Pending
     }
 
     fn poll_result(&mut self, core: &mut Core, cx: &Context<'_>) -> Poll<io::Result<T>> {
-        let State::Flying(token) = self.state else {
-            return Poll::Ready(Err(io::Error::other("the operation was over")));
+        let token = match self.state {
+            State::Flying(token) => token,
+            State::Refused(why) => {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidInput, why)));
+            }
+            State::New(_) | State::Done => {
+                return Poll::Ready(Err(io::Error::other("the operation was over")));
+            }
         };
         if let Stage::Ended(end) = core.stage {
             self.state = State::Done;
@@ -111,6 +124,11 @@ impl Op<PinnedBufMut> {
     pub(super) fn filling(handle: &Arc<Handle>, request: Request) -> Self {
         Self::new(handle, request, fill)
     }
+
+    /// One that fails at once.
+    pub(super) fn refused(handle: &Arc<Handle>, why: &'static str) -> Self {
+        Self { handle: handle.clone(), state: State::Refused(why), inbox: None, finish: fill }
+    }
 }
 
 /// Of an operation that fills a buffer, the buffer.
@@ -127,7 +145,9 @@ impl<T> Future for Op<T> {
         let _deferral = Deferral::begin();
         let mut core = handle.shared.core.lock();
         if let State::New(_) = this.state {
-            return this.begin(&mut core, cx).map(|done| done.and_then(|()| Err(io::ErrorKind::Other.into())));
+            return this
+                .begin(&mut core, cx)
+                .map(|done| done.and_then(|()| Err(io::ErrorKind::Other.into())));
         }
         this.poll_result(&mut core, cx)
     }

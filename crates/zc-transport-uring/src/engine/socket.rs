@@ -143,6 +143,10 @@ impl SocketRx {
     /// Receives at most `len` bytes straight into what is unfilled of `buf`; with `all` so many, unless the stream ends.
     /// The socket must be quiet and everything taken. Dropped in between, what has come is there for `recv`.
     pub fn recv_into(&mut self, buf: PinnedBufMut, len: usize, all: bool) -> Op<PinnedBufMut> {
+        if len == 0 || buf.len() == buf.capacity() {
+            // The system would answer as at the end of the stream.
+            return Op::refused(&self.handle, "there is no room to receive into");
+        }
         let request = Request::recv(&self.inbox.file, buf, len, all);
         Op::filling(&self.handle, request).for_inbox(self.inbox.clone())
     }

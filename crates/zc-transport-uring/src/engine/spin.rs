@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn one_look_is_bounded_and_finding_begins_anew() {
-        let (mut budget, start) = (SpinBudget::new(Spin { longest: 50 * US, share_percent: 100 }), Instant::now());
+        let (mut budget, start) =
+            (SpinBudget::new(Spin { longest: 50 * US, share_percent: 100 }), Instant::now());
         assert!(budget.may_look(start) && budget.may_look(start + 49 * US));
         assert!(!budget.may_look(start + 50 * US));
         assert!(budget.may_look(start + 51 * US));

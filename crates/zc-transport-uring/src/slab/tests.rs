@@ -7,12 +7,24 @@ use std::rc::Rc;
 
 #[derive(Debug, Clone)]
 enum Action {
-    Insert { owned: bool },
-    Complete { pick: usize, more: bool },
-    Take { pick: usize },
-    Release { pick: usize },
+    Insert {
+        owned: bool,
+    },
+    Complete {
+        pick: usize,
+        more: bool,
+    },
+    Take {
+        pick: usize,
+    },
+    Release {
+        pick: usize,
+    },
     /// A completion that no operation of ours has.
-    Forge { index: u32, generation: u32 },
+    Forge {
+        index: u32,
+        generation: u32,
+    },
 }
 
 fn action() -> impl Strategy<Value = Action> {

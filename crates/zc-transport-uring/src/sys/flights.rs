@@ -89,18 +89,25 @@ impl<T> Flights<T> {
         self.buffers.as_mut().map_or(Poll::Ready(Ok(())), |buffers| buffers.poll_provide(cx))
     }
 
+    /// See [`Buffers::stop_waiting`].
+    pub(crate) fn stop_waiting(&mut self) {
+        if let Some(buffers) = &mut self.buffers {
+            buffers.stop_waiting();
+        }
+    }
+
     pub(crate) fn ring(&mut self) -> Option<&mut Ring> {
         self.ring.as_mut()
     }
 
-    /// Begins an operation. Without a place for it the request comes back.
-    pub(crate) fn start(&mut self, owned: bool, request: Request, tag: T) -> Result<Token, (Request, T)> {
+    /// Begins an operation; `None`: there is no place for it.
+    pub(crate) fn start(&mut self, owned: bool, request: Request, tag: T) -> Option<Token> {
         let flight = Flight { request, tag, cancelled: false };
-        let token = self.slab.insert(owned, flight).map_err(|flight| (flight.request, flight.tag))?;
+        let token = self.slab.insert(owned, flight).ok()?;
         if let Some(flight) = self.slab.flying_mut(token) {
             self.queue.push_back(flight.request.entry(token));
         }
-        Ok(token)
+        Some(token)
     }
 
     /// Asks the kernel to end an operation soon, once.
@@ -149,10 +156,7 @@ impl<T> Flights<T> {
     /// Whether a turn would find something to do.
     pub(crate) fn has_work(&mut self) -> bool {
         let Some(ring) = &mut self.ring else { return false };
-        !self.queue.is_empty()
-            || ring.has_submissions()
-            || ring.has_completions()
-            || ring.has_hidden_work()
+        !self.queue.is_empty() || ring.has_submissions() || ring.has_completions() || ring.has_hidden_work()
     }
 
     /// Submits what is queued, with one system call for as much as the submission queue holds.

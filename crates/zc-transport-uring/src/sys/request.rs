@@ -10,9 +10,9 @@ use zc_core::memory::{Message, PinnedBuf, PinnedBufMut};
 use crate::limits::MAX_TRANSFER_BYTES;
 use crate::slab::Token;
 
-/// Asks for a notification that says whether the kernel copied.
+// Asks for a notification that says whether the kernel copied.
 const REPORT_USAGE: u16 = 8; // IORING_SEND_ZC_REPORT_USAGE
-/// What such a notification then says.
+// What such a notification then says.
 const COPIED: u32 = 1 << 31; // IORING_NOTIF_USAGE_ZC_COPIED
 
 /// The memory that the kernel reads or writes. Moving one of these moves no byte of it.
@@ -153,7 +153,8 @@ impl Request {
     }
 
     pub(crate) fn write(file: &Arc<OwnedFd>, buf: PinnedBuf, offset: u64) -> Self {
-        let entry = opcode::Write::new(fd(file), buf.as_ptr(), transfer_len(buf.len())).offset(offset).build();
+        let entry =
+            opcode::Write::new(fd(file), buf.as_ptr(), transfer_len(buf.len())).offset(offset).build();
         Self::new(entry, Held::Bytes(buf), &[file])
     }
 
@@ -242,7 +243,7 @@ pub(super) fn cancel_all() -> squeue::Entry {
     opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(NOBODYS)
 }
 
-/// Of completions that nobody waits for. No token is 0.
+// Of completions that nobody waits for. No token is 0.
 pub(super) const NOBODYS: u64 = 0;
 
 /// A completion, taken apart.

@@ -1,5 +1,13 @@
 //! Engines, socket pairs, and what should be back at the end.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, unreachable_pub)]
+#![allow(
+    dead_code,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    unreachable_pub
+)]
 
 pub mod busy;
 
@@ -47,8 +55,7 @@ pub fn on_one_thread<T>(test: impl Future<Output = T>) -> T {
 
 /// Runs on a runtime of several threads, as one of its tasks.
 pub fn on_many_threads<T: Send + 'static>(test: impl Future<Output = T> + Send + 'static) -> T {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
     let task = runtime.spawn(async { tokio::time::timeout(GUARD, test).await });
     runtime.block_on(task).unwrap().expect("hangs")
 }

@@ -13,6 +13,9 @@
 //! the kernel named a later one after a completion that left this one in doubt (the end of a stream may take a
 //! buffer and put nothing into it, depending on the kernel).
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering::Release};
@@ -22,6 +25,7 @@ use smallvec::SmallVec;
 use zc_core::memory::{AllocError, AllocWaiter, BufPool, PinnedBuf, PinnedBufMut, Region};
 
 use super::ring::Ring;
+use crate::limits::{MAX_RECV_BUFFERS, MAX_TRANSFER_BYTES};
 
 const ENTRY_BYTES: usize = 16;
 const LEN_AT: usize = 8;
@@ -33,6 +37,7 @@ pub(crate) type Pieces = SmallVec<[PinnedBuf; 2]>;
 
 /// A buffer that the kernel has.
 struct Provided {
+    /// Never looked at as a whole: the kernel may be writing to what is not lent (M5).
     whole: PinnedBuf,
     /// Its place in the order.
     place: u64,
@@ -76,16 +81,27 @@ impl Buffers {
         buffer_bytes: usize,
         incremental: bool,
     ) -> io::Result<Self> {
-        let count = count.clamp(1, crate::limits::MAX_RECV_BUFFERS).next_power_of_two();
+        let count = count.clamp(1, MAX_RECV_BUFFERS).next_power_of_two();
         let page = Region::builder(usize::from(count) * ENTRY_BYTES).name("zc receive buffers").build();
         let page = page.map_err(io::Error::other)?;
         // SAFETY: the region is ours alone, page aligned and long enough. `self` keeps it, and `Flights` keeps `self` until
         // nothing is in flight or the ring is gone (M2); the kernel pins the pages besides.
         unsafe { ring.register_buffers(page.base_mut().as_ptr(), count, group, incremental) }?;
-        Ok(Self {
+        Ok(Self::on(page, pool, group, count, buffer_bytes, incremental))
+    }
+
+    fn on(
+        page: Region,
+        pool: &BufPool,
+        group: u16,
+        count: u16,
+        buffer_bytes: usize,
+        incremental: bool,
+    ) -> Self {
+        Self {
             page,
             group,
-            buffer_bytes: buffer_bytes.min(u32::MAX as usize),
+            buffer_bytes: buffer_bytes.clamp(1, MAX_TRANSFER_BYTES),
             incremental,
             tail: 0,
             provided: (0..count).map(|_| None).collect(),
@@ -94,7 +110,7 @@ impl Buffers {
             first_place: 0,
             pool: pool.clone(),
             waiter: AllocWaiter::new(),
-        })
+        }
     }
 
     pub(crate) fn group(&self) -> u16 {
@@ -114,10 +130,14 @@ impl Buffers {
         if self.tail != before {
             self.publish();
         }
-        if self.missing.is_empty() && self.waiter.is_queued() {
+        done
+    }
+
+    /// Nobody wants to receive: others who wait for memory come first.
+    pub(crate) fn stop_waiting(&mut self) {
+        if self.waiter.is_queued() {
             self.waiter = AllocWaiter::new();
         }
-        done
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AllocError>> {
@@ -155,7 +175,8 @@ impl Buffers {
         let place = self.first_place + self.order.len() as u64;
         self.order.push_back(Some(number));
         let whole = buf.freeze();
-        self.provided[usize::from(number)] = Some(Provided { whole, place, filled_bytes: 0, in_doubt: false });
+        self.provided[usize::from(number)] =
+            Some(Provided { whole, place, filled_bytes: 0, in_doubt: false });
     }
 
     /// Shows the kernel what was put in.
@@ -178,13 +199,13 @@ impl Buffers {
             let number = (*self.order.get(index)?)?;
             let provided = self.provided[usize::from(number)].as_mut()?;
             let begin = provided.filled_bytes;
-            let n = left.min(provided.whole.len() - begin);
+            let n = left.min(self.buffer_bytes - begin);
             pieces.push(provided.whole.slice(begin..begin + n));
             provided.filled_bytes += n;
             provided.in_doubt = false;
             left -= n;
             place += 1;
-            if !self.incremental || provided.filled_bytes == provided.whole.len() {
+            if !self.incremental || provided.filled_bytes == self.buffer_bytes {
                 // `first_place` moves only when what is first goes, so take it anew in each round.
                 self.retire(number);
             } else if left == 0 {
