@@ -157,12 +157,15 @@ impl Core {
         self.driver.wake();
     }
 
-    /// One turn: whatever is queued goes to the kernel with one call, and what is complete is handed out.
+    /// One turn: whatever is queued goes to the kernel, with one call as a rule, and what is complete is handed out.
     pub(crate) fn turn(&mut self, cx: &mut Context<'_>) -> io::Result<usize> {
         self.turns += 1;
         self.arm(cx);
-        self.flights.submit()?;
-        let count = self.reap();
+        let mut count = 0;
+        for _ in 0..self.flights.batches().max(1) {
+            self.flights.submit()?;
+            count += self.reap();
+        }
         self.arm(cx);
         Ok(count)
     }

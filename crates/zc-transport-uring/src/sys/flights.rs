@@ -11,6 +11,7 @@ use super::buffers::{BufferCounts, Buffers, Pieces};
 use super::grave;
 use super::request::{self, Completion, NOBODYS, Request};
 use super::ring::Ring;
+use crate::limits::SQ_ENTRIES;
 use crate::slab::{Release, Slab, Step, Token};
 
 struct Flight<T> {
@@ -159,31 +160,32 @@ impl<T> Flights<T> {
         !self.queue.is_empty() || ring.has_submissions() || ring.has_completions() || ring.has_hidden_work()
     }
 
-    /// Submits what is queued, with one system call for as much as the submission queue holds.
+    /// How many system calls it takes to submit what is queued.
+    pub(crate) fn batches(&self) -> usize {
+        self.queue.len().div_ceil(SQ_ENTRIES as usize)
+    }
+
+    /// Submits what is queued, as much as the submission queue holds, with one system call.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
         let Some(ring) = &mut self.ring else { return Ok(()) };
-        loop {
-            while let Some(entry) = self.queue.front() {
-                // SAFETY: what the entry points to is owned by a request in `slab`, which gives it away with the last
-                // completion, and which the undertaker keeps if the ring closes before (M1, M2, M4).
-                if !unsafe { ring.push(entry) } {
-                    break;
-                }
-                self.queue.pop_front();
+        while let Some(entry) = self.queue.front() {
+            // SAFETY: what the entry points to is owned by a request in `slab`, which gives it away with the last
+            // completion, and which the undertaker keeps if the ring closes before (M1, M2, M4).
+            if !unsafe { ring.push(entry) } {
+                break;
             }
-            if !ring.has_submissions() && !ring.has_hidden_work() {
-                return Ok(());
-            }
-            match ring.enter() {
-                Ok(taken) if taken > 0 && !self.queue.is_empty() => {}
-                Ok(_) => return Ok(()),
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    // Completions must be taken first, or memory is short: the next turn tries again.
-                    Some(libc::EBUSY | libc::EAGAIN) => return Ok(()),
-                    _ => return Err(error),
-                },
-            }
+            self.queue.pop_front();
+        }
+        if !ring.has_submissions() && !ring.has_hidden_work() {
+            return Ok(());
+        }
+        match ring.enter() {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // Interrupted, completions must be taken first, or memory is short: the next turn tries again.
+                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
         }
     }
 
