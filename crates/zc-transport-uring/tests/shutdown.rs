@@ -7,6 +7,8 @@ use common::*;
 use futures::FutureExt;
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
 use zc_transport_uring::{EngineOptions, Flavour};
 
 async fn shut_down(flavour: Flavour) {
@@ -86,6 +88,44 @@ fn block_in_place_holds_nobody_up() {
         }
         blocker.await.unwrap();
     });
+}
+
+/// The one thread that submitted computes without a system call: what came for others is there at the next tick.
+#[test]
+fn one_who_computes_holds_nobody_up() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let task = runtime.spawn(async {
+        let pool = pool();
+        let Some(engine) = engine(&pool, Flavour::ManyThreads) else { return };
+        let (a, b) = unix_pair();
+        let mut peer = std::os::unix::net::UnixStream::from(a);
+        let (_tx, mut rx) = engine.socket(b).unwrap();
+        let served = Arc::new(AtomicU8::new(0));
+        let count = served.clone();
+        let reader = tokio::spawn(async move {
+            for n in 0..5 {
+                assert_eq!(rx.recv().await.unwrap()[..], [n]);
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        for n in 0..5 {
+            // The receive is under way, from this thread.
+            while engine.stats().in_flight == 0 {
+                tokio::task::yield_now().await;
+            }
+            engine.nop().await.unwrap();
+            tokio::task::block_in_place(|| {
+                peer.write_all(&[n]).unwrap();
+                let until = Instant::now() + GUARD;
+                while served.load(Ordering::SeqCst) <= n {
+                    assert!(Instant::now() < until, "nobody was served");
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        reader.await.unwrap();
+    });
+    runtime.block_on(task).unwrap();
 }
 
 /// Requests die with the thread that submitted them; those that nobody cancelled are begun anew.

@@ -94,11 +94,11 @@ impl<T> Op<T> {
                 return Poll::Ready(Err(io::Error::other("the operation was over")));
             }
         };
-        if let Stage::Ended(end) = core.stage {
-            self.state = State::Done;
-            return Poll::Ready(Err(end.into()));
-        }
         let Some((mut request, mut tag)) = core.flights.take(token) else {
+            if let Stage::Ended(end) = core.stage {
+                self.state = State::Done;
+                return Poll::Ready(Err(end.into()));
+            }
             if let Some(waiting) = core.flights.tag_mut(token).and_then(Tag::waiting) {
                 waiting.waker.park(cx);
             }
@@ -238,11 +238,9 @@ impl ZeroCopySend {
         if self.sent.is_none()
             && let State::Flying(token) = self.op.state
         {
-            if let Stage::Ended(end) = core.stage {
-                return Poll::Ready(Err(end.into()));
-            }
             let Some(waiting) = core.flights.tag_mut(token).and_then(Tag::waiting) else {
-                return Poll::Ready(Err(io::Error::other("the operation was over")));
+                let error = core.check().err().unwrap_or_else(|| io::Error::other("the operation was over"));
+                return Poll::Ready(Err(error));
             };
             waiting.waker.park(cx);
             self.sent = waiting.result;
@@ -265,10 +263,10 @@ impl ZeroCopySend {
         let State::Flying(token) = self.op.state else {
             return Poll::Ready(Err(io::Error::other("the operation was over")));
         };
-        if let Stage::Ended(end) = core.stage {
-            return Poll::Ready(Err(end.into()));
-        }
         let Some((_, mut tag)) = core.flights.take(token) else {
+            if let Stage::Ended(end) = core.stage {
+                return Poll::Ready(Err(end.into()));
+            }
             if let Some(waiting) = core.flights.tag_mut(token).and_then(Tag::waiting) {
                 waiting.waker.park(cx);
             }

@@ -206,12 +206,10 @@ impl<T> Slab<T> {
         all.map(|(index, slot)| Token { index: index as u32, generation: slot.generation }).collect()
     }
 
-    /// Everything; true for what is still in flight.
-    pub(crate) fn into_values(self) -> impl Iterator<Item = (bool, T)> {
-        self.slots.into_iter().filter_map(|slot| match slot.state {
-            State::Flying { value, .. } => Some((true, value)),
-            State::Landed(value) => Some((false, value)),
-            State::Vacant { .. } => None,
-        })
+    /// Takes out what is in flight, as if it had never been; results that wait for their owners stay.
+    pub(crate) fn take_flying(&mut self) -> Vec<T> {
+        let tokens = self.tokens();
+        self.flying = 0;
+        tokens.into_iter().filter_map(|token| self.vacate(token.index)).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::rc::Rc;
 
 #[derive(Debug, Clone)]
@@ -154,14 +154,17 @@ proptest! {
             apply(&mut slab, &mut model, action);
             check(&mut slab, &model);
         }
-        let left: HashMap<u32, bool> = slab.into_values().map(|(flying, value)| (*value, flying)).collect();
-        for (_, life, value) in &model.all {
-            let expected = match life {
-                Life::Flying { .. } => Some(true),
-                Life::Landed => Some(false),
-                Life::Over => None,
-            };
-            assert_eq!(left.get(&**value).copied(), expected);
+        let flying: HashSet<u32> = slab.take_flying().iter().map(|value| **value).collect();
+        for (token, life, value) in &mut model.all {
+            let was_flying = matches!(life, Life::Flying { .. });
+            prop_assert_eq!(flying.contains(&**value), was_flying);
+            if was_flying {
+                *life = Life::Over;
+                prop_assert_eq!(slab.step(*token, false), Step::Unknown);
+                model.unknown += 1;
+            }
         }
+        drop(flying);
+        check(&mut slab, &model);
     }
 }

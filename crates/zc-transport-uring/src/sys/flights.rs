@@ -36,7 +36,7 @@ pub(crate) struct Event<'a, T> {
 
 /// What a ring that closes leaves behind.
 pub(crate) struct Left<T> {
-    /// Those of operations that were in flight, or whose result nobody took.
+    /// Those of operations that were in flight.
     pub(crate) tags: Vec<T>,
 }
 
@@ -251,20 +251,18 @@ impl<T> Flights<T> {
         }
     }
 
-    /// Closes the ring. The memory of what is in flight stays until the kernel is done with it.
+    /// Closes the ring. The memory of what is in flight stays until the kernel is done with it; results that are there
+    /// stay for their owners.
     pub(crate) fn close(&mut self) -> Left<T> {
         let mut tags = Vec::new();
         let Some(ring) = self.ring.take() else { return Left { tags } };
         self.queue.clear();
         let buffers = self.buffers.take();
         let mut flying = Vec::new();
-        for (is_flying, flight) in std::mem::replace(&mut self.slab, Slab::new(0)).into_values() {
-            tags.push(flight.tag);
-            if is_flying {
-                let mut request = flight.request;
-                request.lost();
-                flying.push(request);
-            }
+        for Flight { mut request, tag, .. } in self.slab.take_flying() {
+            tags.push(tag);
+            request.lost();
+            flying.push(request);
         }
         let gone = ring.close();
         // With nothing in flight nobody receives into the buffers.

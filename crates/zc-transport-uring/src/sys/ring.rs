@@ -23,7 +23,7 @@ pub(crate) struct Setup {
     pub(crate) single_issuer: bool,
     /// Completions are made when that thread asks for them.
     pub(crate) defer_taskrun: bool,
-    /// A thread is not interrupted for a completion.
+    /// A thread is not interrupted for a completion: it sees to it when it is in the kernel anyway, or at the next tick.
     pub(crate) coop_taskrun: bool,
 }
 
@@ -94,13 +94,11 @@ impl Ring {
             builder.setup_single_issuer().setup_r_disabled();
         }
         if setup.defer_taskrun {
-            builder.setup_defer_taskrun();
+            builder.setup_defer_taskrun().setup_taskrun_flag();
         }
+        // Without the flag: it would also tell of work that waits for another thread, which no call of this one does.
         if setup.coop_taskrun {
             builder.setup_coop_taskrun();
-        }
-        if setup.defer_taskrun || setup.coop_taskrun {
-            builder.setup_taskrun_flag();
         }
         let uring = builder.build(sq_entries).map_err(Refused::of("io_uring_setup"))?;
         let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
