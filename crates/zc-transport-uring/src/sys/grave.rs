@@ -110,3 +110,38 @@ impl Grave {
         std::mem::forget((requests, buffers));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use zc_core::memory::BufPool;
+
+    /// Memory that the kernel may use is nobody's until the ring is gone, however long that takes.
+    #[test]
+    fn memory_is_kept_until_the_pipe_ends() {
+        let pool = BufPool::builder().max_bytes(1 << 20).build();
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let file = Arc::new(OwnedFd::from(socket));
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            let (gone, write) = rustix::pipe::pipe().unwrap();
+            let request = Request::recv(&file, pool.try_alloc(1000).unwrap(), 1000, false);
+            bury(gone, vec![request], None);
+            held.push(write);
+        }
+        std::thread::sleep(Duration::from_millis(3 * LOOK_MS));
+        let all = pool.stats().in_use_bytes;
+        assert!(all >= 3000, "{all}");
+        let until = Instant::now() + Duration::from_secs(60);
+        while let Some(write) = held.pop() {
+            drop(write);
+            let left = held.len() as u64 * (all / 3);
+            while pool.stats().in_use_bytes > left || Arc::strong_count(&file) > 1 + held.len() {
+                assert!(Instant::now() < until, "{} of {left}", pool.stats().in_use_bytes);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!((pool.stats().in_use_bytes, Arc::strong_count(&file)), (left, 1 + held.len()));
+        }
+    }
+}
