@@ -82,6 +82,25 @@ pub(super) const NOTES: &[Note] = &[
         "one buffer of the receiver's pool while such a message comes, taken by its length alone, as of a stream",
     ),
     note("ShmOptions::streaming_copies", "", "none"),
+    note("EngineOptions::flavour", "", "none"),
+    note(
+        "EngineOptions::max_operations",
+        "above 0",
+        "about 250 B for each that was ever under way at a time",
+    ),
+    note(
+        "EngineOptions::recv_buffers",
+        "up to `MAX_RECV_BUFFERS`",
+        "so many buffers from the first receive on, and what the application keeps of them",
+    ),
+    note("EngineOptions::recv_buffer_bytes", "above 0", "so much for each receive buffer"),
+    note(
+        "EngineOptions::incremental",
+        "",
+        "without it each piece received, however short, keeps a whole buffer",
+    ),
+    note("EngineOptions::bundles", "", "none"),
+    note("EngineOptions::spin", "none turns it off", "none; takes its share of a core"),
     Note { option: "FabricBuilder::policy", range: "", memory: "none", variable: "ZC_TRANSPORTS" },
 ];
 

@@ -1,0 +1,214 @@
+//! The engine's task: it does all system calls of the ring, once per turn of the runtime.
+//!
+//! ```text
+//! woken (eventfd, or somebody began an operation)
+//!   mask the eventfd -> submit and reap -> unmask -> anything left? -> once more, after the others
+//!                                                 -> nothing: sleep
+//! ```
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+use zc_core::memory::Deferral;
+use zc_core::transport::{Reactor, Readiness, Timer};
+
+use super::core::{Core, Stage};
+use super::spin::SpinBudget;
+use super::{End, Shared};
+use crate::limits::{DRAIN_MS, FAREWELL_ROUNDS, LOOKS_PER_TURN};
+
+pub(super) struct Driver {
+    shared: Arc<Shared>,
+    reactor: Arc<dyn Reactor>,
+    eventfd: Box<dyn Readiness>,
+    /// Everything was cancelled, and nothing new begins.
+    closes: bool,
+    /// Until when it waits for what is in flight then.
+    timer: Option<Box<dyn Timer>>,
+    /// The one that enters a ring for one thread.
+    owner: Option<ThreadId>,
+    spin: Option<SpinBudget>,
+}
+
+/// What comes after a turn.
+enum After {
+    /// Another turn.
+    Again,
+    Sleep,
+    Over,
+}
+
+impl Driver {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        reactor: Arc<dyn Reactor>,
+        eventfd: Box<dyn Readiness>,
+        spin: Option<SpinBudget>,
+    ) -> Self {
+        Self { shared, reactor, eventfd, closes: false, timer: None, owner: None, spin }
+    }
+
+    /// Takes the signal, if there is one, and waits for the next.
+    fn hear(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut read = |fd: std::os::fd::BorrowedFd<'_>| {
+            let mut count = [0; 8];
+            // One read takes all of it.
+            Ok((rustix::io::read(fd, &mut count)?, true))
+        };
+        while let Poll::Ready(done) = self.eventfd.poll_read_stream(cx, &mut read) {
+            done?;
+        }
+        Ok(())
+    }
+
+    /// Whether this thread may enter the ring; the first one that comes owns it, if it is for one alone.
+    fn may_enter(&mut self, core: &mut Core) -> Result<(), End> {
+        let here = std::thread::current().id();
+        match self.owner {
+            Some(owner) if owner == here => Ok(()),
+            Some(_) if self.shared.is_for_one_thread => Err(End::Moved),
+            Some(_) => Ok(()),
+            None => {
+                let enabled = core.flights.ring().map_or(Ok(()), |ring| ring.enable());
+                enabled.map_err(|error| End::of(&error))?;
+                self.owner = Some(here);
+                Ok(())
+            }
+        }
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<After, End> {
+        // Opened in front of the lock: what is woken may use the engine at once.
+        let shared = self.shared.clone();
+        let now = self.spin.as_ref().map(|_| self.reactor.now());
+        let _deferral = Deferral::begin();
+        let mut core = shared.core.lock();
+        if let Stage::Ended(end) = core.stage {
+            return Err(end);
+        }
+        self.may_enter(&mut core)?;
+        if let Some(ring) = core.flights.ring() {
+            ring.mask();
+        }
+        if core.stage == Stage::Closing && !std::mem::replace(&mut self.closes, true) {
+            core.flights.cancel_all();
+        }
+        let found = core.turn(cx).map_err(|error| End::of(&error))?;
+        if core.stage == Stage::Closing && core.flights.flying() == 0 {
+            return Ok(After::Over);
+        }
+        if self.closes && self.timer.is_none() {
+            return Ok(After::Again);
+        }
+        Ok(self.after(&mut core, found, now, cx))
+    }
+
+    fn after(&mut self, core: &mut Core, found: usize, now: Option<Instant>, cx: &Context<'_>) -> After {
+        if core.flights.has_work() || self.looks_on(core, found, now) {
+            return After::Again;
+        }
+        if let Some(ring) = core.flights.ring() {
+            ring.unmask();
+        }
+        // What came while the eventfd was masked has not signalled.
+        if core.flights.has_work() {
+            return After::Again;
+        }
+        core.driver.park(cx);
+        After::Sleep
+    }
+
+    /// Looks for completions a while, if that is wanted; the eventfd stays masked.
+    fn looks_on(&mut self, core: &mut Core, found: usize, now: Option<Instant>) -> bool {
+        let Some((spin, now)) = self.spin.as_mut().zip(now) else { return false };
+        if found > 0 {
+            spin.stop(now);
+        }
+        if core.flights.flying() == 0 || !spin.may_look(now) {
+            spin.stop(now);
+            return false;
+        }
+        for _ in 0..LOOKS_PER_TURN {
+            if core.flights.has_work() {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        true
+    }
+
+    /// While the engine closes: whether it has waited long enough. The runtime is asked without the lock.
+    fn is_out_of_time(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.closes {
+            return false;
+        }
+        if self.timer.is_none() {
+            // Without a timer there is no waiting.
+            let Ok(mut timer) = self.reactor.timer() else { return true };
+            timer.reset(self.reactor.now() + Duration::from_millis(DRAIN_MS));
+            self.timer = Some(timer);
+        }
+        self.timer.as_mut().is_some_and(|timer| timer.poll_expired(cx).is_ready())
+    }
+
+    fn end(&self, end: End) {
+        let _deferral = Deferral::begin();
+        self.shared.core.lock().end(end);
+    }
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_out_of_time(cx) {
+            self.end(End::Closed);
+            return Poll::Ready(());
+        }
+        let heard = self.hear(cx).map_err(|error| End::of(&error));
+        match heard.and_then(|()| self.turn(cx)) {
+            Ok(After::Sleep) => Poll::Pending,
+            Ok(After::Again) => {
+                self.reactor.yield_now(cx);
+                Poll::Pending
+            }
+            Ok(After::Over) => {
+                self.end(End::Closed);
+                Poll::Ready(())
+            }
+            Err(end) => {
+                self.end(end);
+                Poll::Ready(())
+            }
+        }
+    }
+}
+
+impl Drop for Driver {
+    /// The runtime goes, perhaps with operations in flight.
+    fn drop(&mut self) {
+        let shared = self.shared.clone();
+        let _deferral = Deferral::begin();
+        let mut core = shared.core.lock();
+        if let Stage::Ended(_) = core.stage {
+            return;
+        }
+        // Nothing new; most of what is in flight ends at once when it is cancelled.
+        core.stage = Stage::Closing;
+        if self.may_enter(&mut core).is_ok() {
+            core.flights.cancel_all();
+            for _ in 0..FAREWELL_ROUNDS {
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                if core.turn(&mut cx).is_err() || core.flights.flying() == 0 {
+                    break;
+                }
+            }
+        }
+        core.end(End::RuntimeGone);
+    }
+}

@@ -1,0 +1,261 @@
+//! What was received for one socket, and how receiving goes on. No I/O.
+//!
+//! ```text
+//! Quiet -> Queued -> Many --(too much, or a pause)--> Stopping
+//!   ^ |                |                                 |
+//!   | |                +---- last completion ------------+--> Quiet
+//!   +-+-> Direct ------------ taken, or dropped ------------> Quiet
+//! ```
+//!
+//! One operation at a time receives, so the order of bytes is that of completions. What comes for a future that was
+//! dropped lands here, so no byte is lost.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use parking_lot::Mutex;
+use zc_core::memory::PinnedBuf;
+
+use super::End;
+use super::parked::Parked;
+use crate::limits::MAX_INBOX_BYTES;
+use crate::slab::Token;
+use crate::sys::Pieces;
+
+/// What receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Quiet,
+    /// The engine will begin.
+    Queued,
+    Many(Token),
+    Stopping,
+    /// One receive into a buffer of the caller's.
+    Direct,
+}
+
+/// Why nothing more comes.
+#[derive(Debug, Clone, Copy)]
+enum Over {
+    /// The peer has ended the stream.
+    Ended,
+    Failed(i32),
+    Engine(End),
+}
+
+/// What the engine has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    Nothing,
+    /// Begin to receive.
+    Arm,
+    /// Cancel this.
+    Stop(Token),
+}
+
+struct State {
+    pieces: VecDeque<PinnedBuf>,
+    bytes: usize,
+    over: Option<Over>,
+    mode: Mode,
+    /// The owner wants it quiet.
+    paused: bool,
+    /// The owner is gone.
+    closed: bool,
+    reader: Parked,
+}
+
+/// Shared by a socket's receiving half and the engine.
+pub(crate) struct Inbox {
+    pub(crate) file: Arc<OwnedFd>,
+    state: Mutex<State>,
+}
+
+impl Inbox {
+    pub(crate) fn new(file: Arc<OwnedFd>) -> Arc<Self> {
+        let state = State {
+            pieces: VecDeque::new(),
+            bytes: 0,
+            over: None,
+            mode: Mode::Quiet,
+            paused: false,
+            closed: false,
+            reader: Parked::default(),
+        };
+        Arc::new(Self { file, state: Mutex::new(state) })
+    }
+
+    /// The next piece; an empty one is the end. And what the engine has to do for more.
+    pub(crate) fn poll_take(&self, cx: Option<&Context<'_>>) -> (Poll<io::Result<PinnedBuf>>, Next) {
+        let mut state = self.state.lock();
+        if let Some(piece) = state.pieces.pop_front() {
+            state.bytes -= piece.len();
+            // What is left of a pause is over when half of it is read, so that it is not stopped again at once.
+            let next =
+                if state.bytes <= MAX_INBOX_BYTES / 2 && cx.is_some() { state.arm() } else { Next::Nothing };
+            return (Poll::Ready(Ok(piece)), next);
+        }
+        match state.over {
+            Some(Over::Ended) => return (Poll::Ready(Ok(PinnedBuf::empty())), Next::Nothing),
+            Some(Over::Failed(errno)) => {
+                return (Poll::Ready(Err(io::Error::from_raw_os_error(errno))), Next::Nothing);
+            }
+            Some(Over::Engine(end)) => return (Poll::Ready(Err(end.into())), Next::Nothing),
+            None => {}
+        }
+        let Some(cx) = cx else { return (Poll::Pending, Next::Nothing) };
+        state.reader.park(cx);
+        state.paused = false;
+        (Poll::Pending, state.arm())
+    }
+
+    /// Pending while something receives by itself.
+    pub(crate) fn poll_quiet(&self, cx: &Context<'_>) -> (Poll<()>, Next) {
+        let mut state = self.state.lock();
+        state.paused = true;
+        let next = match state.mode {
+            Mode::Quiet => return (Poll::Ready(()), Next::Nothing),
+            Mode::Many(token) => {
+                state.mode = Mode::Stopping;
+                Next::Stop(token)
+            }
+            Mode::Queued | Mode::Stopping | Mode::Direct => Next::Nothing,
+        };
+        state.reader.park(cx);
+        (Poll::Pending, next)
+    }
+
+    /// For a receive into a buffer of the caller's: nothing else may be on its way.
+    pub(crate) fn begin_direct(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if state.mode != Mode::Quiet || !state.pieces.is_empty() {
+            let text = "receiving goes on: wait until it is quiet and take what has come";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        if let Some(Over::Engine(end)) = state.over {
+            return Err(end.into());
+        }
+        state.mode = Mode::Direct;
+        Ok(())
+    }
+
+    /// Such a receive is over. Without an owner to tell, its bytes are kept, and its end is noted.
+    pub(crate) fn end_direct(&self, left: Option<(i32, Option<PinnedBuf>)>) {
+        let mut state = self.state.lock();
+        state.mode = Mode::Quiet;
+        if let Some((result, bytes)) = left {
+            match (result, bytes) {
+                (1.., Some(bytes)) => state.put(bytes),
+                (0, _) => state.over = Some(Over::Ended),
+                (n, _) if n == -libc::ECANCELED || n == -libc::EINTR => {}
+                (n, _) if n < 0 => state.over = Some(Over::Failed(n.saturating_neg())),
+                _ => {}
+            }
+        }
+        state.reader.wake();
+    }
+
+    /// Whether the engine is to begin; it then tells with [`armed`](Self::armed).
+    pub(crate) fn wants_arming(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.mode == Mode::Queued && !state.may_receive() {
+            state.mode = Mode::Quiet;
+            state.reader.wake();
+        }
+        state.mode == Mode::Queued
+    }
+
+    pub(crate) fn armed(&self, token: Token) {
+        self.state.lock().mode = Mode::Many(token);
+    }
+
+    /// A completion of the operation that receives.
+    pub(crate) fn received(&self, pieces: Pieces, result: i32, more: bool) -> Next {
+        let mut state = self.state.lock();
+        pieces.into_iter().for_each(|piece| state.put(piece));
+        if more {
+            return state.stop_if_full();
+        }
+        state.mode = Mode::Quiet;
+        match result {
+            1.. => {}
+            0 => state.over = Some(Over::Ended),
+            _ if is_passing(result) => {}
+            _ => state.over = Some(Over::Failed(result.saturating_neg())),
+        }
+        state.reader.wake();
+        state.arm()
+    }
+
+    /// The engine ends.
+    pub(crate) fn fail(&self, end: End) {
+        let mut state = self.state.lock();
+        state.mode = Mode::Quiet;
+        state.over.get_or_insert(Over::Engine(end));
+        state.reader.wake();
+    }
+
+    /// The engine could not go on.
+    pub(crate) fn fail_os(&self, errno: i32) {
+        let mut state = self.state.lock();
+        state.mode = Mode::Quiet;
+        state.over.get_or_insert(Over::Failed(errno));
+        state.reader.wake();
+    }
+
+    /// The owner goes.
+    pub(crate) fn close(&self) -> Next {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.pieces.clear();
+        state.bytes = 0;
+        match state.mode {
+            Mode::Many(token) => {
+                state.mode = Mode::Stopping;
+                Next::Stop(token)
+            }
+            _ => Next::Nothing,
+        }
+    }
+}
+
+/// Errors after which receiving goes on: no buffer left, cancelled (to pause, or with its thread), interrupted.
+fn is_passing(result: i32) -> bool {
+    [-libc::ENOBUFS, -libc::ECANCELED, -libc::EINTR].contains(&result)
+}
+
+impl State {
+    fn put(&mut self, piece: PinnedBuf) {
+        if self.closed || piece.is_empty() {
+            return;
+        }
+        self.bytes += piece.len();
+        self.pieces.push_back(piece);
+        self.reader.wake();
+    }
+
+    fn may_receive(&self) -> bool {
+        !self.closed && !self.paused && self.over.is_none() && self.bytes < MAX_INBOX_BYTES
+    }
+
+    fn arm(&mut self) -> Next {
+        if self.mode != Mode::Quiet || !self.may_receive() {
+            return Next::Nothing;
+        }
+        self.mode = Mode::Queued;
+        Next::Arm
+    }
+
+    fn stop_if_full(&mut self) -> Next {
+        match self.mode {
+            Mode::Many(token) if self.bytes >= MAX_INBOX_BYTES => {
+                self.mode = Mode::Stopping;
+                Next::Stop(token)
+            }
+            _ => Next::Nothing,
+        }
+    }
+}

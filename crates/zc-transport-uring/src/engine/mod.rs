@@ -1,0 +1,293 @@
+//! The engine: one ring, its task, and what programs do with it.
+//!
+//! ```text
+//! futures, sockets --lock--> core: operations, inboxes <--lock-- driver: the task that submits and reaps
+//!     op, socket, file        core, inbox                        driver, spin
+//! ```
+
+mod core;
+mod driver;
+mod file;
+mod inbox;
+mod op;
+mod parked;
+mod socket;
+mod spin;
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::Poll;
+
+use parking_lot::Mutex;
+use zc_core::memory::{BufPool, Deferral};
+use zc_core::transport::{Reactor, Unavailable};
+
+use self::core::{Core, Stage};
+use self::driver::Driver;
+use self::spin::SpinBudget;
+use crate::ladder::{self, Flavour};
+use crate::limits::{MAX_OPERATIONS, RECV_BUFFER_BYTES, RECV_BUFFERS, WHOLE_RECV_BUFFER_BYTES};
+use crate::probe::{BUFFER_RING, BUNDLES, Features, INCREMENTAL};
+use crate::sys::{Buffers, Flights, Request, Ring};
+
+pub use file::File;
+pub use op::{Op, Usage, ZeroCopySend};
+pub use socket::{SocketRx, SocketTx};
+pub use spin::Spin;
+
+// The group of an engine's receive buffers; a ring has only one.
+const GROUP: u16 = 0;
+
+/// How an engine works.
+///
+/// ```
+/// use zc_transport_uring::{EngineOptions, Flavour};
+///
+/// let options = EngineOptions::new(Flavour::ManyThreads);
+/// assert_eq!(options.max_operations, 64 << 10);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct EngineOptions {
+    /// Who enters the ring
+    pub flavour: Flavour,
+    /// Operations at a time; further ones wait for a place
+    pub max_operations: usize,
+    /// Receive buffers of all sockets together, rounded up to a power of two
+    pub recv_buffers: u16,
+    /// The length of each, bytes; by default `RECV_BUFFER_BYTES` where the kernel fills them bit by bit, else
+    /// `WHOLE_RECV_BUFFER_BYTES`
+    pub recv_buffer_bytes: Option<usize>,
+    /// Whether the kernel fills receive buffers bit by bit, where it can
+    pub incremental: bool,
+    /// Whether one completion may be for several receive buffers, where the kernel can do that
+    pub bundles: bool,
+    /// Looking for completions instead of sleeping; by default off
+    pub spin: Option<Spin>,
+}
+
+impl Default for EngineOptions {
+    /// Those that suit every runtime.
+    fn default() -> Self {
+        Self {
+            flavour: Flavour::ManyThreads,
+            max_operations: MAX_OPERATIONS,
+            recv_buffers: RECV_BUFFERS,
+            recv_buffer_bytes: None,
+            incremental: true,
+            bundles: true,
+            spin: None,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// The defaults for this way to enter the ring.
+    pub fn new(flavour: Flavour) -> Self {
+        Self { flavour, ..Self::default() }
+    }
+}
+
+/// Why an engine has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Closed,
+    RuntimeGone,
+    Moved,
+    Failed(i32),
+}
+
+impl End {
+    fn of(error: &io::Error) -> Self {
+        Self::Failed(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+impl From<End> for io::Error {
+    fn from(end: End) -> Self {
+        let text = match end {
+            End::Closed => "the io_uring engine was shut down",
+            End::RuntimeGone => "the runtime of the io_uring engine has ended",
+            End::Moved => "the runtime of an io_uring engine for one thread went on in another thread",
+            End::Failed(errno) => return Self::from_raw_os_error(errno),
+        };
+        Self::new(io::ErrorKind::NotConnected, text)
+    }
+}
+
+/// What the engine's task and everybody else share.
+pub(crate) struct Shared {
+    pub(crate) core: Mutex<Core>,
+    is_for_one_thread: bool,
+}
+
+/// The last one ends the engine.
+pub(crate) struct Handle {
+    pub(crate) shared: Arc<Shared>,
+    features: Features,
+}
+
+impl Handle {
+    fn close(&self) {
+        let _deferral = Deferral::begin();
+        let mut core = self.shared.core.lock();
+        if core.stage == Stage::Running {
+            core.stage = Stage::Closing;
+            core.driver.wake();
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// What an engine does at this moment.
+///
+/// ```
+/// let stats = zc_transport_uring::EngineStats::default();
+/// assert_eq!((stats.in_flight, stats.unknown), (0, 0));
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineStats {
+    /// Operations that the kernel works on.
+    pub in_flight: usize,
+    /// Receive buffers that the kernel can choose from.
+    pub recv_buffers: usize,
+    /// Completions that named no operation.
+    pub unknown: u64,
+    /// Operations that were begun anew because the thread had ended that submitted them.
+    pub repeated: u64,
+    /// Turns of the engine's task.
+    pub turns: u64,
+}
+
+/// An io_uring that works inside of the caller's runtime.
+///
+/// Cloning gives another handle. Sockets, files and operations keep the engine; with the last of all these it ends.
+/// Operations begin when they are first polled; dropping one cancels it.
+///
+/// ```
+/// use std::sync::Arc;
+/// use zc_core::memory::BufPool;
+/// use zc_transport_uring::{Engine, EngineOptions, Flavour};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let pool = BufPool::builder().build();
+/// let options = EngineOptions::new(Flavour::OneThread);
+/// match Engine::start(Arc::new(zc::TokioReactor::new()), &pool, options) {
+///     Ok(engine) => {
+///         engine.nop().await?;
+///         engine.shutdown().await;
+///     }
+///     Err(why) => println!("without io_uring: {why}"),
+/// }
+/// # std::io::Result::Ok(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) handle: Arc<Handle>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("setup", &self.features().setup()).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Sets a ring up, as well as this machine can, and spawns its task on the reactor. What sockets receive lies in
+    /// memory of `pool`.
+    ///
+    /// # Errors
+    /// The typed reason why there is no io_uring here, with a remedy.
+    pub fn start(
+        reactor: Arc<dyn Reactor>,
+        pool: &BufPool,
+        options: EngineOptions,
+    ) -> Result<Self, Unavailable> {
+        let (ring, rung) = ladder::open(options.flavour)?;
+        let features = Features::of(&ring, rung.name);
+        let is_for_one_thread = ring.setup().single_issuer;
+        let os = |operation: &'static str| move |error: io::Error| Unavailable::os(operation, &error);
+        let eventfd = ring.eventfd().try_clone_to_owned().map_err(os("eventfd"))?;
+        let eventfd = reactor.register_to_read(eventfd).map_err(os("watching the eventfd"))?;
+        let buffers = buffers(&ring, pool, &features, &options).map_err(os("io_uring_register"))?;
+        let flights = Flights::new(ring, buffers, options.max_operations.max(1));
+        let bundles = options.bundles && features.has(BUNDLES);
+        let core = Mutex::new(Core::new(flights, bundles));
+        let shared = Arc::new(Shared { core, is_for_one_thread });
+        let spin = options.spin.map(SpinBudget::new);
+        let driver = Driver::new(shared.clone(), reactor.clone(), eventfd, spin);
+        let task = reactor.spawn(Box::pin(driver)).map_err(os("spawning the engine's task"))?;
+        task.detach();
+        Ok(Self { handle: Arc::new(Handle { shared, features }) })
+    }
+
+    /// What was found here.
+    pub fn features(&self) -> &Features {
+        &self.handle.features
+    }
+
+    /// Figures.
+    pub fn stats(&self) -> EngineStats {
+        let core = self.handle.shared.core.lock();
+        EngineStats {
+            in_flight: core.flights.flying(),
+            recv_buffers: core.flights.buffer_counts().provided,
+            unknown: core.flights.unknown(),
+            repeated: core.flights.repeated(),
+            turns: core.turns,
+        }
+    }
+
+    /// Does nothing, through the ring.
+    pub fn nop(&self) -> Op<()> {
+        Op::new(&self.handle, Request::nop(), |_, _| Ok(()))
+    }
+
+    /// Closes a descriptor through the ring. Dropped before it was polled, the descriptor is closed at once.
+    pub fn close(&self, file: OwnedFd) -> Op<()> {
+        Op::new(&self.handle, Request::close(file), |_, _| Ok(()))
+    }
+
+    /// Ends the engine: everything in flight is cancelled, and awaited for [`DRAIN_MS`](crate::DRAIN_MS). What the
+    /// kernel holds longer is kept until it lets go.
+    pub async fn shutdown(&self) {
+        self.handle.close();
+        poll_fn(|cx| {
+            let _deferral = Deferral::begin();
+            let mut core = self.handle.shared.core.lock();
+            if let Stage::Ended(_) = core.stage {
+                return Poll::Ready(());
+            }
+            core.wait_for_end(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// The ring of receive buffers, where the kernel has such.
+fn buffers(
+    ring: &Ring,
+    pool: &BufPool,
+    features: &Features,
+    options: &EngineOptions,
+) -> io::Result<Option<Buffers>> {
+    if !features.has(BUFFER_RING) {
+        return Ok(None);
+    }
+    let incremental = options.incremental && features.has(INCREMENTAL);
+    let default = if incremental { RECV_BUFFER_BYTES } else { WHOLE_RECV_BUFFER_BYTES };
+    let bytes = options.recv_buffer_bytes.unwrap_or(default).max(1);
+    let pool = pool.with_origin("uring rx");
+    Buffers::new(ring, &pool, GROUP, options.recv_buffers, bytes, incremental).map(Some)
+}

@@ -1,0 +1,280 @@
+//! What is in flight: the ring, the table of operations, and the receive buffers, which only go together.
+
+use std::collections::VecDeque;
+use std::io;
+use std::task::{Context, Poll};
+
+use io_uring::squeue;
+use zc_core::memory::AllocError;
+
+use super::buffers::{BufferCounts, Buffers, Pieces};
+use super::grave;
+use super::request::{self, Completion, NOBODYS, Request};
+use super::ring::Ring;
+use crate::limits::SQ_ENTRIES;
+use crate::slab::{Release, Slab, Step, Token};
+
+struct Flight<T> {
+    request: Request,
+    tag: T,
+    cancelled: bool,
+}
+
+/// A completion, for whoever `tag` says.
+pub(crate) struct Event<'a, T> {
+    pub(crate) tag: &'a mut T,
+    pub(crate) result: i32,
+    /// Another one follows.
+    pub(crate) more: bool,
+    /// Of the notification of a zero-copy send: whether the kernel copied.
+    pub(crate) copied: Option<bool>,
+    /// What was received into buffers that the kernel chose.
+    pub(crate) pieces: Pieces,
+    /// The operation is over and has no owner: this is what it had.
+    pub(crate) left: Option<Request>,
+}
+
+/// What a ring that closes leaves behind.
+pub(crate) struct Left<T> {
+    /// Those of operations that were in flight.
+    pub(crate) tags: Vec<T>,
+}
+
+/// A ring and everything that it may still touch.
+pub(crate) struct Flights<T> {
+    /// `None` once it is closed.
+    ring: Option<Ring>,
+    slab: Slab<Flight<T>>,
+    /// What has no place in the submission queue yet. At most one entry for each operation, and one to cancel it.
+    queue: VecDeque<squeue::Entry>,
+    buffers: Option<Buffers>,
+    repeated: u64,
+    misnamed: u64,
+}
+
+impl<T> Flights<T> {
+    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>, max_operations: usize) -> Self {
+        let slab = Slab::new(max_operations);
+        Self { ring: Some(ring), slab, queue: VecDeque::new(), buffers, repeated: 0, misnamed: 0 }
+    }
+
+    pub(crate) fn flying(&self) -> usize {
+        self.slab.flying()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.slab.is_full()
+    }
+
+    /// Completions that named no operation of ours, or no buffer.
+    pub(crate) fn unknown(&self) -> u64 {
+        self.slab.unknown() + self.misnamed
+    }
+
+    /// Operations that were done once more because their thread had ended.
+    pub(crate) fn repeated(&self) -> u64 {
+        self.repeated
+    }
+
+    /// The receive buffers' group, if there are any.
+    pub(crate) fn group(&self) -> Option<u16> {
+        self.buffers.as_ref().map(Buffers::group)
+    }
+
+    pub(crate) fn buffer_counts(&self) -> BufferCounts {
+        self.buffers.as_ref().map(Buffers::counts).unwrap_or_default()
+    }
+
+    /// See [`Buffers::poll_provide`].
+    pub(crate) fn poll_provide(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AllocError>> {
+        self.buffers.as_mut().map_or(Poll::Ready(Ok(())), |buffers| buffers.poll_provide(cx))
+    }
+
+    /// See [`Buffers::stop_waiting`].
+    pub(crate) fn stop_waiting(&mut self) {
+        if let Some(buffers) = &mut self.buffers {
+            buffers.stop_waiting();
+        }
+    }
+
+    pub(crate) fn ring(&mut self) -> Option<&mut Ring> {
+        self.ring.as_mut()
+    }
+
+    /// Begins an operation; `None`: there is no place for it.
+    pub(crate) fn start(&mut self, owned: bool, request: Request, tag: T) -> Option<Token> {
+        let flight = Flight { request, tag, cancelled: false };
+        let token = self.slab.insert(owned, flight).ok()?;
+        if let Some(flight) = self.slab.flying_mut(token) {
+            self.queue.push_back(flight.request.entry(token));
+        }
+        Some(token)
+    }
+
+    /// Asks the kernel to end an operation soon, once.
+    pub(crate) fn cancel(&mut self, token: Token) {
+        if let Some(flight) = self.slab.flying_mut(token)
+            && !std::mem::replace(&mut flight.cancelled, true)
+        {
+            self.queue.push_back(request::cancel(token));
+        }
+    }
+
+    /// Asks the kernel to end all of them.
+    pub(crate) fn cancel_all(&mut self) {
+        for token in self.slab.tokens() {
+            if let Some(flight) = self.slab.flying_mut(token) {
+                flight.cancelled = true;
+            }
+        }
+        self.queue.push_back(request::cancel_all());
+    }
+
+    /// The tag of an operation that is in flight or waits for its owner.
+    pub(crate) fn tag_mut(&mut self, token: Token) -> Option<&mut T> {
+        self.slab.value_mut(token).map(|flight| &mut flight.tag)
+    }
+
+    /// The request and tag of an owned operation that is over.
+    pub(crate) fn take(&mut self, token: Token) -> Option<(Request, T)> {
+        self.slab.take(token).map(|flight| (flight.request, flight.tag))
+    }
+
+    /// The owner of an operation goes, and with `cancel` takes it back. What comes back was over already.
+    pub(crate) fn release(&mut self, token: Token, cancel: bool) -> Option<(Request, T)> {
+        match self.slab.release(token) {
+            Release::Landed(flight) => Some((flight.request, flight.tag)),
+            Release::Flying => {
+                if cancel {
+                    self.cancel(token);
+                }
+                None
+            }
+            Release::Unknown => None,
+        }
+    }
+
+    /// Whether a turn would find something to do.
+    pub(crate) fn has_work(&mut self) -> bool {
+        let Some(ring) = &mut self.ring else { return false };
+        !self.queue.is_empty() || ring.has_submissions() || ring.has_completions() || ring.has_hidden_work()
+    }
+
+    /// How many system calls it takes to submit what is queued.
+    pub(crate) fn batches(&self) -> usize {
+        self.queue.len().div_ceil(SQ_ENTRIES as usize)
+    }
+
+    /// Submits what is queued, as much as the submission queue holds, with one system call.
+    pub(crate) fn submit(&mut self) -> io::Result<()> {
+        let Some(ring) = &mut self.ring else { return Ok(()) };
+        while let Some(entry) = self.queue.front() {
+            // SAFETY: what the entry points to is owned by a request in `slab`, which gives it away with the last
+            // completion, and which the undertaker keeps if the ring closes before (M1, M2, M4).
+            if !unsafe { ring.push(entry) } {
+                break;
+            }
+            self.queue.pop_front();
+        }
+        if !ring.has_submissions() && !ring.has_hidden_work() {
+            return Ok(());
+        }
+        match ring.enter() {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // Interrupted, completions must be taken first, or memory is short: the next turn tries again.
+                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Takes the completions that are there now and tells `each`; how many there were.
+    pub(crate) fn reap(&mut self, mut each: impl FnMut(Event<'_, T>)) -> usize {
+        let Some(ring) = &mut self.ring else { return 0 };
+        let mut count = 0;
+        for entry in ring.completions() {
+            count += 1;
+            let mut completion = Completion::new(&entry);
+            if completion.user_data == NOBODYS {
+                continue;
+            }
+            let pieces = match completion.buffer.zip(self.buffers.as_mut()) {
+                Some((number, buffers)) => {
+                    let len = usize::try_from(completion.result).unwrap_or(0);
+                    buffers.take(number, len, completion.buffer_more).unwrap_or_else(|| {
+                        self.misnamed += 1;
+                        completion.result = -libc::EIO;
+                        Pieces::new()
+                    })
+                }
+                None => Pieces::new(),
+            };
+            let token = Token::from_bits(completion.user_data);
+            let Some(flight) = self.slab.flying_mut(token) else {
+                self.slab.step(token, completion.more);
+                continue;
+            };
+            let is_result = !completion.more && !completion.is_notification;
+            if is_result && !flight.cancelled && flight.request.may_repeat(completion.result) {
+                self.queue.push_back(flight.request.entry(token));
+                self.repeated += 1;
+                continue;
+            }
+            if is_result {
+                flight.request.landed(completion.result);
+            }
+            Self::tell(&mut self.slab, token, &completion, pieces, &mut each);
+        }
+        count
+    }
+
+    fn tell(
+        slab: &mut Slab<Flight<T>>,
+        token: Token,
+        completion: &Completion,
+        pieces: Pieces,
+        each: &mut impl FnMut(Event<'_, T>),
+    ) {
+        let copied = completion.is_notification.then(|| completion.was_copied());
+        let (result, more) = (completion.result, completion.more);
+        match slab.step(token, more) {
+            Step::Gone(Flight { request, mut tag, .. }) => {
+                each(Event { tag: &mut tag, result, more, copied, pieces, left: Some(request) });
+            }
+            Step::More | Step::Landed => {
+                if let Some(flight) = slab.value_mut(token) {
+                    each(Event { tag: &mut flight.tag, result, more, copied, pieces, left: None });
+                }
+            }
+            Step::Unknown => {}
+        }
+    }
+
+    /// Closes the ring. The memory of what is in flight stays until the kernel is done with it; results that are there
+    /// stay for their owners.
+    pub(crate) fn close(&mut self) -> Left<T> {
+        let mut tags = Vec::new();
+        let Some(ring) = self.ring.take() else { return Left { tags } };
+        self.queue.clear();
+        let buffers = self.buffers.take();
+        let mut flying = Vec::new();
+        for Flight { mut request, tag, .. } in self.slab.take_flying() {
+            tags.push(tag);
+            request.lost();
+            flying.push(request);
+        }
+        let gone = ring.close();
+        // With nothing in flight nobody receives into the buffers.
+        if !flying.is_empty() {
+            grave::bury(gone, flying, buffers);
+        }
+        Left { tags }
+    }
+}
+
+impl<T> Drop for Flights<T> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,24 @@
+//! The unsafe part: the ring, memory that the kernel uses, and its end.
+//!
+//! Everything that the kernel may touch is owned in here until it is done ([`Flights`]), so the rest of the crate is
+//! safe code: it hands in a [`Request`], which owns its memory and descriptors, and gets it back with the last
+//! completion (M1, M2). What is in flight when a ring closes goes to the undertaker (M4).
+//!
+//! ```text
+//! ring      the ring itself: set-up, entering, the eventfd and its mask
+//! request   an operation, and what it owns
+//! buffers   the ring of receive buffers: pool memory that the kernel chooses from
+//! flights   ring + slab + buffers: what is in flight
+//! grave     closed rings that the kernel has not let go of
+//! ```
+
+mod buffers;
+mod flights;
+mod grave;
+mod request;
+mod ring;
+
+pub(crate) use buffers::{Buffers, Pieces};
+pub(crate) use flights::{Event, Flights};
+pub(crate) use request::{Parts, Request};
+pub(crate) use ring::{Opcode, Refused, Ring, Setup};

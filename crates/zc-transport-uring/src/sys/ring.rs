@@ -1,0 +1,279 @@
+//! The ring: set-up, entering, the eventfd and its mask.
+//!
+//! The crate `io-uring` maps the queues. Entering is done here, because its submitter forgets between two calls
+//! under which number the ring is registered with the thread.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{Ordering::SeqCst, fence};
+use std::thread::ThreadId;
+
+use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
+use rustix::event::EventfdFlags;
+
+/// Whether the eventfd is masked while the engine runs anyway. That a signal which was masked is found afterwards
+/// takes a full barrier in the kernel between noting work and looking at the mask. On x86-64 the atomic operation in
+/// between is one; elsewhere it is not promised, so the eventfd stays open there.
+const MASKS_EVENTFD: bool = cfg!(target_arch = "x86_64");
+
+/// With which flags a ring is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Setup {
+    /// One thread alone enters it; the ring is made disabled, and belongs to the thread that enables it.
+    pub(crate) single_issuer: bool,
+    /// Completions are made when that thread asks for them.
+    pub(crate) defer_taskrun: bool,
+    /// A thread is not interrupted for a completion: it sees to it when it is in the kernel anyway, or at the next tick.
+    pub(crate) coop_taskrun: bool,
+}
+
+/// Operations that a kernel may lack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opcode {
+    Recv,
+    Send,
+    SendMsg,
+    SendZc,
+    SendMsgZc,
+    Read,
+    Write,
+    Fsync,
+    Splice,
+    Cancel,
+    Close,
+}
+
+impl Opcode {
+    fn code(self) -> u8 {
+        match self {
+            Self::Recv => opcode::Recv::CODE,
+            Self::Send => opcode::Send::CODE,
+            Self::SendMsg => opcode::SendMsg::CODE,
+            Self::SendZc => opcode::SendZc::CODE,
+            Self::SendMsgZc => opcode::SendMsgZc::CODE,
+            Self::Read => opcode::Read::CODE,
+            Self::Write => opcode::Write::CODE,
+            Self::Fsync => opcode::Fsync::CODE,
+            Self::Splice => opcode::Splice::CODE,
+            Self::Cancel => opcode::AsyncCancel::CODE,
+            Self::Close => opcode::Close::CODE,
+        }
+    }
+}
+
+/// A system call that the kernel refused.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) call: &'static str,
+    pub(crate) error: io::Error,
+}
+
+impl Refused {
+    pub(crate) fn of(call: &'static str) -> impl Fn(io::Error) -> Self {
+        move |error| Self { call, error }
+    }
+}
+
+/// One io_uring.
+pub(crate) struct Ring {
+    uring: IoUring,
+    setup: Setup,
+    /// Its number with the thread that enabled it, which saves a look-up for each call.
+    number: Option<(ThreadId, u32)>,
+    /// The read end of a pipe whose write end only the ring holds: it ends when the ring is gone, and with that
+    /// everything that used memory of ours (M2).
+    gone: OwnedFd,
+    eventfd: OwnedFd,
+}
+
+impl Ring {
+    pub(crate) fn new(setup: Setup, sq_entries: u32, cq_entries: u32) -> Result<Self, Refused> {
+        let mut builder = IoUring::builder();
+        builder.dontfork().setup_clamp().setup_cqsize(cq_entries).setup_submit_all();
+        if setup.single_issuer {
+            builder.setup_single_issuer().setup_r_disabled();
+        }
+        if setup.defer_taskrun {
+            builder.setup_defer_taskrun().setup_taskrun_flag();
+        }
+        // Without the flag: it would also tell of work that waits for another thread, which no call of this one does.
+        if setup.coop_taskrun {
+            builder.setup_coop_taskrun();
+        }
+        let uring = builder.build(sq_entries).map_err(Refused::of("io_uring_setup"))?;
+        let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+        let (gone, held) = pipe.map_err(|error| Refused::of("pipe")(error.into()))?;
+        let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let eventfd = eventfd.map_err(|error| Refused::of("eventfd")(error.into()))?;
+        let submitter = uring.submitter();
+        let registered = submitter.register_files(&[held.as_raw_fd()]);
+        registered.map_err(Refused::of("io_uring_register"))?;
+        submitter.register_eventfd(eventfd.as_raw_fd()).map_err(Refused::of("io_uring_register"))?;
+        Ok(Self { uring, setup, number: None, gone, eventfd })
+    }
+
+    pub(crate) fn setup(&self) -> Setup {
+        self.setup
+    }
+
+    /// Is written to when completions come in, unless masked.
+    pub(crate) fn eventfd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+
+    /// From here on the ring belongs to this thread, if it is for one alone.
+    pub(crate) fn enable(&mut self) -> io::Result<()> {
+        if self.setup.single_issuer {
+            self.uring.submitter().register_enable_rings()?;
+            let number = register_ring_fd(&self.uring).ok();
+            self.number = number.map(|number| (std::thread::current().id(), number));
+        }
+        Ok(())
+    }
+
+    /// Gives the number back, which would keep the ring alive. Only its thread can; if that is another one, it
+    /// keeps the ring until it ends.
+    fn forget_number(&mut self) {
+        if let Some((thread, number)) = self.number.take()
+            && thread == std::thread::current().id()
+        {
+            unregister_ring_fd(&self.uring, number);
+        }
+    }
+
+    pub(crate) fn has_bundles(&self) -> bool {
+        self.uring.params().is_feature_recvsend_bundle()
+    }
+
+    /// Asks the kernel which operations it has.
+    pub(crate) fn opcodes(&self) -> io::Result<impl Fn(Opcode) -> bool + use<>> {
+        let mut probe = Probe::new();
+        self.uring.submitter().register_probe(&mut probe)?;
+        Ok(move |op: Opcode| probe.is_supported(op.code()))
+    }
+
+    /// Puts an entry into the submission queue; false: it is full.
+    ///
+    /// # Safety
+    /// What the entry points to stays as it is, and nobody else uses what it writes to, until the last
+    /// completion with its user data, or until the ring is gone (M1, M2).
+    pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.uring.submission().push(entry) }.is_ok()
+    }
+
+    pub(crate) fn has_submissions(&mut self) -> bool {
+        !self.uring.submission().is_empty()
+    }
+
+    /// Whether there is something that a look at the completion queue would not show: work that waits for the
+    /// thread to ask for it, or completions that did not fit.
+    pub(crate) fn has_hidden_work(&mut self) -> bool {
+        let queue = self.uring.submission();
+        queue.cq_overflow() || queue.taskrun()
+    }
+
+    pub(crate) fn has_completions(&mut self) -> bool {
+        !self.uring.completion().is_empty()
+    }
+
+    /// Submits what is queued and runs what waits for this thread; never sleeps. How many entries were taken.
+    pub(crate) fn enter(&mut self) -> io::Result<usize> {
+        let queued = self.uring.submission().len() as u32;
+        let mut flags = EnterFlags::GETEVENTS;
+        let fd = match self.number {
+            Some((_, number)) => {
+                flags |= EnterFlags::REGISTERED_RING;
+                number as i32
+            }
+            None => self.uring.as_raw_fd(),
+        };
+        let none = std::ptr::null::<libc::sigset_t>();
+        // SAFETY: io_uring_enter(2) with plain integers and no signal mask. What the entries point to is
+        // vouched for by who pushed them (M1).
+        let taken = unsafe {
+            libc::syscall(libc::SYS_io_uring_enter, fd, queued, 0u32, flags.bits(), none, size_of::<usize>())
+        };
+        if taken < 0 { Err(io::Error::last_os_error()) } else { Ok(taken as usize) }
+    }
+
+    /// Takes completions out of the queue, as many as lie there now.
+    pub(crate) fn completions(&mut self) -> impl Iterator<Item = cqueue::Entry> {
+        self.uring.completion()
+    }
+
+    /// No signal from here on.
+    pub(crate) fn mask(&mut self) {
+        if MASKS_EVENTFD {
+            self.uring.completion().disable_eventfd();
+        }
+    }
+
+    /// Signals again. Whoever then finds neither completions nor hidden work will get one.
+    pub(crate) fn unmask(&mut self) {
+        if MASKS_EVENTFD {
+            self.uring.completion().enable_eventfd();
+        }
+        fence(SeqCst);
+    }
+
+    /// Makes a ring of receive buffers known.
+    ///
+    /// # Safety
+    /// `base` is the beginning of `entries` entries of 16 bytes, page aligned and writable, which nobody uses
+    /// otherwise than the kernel asks, until it is unregistered or the ring is gone (M2).
+    pub(crate) unsafe fn register_buffers(
+        &self,
+        base: *mut u8,
+        entries: u16,
+        group: u16,
+        incremental: bool,
+    ) -> io::Result<()> {
+        const INCREMENTAL: u16 = 2; // IOU_PBUF_RING_INC
+        let flags = if incremental { INCREMENTAL } else { 0 };
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.uring.submitter().register_buf_ring_with_flags(base as u64, entries, group, flags) }
+    }
+
+    pub(crate) fn unregister_buffers(&self, group: u16) -> io::Result<()> {
+        self.uring.submitter().unregister_buf_ring(group)
+    }
+
+    /// Closes the ring. The pipe ends when the kernel is done with it.
+    pub(crate) fn close(mut self) -> OwnedFd {
+        self.forget_number();
+        self.gone
+    }
+}
+
+/// The argument of `IORING_REGISTER_RING_FDS`.
+#[repr(C)]
+struct RingFdUpdate {
+    offset: u32,
+    reserved: u32,
+    data: u64,
+}
+
+const REGISTER_RING_FDS: u32 = 20;
+const UNREGISTER_RING_FDS: u32 = 21;
+
+fn update_ring_fds(uring: &IoUring, what: u32, update: &mut RingFdUpdate) -> io::Result<()> {
+    let update: *mut RingFdUpdate = update;
+    // SAFETY: io_uring_register(2) reads and writes the one update, which is alive.
+    let done = unsafe { libc::syscall(libc::SYS_io_uring_register, uring.as_raw_fd(), what, update, 1u32) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn register_ring_fd(uring: &IoUring) -> io::Result<u32> {
+    let mut update = RingFdUpdate { offset: u32::MAX, reserved: 0, data: uring.as_raw_fd() as u64 };
+    update_ring_fds(uring, REGISTER_RING_FDS, &mut update)?;
+    Ok(update.offset)
+}
+
+/// Only for the thread that registered it.
+fn unregister_ring_fd(uring: &IoUring, number: u32) {
+    let mut update = RingFdUpdate { offset: number, reserved: 0, data: 0 };
+    if let Err(error) = update_ring_fds(uring, UNREGISTER_RING_FDS, &mut update) {
+        tracing::debug!(%error, "a ring's number was not given back");
+    }
+}

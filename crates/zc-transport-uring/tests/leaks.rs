@@ -1,0 +1,116 @@
+//! Memory and descriptors are back at the end. One test at a time: descriptors are the process's.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use common::busy::*;
+use common::*;
+use futures::FutureExt;
+use std::io::{self, Write};
+use std::time::Duration;
+use zc_transport_uring::Flavour;
+
+static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+
+#[test]
+fn a_thousand_sockets_leave_nothing_behind() {
+    let _alone = ALONE.lock();
+    for flavour in FLAVOURS {
+        on_one_thread(async {
+            let pool = pool();
+            let Some(engine) = engine(&pool, flavour) else { return };
+            let before = open_descriptors();
+            for round in 0..20 {
+                let mut all = Vec::new();
+                for n in 0..50 {
+                    let (a, b) = if n % 2 == 0 { unix_pair() } else { tcp_pair() };
+                    let (a, mut b) = (engine.socket(a).unwrap(), engine.socket(b).unwrap());
+                    a.0.send(bytes(n + 1, round), true).await.unwrap();
+                    if n % 3 > 0 {
+                        assert_eq!(b.1.recv().await.unwrap()[..], pattern(n + 1, round));
+                    }
+                    if n % 3 > 1 {
+                        assert!(b.1.recv().now_or_never().is_none());
+                    }
+                    all.push((a, b));
+                }
+            }
+            let until = std::time::Instant::now() + GUARD;
+            while open_descriptors() != before || engine.stats().in_flight > 0 {
+                assert!(std::time::Instant::now() < until, "{} of {before}", open_descriptors());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            engine.shutdown().await;
+            wait_until("all memory is back", || pool.stats().in_use_bytes == 0);
+        });
+    }
+}
+
+/// The runtime is dropped, here or in another thread: all memory comes back, and who still waits is told.
+#[test]
+fn a_runtime_that_goes_leaves_nothing_behind() {
+    let _alone = ALONE.lock();
+    let pool = big_pool();
+    let before = open_descriptors();
+    for (flavour, workers, elsewhere) in [
+        (Flavour::OneThread, 0, false),
+        (Flavour::OneThread, 0, true),
+        (Flavour::ManyThreads, 0, false),
+        (Flavour::ManyThreads, 2, false),
+        (Flavour::ManyThreads, 2, true),
+    ] {
+        // In a thread of its own: a ring's number stays with the thread that has it.
+        let in_thread = pool.clone();
+        let thread = std::thread::spawn(move || {
+            let mut builder = match workers {
+                0 => tokio::runtime::Builder::new_current_thread(),
+                _ => tokio::runtime::Builder::new_multi_thread(),
+            };
+            let runtime = builder.worker_threads(workers.max(1)).enable_all().build().unwrap();
+            let Some((engine, busy)) = runtime.block_on(async {
+                let engine = engine(&in_thread, flavour)?;
+                let busy = busy(&engine, &in_thread).await;
+                Some((engine, busy))
+            }) else {
+                return;
+            };
+            if elsewhere {
+                std::thread::spawn(move || drop(runtime)).join().unwrap();
+            } else {
+                drop(runtime);
+            }
+            drop(busy);
+            let error = engine.nop().now_or_never().unwrap().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotConnected);
+        });
+        thread.join().unwrap();
+        wait_until("all memory is back", || pool.stats().in_use_bytes == 0);
+    }
+    wait_until("all descriptors are closed", || open_descriptors() == before);
+}
+
+/// The last handle ends the engine, in any thread.
+#[test]
+fn the_last_handle_ends_it() {
+    let _alone = ALONE.lock();
+    let pool = pool();
+    let before = open_descriptors();
+    for flavour in FLAVOURS {
+        on_one_thread(async {
+            let Some(engine) = engine(&pool, flavour) else { return };
+            let (a, b) = unix_pair();
+            let (_tx, mut rx) = engine.socket(a).unwrap();
+            assert!(rx.recv().now_or_never().is_none());
+            engine.nop().await.unwrap();
+            drop(engine);
+            // The socket keeps it.
+            std::os::unix::net::UnixStream::from(b).write_all(b"x").unwrap();
+            assert_eq!(rx.recv().await.unwrap()[..], b"x"[..]);
+            std::thread::spawn(move || drop((_tx, rx))).join().unwrap();
+            while pool.stats().in_use_bytes > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+    wait_until("all descriptors are closed", || open_descriptors() == before);
+}
