@@ -44,6 +44,7 @@ struct Asked {
 /// sending.plan(false, &mut pieces);
 /// let n = pieces.iter().map(|piece| piece.len()).sum(); // An engine that could write all of it.
 /// assert_eq!(n, FRAME_HEADER_BYTES + 5);
+/// drop(pieces);
 /// sending.advance(n, |_| None);
 /// assert!(sending.is_empty());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
