@@ -7,7 +7,7 @@ pub const STAGE_BYTES: usize = 64 << 10;
 /// Frames of at least this many bytes are read into a buffer of their own.
 pub const DIRECT_MIN: usize = 16 << 10;
 /// Small frames in a row after which reading ahead begins again.
-pub const EXACT_FRAMES: u32 = 16;
+pub(super) const EXACT_FRAMES: u32 = 16;
 /// Frames that a lane queues before it is not ready.
 pub const MAX_QUEUED_FRAMES: usize = 1024;
 /// Bytes that a lane queues before it is not ready; one frame may exceed it.
@@ -18,4 +18,4 @@ pub const MAX_QUEUED_RECORD_BYTES: usize = 256 << 10;
 /// Pieces of one write; the kernel takes up to 1024 (`IOV_MAX`).
 pub const MAX_IOV: usize = 128;
 /// Stages of one lane; beyond, small frames are queued by reference.
-pub const MAX_STAGES: usize = 2 * MAX_QUEUED_BYTES / STAGE_BYTES;
+pub(super) const MAX_STAGES: usize = 2 * MAX_QUEUED_BYTES / STAGE_BYTES;

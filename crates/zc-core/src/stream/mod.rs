@@ -27,8 +27,8 @@ use std::sync::Arc;
 
 pub use life::Life;
 pub use limits::{
-    COALESCE_MAX, DIRECT_MIN, EXACT_FRAMES, MAX_IOV, MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES,
-    MAX_QUEUED_RECORD_BYTES, MAX_STAGES, STAGE_BYTES,
+    COALESCE_MAX, DIRECT_MIN, MAX_IOV, MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, MAX_QUEUED_RECORD_BYTES,
+    STAGE_BYTES,
 };
 pub use parser::Parser;
 pub use queue::{Pieces, Plan};
