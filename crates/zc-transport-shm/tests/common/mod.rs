@@ -9,6 +9,8 @@
 )]
 
 pub mod process;
+#[path = "../../../../tests/common/skipped.rs"]
+pub mod skipped;
 
 use std::sync::{Arc, OnceLock};
 use std::task::Context;
