@@ -8,6 +8,7 @@ use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
 use crate::common::process::Killed;
+use crate::common::skipped::skipped;
 use crate::common::{End, Setup, TokioReactor, body, data, run, try_end};
 use crate::offer::ShmOffer;
 use crate::transport::{ShmTransport, own_uid};
@@ -66,7 +67,7 @@ fn the_same_user_in_another_namespace_is_trusted() {
         });
     }
     if !inside().arg("true").output().is_ok_and(|done| done.status.success()) {
-        return println!("skipped: no user namespace can be made here");
+        return skipped("the same user in another namespace", "no user namespace can be made here");
     }
     run(async {
         let name = format!("zc-shm-namespace-{}", std::process::id());
