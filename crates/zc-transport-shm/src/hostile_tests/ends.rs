@@ -1,6 +1,7 @@
 //! How a peer goes, and what it still reads then.
 
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -10,6 +11,15 @@ use super::{join, send_arenas, send_own};
 use crate::common::{End, Setup, body, data, run};
 use crate::layout::{ACK, BY_REFERENCE, Descriptor, Grow, Head, Kind, Return};
 use crate::words::WriteWords;
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// A peer that dies with as many descriptors under way as it may have is noticed all the same.
 #[test]
@@ -86,6 +96,55 @@ fn the_end_behind_what_can_not_be_opened() {
         })
         .await;
         // What looks for leaks at the end opens files.
+        setrlimit(Resource::Nofile, limit).unwrap();
+    });
+}
+
+/// The lane of the peer is gone and an application of it still reads, so the link does not end: when what lies on it is given up, the
+/// receiving half is told that it waits for nothing.
+#[test]
+fn who_waits_for_what_can_not_be_opened_is_told_when_it_is_given_up() {
+    const CHILD: &str = "ZC_SHM_TEST_GIVEN_UP";
+    if std::env::var_os(CHILD).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let name = "hostile_tests::ends::who_waits_for_what_can_not_be_opened_is_told_when_it_is_given_up";
+        let done = child.args(["--exact", name]).env(CHILD, "1").output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+        return;
+    }
+    run(async {
+        let (mut good, mut evil) = join(Trust::Untrusted).await;
+        // As long as that may come back, whoever wants memory waits.
+        let _lent = send_own(&mut good, 4000).await;
+        // One comes by the reserve.
+        send_arenas(&mut evil, 2).await;
+        std::future::poll_fn(|cx| evil.link.poll_send_descriptors(cx, &[])).await.unwrap();
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..limit }).unwrap();
+        for slab in 1..3 {
+            let grow = Grow { slab, block_len: 4096, blocks: 1 };
+            evil.slot(Head::new(Kind::Grow, 0, 16), 0, &grow.pack());
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        let is_waiting = |good: &mut End, cx: &mut Context<'_>| {
+            let polled = good.lane.rx.poll_recv(cx, &mut Batch::new());
+            assert!(polled.is_pending());
+            good.lane.drive.as_mut().unwrap().poll_drive(cx, Instant::now()).unwrap().is_some()
+        };
+        while !is_waiting(&mut good, &mut cx) {
+            tokio::task::yield_now().await;
+        }
+        // Our bell has no other end any more: the sending half hears of it.
+        evil.theirs.clear();
+        assert!(std::future::poll_fn(|cx| good.lane.tx.poll_alloc(cx, 100_000)).await.is_err());
+        let woken = std::sync::Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        assert!(good.lane.rx.poll_recv(&mut Context::from_waker(&waker), &mut Batch::new()).is_pending());
+        assert!(!woken.0.load(Ordering::Relaxed));
+        good.drive(&mut cx);
+        assert!(woken.0.load(Ordering::Relaxed), "it is not told");
+        let error = good.recv().await.unwrap_err();
+        assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
         setrlimit(Resource::Nofile, limit).unwrap();
     });
 }

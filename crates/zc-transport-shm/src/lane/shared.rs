@@ -231,6 +231,7 @@ impl Shared {
     pub(super) fn give_up_descriptors(&self) {
         self.link.give_up();
         self.wakers.drive.wake();
+        self.wakers.rx.wake();
     }
 
     /// Ends the lane for want of descriptors.
