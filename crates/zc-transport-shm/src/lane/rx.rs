@@ -16,6 +16,7 @@ use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError};
 
 use self::large::Large;
 use super::credit::Credit;
+use super::link::Missing;
 use super::shared::Shared;
 use crate::abandoned;
 use crate::layout::{ACK, CONSUMED, Geometry, Head, Kind, RX_SLEEP};
@@ -45,7 +46,10 @@ pub(super) struct Memory {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stall {
     /// Its descriptor has not come.
-    Descriptor,
+    Descriptor {
+        /// Nor will it.
+        is_over: bool,
+    },
     /// So many bytes could not be had.
     Memory(usize),
     /// The same, and some is left to others.
@@ -58,6 +62,12 @@ enum Stall {
 enum Stop {
     Stall(Stall),
     Failed(LaneError),
+}
+
+impl From<Missing> for Stop {
+    fn from(missing: Missing) -> Self {
+        Self::Stall(Stall::Descriptor { is_over: missing.is_over })
+    }
 }
 
 impl From<WireError> for Stop {
@@ -289,7 +299,7 @@ impl Rx {
         match stall {
             None => true,
             // Whoever finds the peer gone may be ahead of who reads what it had sent on the link.
-            Some(Stall::Descriptor) => self.shared.link_is_read(),
+            Some(Stall::Descriptor { is_over }) => is_over,
             // So long a message can't have been sent to its end before we took the first of it.
             Some(Stall::MuchMemory(len)) => self.arena.is_beyond(len),
             Some(Stall::Memory(_) | Stall::Turn) => false,
@@ -312,7 +322,7 @@ impl Rx {
                 Poll::Ready(())
             }
             // The driver wakes us when it comes, or the link ends.
-            Stall::Descriptor => Poll::Pending,
+            Stall::Descriptor { .. } => Poll::Pending,
             Stall::Turn => {
                 cx.waker().wake_by_ref();
                 Poll::Pending

@@ -10,7 +10,7 @@ use futures::task::{ArcWake, AtomicWaker};
 use rustix::io::Errno;
 use zc_core::transport::{ControlLink, LaneError};
 
-use super::link::{Link, News, Readers};
+use super::link::{Link, Missing, News, Readers};
 use crate::bell::{Bell, PeerBell};
 use crate::group::Chores;
 use crate::remote::Calls;
@@ -181,23 +181,18 @@ impl Shared {
         self.link.is_there()
     }
 
-    /// Whether no descriptor comes any more.
-    pub(super) fn link_is_read(&self) -> bool {
-        self.link.is_read()
-    }
-
     /// Sends a descriptor; pending wakes all halves.
     pub(crate) fn poll_send_fd(&self, fd: BorrowedFd<'_>) -> Poll<io::Result<()>> {
         self.link.poll_send(&mut Context::from_waker(&self.halves), fd)
     }
 
     /// The descriptor that came first; if none did, the reserve may be spent on it.
-    pub(super) fn take_fd(&self) -> Option<OwnedFd> {
-        let taken = self.link.take_fd();
-        if let Err(true) = taken {
-            self.wakers.drive.wake();
-        }
-        taken.ok()
+    pub(super) fn take_fd(&self) -> Result<OwnedFd, Missing> {
+        self.link.take_fd().inspect_err(|missing| {
+            if missing.look {
+                self.wakers.drive.wake();
+            }
+        })
     }
 
     /// Whether the peer was asked for an export.
