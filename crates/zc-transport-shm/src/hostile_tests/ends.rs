@@ -211,3 +211,48 @@ fn what_was_sent_comes_though_the_sending_half_knows_of_the_end() {
         });
     }
 }
+
+/// A message whose memory was announced and never comes, from a peer that lives on: who receives is told of the end at once when it
+/// lied, and else after a bounded time.
+#[test]
+fn memory_that_never_comes_is_not_waited_for_after_the_end() {
+    for lies in [true, false] {
+        run(async {
+            let (mut good, mut evil) = join(Trust::Untrusted).await;
+            let grow = Grow { slab: 1, block_len: 4096, blocks: 1 };
+            evil.slot(Head::new(Kind::Grow, 0, 16), 0, &grow.pack());
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(good.lane.rx.poll_recv(&mut cx, &mut Batch::new()).is_pending());
+            if lies {
+                evil.words.store(crate::layout::CONSUMED, 1 << 40);
+                sending_ends(&mut good).await;
+                let end = good.lane.rx.poll_recv(&mut cx, &mut Batch::new());
+                assert!(matches!(end, Poll::Ready(Err(LaneError::Protocol(_)))));
+                return;
+            }
+            evil.theirs.clear();
+            sending_ends(&mut good).await;
+            assert!(good.lane.rx.poll_recv(&mut cx, &mut Batch::new()).is_pending());
+            let now = Instant::now();
+            let mut drive = |now| good.lane.drive.as_mut().unwrap().poll_drive(&mut cx, now).unwrap();
+            let until = drive(now).expect("it is waited for without a bound");
+            assert_eq!(until, now + std::time::Duration::from_millis(crate::DESCRIPTOR_WAIT_MS));
+            assert_eq!(drive(until), None);
+            let end = good.lane.rx.poll_recv(&mut cx, &mut Batch::new());
+            assert!(matches!(end, Poll::Ready(Err(LaneError::PeerGone(_)))));
+        });
+    }
+}
+
+/// Takes all memory that there is, until the sending half hears of the end.
+async fn sending_ends(good: &mut End) {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut all = Vec::new();
+    loop {
+        match good.lane.tx.poll_alloc(&mut cx, 1 << 20) {
+            Poll::Ready(Ok(buf)) => all.push(buf),
+            Poll::Ready(Err(_)) => return,
+            Poll::Pending => tokio::task::yield_now().await,
+        }
+    }
+}

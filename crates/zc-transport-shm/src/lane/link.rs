@@ -32,8 +32,8 @@ pub(crate) enum News {
 pub(crate) struct Missing {
     /// Nor will one: the link was read to the end of the peer's lane, or to a lie.
     pub(crate) is_over: bool,
-    /// Look again, now that it is waited for.
-    pub(crate) look: bool,
+    /// It is waited for only now.
+    pub(crate) is_new: bool,
 }
 
 #[derive(Default)]
@@ -99,7 +99,7 @@ impl Link {
         let State { came, over, .. } = &mut *self.state.lock();
         came.arenas.pop_front().ok_or_else(|| Missing {
             is_over: *over,
-            look: !std::mem::replace(&mut came.wants_arena, true) && self.lacks_descriptors(),
+            is_new: !std::mem::replace(&mut came.wants_arena, true),
         })
     }
 
@@ -118,6 +118,12 @@ impl Link {
     /// Whether one of the halves can't go on without a descriptor that has not come.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.state.lock().came.is_waited_for()
+    }
+
+    /// The same while one may still come.
+    pub(crate) fn may_bring_what_is_waited_for(&self) -> bool {
+        let state = self.state.lock();
+        !state.over && state.came.is_waited_for()
     }
 
     /// Whether a descriptor came that can't be opened. It is not lost: read again after a while.

@@ -294,12 +294,13 @@ impl Rx {
         None
     }
 
-    /// Whether nothing more can come of a peer that is gone.
-    fn is_over(&self, stall: Option<Stall>) -> bool {
+    /// Whether nothing more can come of a peer that is gone, or that lied.
+    fn is_over(&self, stall: Option<Stall>, end: &LaneError) -> bool {
         match stall {
             None => true,
             // Whoever finds the peer gone may be ahead of who reads what it had sent on the link.
-            Some(Stall::Descriptor { is_over }) => is_over,
+            // Who lied may send none, and live on.
+            Some(Stall::Descriptor { is_over }) => is_over || matches!(end, LaneError::Protocol(_)),
             // So long a message can't have been sent to its end before we took the first of it.
             Some(Stall::MuchMemory(len)) => self.arena.is_beyond(len),
             Some(Stall::Memory(_) | Stall::Turn) => false,
@@ -351,7 +352,7 @@ impl LaneRx for Rx {
                 return Poll::Ready(end);
             }
             match (stall, ended) {
-                (stall, Some(error)) if self.is_over(stall) => {
+                (stall, Some(error)) if self.is_over(stall, &error) => {
                     self.fail(error.clone());
                     return Poll::Ready(Err(error));
                 }
@@ -401,8 +402,10 @@ impl LaneRx for Rx {
         if let Some(end) = self.nothing() {
             return end.map(Some);
         }
-        if ended && self.is_over(stall) {
-            let error = self.shared.ended().cloned().unwrap_or(LaneError::Closed);
+        if ended
+            && let Some(error) = self.shared.ended().cloned()
+            && self.is_over(stall, &error)
+        {
             self.fail(error.clone());
             return Err(error);
         }

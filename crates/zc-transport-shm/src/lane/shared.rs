@@ -137,6 +137,7 @@ impl Shared {
         let _ = self.ended.set(why);
         self.link.tell_end();
         self.wakers.wake_all();
+        self.wakers.drive.wake();
     }
 
     /// Ready when our bell rang, which then is silent. The caller has registered its waker before; it
@@ -186,10 +187,10 @@ impl Shared {
         self.link.poll_send(&mut Context::from_waker(&self.halves), fd)
     }
 
-    /// The descriptor that came first; if none did, the reserve may be spent on it.
+    /// The descriptor that came first; if none did, the reserve may be spent on it, and after the end it is waited for only so long.
     pub(super) fn take_fd(&self) -> Result<OwnedFd, Missing> {
         self.link.take_fd().inspect_err(|missing| {
-            if missing.look {
+            if missing.is_new && (self.lacks_descriptors() || self.ended().is_some()) {
                 self.wakers.drive.wake();
             }
         })
@@ -220,6 +221,11 @@ impl Shared {
     /// Whether one of the halves waits for it.
     pub(super) fn waits_for_descriptors(&self) -> bool {
         self.link.is_waited_for()
+    }
+
+    /// The same while one may still come.
+    pub(super) fn may_get_descriptors(&self) -> bool {
+        self.link.may_bring_what_is_waited_for()
     }
 
     /// It is not waited for any more, and what is behind it is read.
