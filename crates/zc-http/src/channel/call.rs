@@ -72,14 +72,12 @@ async fn exchange<B>(opened: Opened, body: B) -> Result<Response<Body>, Error>
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
-    let (link, key) = match opened {
-        Opened::Zc(link, key) => (link, key),
+    let (half, mut response) = match opened {
+        Opened::Zc(half, response) => (half, response),
         #[cfg(feature = "hyper")]
         Opened::Http2(http2, parts) => return http2.call(*parts, body).await,
     };
-    // From here on, dropping one of the halves tells the peer.
-    let half = TxHalf { link: link.clone(), key };
-    let mut response = Body::incoming(link.clone(), key);
+    let (link, key) = (half.link.clone(), half.key);
     let failure = if body.is_end_stream() {
         link.with(|state| state.endpoint.send_end(key, None));
         drop(half);
@@ -108,7 +106,8 @@ fn executed(link: &Link, key: Key) -> Executed {
 
 /// What takes a call.
 enum Opened {
-    Zc(Arc<Link>, Key),
+    /// Dropping one of the halves tells the peer; the call's place is free once both are.
+    Zc(TxHalf, Body),
     #[cfg(feature = "hyper")]
     Http2(Arc<super::http2::Http2>, Box<request::Parts>),
 }
@@ -116,7 +115,7 @@ enum Opened {
 impl Opened {
     fn handle(&self) -> Handle {
         match self {
-            Self::Zc(link, key) => Handle::Zc(link.clone(), *key),
+            Self::Zc(half, _) => Handle::Zc(half.link.clone(), half.key),
             #[cfg(feature = "hyper")]
             Self::Http2(..) => Handle::Http2,
         }
@@ -167,7 +166,10 @@ async fn open(connector: &Connector, parts: request::Parts, due: Option<Due>) ->
         let opened = opened.await;
         drop(place);
         match opened {
-            Ok(key) => return Ok(Opened::Zc(link, key)),
+            Ok(key) => {
+                let response = Body::incoming(link.clone(), key);
+                return Ok(Opened::Zc(TxHalf { link, key }, response));
+            }
             Err(Refusal::Closed(_)) if tries < TRIES && parts.is_some() && connector.reconnects() => {
                 tries += 1;
             }
@@ -228,4 +230,33 @@ where
 
 fn body_failed(error: BoxError, executed: Executed) -> Error {
     Error::new(ErrorKind::Body(error.into()), executed)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::channel::Channel;
+
+    #[tokio::test]
+    async fn a_call_that_is_late_before_it_begins_leaves_nothing() {
+        let fabric = zc::Fabric::auto().unwrap();
+        let uri = "zc+mem://call-opened-only";
+        let listener = fabric.listen(uri).await.unwrap();
+        let service = tower::service_fn(|_request: Request<Body>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
+        });
+        tokio::spawn(crate::Server::new().serve(listener, service));
+        let channel = Channel::new(&fabric, uri).unwrap();
+        channel.connect().await.unwrap();
+        let (parts, ()) = Request::get("/").body(()).unwrap().into_parts();
+        let opened = open(&channel.connector, parts, None).await.unwrap();
+        // As for a deadline that passes right then.
+        let handle = opened.handle();
+        assert_eq!(handle.give_up(), Executed::No);
+        drop(opened);
+        #[cfg_attr(not(feature = "hyper"), allow(irrefutable_let_patterns, reason = "one way"))]
+        let Handle::Zc(link, _) = handle else { unreachable!() };
+        assert_eq!(link.with(|state| state.endpoint.held_calls()), 0);
+    }
 }
