@@ -58,12 +58,11 @@ where
     let opened = opened?;
     let handle = opened.handle();
     let mut response = std::pin::pin!(exchange(opened, body));
-    let response = poll_fn(|cx| match deadline.as_mut().map(|deadline| deadline.poll_passed(cx)) {
+    let Some(response) = within(&mut deadline, response.as_mut()).await else {
         // Asked while the call is still known. Dropping the exchange cancels it.
-        Some(Poll::Ready(())) => Poll::Ready(Err(late(handle.give_up()))),
-        _ => response.as_mut().poll(cx),
-    });
-    let mut response = response.await?;
+        return Err(late(handle.give_up()));
+    };
+    let mut response = response?;
     response.body_mut().set_deadline(deadline);
     Ok(response)
 }

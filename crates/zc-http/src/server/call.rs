@@ -89,9 +89,7 @@ where
             return poll_taken(this.half, this.deadline, cx);
         }
         // First: what the service sends may never end.
-        if let Some(deadline) = this.deadline
-            && deadline.poll_passed(cx).is_ready()
-        {
+        if this.deadline.as_ref().is_some_and(Deadline::has_passed) {
             this.half.deadline_passed(*this.is_grpc, *this.head_sent);
             return Poll::Ready(());
         }
@@ -108,7 +106,14 @@ where
             state.wait(*key, Half::Tx, cx);
             state.endpoint.send_room(*key) == SendRoom::Gone
         });
-        if gone { Poll::Ready(()) } else { Poll::Pending }
+        if gone {
+            return Poll::Ready(());
+        }
+        // Only now: a call that need not wait needs no timer.
+        let Some(deadline) = this.deadline else { return Poll::Pending };
+        std::task::ready!(deadline.poll_passed(cx));
+        this.half.deadline_passed(*this.is_grpc, *this.head_sent);
+        Poll::Ready(())
     }
 }
 
