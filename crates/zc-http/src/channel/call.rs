@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use http::{Request, Response, request};
-use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 
 use super::connector::{Connector, Up};
 use crate::body::Body;
@@ -77,7 +77,7 @@ where
         Opened::Http2(http2, parts) => return http2.call(*parts, body).await,
     };
     let (link, key) = (half.link.clone(), half.key);
-    let failure = if body.is_end_stream() {
+    let sending = if body.is_end_stream() {
         link.with(|state| state.endpoint.send_end(key, None));
         drop(half);
         None
@@ -87,11 +87,14 @@ where
     let parts = poll_fn(|cx| response.poll_response(cx)).await;
     match parts {
         Ok(parts) => Ok(Response::from_parts(parts, response)),
-        // Why the body failed says more than that the call was ended over it.
-        Err(error) => Err(match (error.kind(), failure.and_then(|failure| failure.lock().take())) {
-            (ErrorKind::Ended(Code::INTERNAL), Some(body)) => body_failed(body, executed(&link, key)),
-            _ => error,
-        }),
+        // Why the body failed says more than that the call was ended over it: then its task is about to end.
+        Err(error) => match (error.kind(), sending) {
+            (ErrorKind::Ended(Code::INTERNAL), Some(sending)) => match sending.await {
+                Ok(Err(body)) => Err(body_failed(body, executed(&link, key))),
+                _ => Err(error),
+            },
+            _ => Err(error),
+        },
     }
 }
 
@@ -195,10 +198,11 @@ impl Drop for Place<'_> {
     }
 }
 
-type Failure = Arc<Mutex<Option<BoxError>>>;
+/// The task that sends the rest of a body; what it failed with.
+type Sending = JoinHandle<Result<(), BoxError>>;
 
 /// Sends what the body has now; the rest, if there is any, in a task beside the call.
-async fn send<B>(body: B, half: TxHalf) -> Result<Option<Failure>, Error>
+async fn send<B>(body: B, half: TxHalf) -> Result<Option<Sending>, Error>
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
@@ -211,20 +215,18 @@ where
     }
     let runtime = tokio::runtime::Handle::try_current()
         .map_err(|_| Error::new(ErrorKind::NoRuntime, Executed::Maybe))?;
-    let failure = Failure::default();
-    let sink = failure.clone();
-    drop(runtime.spawn(send_rest(body, sink)));
-    Ok(Some(failure))
+    Ok(Some(runtime.spawn(send_rest(body))))
 }
 
-async fn send_rest<B>(mut body: Pin<Box<SendBody<B>>>, failure: Failure)
+async fn send_rest<B>(mut body: Pin<Box<SendBody<B>>>) -> Result<(), BoxError>
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
-    if let Err(error) = body.as_mut().await {
+    let sent = body.as_mut().await;
+    if let Err(error) = &sent {
         tracing::debug!(%error, "a request's body failed");
-        *failure.lock() = Some(error);
     }
+    sent
 }
 
 fn body_failed(error: BoxError, executed: Executed) -> Error {
