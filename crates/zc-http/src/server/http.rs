@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -108,7 +108,7 @@ where
         let before = self.running.fetch_add(1, Ordering::Relaxed);
         let permit = Permit(self.running.clone());
         if before >= self.concurrency {
-            return Ok(refused(is_grpc));
+            return refused(request.version(), is_grpc);
         }
         let running = Running::begin(Due::of(request.headers()), is_grpc, permit);
         let mut request = request.map(Body::http);
@@ -221,16 +221,20 @@ impl Drop for Running {
 }
 
 /// No service has seen it, and the caller may learn that.
-fn refused<B>(is_grpc: bool) -> Response<Answer<B>> {
+fn refused<B>(version: Version, is_grpc: bool) -> Result<Response<Answer<B>>, BoxError> {
+    if version == Version::HTTP_2 {
+        // What the stream is reset with.
+        return Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into());
+    }
     if is_grpc {
         let mut headers = HeaderMap::with_capacity(3);
         headers.insert("grpc-status", HeaderValue::from_static("14"));
         headers.insert("grpc-message", HeaderValue::from_static("refused: too many calls"));
-        return trailers_only(headers);
+        return Ok(trailers_only(headers));
     }
     let mut response = Response::new(Answer::Empty);
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    response
+    Ok(response)
 }
 
 fn failed<B>(error: BoxError) -> Result<Response<Answer<B>>, BoxError> {
