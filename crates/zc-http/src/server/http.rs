@@ -1,6 +1,7 @@
 //! Serves HTTP/1 and HTTP/2 on byte streams, told apart by their first bytes: the same service under
 //! the same limits as on zc.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,7 +16,6 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tower_service::Service;
 
@@ -140,35 +140,45 @@ where
 }
 
 tokio::task_local! {
-    /// The deadline of the call that runs in this task.
-    static CURRENT: Current;
+    /// The deadline of the call that runs in this task, as far as this poll has changed it.
+    static CHANGED: Cell<Option<Change>>;
 }
 
-#[derive(Clone, Default)]
-struct Current(Arc<Mutex<Option<Deadline>>>);
+enum Change {
+    Begun(Deadline),
+    Over,
+}
 
-impl Current {
-    fn set(&self, deadline: Option<Deadline>) {
-        *self.0.lock() = deadline;
-    }
-
-    fn has_passed(&self, cx: &mut Context<'_>) -> bool {
-        self.0.lock().as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready())
+impl Change {
+    fn tell(self) {
+        // Outside of a poll the task itself is over.
+        let _ = CHANGED.try_with(|changed| changed.set(Some(self)));
     }
 }
 
 /// Runs what serves a call to its end, or until that call's deadline has passed. Where HTTP waits for a client to read it does not
 /// ask a body, which therefore can't look at the deadline itself; a call that is asked then, and does not end, is dropped.
 async fn until_due<F: Future>(serving: F) -> Option<F::Output> {
-    let current = Current::default();
-    let mut serving = std::pin::pin!(CURRENT.scope(current.clone(), serving));
+    let mut deadline = None;
+    let mut serving = std::pin::pin!(serving);
     poll_fn(|cx| {
         loop {
-            let told = current.has_passed(cx);
-            if let Poll::Ready(served) = serving.as_mut().poll(cx) {
+            let mut told = deadline.as_ref().is_some_and(Deadline::has_passed);
+            let (polled, changed) = CHANGED.sync_scope(Cell::default(), || {
+                let polled = serving.as_mut().poll(cx);
+                (polled, CHANGED.with(Cell::take))
+            });
+            if let Poll::Ready(served) = polled {
                 return Poll::Ready(Some(served));
             }
-            if !current.has_passed(cx) {
+            if let Some(change) = changed {
+                told = false;
+                deadline = match change {
+                    Change::Begun(deadline) => Some(deadline),
+                    Change::Over => None,
+                };
+            }
+            if !deadline.as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready()) {
                 return Poll::Pending;
             }
             if told {
@@ -201,8 +211,8 @@ struct Running {
 
 impl Running {
     fn begin(due: Option<Due>, is_grpc: bool, permit: Permit) -> Self {
-        if due.is_some() {
-            let _ = CURRENT.try_with(|current| current.set(due.map(Deadline::from)));
+        if let Some(due) = due {
+            Change::Begun(due.into()).tell();
         }
         Self { due, is_grpc, _permit: permit }
     }
@@ -215,7 +225,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.due.is_some() {
-            let _ = CURRENT.try_with(|current| current.set(None));
+            Change::Over.tell();
         }
     }
 }
