@@ -174,4 +174,19 @@ async fn what_makes_no_sense_ends_the_connection() {
     let many = (0_u32..).map(|call| [&call.to_le_bytes()[..], b"\x02\0\0\0"].concat());
     let ended = ended_by("zc+mem://raw-many", many.take(1001)).await;
     assert_eq!(ended.to_string(), "too many calls at a time");
+    // Fewer keep too much if they are large, while they last.
+    let large = Ask { data: vec![7; 65 << 20].into(), times: u32::MAX }.encode_to_vec();
+    let large = [&b"\x01\0\0\0\x03\x01\0\0"[..], &large].concat();
+    let ended = ended_by("zc+mem://raw-large", std::iter::once(large)).await;
+    assert_eq!(ended.to_string(), "too much to keep at a time");
+    let (mut client, mut server) = pair("zc+mem://raw-large-in-turn").await;
+    let in_turn = async {
+        let (mut caller, data) = (Caller::new(&mut client), vec![7; 33 << 20]);
+        for _ in 0..2 {
+            let mut answers = caller.repeat(&data, 1).await.unwrap();
+            assert_eq!(answers.message().await.unwrap().unwrap().len(), data.len());
+            assert!(answers.message().await.unwrap().is_none());
+        }
+    };
+    served(&mut server, in_turn).await;
 }

@@ -13,6 +13,8 @@ use crate::pb::Summary;
 const BATCH: usize = 64;
 /// Calls of one connection that collect or repeat at a time.
 const MAX_OPEN: usize = 1000;
+/// Bytes of the requests that these keep.
+const MAX_HELD_BYTES: usize = 64 << 20;
 
 /// Answers until the peer has finished, or sends something that is no request.
 ///
@@ -50,6 +52,7 @@ pub async fn answer(connection: &mut Connection) -> Result<(), BoxError> {
 struct Calls {
     collecting: HashMap<u32, Summary>,
     repeating: VecDeque<Repeat>,
+    held_bytes: usize,
 }
 
 /// A call that is answered many times with the same.
@@ -57,6 +60,8 @@ struct Repeat {
     call: u32,
     /// A `Payload`: a part of the request, in the memory it came in.
     payload: Message,
+    /// Of the whole request.
+    bytes: usize,
     left: u32,
 }
 
@@ -79,13 +84,17 @@ impl Calls {
                 summary.bytes += fields.data.len() as u64;
             }
             Method::Repeat if head.last => {
-                let payload = request.slice(fields.payload);
-                self.repeating.push_back(Repeat { call: head.call, payload, left: fields.times });
+                let (payload, bytes) = (request.slice(fields.payload), request.len());
+                self.held_bytes += bytes;
+                self.repeating.push_back(Repeat { call: head.call, payload, bytes, left: fields.times });
             }
             Method::Unary | Method::Repeat => return Err("a stream where one message is expected".into()),
         }
-        match self.collecting.len() + self.repeating.len() > MAX_OPEN {
-            true => Err("too many calls at a time".into()),
+        if self.collecting.len() + self.repeating.len() > MAX_OPEN {
+            return Err("too many calls at a time".into());
+        }
+        match self.held_bytes > MAX_HELD_BYTES {
+            true => Err("too much to keep at a time".into()),
             false => Ok(None),
         }
     }
@@ -101,6 +110,8 @@ impl Calls {
             }
             repeat.left -= 1;
             self.repeating.push_back(repeat);
+        } else {
+            self.held_bytes -= repeat.bytes;
         }
         Ok(Some(answer))
     }
