@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use prost::Message as _;
+use zc::memory::MAX_SEGMENTS;
 use zc::{Connection, Message, Sender};
 
 use super::frame::{Head, Method, Sizes, begin, fields};
@@ -85,7 +86,7 @@ impl Calls {
                 summary.bytes += fields.data.len() as u64;
             }
             Method::Repeat if head.last => {
-                let (payload, bytes) = (request.slice(fields.payload), request.len());
+                let (payload, bytes) = (beside_head(tx, request.slice(fields.payload)).await?, request.len());
                 self.held_bytes += bytes;
                 self.repeating.push_back(Repeat { call: head.call, payload, bytes, left: fields.times });
             }
@@ -116,6 +117,16 @@ impl Calls {
         }
         Ok(Some(answer))
     }
+}
+
+/// An answer is a head and the payload: one in as many pieces as a message may have is put together.
+async fn beside_head(tx: &Sender, payload: Message) -> Result<Message, BoxError> {
+    if payload.segments().len() < MAX_SEGMENTS {
+        return Ok(payload);
+    }
+    let mut buf = tx.alloc(payload.len()).await?;
+    payload.segments().iter().for_each(|piece| buf.put_slice(piece));
+    Ok(buf.freeze().into())
 }
 
 async fn summarize(tx: &Sender, head: Head, summary: &Summary) -> Result<Message, BoxError> {
