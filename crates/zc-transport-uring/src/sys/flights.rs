@@ -8,7 +8,7 @@ use io_uring::squeue;
 use zc_core::memory::AllocError;
 
 use super::buffers::{BufferCounts, Buffers, Pieces};
-use super::grave;
+use super::grave::{self, Kept};
 use super::request::{self, Completion, NOBODYS, Request};
 use super::ring::Ring;
 use crate::limits::SQ_ENTRIES;
@@ -257,17 +257,19 @@ impl<T> Flights<T> {
         let mut tags = Vec::new();
         let Some(ring) = self.ring.take() else { return Left { tags } };
         self.queue.clear();
-        let buffers = self.buffers.take();
-        let mut flying = Vec::new();
+        // Kept from here on: what closes the ring may log, which is other people's code (M4).
+        let mut kept = Kept::new(self.buffers.take());
         for Flight { mut request, tag, .. } in self.slab.take_flying() {
             tags.push(tag);
             request.lost();
-            flying.push(request);
+            kept.push(request);
         }
         let gone = ring.close();
-        // With nothing in flight nobody receives into the buffers.
-        if !flying.is_empty() {
-            grave::bury(gone, flying, buffers);
+        if kept.operations() > 0 {
+            grave::bury(gone, kept);
+        } else {
+            // With nothing in flight nobody receives into the buffers.
+            kept.let_go();
         }
         Left { tags }
     }
