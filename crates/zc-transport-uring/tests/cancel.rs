@@ -122,6 +122,27 @@ fn a_part_of_what_was_asked_for_is_kept() {
     });
 }
 
+/// A buffer that had something in it: only what was received is there for the next one.
+#[test]
+fn what_was_in_the_buffer_is_no_part_of_the_stream() {
+    on_one_thread(async {
+        let pool = pool();
+        let Some(engine) = engine(&pool, Flavour::OneThread) else { return };
+        let (a, b) = unix_pair();
+        let mut peer = std::os::unix::net::UnixStream::from(a);
+        let (_tx, mut rx) = engine.socket(b).unwrap();
+        let mut buf = pool.try_alloc(1000).unwrap();
+        buf.put_slice(b"head");
+        let mut op = rx.recv_into(buf, 900, true);
+        assert!(poll_some(&mut op, 5).await.is_none());
+        peer.write_all(b"abc").unwrap();
+        assert!(poll_some(&mut op, 20).await.is_none());
+        drop(op);
+        peer.write_all(b"def").unwrap();
+        assert_eq!(read_all(&mut rx, 6).await, b"abcdef");
+    });
+}
+
 /// Sends are given up at every point: the peer gets a beginning of the bytes, and all memory comes back.
 #[test]
 fn sends_give_their_memory_back() {

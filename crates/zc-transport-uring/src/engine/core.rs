@@ -41,8 +41,13 @@ impl Tag {
     /// An operation that nobody waits for is over.
     pub(super) fn left(&self, result: i32, mut request: Request) {
         if let Self::Direct(inbox, _) = self {
-            let bytes = usize::try_from(result).ok().and_then(|n| request.take_filled(n));
-            inbox.end_direct(Some((result, bytes.map(|buf| buf.freeze()))));
+            let n = usize::try_from(result).unwrap_or(0);
+            // What was in the buffer before is the caller's, and no part of the stream.
+            let bytes = request.take_filled(n).map(|buf| {
+                let begin = buf.len() - n;
+                buf.freeze().slice(begin..)
+            });
+            inbox.end_direct(Some((result, bytes)));
         }
     }
 
