@@ -211,7 +211,11 @@ impl Core {
             let Some(inbox) = self.to_arm.pop() else { break };
             let request = Request::recv_many(&inbox.file, group, self.bundles);
             match self.flights.start(false, request, Tag::Many(inbox.clone())) {
-                Some(token) => inbox.armed(token),
+                Some(token) => {
+                    if let Next::Stop(token) = inbox.armed(token) {
+                        self.flights.cancel(token);
+                    }
+                }
                 None => self.to_arm.push(inbox),
             }
         }

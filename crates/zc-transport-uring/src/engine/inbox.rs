@@ -168,8 +168,15 @@ impl Inbox {
         state.mode == Mode::Queued
     }
 
-    pub(crate) fn armed(&self, token: Token) {
-        self.state.lock().mode = Mode::Many(token);
+    /// It has begun. The owner may have paused or gone since it was asked, so it may be to end at once.
+    pub(crate) fn armed(&self, token: Token) -> Next {
+        let mut state = self.state.lock();
+        if state.may_receive() {
+            state.mode = Mode::Many(token);
+            return Next::Nothing;
+        }
+        state.mode = Mode::Stopping;
+        Next::Stop(token)
     }
 
     /// A completion of the operation that receives.
@@ -257,5 +264,42 @@ impl State {
             }
             _ => Next::Nothing,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slab::Slab;
+
+    fn inbox() -> (Arc<Inbox>, Token) {
+        let (file, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        let inbox = Inbox::new(Arc::new(file.into()));
+        let token = Slab::new(1).insert(false, ()).unwrap();
+        assert!(matches!(inbox.poll_take(Some(&cx())), (Poll::Pending, Next::Arm)));
+        assert!(inbox.wants_arming());
+        (inbox, token)
+    }
+
+    fn cx() -> Context<'static> {
+        Context::from_waker(std::task::Waker::noop())
+    }
+
+    /// The owner stops while the engine is about to begin: what has begun then ends.
+    #[test]
+    fn a_stop_while_receiving_begins_is_not_lost() {
+        let (inbox, token) = self::inbox();
+        let (paused, _) = inbox.poll_quiet(&cx());
+        assert!(paused.is_pending());
+        assert_eq!(inbox.armed(token), Next::Stop(token));
+        assert_eq!(inbox.received(Pieces::new(), -libc::ECANCELED, false), Next::Nothing);
+        assert!(inbox.poll_quiet(&cx()).0.is_ready());
+
+        let (inbox, token) = self::inbox();
+        inbox.close();
+        assert_eq!(inbox.armed(token), Next::Stop(token));
+
+        let (inbox, token) = self::inbox();
+        assert_eq!(inbox.armed(token), Next::Nothing);
     }
 }
