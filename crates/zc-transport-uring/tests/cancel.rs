@@ -234,6 +234,39 @@ fn receiving_waits_for_memory() {
     }
 }
 
+/// Receiving waits for memory that this task has: it can be stopped, and a socket that is dropped is closed.
+#[test]
+fn what_waits_for_memory_can_be_stopped() {
+    for flavour in FLAVOURS {
+        on_one_thread(async {
+            let pool = BufPool::builder().max_bytes(256 << 10).build();
+            let Some(engine) = engine(&pool, flavour) else { return };
+            engine.nop().await.unwrap();
+            let mut kept = Vec::new();
+            while let Ok(buf) = pool.try_alloc(4 << 10) {
+                kept.push(buf);
+            }
+            let (a, b) = unix_pair();
+            let mut peer = std::os::unix::net::UnixStream::from(a);
+            let (tx, mut rx) = engine.socket(b).unwrap();
+            assert!(poll_some(rx.recv(), 10).await.is_none());
+            assert_eq!(engine.stats().in_flight, 0);
+            poll_fn(|cx| rx.poll_quiet(cx)).await;
+            peer.write_all(b"abc").unwrap();
+            let buf = kept.pop().unwrap();
+            assert_eq!(rx.recv_into(buf, 3, true).await.unwrap()[..], b"abc"[..]);
+            assert!(poll_some(rx.recv(), 10).await.is_none());
+            drop((tx, rx));
+            peer.set_nonblocking(true).unwrap();
+            while !matches!(peer.read(&mut [0]), Ok(0)) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop(kept);
+            settled(&engine, &pool).await;
+        });
+    }
+}
+
 /// More operations than there are places.
 #[test]
 fn operations_wait_for_a_place() {

@@ -152,6 +152,8 @@ impl Core {
     pub(crate) fn follow(&mut self, inbox: &Arc<Inbox>, next: Next) {
         match (next, self.check()) {
             (Next::Nothing, _) => return,
+            // It may wait for memory, and with it the engine sleeps.
+            (Next::Look, _) => {}
             (Next::Stop(token), _) => self.flights.cancel(token),
             (Next::Arm, Ok(())) => self.to_arm.push(inbox.clone()),
             (Next::Arm, Err(_)) => {
@@ -181,7 +183,7 @@ impl Core {
         let count = self.flights.reap(|event| match tell(event, spare) {
             Some((inbox, Next::Arm)) => to_arm.push(inbox),
             Some((_, Next::Stop(token))) => stops.push(token),
-            Some((_, Next::Nothing)) | None => {}
+            Some((_, Next::Look | Next::Nothing)) | None => {}
         });
         for token in stops {
             self.flights.cancel(token);

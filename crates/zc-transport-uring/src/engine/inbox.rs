@@ -52,6 +52,8 @@ pub(crate) enum Next {
     Nothing,
     /// Begin to receive.
     Arm,
+    /// Look again whether to begin.
+    Look,
     /// Cancel this.
     Stop(Token),
 }
@@ -122,7 +124,8 @@ impl Inbox {
                 state.mode = Mode::Stopping;
                 Next::Stop(token)
             }
-            Mode::Queued | Mode::Stopping | Mode::Direct => Next::Nothing,
+            Mode::Queued => Next::Look,
+            Mode::Stopping | Mode::Direct => Next::Nothing,
         };
         state.reader.park(cx);
         (Poll::Pending, next)
@@ -224,7 +227,8 @@ impl Inbox {
                 state.mode = Mode::Stopping;
                 Next::Stop(token)
             }
-            _ => Next::Nothing,
+            Mode::Queued => Next::Look,
+            Mode::Quiet | Mode::Stopping | Mode::Direct => Next::Nothing,
         }
     }
 }
