@@ -207,9 +207,10 @@ impl<T> Slab<T> {
     }
 
     /// Takes out what is in flight, as if it had never been; results that wait for their owners stay.
-    pub(crate) fn take_flying(&mut self) -> Vec<T> {
+    pub(crate) fn take_flying(&mut self) -> Vec<(Token, T)> {
         let tokens = self.tokens();
         self.flying = 0;
-        tokens.into_iter().filter_map(|token| self.vacate(token.index)).collect()
+        let flying = tokens.into_iter();
+        flying.filter_map(|token| self.vacate(token.index).map(|value| (token, value))).collect()
     }
 }

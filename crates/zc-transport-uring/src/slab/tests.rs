@@ -154,7 +154,7 @@ proptest! {
             apply(&mut slab, &mut model, action);
             check(&mut slab, &model);
         }
-        let flying: HashSet<u32> = slab.take_flying().iter().map(|value| **value).collect();
+        let flying: HashSet<u32> = slab.take_flying().iter().map(|(_, value)| **value).collect();
         for (token, life, value) in &mut model.all {
             let was_flying = matches!(life, Life::Flying { .. });
             prop_assert_eq!(flying.contains(&**value), was_flying);

@@ -256,11 +256,17 @@ impl<T> Flights<T> {
     pub(crate) fn close(&mut self) -> Left<T> {
         let mut tags = Vec::new();
         let Some(ring) = self.ring.take() else { return Left { tags } };
-        self.queue.clear();
+        let mut unseen: Vec<_> = self.queue.drain(..).map(|entry| entry.get_user_data()).collect();
+        unseen.sort_unstable();
+        let mut never_began = Vec::new();
         // Kept from here on: what closes the ring may log, which is other people's code (M4).
         let mut kept = Kept::new(self.buffers.take());
-        for Flight { mut request, tag, .. } in self.slab.take_flying() {
+        for (token, Flight { mut request, tag, .. }) in self.slab.take_flying() {
             tags.push(tag);
+            if unseen.binary_search(&token.to_bits()).is_ok() {
+                never_began.push(request);
+                continue;
+            }
             request.lost();
             kept.push(request);
         }
@@ -271,6 +277,8 @@ impl<T> Flights<T> {
             // With nothing in flight nobody receives into the buffers.
             kept.let_go();
         }
+        // The kernel has never heard of these: a descriptor that was to be closed is closed here.
+        drop(never_began);
         Left { tags }
     }
 }
