@@ -30,6 +30,10 @@ use crate::sys::{Flights, Opcode, Refused, Request, Ring, Setup};
 pub enum Flavour {
     /// One thread alone, that of a runtime of one thread: the cheapest. Others may begin operations, which
     /// that thread then submits. A runtime that goes on to be driven by another thread ends such an engine.
+    ///
+    /// A runtime should be dropped in its own thread, too: from another one the ring cannot be taken down. Sockets with
+    /// operations in flight are then shut down, so that their peers see the end; the memory of these operations
+    /// comes back with the end of the thread, or is leaked after [`GRAVE_MS`](crate::GRAVE_MS).
     OneThread,
     /// Whichever thread runs the engine's task: for runtimes whose tasks move.
     ManyThreads,

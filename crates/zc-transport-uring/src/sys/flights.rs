@@ -270,7 +270,10 @@ impl<T> Flights<T> {
             request.lost();
             kept.push(request);
         }
-        let gone = ring.close();
+        let (gone, goes) = ring.close();
+        if !goes {
+            kept.hang_up();
+        }
         if kept.operations() > 0 {
             grave::bury(gone, kept);
         } else {

@@ -37,6 +37,17 @@ impl Kept {
         self.0.0.len()
     }
 
+    /// See [`Request::hang_up`].
+    pub(crate) fn hang_up(&self) {
+        self.0.0.iter().for_each(Request::hang_up);
+    }
+
+    /// The memory stays for ever, the descriptors do not.
+    fn leak(mut self, why: &str) {
+        self.0.0.iter_mut().for_each(Request::close_files);
+        tracing::warn!(operations = self.operations(), why, "memory of an io_uring is leaked");
+    }
+
     /// The kernel is done with it. What owners and wakers do runs at the end of a deferral, each by itself.
     pub(crate) fn let_go(self) {
         let _deferral = Deferral::begin();
@@ -70,7 +81,7 @@ pub(crate) fn bury(gone: OwnedFd, kept: Kept) {
     let mut yard = YARD.lock();
     if yard.count >= MAX_GRAVES {
         drop(yard);
-        return grave.leak("too many rings wait for their end");
+        return grave.kept.leak("too many rings wait for their end");
     }
     yard.count += 1;
     yard.new.push(grave);
@@ -86,7 +97,7 @@ pub(crate) fn bury(gone: OwnedFd, kept: Kept) {
         yard.count -= new.len();
         yard.is_watched = false;
         drop(yard);
-        new.into_iter().for_each(|grave| grave.leak("no thread to wait for its end"));
+        new.into_iter().for_each(|grave| grave.kept.leak("no thread to wait for its end"));
     }
 }
 
@@ -112,7 +123,7 @@ fn watch() {
                 survive(|| grave.kept.let_go());
             } else if now >= grave.until {
                 let grave = graves.swap_remove(index);
-                survive(|| grave.leak("the kernel still holds a closed ring"));
+                survive(|| grave.kept.leak("the kernel still holds a closed ring"));
             }
         }
     }
@@ -140,10 +151,6 @@ impl Grave {
         let mut pipe = [PollFd::new(&self.gone, PollFlags::empty())];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut pipe, Some(&now)).is_ok() && pipe[0].revents().contains(PollFlags::HUP)
-    }
-
-    fn leak(self, why: &str) {
-        tracing::warn!(operations = self.kept.operations(), why, "memory of an io_uring is leaked");
     }
 }
 
@@ -187,6 +194,17 @@ mod tests {
             assert_eq!((pool.stats().in_use_bytes, Arc::strong_count(&file)), (left, 1 + held.len()));
         }
     }
+    /// Descriptors of what is leaked are closed: nothing of theirs is memory.
+    #[test]
+    fn only_memory_is_leaked() {
+        let pool = BufPool::builder().max_bytes(1 << 20).build();
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let file = Arc::new(OwnedFd::from(socket));
+        kept(Request::recv(&file, pool.try_alloc(1000).unwrap(), 1000, false)).leak("as the test wants it");
+        assert_eq!(Arc::strong_count(&file), 1);
+        assert!(pool.stats().in_use_bytes >= 1000);
+    }
+
     /// An owner that panics in one grave takes nothing out of another, and that one is still looked after.
     #[test]
     fn a_panic_lets_go_of_nothing_else() {
