@@ -6,6 +6,9 @@ pub const SQ_ENTRIES: u32 = 256;
 pub const CQ_ENTRIES: u32 = 4096;
 /// Operations of one engine at a time; further ones wait for a place.
 pub const MAX_OPERATIONS: usize = 64 << 10;
+/// Sockets of one engine at a time; further ones are refused. Each may receive for as long as it lives, so this takes
+/// no place of an operation.
+pub const MAX_SOCKETS: usize = 64 << 10;
 /// Receive buffers that the kernel chooses from, by default.
 pub const RECV_BUFFERS: u16 = 32;
 /// The most that may be asked for, as the kernel has it.

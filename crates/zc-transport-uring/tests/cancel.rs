@@ -290,6 +290,38 @@ fn operations_wait_for_a_place() {
     });
 }
 
+/// Sockets that receive take no place of other operations, however few there are.
+#[test]
+fn sockets_that_receive_leave_places() {
+    for flavour in FLAVOURS {
+        on_one_thread(async {
+            let pool = pool();
+            let mut options = EngineOptions::new(flavour);
+            (options.max_operations, options.max_sockets) = (1, 4);
+            let Some(engine) = engine_with(&pool, options) else { return };
+            let sockets: Vec<_> = [unix_pair(), unix_pair()].into_iter().flat_map(|(a, b)| [a, b]).collect();
+            let mut sockets: Vec<_> = sockets.into_iter().map(|s| engine.socket(s).unwrap()).collect();
+            let (more, _peer) = unix_pair();
+            let refused = engine.socket(more.try_clone().unwrap()).err().unwrap();
+            assert_eq!(refused.kind(), std::io::ErrorKind::ResourceBusy);
+            for (_, rx) in &mut sockets {
+                assert!(poll_some(rx.recv(), 5).await.is_none());
+            }
+            assert_eq!(engine.stats().in_flight, 4);
+            for n in 0..4 {
+                sockets[n].0.send(bytes(100, n), true).await.unwrap();
+                assert_eq!(read_all(&mut sockets[n ^ 1].1, 100).await, pattern(100, n));
+            }
+            drop(sockets);
+            while engine.stats().in_flight > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            engine.socket(more).unwrap();
+            settled(&engine, &pool).await;
+        });
+    }
+}
+
 /// A task that is dropped inside of the engine, with the last waker, may use the engine.
 #[test]
 fn wakers_that_hold_operations_are_dropped_outside_of_the_lock() {

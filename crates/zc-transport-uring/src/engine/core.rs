@@ -86,13 +86,16 @@ pub(crate) struct Core {
     mourners: Vec<Parked>,
     /// Sockets that are to receive.
     to_arm: Vec<Arc<Inbox>>,
+    /// How many do. They are idle for as long as their peers are, so they take no place of an operation that ends.
+    receiving: usize,
+    max_operations: usize,
     spare_parts: SpareParts,
     bundles: bool,
     pub(crate) turns: u64,
 }
 
 impl Core {
-    pub(crate) fn new(flights: Flights<Tag>, bundles: bool) -> Self {
+    pub(crate) fn new(flights: Flights<Tag>, max_operations: usize, bundles: bool) -> Self {
         Self {
             flights,
             stage: Stage::Running,
@@ -100,6 +103,8 @@ impl Core {
             crowd: Vec::new(),
             mourners: Vec::new(),
             to_arm: Vec::new(),
+            receiving: 0,
+            max_operations,
             spare_parts: SpareParts::new(),
             bundles,
             turns: 0,
@@ -115,6 +120,11 @@ impl Core {
         }
     }
 
+    /// Whether there is a place for another operation.
+    pub(crate) fn has_place(&self) -> bool {
+        self.flights.places_taken() < self.max_operations.saturating_add(self.receiving)
+    }
+
     /// Waits until an operation has ended.
     pub(crate) fn wait_for_place(&mut self, cx: &Context<'_>) {
         join(&mut self.crowd, cx);
@@ -127,12 +137,8 @@ impl Core {
 
     /// There may be a place: operations have ended, or an owner took a result.
     pub(crate) fn call_crowd(&mut self) {
-        if self.flights.is_full() {
-            return;
-        }
-        self.crowd.drain(..).for_each(|mut waker| waker.wake());
-        if !self.to_arm.is_empty() {
-            self.driver.wake();
+        if self.has_place() {
+            self.crowd.drain(..).for_each(|mut waker| waker.wake());
         }
     }
 
@@ -178,12 +184,17 @@ impl Core {
     }
 
     fn reap(&mut self) -> usize {
-        let (to_arm, spare) = (&mut self.to_arm, &mut self.spare_parts);
+        let (to_arm, spare, receiving) = (&mut self.to_arm, &mut self.spare_parts, &mut self.receiving);
         let mut stops: Vec<Token> = Vec::new();
-        let count = self.flights.reap(|event| match tell(event, spare) {
-            Some((inbox, Next::Arm)) => to_arm.push(inbox),
-            Some((_, Next::Stop(token))) => stops.push(token),
-            Some((_, Next::Look | Next::Nothing)) | None => {}
+        let count = self.flights.reap(|event| {
+            if matches!(event.tag, Tag::Many(_)) && !event.more {
+                *receiving -= 1;
+            }
+            match tell(event, spare) {
+                Some((inbox, Next::Arm)) => to_arm.push(inbox),
+                Some((_, Next::Stop(token))) => stops.push(token),
+                Some((_, Next::Look | Next::Nothing)) | None => {}
+            }
         });
         for token in stops {
             self.flights.cancel(token);
@@ -209,18 +220,19 @@ impl Core {
             return self.to_arm.drain(..).for_each(|inbox| inbox.fail_os(libc::ENOMEM));
         }
         // Without one the pool wakes the engine when it has memory again.
-        while self.flights.buffer_counts().provided > 0 && !self.flights.is_full() {
-            let Some(inbox) = self.to_arm.pop() else { break };
-            let request = Request::recv_many(&inbox.file, group, self.bundles);
-            match self.flights.start(false, request, Tag::Many(inbox.clone())) {
-                Some(token) => {
-                    if let Next::Stop(token) = inbox.armed(token) {
-                        self.flights.cancel(token);
-                    }
-                }
-                None => self.to_arm.push(inbox),
-            }
+        if self.flights.buffer_counts().provided == 0 {
+            return;
         }
+        let Self { to_arm, flights, receiving, bundles, .. } = self;
+        to_arm.retain(|inbox| {
+            let request = Request::recv_many(&inbox.file, group, *bundles);
+            let Some(token) = flights.start(false, request, Tag::Many(inbox.clone())) else { return true };
+            *receiving += 1;
+            if let Next::Stop(token) = inbox.armed(token) {
+                flights.cancel(token);
+            }
+            false
+        });
     }
 
     /// The end: the ring is closed, and everybody is told.

@@ -21,6 +21,7 @@ use zc_core::memory::PinnedBuf;
 
 use super::End;
 use super::parked::Parked;
+use super::places::Place;
 use crate::limits::MAX_INBOX_BYTES;
 use crate::slab::Token;
 use crate::sys::Pieces;
@@ -73,11 +74,13 @@ struct State {
 /// Shared by a socket's receiving half and the engine.
 pub(crate) struct Inbox {
     pub(crate) file: Arc<OwnedFd>,
+    /// The engine has one operation to receive with for each inbox.
+    _place: Place,
     state: Mutex<State>,
 }
 
 impl Inbox {
-    pub(crate) fn new(file: Arc<OwnedFd>) -> Arc<Self> {
+    pub(crate) fn new(file: Arc<OwnedFd>, place: Place) -> Arc<Self> {
         let state = State {
             pieces: VecDeque::new(),
             bytes: 0,
@@ -87,7 +90,7 @@ impl Inbox {
             closed: false,
             reader: Parked::default(),
         };
-        Arc::new(Self { file, state: Mutex::new(state) })
+        Arc::new(Self { file, _place: place, state: Mutex::new(state) })
     }
 
     /// The next piece; an empty one is the end. And what the engine has to do for more.
@@ -273,12 +276,13 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use super::super::places::Places;
     use super::*;
     use crate::slab::Slab;
 
     fn inbox() -> (Arc<Inbox>, Token) {
         let (file, _) = std::os::unix::net::UnixStream::pair().unwrap();
-        let inbox = Inbox::new(Arc::new(file.into()));
+        let inbox = Inbox::new(Arc::new(file.into()), Places::new(1).take().unwrap());
         let token = Slab::new(1).insert(false, ()).unwrap();
         assert!(matches!(inbox.poll_take(Some(&cx())), (Poll::Pending, Next::Arm)));
         assert!(inbox.wants_arming());

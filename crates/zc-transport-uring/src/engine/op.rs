@@ -62,7 +62,7 @@ impl<T> Op<T> {
             return Poll::Ready(Ok(()));
         };
         core.check()?;
-        if core.flights.is_full() {
+        if !core.has_place() {
             self.state = State::New(request);
             core.wait_for_place(cx);
             return Poll::Pending;

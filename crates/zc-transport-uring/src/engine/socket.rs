@@ -18,11 +18,16 @@ impl Engine {
     /// the waiting. The socket is closed when both halves and all of its operations are over.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's; [`ResourceBusy`](io::ErrorKind::ResourceBusy): the engine has as many as it may
+    /// ([`EngineOptions::max_sockets`](crate::EngineOptions::max_sockets)).
     pub fn socket(&self, socket: OwnedFd) -> io::Result<(SocketTx, SocketRx)> {
+        let Some(place) = self.handle.sockets.take() else {
+            let text = "the io_uring engine has as many sockets as it may";
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+        };
         rustix::io::ioctl_fionbio(&socket, false)?;
         let file = Arc::new(socket);
-        let inbox = Inbox::new(file.clone());
+        let inbox = Inbox::new(file.clone(), place);
         let rx = SocketRx { handle: self.handle.clone(), inbox };
         Ok((SocketTx { handle: self.handle.clone(), file }, rx))
     }

@@ -88,8 +88,9 @@ impl<T> Slab<T> {
         self.flying
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.len >= self.max
+    /// How many there are in all.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// Completions that named nothing.
@@ -99,7 +100,7 @@ impl<T> Slab<T> {
 
     /// A place for `value`; where there is none it comes back.
     pub(crate) fn insert(&mut self, owned: bool, value: T) -> Result<Token, T> {
-        if self.is_full() {
+        if self.len >= self.max {
             return Err(value);
         }
         let state = State::Flying { owned, value };

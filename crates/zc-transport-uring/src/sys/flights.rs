@@ -53,8 +53,8 @@ pub(crate) struct Flights<T> {
 }
 
 impl<T> Flights<T> {
-    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>, max_operations: usize) -> Self {
-        let slab = Slab::new(max_operations);
+    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>, max: usize) -> Self {
+        let slab = Slab::new(max);
         Self { ring: Some(ring), slab, queue: VecDeque::new(), buffers, repeated: 0, misnamed: 0 }
     }
 
@@ -62,8 +62,9 @@ impl<T> Flights<T> {
         self.slab.flying()
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.slab.is_full()
+    /// Operations in flight, and those whose results were not taken yet.
+    pub(crate) fn places_taken(&self) -> usize {
+        self.slab.len()
     }
 
     /// Completions that named no operation of ours, or no buffer.
