@@ -17,9 +17,11 @@ pub const MAX_RECV_BUFFERS: u16 = 1 << 15;
 pub const RECV_BUFFER_BYTES: usize = 64 << 10;
 /// The length of each where one receive takes a whole one.
 pub const WHOLE_RECV_BUFFER_BYTES: usize = 8 << 10;
-/// Bytes received for one socket and not taken, after which receiving pauses. Until the kernel has paused, all
-/// receive buffers may follow.
+/// Bytes received for one socket and not taken, after which receiving pauses; a short piece counts as the buffer that
+/// it keeps, or as [`MIN_PIECE_BYTES`]. Until the kernel has paused, all receive buffers may follow.
 pub const MAX_INBOX_BYTES: usize = 4 << 20;
+/// What a received piece counts at least where many share a buffer: each may keep one that others have taken theirs of.
+pub const MIN_PIECE_BYTES: usize = 4 << 10;
 /// The longest single transfer; the kernel takes no more.
 pub const MAX_TRANSFER_BYTES: usize = 0x7fff_f000;
 /// How long an engine that ends waits for its operations before it gives them to the undertaker.

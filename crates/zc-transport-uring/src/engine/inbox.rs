@@ -61,7 +61,10 @@ pub(crate) enum Next {
 
 struct State {
     pieces: VecDeque<PinnedBuf>,
+    /// What they count, see `MAX_INBOX_BYTES`.
     bytes: usize,
+    /// What each counts at least.
+    min_piece_bytes: usize,
     over: Option<Over>,
     mode: Mode,
     /// The owner wants it quiet.
@@ -80,10 +83,11 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    pub(crate) fn new(file: Arc<OwnedFd>, place: Place) -> Arc<Self> {
+    pub(crate) fn new(file: Arc<OwnedFd>, place: Place, min_piece_bytes: usize) -> Arc<Self> {
         let state = State {
             pieces: VecDeque::new(),
             bytes: 0,
+            min_piece_bytes,
             over: None,
             mode: Mode::Quiet,
             paused: false,
@@ -97,7 +101,7 @@ impl Inbox {
     pub(crate) fn poll_take(&self, cx: Option<&Context<'_>>) -> (Poll<io::Result<PinnedBuf>>, Next) {
         let mut state = self.state.lock();
         if let Some(piece) = state.pieces.pop_front() {
-            state.bytes -= piece.len();
+            state.bytes -= state.counts(&piece);
             // What is left of a pause is over when half of it is read, so that it is not stopped again at once.
             let next =
                 if state.bytes <= MAX_INBOX_BYTES / 2 && cx.is_some() { state.arm() } else { Next::Nothing };
@@ -246,9 +250,13 @@ impl State {
         if self.closed || piece.is_empty() {
             return;
         }
-        self.bytes += piece.len();
+        self.bytes += self.counts(&piece);
         self.pieces.push_back(piece);
         self.reader.wake();
+    }
+
+    fn counts(&self, piece: &PinnedBuf) -> usize {
+        piece.len().max(self.min_piece_bytes)
     }
 
     fn may_receive(&self) -> bool {
@@ -278,11 +286,12 @@ impl State {
 mod tests {
     use super::super::places::Places;
     use super::*;
+    use crate::limits::MIN_PIECE_BYTES;
     use crate::slab::Slab;
 
     fn inbox() -> (Arc<Inbox>, Token) {
         let (file, _) = std::os::unix::net::UnixStream::pair().unwrap();
-        let inbox = Inbox::new(Arc::new(file.into()), Places::new(1).take().unwrap());
+        let inbox = Inbox::new(Arc::new(file.into()), Places::new(1).take().unwrap(), MIN_PIECE_BYTES);
         let token = Slab::new(1).insert(false, ()).unwrap();
         assert!(matches!(inbox.poll_take(Some(&cx())), (Poll::Pending, Next::Arm)));
         assert!(inbox.wants_arming());
@@ -309,5 +318,19 @@ mod tests {
 
         let (inbox, token) = self::inbox();
         assert_eq!(inbox.armed(token), Next::Nothing);
+    }
+    /// A peer that sends single bytes to somebody who does not read takes no more memory than one that sends much.
+    #[test]
+    fn short_pieces_count_as_what_they_keep() {
+        let (inbox, token) = self::inbox();
+        assert_eq!(inbox.armed(token), Next::Nothing);
+        let receive = || inbox.received(Pieces::from_iter([vec![1].into()]), 1, true);
+        let most = MAX_INBOX_BYTES / MIN_PIECE_BYTES;
+        assert!((1..most).all(|_| receive() == Next::Nothing));
+        assert_eq!(receive(), Next::Stop(token));
+        assert_eq!(inbox.received(Pieces::new(), -libc::ECANCELED, false), Next::Nothing);
+        // It goes on when half of it is read.
+        let nexts = (0..most).map(|_| inbox.poll_take(Some(&cx())).1);
+        assert_eq!(nexts.take_while(|next| *next == Next::Nothing).count(), most / 2 - 1);
     }
 }

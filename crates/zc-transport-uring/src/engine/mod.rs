@@ -134,6 +134,7 @@ pub(crate) struct Handle {
     pub(crate) shared: Arc<Shared>,
     features: Features,
     sockets: Places,
+    min_piece_bytes: usize,
 }
 
 impl Handle {
@@ -227,6 +228,7 @@ impl Engine {
         let eventfd = reactor.register_to_read(eventfd).map_err(os("watching the eventfd"))?;
         let buffers = buffers(&ring, pool, &features, &options).map_err(os("io_uring_register"))?;
         let max_operations = options.max_operations.max(1);
+        let min_piece_bytes = buffers.as_ref().map_or(0, Buffers::min_piece_bytes);
         // A socket has one operation at a time that receives by itself, so that always finds a place.
         let flights = Flights::new(ring, buffers, max_operations.saturating_add(options.max_sockets));
         let bundles = options.bundles && features.has(BUNDLES);
@@ -237,7 +239,7 @@ impl Engine {
         let task = reactor.spawn(Box::pin(driver)).map_err(os("spawning the engine's task"))?;
         task.detach();
         let sockets = Places::new(options.max_sockets);
-        Ok(Self { handle: Arc::new(Handle { shared, features, sockets }) })
+        Ok(Self { handle: Arc::new(Handle { shared, features, sockets, min_piece_bytes }) })
     }
 
     /// What was found here.

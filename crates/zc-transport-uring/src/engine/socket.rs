@@ -27,7 +27,7 @@ impl Engine {
         };
         rustix::io::ioctl_fionbio(&socket, false)?;
         let file = Arc::new(socket);
-        let inbox = Inbox::new(file.clone(), place);
+        let inbox = Inbox::new(file.clone(), place, self.handle.min_piece_bytes);
         let rx = SocketRx { handle: self.handle.clone(), inbox };
         Ok((SocketTx { handle: self.handle.clone(), file }, rx))
     }
