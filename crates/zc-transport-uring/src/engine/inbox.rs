@@ -192,17 +192,24 @@ impl Inbox {
     /// A completion of the operation that receives.
     pub(crate) fn received(&self, pieces: Pieces, result: i32, more: bool) -> Next {
         let mut state = self.state.lock();
-        pieces.into_iter().for_each(|piece| state.put(piece));
+        // Behind a failure there is a hole in the stream.
+        if state.over.is_none() {
+            pieces.into_iter().for_each(|piece| state.put(piece));
+        }
+        let over = match result {
+            1.. => None,
+            0 if more => None,
+            0 => Some(Over::Ended),
+            _ if is_passing(result) => None,
+            _ => Some(Over::Failed(result.saturating_neg())),
+        };
+        if state.over.is_none() {
+            state.over = over;
+        }
         if more {
-            return state.stop_if_full();
+            return state.stop_if_unwanted();
         }
         state.mode = Mode::Quiet;
-        match result {
-            1.. => {}
-            0 => state.over = Some(Over::Ended),
-            _ if is_passing(result) => {}
-            _ => state.over = Some(Over::Failed(result.saturating_neg())),
-        }
         state.reader.wake();
         state.arm()
     }
@@ -271,9 +278,9 @@ impl State {
         Next::Arm
     }
 
-    fn stop_if_full(&mut self) -> Next {
+    fn stop_if_unwanted(&mut self) -> Next {
         match self.mode {
-            Mode::Many(token) if self.bytes >= MAX_INBOX_BYTES => {
+            Mode::Many(token) if !self.may_receive() => {
                 self.mode = Mode::Stopping;
                 Next::Stop(token)
             }
@@ -332,5 +339,22 @@ mod tests {
         // It goes on when half of it is read.
         let nexts = (0..most).map(|_| inbox.poll_take(Some(&cx())).1);
         assert_eq!(nexts.take_while(|next| *next == Next::Nothing).count(), most / 2 - 1);
+    }
+    /// Bytes were lost although more follows: what came before is there, and then the error, not what follows.
+    #[test]
+    fn a_hole_in_the_stream_is_an_error() {
+        let (inbox, token) = self::inbox();
+        assert_eq!(inbox.armed(token), Next::Nothing);
+        let piece = |byte| Pieces::from_iter([vec![byte].into()]);
+        assert_eq!(inbox.received(piece(1), 1, true), Next::Nothing);
+        assert_eq!(inbox.received(Pieces::new(), -libc::EIO, true), Next::Stop(token));
+        assert_eq!(inbox.received(piece(3), 1, true), Next::Nothing);
+        assert_eq!(inbox.received(Pieces::new(), 0, false), Next::Nothing);
+        let take = || match inbox.poll_take(Some(&cx())).0 {
+            Poll::Ready(done) => done,
+            Poll::Pending => panic!("neither bytes nor an end"),
+        };
+        assert_eq!(take().unwrap()[..], [1]);
+        assert_eq!(take().unwrap_err().raw_os_error(), Some(libc::EIO));
     }
 }
