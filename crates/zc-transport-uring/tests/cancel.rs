@@ -290,6 +290,45 @@ fn operations_wait_for_a_place() {
     });
 }
 
+/// Who gives up waiting for a place leaves nothing behind.
+#[test]
+fn who_waits_for_a_place_can_leave() {
+    struct Counted;
+    impl Wake for Counted {
+        fn wake(self: Arc<Self>) {}
+    }
+    on_one_thread(async {
+        let pool = pool();
+        let mut options = EngineOptions::new(Flavour::OneThread);
+        options.max_operations = 1;
+        let Some(engine) = engine_with(&pool, options) else { return };
+        let (read, _write) = rustix::pipe::pipe().unwrap();
+        let mut wait = engine.file(read).read_at(pool.try_alloc(1).unwrap(), 1, 0);
+        assert!((&mut wait).now_or_never().is_none());
+        let (stays, goes) = (Arc::new(Counted), Arc::new(Counted));
+        let poll = |op: &mut zc_transport_uring::Op<()>, task: &Arc<Counted>| {
+            let waker = Waker::from(task.clone());
+            assert!(op.poll_unpin(&mut Context::from_waker(&waker)).is_pending());
+        };
+        // Two of one task: one of them leaves, and the other is still waited for.
+        let (mut first, mut second) = (engine.nop(), engine.nop());
+        poll(&mut first, &stays);
+        poll(&mut second, &stays);
+        for _ in 0..3 {
+            let mut op = engine.nop();
+            poll(&mut op, &goes);
+            poll(&mut op, &goes);
+        }
+        assert_eq!(Arc::strong_count(&goes), 1);
+        drop(first);
+        assert_eq!(Arc::strong_count(&stays), 2);
+        drop(wait);
+        second.await.unwrap();
+        assert_eq!(Arc::strong_count(&stays), 1);
+        settled(&engine, &pool).await;
+    });
+}
+
 /// Sockets that receive take no place of other operations, however few there are.
 #[test]
 fn sockets_that_receive_leave_places() {

@@ -1,5 +1,6 @@
 //! What is behind the engine's lock.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -80,8 +81,10 @@ pub(crate) struct Core {
     pub(crate) stage: Stage,
     /// The engine's task, while it sleeps.
     pub(crate) driver: Parked,
-    /// Those who wait for a place in the table.
-    crowd: Vec<Parked>,
+    /// Those who wait for a place in the table, by their number.
+    crowd: HashMap<u64, Parked>,
+    /// The number of the one who came last.
+    last_in_crowd: u64,
     /// Those who wait for the end.
     mourners: Vec<Parked>,
     /// Sockets that are to receive.
@@ -100,7 +103,8 @@ impl Core {
             flights,
             stage: Stage::Running,
             driver: Parked::default(),
-            crowd: Vec::new(),
+            crowd: HashMap::new(),
+            last_in_crowd: 0,
             mourners: Vec::new(),
             to_arm: Vec::new(),
             receiving: 0,
@@ -125,9 +129,20 @@ impl Core {
         self.flights.places_taken() < self.max_operations.saturating_add(self.receiving)
     }
 
-    /// Waits until an operation has ended.
-    pub(crate) fn wait_for_place(&mut self, cx: &Context<'_>) {
-        join(&mut self.crowd, cx);
+    /// Waits until an operation has ended, under a number of its own, which is the same from the second call on. Who
+    /// waits no more leaves.
+    pub(crate) fn wait_for_place(&mut self, number: &mut Option<u64>, cx: &Context<'_>) {
+        let last = &mut self.last_in_crowd;
+        let number = *number.get_or_insert_with(|| {
+            *last += 1;
+            *last
+        });
+        self.crowd.entry(number).or_default().park(cx);
+    }
+
+    /// See [`wait_for_place`](Self::wait_for_place).
+    pub(crate) fn leave_crowd(&mut self, number: u64) {
+        self.crowd.remove(&number);
     }
 
     /// Waits until the engine has ended.
@@ -138,7 +153,7 @@ impl Core {
     /// There may be a place: operations have ended, or an owner took a result.
     pub(crate) fn call_crowd(&mut self) {
         if self.has_place() {
-            self.crowd.drain(..).for_each(|mut waker| waker.wake());
+            self.crowd.drain().for_each(|(_, mut waker)| waker.wake());
         }
     }
 
@@ -245,7 +260,8 @@ impl Core {
             tag.fail(end);
         }
         self.to_arm.drain(..).for_each(|inbox| inbox.fail(end));
-        self.crowd.drain(..).chain(self.mourners.drain(..)).for_each(|mut waker| waker.wake());
+        let crowd = self.crowd.drain().map(|(_, waker)| waker);
+        crowd.chain(self.mourners.drain(..)).for_each(|mut waker| waker.wake());
         self.driver.wake();
     }
 }
