@@ -21,9 +21,13 @@ async fn shut_down(flavour: Flavour) {
     }
     assert_eq!(engine.nop().await.unwrap_err().kind(), io::ErrorKind::NotConnected);
     let (a, _b) = unix_pair();
-    let (_, mut rx) = engine.socket(a).unwrap();
+    let (tx, mut rx) = engine.socket(a).unwrap();
     assert_eq!(rx.recv().await.unwrap_err().kind(), io::ErrorKind::NotConnected);
     assert_eq!(rx.recv().await.unwrap_err().kind(), io::ErrorKind::NotConnected);
+    let mut send = tx.send_zero_copy(bytes(10, 0), true);
+    for _ in 0..2 {
+        assert!(std::future::poll_fn(|cx| send.poll_sent(cx)).await.is_err());
+    }
     wait_until("all memory is back", || pool.stats().in_use_bytes == 0);
 }
 

@@ -257,6 +257,10 @@ impl ZeroCopySend {
         match self.sent {
             Some(n @ 0..) => Poll::Ready(Ok(n as usize)),
             Some(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno.saturating_neg()))),
+            // It never began; that was told already.
+            None if matches!(self.op.state, State::Done) => {
+                Poll::Ready(Err(io::Error::other("the operation was over")))
+            }
             None => Poll::Pending,
         }
     }
