@@ -108,11 +108,12 @@ fn climb<R>(
 /// One operation on a ring of the same kind.
 fn try_out(rung: &Rung) -> Result<(), Refused> {
     let mut ring = Ring::new(rung.setup, TRIAL_ENTRIES, 2 * TRIAL_ENTRIES)?;
-    ring.enable().map_err(Refused::of("io_uring_register"))?;
     let has = ring.opcodes().map_err(Refused::of("io_uring_register"))?;
     if !has(Opcode::SendZc) {
         return Err(Refused::of("io_uring_setup")(io::Error::from_raw_os_error(libc::EINVAL)));
     }
+    // From here on the thread has a number for the ring, which only closing gives back.
+    ring.enable().map_err(Refused::of("io_uring_register"))?;
     let mut flights = Flights::new(ring, None, 1);
     let _ = flights.start(false, Request::nop(), ());
     flights.submit().map_err(Refused::of("io_uring_enter"))?;
