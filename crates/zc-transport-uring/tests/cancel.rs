@@ -212,7 +212,7 @@ fn receiving_waits_for_memory() {
             let total = 1 << 20;
             let sender = tokio::spawn(async move { tx.send(bytes(total, 0), true).await.unwrap() });
             let mut kept = Vec::new();
-            let mut at = 0;
+            let (mut at, mut waits) = (0, 0);
             let expected = pattern(total, 0);
             while at < total {
                 match tokio::time::timeout(Duration::from_millis(100), rx.recv()).await {
@@ -222,13 +222,14 @@ fn receiving_waits_for_memory() {
                         at += piece.len();
                         kept.push(piece);
                     }
-                    // All of the pool is kept here.
+                    // All of the pool is kept here, or the machine is slow.
                     Err(_) => {
-                        assert!(!kept.is_empty());
+                        waits += usize::from(!kept.is_empty());
                         kept.clear();
                     }
                 }
             }
+            assert!(waits > 0, "more was kept than there is");
             assert_eq!(sender.await.unwrap(), total);
         });
     }
