@@ -30,6 +30,8 @@ pub const DRAIN_MS: u64 = 1_000;
 pub const GRAVE_MS: u64 = 10_000;
 /// Closed rings that the undertaker waits for at a time; the memory of further ones is leaked at once.
 pub const MAX_GRAVES: usize = 1_024;
+/// How often the kernel is asked to end an operation that it cannot find for the moment.
+pub(crate) const MAX_CANCELS: u8 = 4;
 /// Looks in a row at the completion queue in one turn of an engine that spins.
 pub(crate) const LOOKS_PER_TURN: u32 = 32;
 /// Descriptions of vectored sends that are kept for reuse.

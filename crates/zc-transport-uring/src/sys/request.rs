@@ -247,7 +247,7 @@ impl Request {
 
 /// Cancels one operation.
 pub(super) fn cancel(token: Token) -> squeue::Entry {
-    opcode::AsyncCancel::new(token.to_bits()).build().user_data(NOBODYS)
+    opcode::AsyncCancel::new(token.to_bits()).build().user_data(token.to_cancel_bits())
 }
 
 /// Cancels all operations.
