@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench --bench idle                                     10,000 connections over TCP, 10 s of idling
 //! cargo bench --bench idle -- 2000 zc+unix://@idle 30          so many, over this, for so many seconds
-//! cargo bench --bench idle -- 1000 zc+shm://idle 10 262144     and at most so many bytes each
+//! cargo bench --bench idle -- 1000 zc+shm://idle-$$ 10 262144  and at most so many bytes each
 //! ```
 //!
 //! Heap bytes are counted by the allocator, so that they are exact; RSS and PSS say what the process really has. RSS

@@ -55,7 +55,7 @@
 //!
 //! # Security
 //! Links are not encrypted and, without an [`Authenticator`], not authenticated. Peers are taken for hostile in
-//! everything that they say. Processes of our own user may lend us memory that they could still write;
+//! everything that they say. Processes of our own user and user namespace may lend us memory that they could still write;
 //! [`Policy::trust_nobody`] has it copied out.
 //!
 //! # Runtimes
@@ -87,6 +87,7 @@ mod report;
 pub mod testing;
 mod time;
 mod uri;
+mod user_namespace;
 mod wireup;
 
 pub use auth::{AuthClient, AuthError, AuthServer, AuthStep, Authenticator, MIN_SECRET_BYTES, SharedSecret};

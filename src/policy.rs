@@ -3,6 +3,7 @@
 use zc_core::transport::{PeerCred, Trust, Unavailable};
 
 use crate::uri::is_transport_name;
+use crate::user_namespace;
 
 /// The default order; others follow in the order they were registered.
 pub const DEFAULT_ORDER: [&str; 5] = ["shm", "rdma", "xdp", "uring", "tcp"];
@@ -62,6 +63,7 @@ pub struct Policy {
     fallback: Fallback,
     uids: Vec<u32>,
     trust_nobody: bool,
+    trust_namespaces: bool,
 }
 
 /// What the kernel shows for users of another user namespace: nobody in particular.
@@ -101,6 +103,15 @@ impl Policy {
     /// is copied out first ([`Trust::Untrusted`]).
     pub fn trust_nobody(mut self) -> Self {
         self.trust_nobody = true;
+        self
+    }
+
+    /// Lends memory of every process of our own user, also of those in another user namespace (a rootless
+    /// container), and of those that we can't look at: their process namespace is not ours, or they have more
+    /// capabilities. By default their payload is copied out: such a process can't trace ours, and may be
+    /// confined for a reason. [`Policy::trust_nobody`] has the last word.
+    pub fn trust_other_namespaces(mut self) -> Self {
+        self.trust_namespaces = true;
         self
     }
 
@@ -146,10 +157,13 @@ impl Policy {
         uid == 0 || is_own(uid, own_uid()) || self.uids.contains(&uid)
     }
 
-    /// How far a peer of this user is trusted.
+    /// How far this peer is trusted.
     pub(crate) fn trust(&self, cred: Option<PeerCred>) -> Trust {
+        let is_friend = |cred: PeerCred| {
+            is_own(cred.uid, own_uid()) && (self.trust_namespaces || user_namespace::is_ours(cred.pid))
+        };
         match cred {
-            Some(cred) if !self.trust_nobody && is_own(cred.uid, own_uid()) => Trust::Cooperative,
+            Some(cred) if !self.trust_nobody && is_friend(cred) => Trust::Cooperative,
             _ => Trust::Untrusted,
         }
     }
@@ -186,6 +200,7 @@ fn is_own(uid: u32, own: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::user_namespace::tests::Other;
 
     #[test]
     fn our_own_user_is_trusted_root_is_accepted() {
@@ -198,6 +213,21 @@ mod tests {
         assert_eq!(policy.trust(None), Trust::Untrusted);
         assert_eq!(Policy::default().trust_nobody().trust(cred(own)), Trust::Untrusted);
         assert!(is_own(7, 7) && !is_own(7, 8) && !is_own(OVERFLOW_UID, OVERFLOW_UID));
+    }
+
+    /// Only who could trace us is lent from unasked; not, for one, who is in a sandbox of the same user.
+    #[test]
+    fn our_own_user_is_trusted_in_our_own_namespace() {
+        let of = |pid: i32| Some(PeerCred { pid, uid: own_uid(), gid: 0 });
+        let trusts = |policy: Policy, pid| policy.trust(of(pid)) == Trust::Cooperative;
+        let known = own_uid() != OVERFLOW_UID;
+        assert_eq!(trusts(Policy::default(), std::process::id() as i32), known);
+        let other = Other::elsewhere();
+        for pid in [0].into_iter().chain(other.iter().map(Other::pid)) {
+            assert!(!trusts(Policy::default(), pid));
+            assert_eq!(trusts(Policy::default().trust_other_namespaces(), pid), known);
+            assert!(!trusts(Policy::default().trust_other_namespaces().trust_nobody(), pid));
+        }
     }
 
     #[test]

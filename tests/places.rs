@@ -5,22 +5,27 @@
 #![cfg(all(feature = "tokio", feature = "tcp"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "test helpers")]
 
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::io::Read;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 use zc::transport::{LinkError, LinkProvider, Trust, Unavailable};
 use zc::{Error, Fabric, FabricBuilder, Outcome, Policy, SelectionReport};
 
+#[path = "common/another_user.rs"]
+mod another_user;
 #[path = "common/leaving.rs"]
 mod leaving;
 #[path = "common/passed.rs"]
 mod passed;
+#[path = "common/skipped.rs"]
+mod skipped;
 
+use another_user::{AnotherUser, can_be_started};
 use leaving::Leaving;
 use passed::{GUARD, guarded, outcome, passing, with};
+use skipped::skipped;
 
 const NOBODY: u32 = 65534;
 const TCP: &str = "zc://127.0.0.1:0";
@@ -74,31 +79,13 @@ fn refused(report: &SelectionReport) -> Unavailable {
     }
 }
 
-/// A process of another user, or `None` if we may not make one.
-fn of_another_user(what: &str) -> Option<Child> {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: only root can start a process of another user");
-        return None;
-    }
-    // Not by its path, which another user may not be able to follow.
-    let mut command = Command::new("/proc/self/exe");
-    command.args(["--exact", "other_user_process", "--nocapture"]).env("ZC_TEST_OTHER_USER", what);
-    command.uid(NOBODY).gid(NOBODY).stdin(Stdio::piped()).stdout(Stdio::piped());
-    Some(command.spawn().unwrap())
+/// Whether there can be a process of another user.
+fn has_another_user(what: &str) -> bool {
+    can_be_started(what, &[NOBODY])
 }
 
-/// The first line with this prefix, without it.
-fn line(child: &mut Child, prefix: &str) -> String {
-    let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
-    let found = lines.find_map(|line| line.unwrap().split_once(prefix).map(|(_, rest)| rest.to_owned()));
-    found.expect("the child did not say it")
-}
-
-/// What a child says that ends by itself.
-async fn said_by(child: Child) -> String {
-    let output = guarded(spawn_blocking(move || child.wait_with_output())).await.unwrap().unwrap();
-    assert!(output.status.success());
-    String::from_utf8_lossy(&output.stdout).into_owned()
+fn of_another_user(what: &str) -> AnotherUser {
+    AnotherUser::start(NOBODY, "other_user_process", "ZC_TEST_OTHER_USER", what)
 }
 
 /// The process of another user; without the variable there is nothing to do.
@@ -134,11 +121,14 @@ async fn other_user_process() {
 
 #[tokio::test]
 async fn another_user_gets_no_descriptors_unless_the_policy_accepts_it() {
+    if !has_another_user("a policy that accepts it") {
+        return;
+    }
     let accepting = Policy::default().prefer(["passed"]).accept_uids([NOBODY]);
     for (server, chosen) in [(passing(), "tcp"), (with(false, Trust::Untrusted).policy(accepting), "passed")]
     {
         let mut listener = server.build().unwrap().listen(TCP).await.unwrap();
-        let Some(child) = of_another_user(&listener.local_uri().to_string()) else { return };
+        let child = of_another_user(&listener.local_uri().to_string());
         let mut connection = guarded(listener.accept()).await.unwrap();
         assert_eq!(connection.report().chosen(), chosen, "{}", connection.report());
         if chosen == "tcp" {
@@ -150,15 +140,18 @@ async fn another_user_gets_no_descriptors_unless_the_policy_accepts_it() {
         connection.send(&b"ping"[..]).await.unwrap();
         assert_eq!(guarded(connection.recv()).await.unwrap().unwrap(), b"ping"[..]);
         drop(connection);
-        let said = said_by(child).await;
+        let said = guarded(child.rest()).await;
         assert_eq!(said.contains("uid_refused (65534)"), chosen == "tcp", "{said}");
     }
 }
 
 #[tokio::test]
 async fn a_server_of_another_user_gets_no_descriptors() {
-    let Some(mut child) = of_another_user(&format!("listen {TCP}")) else { return };
-    let uri = line(&mut child, "uri=");
+    if !has_another_user("a server of another user") {
+        return;
+    }
+    let mut child = of_another_user(&format!("listen {TCP}"));
+    let uri = guarded(child.says("uri=")).await;
     let mut connection = guarded(passing().build().unwrap().connect(&uri)).await.unwrap();
     assert_eq!(connection.report().chosen(), "tcp");
     assert_eq!(refused(connection.report()), Unavailable::PeerUid { uid: NOBODY });
@@ -166,26 +159,31 @@ async fn a_server_of_another_user_gets_no_descriptors() {
     let bytes: Vec<u8> = message.segments().iter().flat_map(|segment| segment.iter().copied()).collect();
     let theirs = String::from_utf8(bytes).unwrap();
     assert!(theirs.contains("host_not_proved"), "{theirs}");
-    said_by(child).await;
+    child.let_go();
+    guarded(child.rest()).await;
 }
 
 #[tokio::test]
 async fn an_abstract_name_serves_accepted_users_only() {
+    if !has_another_user("an abstract name") {
+        return;
+    }
     let name = |what: &str| format!("zc+unix://@places-{what}-{}", std::process::id());
     // The server refuses, and says so.
     let mut listener = Fabric::auto().unwrap().listen(&name("server")).await.unwrap();
-    let Some(child) = of_another_user(&name("server")) else { return };
-    let said = said_by(child).await;
+    let child = of_another_user(&name("server"));
+    let said = guarded(child.rest()).await;
     assert!(said.contains("no transport carries") && said.contains("peer_uid (65534)"), "{said}");
     assert!(futures::FutureExt::now_or_never(listener.accept()).is_none());
 
     // A squatter on the name hears nothing.
-    let mut squatter = of_another_user(&format!("listen {}", name("squatted"))).unwrap();
-    let uri = line(&mut squatter, "uri=");
+    let mut squatter = of_another_user(&format!("listen {}", name("squatted")));
+    let uri = guarded(squatter.says("uri=")).await;
     let error = guarded(Fabric::auto().unwrap().connect(&uri)).await.err().unwrap();
     let Error::NoTransport(report) = &error else { panic!("{error}") };
     assert_eq!(outcome(report, "tcp"), Outcome::Unavailable(Unavailable::PeerUid { uid: NOBODY }));
-    said_by(squatter).await;
+    squatter.let_go();
+    guarded(squatter.rest()).await;
 }
 
 /// The process that leaves its network namespace, which dies with it.
@@ -239,9 +237,8 @@ async fn another_network_namespace_is_told_apart_from_another_host() {
     let output = output.unwrap();
     assert!(output.status.success());
     let said = String::from_utf8_lossy(&output.stdout);
-    if said.contains("skipped:") {
-        println!("{said}");
-        return;
+    if let Some((_, why)) = said.split_once("skipped: ") {
+        return skipped("another network namespace", why.lines().next().unwrap_or_default());
     }
     assert!(said.contains("different_netns"), "{said}");
 }

@@ -136,12 +136,10 @@ async fn everything_works_over_tcp() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_works_over_unix_sockets() {
-    let dir = std::env::temp_dir().join(format!("zc-remote-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
+    let dir = tempfile::Builder::new().prefix("zc-remote-").tempdir().unwrap();
     // Where descriptors can travel, memory is shared.
     let mode = if cfg!(feature = "shm") { OneSided::Native } else { OneSided::Emulated };
-    guarded(everything_works(&format!("zc+unix://{}/socket", dir.display()), mode)).await;
-    std::fs::remove_dir_all(&dir).unwrap();
+    guarded(everything_works(&format!("zc+unix://{}/socket", dir.path().display()), mode)).await;
 }
 
 #[tokio::test]

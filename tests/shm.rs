@@ -11,6 +11,11 @@ use zc::{Connection, ConnectionError, Fabric, Sender};
 use zc_transport_shm::{ShmOptions, ShmTransport};
 use zc_transport_tcp::StreamLinks;
 
+#[path = "common/skipped.rs"]
+mod skipped;
+
+use skipped::skipped;
+
 fn run<F: Future>(future: F) -> F::Output {
     let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     rt.block_on(async { tokio::time::timeout(Duration::from_secs(60), future).await.expect("hangs") })
@@ -56,10 +61,8 @@ async fn ping_pong(uri: &str) {
 fn by_name_by_path_and_chosen_on_one_host() {
     run(async {
         ping_pong(&format!("zc+shm://test-{}", std::process::id())).await;
-        let dir = std::env::temp_dir().join(format!("zc-shm-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        ping_pong(&format!("zc+shm://{}", dir.join("s").display())).await;
-        std::fs::remove_dir_all(&dir).unwrap();
+        let dir = tempfile::Builder::new().prefix("zc-shm-").tempdir().unwrap();
+        ping_pong(&format!("zc+shm://{}", dir.path().join("s").display())).await;
         ping_pong("zc://127.0.0.1:0").await;
     });
 }
@@ -235,15 +238,9 @@ fn has_memory(what: &str, bytes: u64) -> bool {
     let free = line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024;
     let has = free > 2 * bytes;
     if !has {
-        skipped(what, &format!("{} MiB of memory are available, {} wanted", free >> 20, bytes >> 19));
+        skipped(what, format!("{} MiB of memory are available, {} wanted", free >> 20, bytes >> 19));
     }
     has
-}
-
-/// Past the test harness, which would show it for failed tests only.
-fn skipped(what: &str, why: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "skipped: {what}: {why}");
 }
 
 #[test]

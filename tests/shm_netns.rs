@@ -17,8 +17,11 @@ use zc_transport_tcp::TcpTransport;
 
 #[path = "common/leaving.rs"]
 mod leaving;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use leaving::{Leaving, leave};
+use skipped::skipped;
 
 const GUARD: Duration = Duration::from_secs(60);
 /// Set in the other process: where it connects to.
@@ -88,8 +91,8 @@ async fn with_other_namespace(uri: &str) -> Option<(SelectionReport, String)> {
             report = &mut served => (said.await.unwrap(), Some(report)),
         };
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        if said.contains("skipped:") {
-            println!("{said}");
+        if let Some((_, why)) = said.split_once("skipped: ") {
+            skipped("another network namespace", why.lines().next().unwrap_or_default());
             return None;
         }
         assert!(output.status.success(), "{said}");
@@ -113,10 +116,8 @@ async fn by_a_port_it_falls_back_and_says_why() {
 
 #[tokio::test]
 async fn by_a_path_it_shares_memory() {
-    let dir = std::env::temp_dir().join(format!("zc-netns-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let done = with_other_namespace(&format!("zc+shm://{}", dir.join("s").display())).await;
-    std::fs::remove_dir_all(&dir).unwrap();
+    let dir = tempfile::Builder::new().prefix("zc-netns-").tempdir().unwrap();
+    let done = with_other_namespace(&format!("zc+shm://{}", dir.path().join("s").display())).await;
     if let Some((report, _)) = done {
         assert_eq!(report.chosen(), "shm", "{report}");
     }

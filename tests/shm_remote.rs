@@ -226,3 +226,28 @@ fn who_trusts_nobody_grants_by_records() {
         assert_eq!(server.ledger().copied_at(CopyPlace::Remote), 4096);
     });
 }
+
+/// An operation that is done at once is no reason to keep others on the thread waiting.
+#[tokio::test]
+async fn who_writes_without_end_lets_others_have_their_turn() {
+    let fabric = Fabric::auto().unwrap();
+    let (owner, user) = pair(&fabric, &name("turns")).await;
+    let export = fabric.export(4096).unwrap();
+    let key = export.grant(&owner, Access::WRITE, ..).unwrap();
+    let stop = std::rc::Rc::new(std::cell::Cell::new(false));
+    let told = stop.clone();
+    let writes = async {
+        for _ in 0..100_000 {
+            if told.get() {
+                return;
+            }
+            user.remote().write(&key, 0, vec![1; 64]).await.unwrap();
+        }
+        panic!("nobody else had a turn");
+    };
+    let others = async {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        stop.set(true);
+    };
+    tokio::join!(writes, others);
+}

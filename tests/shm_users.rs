@@ -5,16 +5,22 @@
 #![cfg(all(feature = "tokio", feature = "tcp", feature = "shm"))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests")]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tempfile::TempDir;
 use zc::transport::Unavailable;
 use zc::{Connection, Deadlines, Error, Fabric, HandshakeFailed, Observer, Outcome, Policy, SelectionReport};
+
+#[path = "common/another_user.rs"]
+mod another_user;
+#[path = "common/skipped.rs"]
+mod skipped;
+
+use another_user::{AnotherUser, can_be_started};
 
 /// Users of whom nothing needs to be known.
 const ONE: u32 = 65534;
@@ -62,28 +68,21 @@ fn observed(policy: Policy, failed: &Arc<Failed>) -> Fabric {
     Fabric::auto_builder().policy(policy).deadlines(deadlines).observer(failed.clone()).build().unwrap()
 }
 
-/// A directory that everybody can enter, of this user.
-struct Dir(PathBuf);
+/// A directory that everybody can enter, of this user. Its name is new: nobody has put a link there.
+struct Dir(TempDir);
 
 impl Dir {
-    fn of(uid: u32, test: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("zc-users-{test}-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+    fn of(uid: u32) -> Self {
+        let dir = tempfile::Builder::new().prefix("zc-users-").tempdir().unwrap();
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).unwrap();
         chown(&dir, Some(uid), Some(uid)).unwrap();
         Self(dir)
     }
     fn socket(&self) -> PathBuf {
-        self.0.join("s")
+        self.0.path().join("s")
     }
     fn uri(&self) -> String {
         format!("zc+shm://{}", self.socket().display())
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -91,51 +90,8 @@ fn open_to_all(socket: &Path) {
     std::fs::set_permissions(socket, PermissionsExt::from_mode(0o666)).unwrap();
 }
 
-/// A process of another user; ended at the latest when it is dropped.
-struct User(Child);
-
-impl User {
-    fn start(uid: u32, task: &str) -> Self {
-        // Not by its path, which another user may not be able to follow.
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["--exact", "other_user", "--nocapture"]).env(TASK, task);
-        command.uid(uid).gid(uid).stdin(Stdio::piped()).stdout(Stdio::piped());
-        Self(command.spawn().unwrap())
-    }
-
-    /// The rest of its first line with this prefix.
-    async fn says(&mut self, prefix: &'static str) -> String {
-        let mut output = BufReader::new(self.0.stdout.take().unwrap());
-        let read = move || {
-            let mut seen = String::new();
-            loop {
-                let mut line = String::new();
-                assert!(output.read_line(&mut line).unwrap() > 0, "it did not say {prefix}: {seen}");
-                if let Some((_, rest)) = line.split_once(prefix) {
-                    return (rest.trim_end().to_owned(), output.into_inner());
-                }
-                seen += &line;
-            }
-        };
-        let (said, output) = tokio::task::spawn_blocking(read).await.unwrap();
-        self.0.stdout = Some(output);
-        said
-    }
-}
-
-impl Drop for User {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn may_start_users() -> bool {
-    let may = rustix::process::geteuid().is_root();
-    if !may {
-        println!("skipped: only root can start a process of another user");
-    }
-    may
+fn start(uid: u32, task: &str) -> AnotherUser {
+    AnotherUser::start(uid, "other_user", TASK, task)
 }
 
 /// The process of another user; without the variable there is nothing to do.
@@ -189,14 +145,14 @@ fn refused(uid: u32) -> Unavailable {
 /// Neither is root, so neither accepts the other; each knows by the kernel's word who that is.
 #[test]
 fn two_users_who_may_open_one_socket_refuse_each_other() {
-    if !may_start_users() {
+    if !can_be_started("two users", &[ONE, OTHER]) {
         return;
     }
     run(async {
-        let dir = Dir::of(ONE, "two");
-        let mut server = User::start(ONE, &format!("listen {}", dir.uri()));
+        let dir = Dir::of(ONE);
+        let mut server = start(ONE, &format!("listen {}", dir.uri()));
         server.says("listens:").await;
-        let mut client = User::start(OTHER, &format!("connect {}", dir.uri()));
+        let mut client = start(OTHER, &format!("connect {}", dir.uri()));
         let of_client = client.says("ended: ").await;
         assert_eq!(of_client, format!("{:?}", Outcome::Unavailable(refused(ONE))));
         let of_server = server.says("failed: ").await;
@@ -206,12 +162,12 @@ fn two_users_who_may_open_one_socket_refuse_each_other() {
 
 #[test]
 fn a_server_of_another_user_at_the_path_is_refused() {
-    if !may_start_users() {
+    if !can_be_started("a server of another user", &[ONE]) {
         return;
     }
     run(async {
-        let dir = Dir::of(ONE, "server");
-        let mut server = User::start(ONE, &format!("listen {}", dir.uri()));
+        let dir = Dir::of(ONE);
+        let mut server = start(ONE, &format!("listen {}", dir.uri()));
         server.says("listens:").await;
         let failed = Arc::<Failed>::default();
         let Err(Error::NoTransport(report)) = observed(Policy::default(), &failed).connect(&dir.uri()).await
@@ -227,15 +183,15 @@ fn a_server_of_another_user_at_the_path_is_refused() {
 
 #[test]
 fn a_stranger_who_may_open_the_socket_is_refused_all_the_same() {
-    if !may_start_users() {
+    if !can_be_started("a stranger", &[ONE]) {
         return;
     }
     run(async {
-        let dir = Dir::of(0, "client");
+        let dir = Dir::of(0);
         let failed = Arc::<Failed>::default();
         let _listener = observed(Policy::default(), &failed).listen(&dir.uri()).await.unwrap();
         open_to_all(&dir.socket());
-        let mut client = User::start(ONE, &format!("connect {}", dir.uri()));
+        let mut client = start(ONE, &format!("connect {}", dir.uri()));
         let said = client.says("ended: ").await;
         assert!(said.starts_with("Unavailable("), "{said}");
         let reason = failed.first().await;
@@ -245,14 +201,14 @@ fn a_stranger_who_may_open_the_socket_is_refused_all_the_same() {
 
 #[test]
 fn an_admitted_stranger_who_may_open_the_socket_shares_memory() {
-    if !may_start_users() {
+    if !can_be_started("an admitted stranger", &[ONE]) {
         return;
     }
     run(async {
-        let dir = Dir::of(0, "admitted");
+        let dir = Dir::of(0);
         let mut listener = fabric(Policy::default().accept_uids([ONE])).listen(&dir.uri()).await.unwrap();
         open_to_all(&dir.socket());
-        let mut client = User::start(ONE, &format!("connect {}", dir.uri()));
+        let mut client = start(ONE, &format!("connect {}", dir.uri()));
         let mut connection = listener.accept().await.unwrap();
         assert_eq!(client.says("ended: ").await, "shm");
         assert_eq!(connection.report().chosen(), "shm", "{}", connection.report());

@@ -108,25 +108,36 @@ fn due(at: Option<Instant>, now: Instant) -> bool {
 impl Driver {
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Option<Instant>, ConnectionError> {
         self.watch_link(cx)?;
+        let driven = self.drive(now);
         let is_empty = self.read(now);
         if is_empty && let Some(end) = &self.link_end {
             return Err(end.clone().into());
         }
-        if self.core.lock_tx().failed.is_some() {
-            return Ok(self.look_at);
-        }
         let mut next = self.look_at;
+        if self.core.lock_tx().failed.is_some() {
+            // Receiving goes on as long as the lane lets it: it tells its end by itself.
+            return Ok(sooner(next, driven.unwrap_or_default()));
+        }
+        next = sooner(next, driven?);
         next = sooner(next, self.keep_alive(now)?);
         next = sooner(next, self.end_idle(now));
-        if let Some(drive) = &mut self.drive {
-            let _deferral = Deferral::begin();
-            let polled = drive.poll_drive(&mut Context::from_waker(&self.core.tx_waker), now);
-            next = sooner(next, polled?);
-        }
         if let Err(error) = self.dismiss().and_then(|()| self.write()) {
             self.core.fail_sending(error);
         }
         Ok(next)
+    }
+
+    /// Polls the drive: in front of reading, since a message may need what it takes in, and also when sending has failed. After an
+    /// error of its own it is polled no more.
+    fn drive(&mut self, now: Instant) -> Result<Option<Instant>, LaneError> {
+        let Some(drive) = &mut self.drive else { return Ok(None) };
+        let deferral = Deferral::begin();
+        let driven = drive.poll_drive(&mut Context::from_waker(&self.core.tx_waker), now);
+        drop(deferral);
+        if driven.is_err() {
+            self.drive = None;
+        }
+        driven
     }
 
     /// Reads when somebody asked for it, or when the receiver has not come back in time. True if the lane
@@ -152,7 +163,8 @@ impl Driver {
                 || (watch.is_armed() && !last_chance)
                 || self.core.poll_ingest(&mut rx, Look::Armed).is_pending()
             {
-                return !rx.ended;
+                // One that has called us at once goes on later.
+                return !rx.ended && watch.is_armed();
             }
             if rx.waiting && (!rx.arrived.inbox.is_empty() || rx.end().is_some()) {
                 watch.wake_receiver();

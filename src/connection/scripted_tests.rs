@@ -659,3 +659,126 @@ async fn goes_on_for_an_hour(idle: Option<Duration>) {
     let after = began.elapsed();
     assert!(hour < after && after < hour + Duration::from_secs(60), "{after:?}");
 }
+
+/// What is in front of messages until the drive takes it away, once that may.
+#[derive(Default)]
+struct Gate {
+    may_open: bool,
+    is_open: bool,
+    rx: Option<Waker>,
+    drive: Option<Waker>,
+}
+
+/// Messages behind a gate, which is there again after each of them.
+struct Behind(Script, Arc<Mutex<Gate>>);
+
+impl LaneRx for Behind {
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<Frame>,
+    ) -> Poll<Result<Received, LaneError>> {
+        let mut gate = self.1.lock();
+        gate.rx = Some(cx.waker().clone());
+        if std::mem::take(&mut gate.is_open) { self.0.poll_recv(cx, out) } else { Poll::Pending }
+    }
+    fn release(&mut self, _: usize) {}
+    fn try_recv(&mut self, _: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
+        Ok(None)
+    }
+}
+
+struct Opens(Arc<Mutex<Gate>>);
+
+impl LaneDrive for Opens {
+    fn poll_drive(&mut self, cx: &mut Context<'_>, _: Instant) -> Result<Option<Instant>, LaneError> {
+        let mut gate = self.0.lock();
+        gate.drive = Some(cx.waker().clone());
+        gate.is_open = gate.may_open;
+        let woken = if gate.is_open { gate.rx.take() } else { None };
+        drop(gate);
+        woken.into_iter().for_each(Waker::wake);
+        Ok(None)
+    }
+}
+
+fn start_behind(
+    gate: &Arc<Mutex<Gate>>,
+    tx: Box<dyn LaneTx>,
+    link: Option<Box<dyn ControlLink>>,
+) -> Connection {
+    let limits = LaneLimits::default();
+    let lane = Lane {
+        tx,
+        rx: Box::new(Behind(Script([data(1)].into()), gate.clone())),
+        drive: Some(Box::new(Opens(gate.clone()))),
+        remote: None,
+        caps: Caps::stream(),
+        leases: LeaseBudget::new(limits.lease_soft, limits.lease_hard),
+    };
+    let options = ConnectionOptions { polling: Polling::Interrupt, ..ConnectionOptions::default() };
+    start_whole(lane, link, Arc::new(TokioReactor::new()), Arc::new(TracingObserver), options)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_is_driven_as_long_as_it_may_have_messages_though_sending_failed() {
+    let gate = Arc::new(Mutex::new(Gate::default()));
+    let mut conn = start_behind(&gate, Box::new(Faulty::default()), None);
+    settle().await;
+    conn.sender().flush().await.unwrap_err();
+    settle().await;
+    let drive = {
+        let mut gate = gate.lock();
+        gate.may_open = true;
+        gate.drive.take()
+    };
+    drive.unwrap().wake();
+    assert_eq!(conn.recv().await.unwrap().unwrap(), b"data"[..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_is_driven_before_it_is_looked_at_for_the_last_time() {
+    let gate = Arc::new(Mutex::new(Gate { may_open: true, ..Gate::default() }));
+    let mut conn = start_behind(&gate, Box::new(Sinkhole(0)), Some(Box::new(Ended)));
+    assert_eq!(conn.recv().await.unwrap().unwrap(), b"data"[..]);
+    let error = conn.recv().await.unwrap_err();
+    assert!(matches!(error, ConnectionError::Lane(LaneError::PeerGone(_))), "{error}");
+}
+
+/// Lets others go first in front of each message.
+struct Polite(Script, bool);
+
+impl LaneRx for Polite {
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<Frame>,
+    ) -> Poll<Result<Received, LaneError>> {
+        self.1 = !self.1;
+        if self.1 && !self.0.0.is_empty() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.0.poll_recv(cx, out)
+    }
+    fn release(&mut self, _: usize) {}
+    fn try_recv(&mut self, _: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
+        Ok(None)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_goes_on_in_another_turn_is_not_empty() {
+    let began = tokio::time::Instant::now();
+    let (reactor, observer) = (Arc::new(TokioReactor::new()), Arc::new(TracingObserver));
+    let options = ConnectionOptions { polling: Polling::Interrupt, ..ConnectionOptions::default() };
+    let rx = Box::new(Polite(Script((1..=3).map(data).collect()), false));
+    let link = Some(Box::new(Ended) as Box<dyn ControlLink>);
+    let mut conn = start_lane(Box::new(Sinkhole(0)), rx, link, reactor, observer, options);
+    for _ in 0..3 {
+        assert_eq!(conn.recv().await.unwrap().unwrap(), b"data"[..]);
+    }
+    let error = conn.recv().await.unwrap_err();
+    assert!(matches!(error, ConnectionError::Lane(LaneError::PeerGone(_))), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}

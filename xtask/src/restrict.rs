@@ -18,8 +18,8 @@ use crate::sys;
 /// The hidden subcommand.
 pub(crate) const RESTRICT: &str = "__restrict";
 /// A user without a name, of whom there is no other process.
-const ORDINARY: u32 = 65533;
-const NOBODY: u32 = 65534;
+pub(crate) const ORDINARY: u32 = 65533;
+pub(crate) const NOBODY: u32 = 65534;
 const EXIT_CANNOT_RESTRICT: u8 = 126;
 /// `ulimit -l 64`.
 const MEMLOCK_BYTES: u64 = 64 << 10;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, poll_within};
 use crate::error::{Error, ErrorKind, Executed};
 use crate::link::{Half, Link};
 use crate::proto::{BodyItem, Code, Key};
@@ -89,27 +89,28 @@ impl Body {
 
 impl Incoming {
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let key = self.key;
-        // First: what comes in may never end.
-        if has_passed(&mut self.deadline, cx) {
-            self.link.with(|state| state.endpoint.cancel(key, Code::CANCEL));
-            return Poll::Ready(Some(Err(Error::new(ErrorKind::Deadline, Executed::Maybe))));
-        }
-        self.link.with(|state| match state.endpoint.take_body(key) {
-            BodyItem::Pending => {
-                state.wait(key, Half::Rx, cx);
-                Poll::Pending
-            }
-            BodyItem::Data(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-            BodyItem::Trailers(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
-            BodyItem::End => Poll::Ready(None),
-            BodyItem::Failed(ended) => Poll::Ready(Some(Err(Error::of_call(ended, state.cause.as_ref())))),
+        let Self { link, key, deadline } = self;
+        let taken = poll_within(deadline, cx, |cx| {
+            link.with(|state| match state.endpoint.take_body(*key) {
+                BodyItem::Pending => {
+                    state.wait(*key, Half::Rx, cx);
+                    Poll::Pending
+                }
+                BodyItem::Data(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                BodyItem::Trailers(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                BodyItem::End => Poll::Ready(None),
+                BodyItem::Failed(ended) => {
+                    Poll::Ready(Some(Err(Error::of_call(ended, state.cause.as_ref()))))
+                }
+            })
+        });
+        taken.map(|taken| {
+            taken.unwrap_or_else(|| {
+                link.with(|state| state.endpoint.cancel(*key, Code::CANCEL));
+                Some(Err(Error::new(ErrorKind::Deadline, Executed::Maybe)))
+            })
         })
     }
-}
-
-fn has_passed(deadline: &mut Option<Deadline>, cx: &mut Context<'_>) -> bool {
-    deadline.as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready())
 }
 
 /// A body that came over HTTP/1 or HTTP/2.
@@ -123,11 +124,11 @@ struct Http {
 impl Http {
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         use http_body::Body as _;
-        if has_passed(&mut self.deadline, cx) {
-            return Poll::Ready(Some(Err(Error::new(ErrorKind::Deadline, Executed::Maybe))));
-        }
+        let Self { body, deadline } = self;
+        let late = || Some(Err(Error::new(ErrorKind::Deadline, Executed::Maybe)));
         let failed = |error: hyper::Error| Error::new(ErrorKind::Http(Arc::new(error)), Executed::Maybe);
-        Pin::new(&mut self.body).poll_frame(cx).map_err(failed)
+        poll_within(deadline, cx, |cx| Pin::new(body).poll_frame(cx).map_err(failed))
+            .map(|frame| frame.unwrap_or_else(late))
     }
 }
 

@@ -73,6 +73,11 @@ impl From<Due> for Deadline {
 
 impl Deadline {
     /// Also true for a task that has used up its turn: then timers are not ready, and a body that always is could go on for ever.
+    pub(crate) fn has_passed(&self) -> bool {
+        self.due.has_passed()
+    }
+
+    /// For who has to wait: what is ready needs no timer.
     pub(crate) fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.due.has_passed() {
             return Poll::Ready(());
@@ -85,11 +90,23 @@ impl Deadline {
 /// What the future comes to, if its deadline has not passed by then.
 pub(crate) async fn within<F: Future>(deadline: &mut Option<Deadline>, future: F) -> Option<F::Output> {
     let mut future = std::pin::pin!(future);
-    poll_fn(|cx| match deadline.as_mut().map(|deadline| deadline.poll_passed(cx)) {
-        Some(Poll::Ready(())) => Poll::Ready(None),
-        _ => future.as_mut().poll(cx).map(Some),
-    })
-    .await
+    poll_fn(|cx| poll_within(deadline, cx, |cx| future.as_mut().poll(cx))).await
+}
+
+/// What is polled, if its deadline has not passed; none if it has. The deadline comes first: what is polled may never end.
+pub(crate) fn poll_within<T>(
+    deadline: &mut Option<Deadline>,
+    cx: &mut Context<'_>,
+    poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+) -> Poll<Option<T>> {
+    let Some(deadline) = deadline else { return poll(cx).map(Some) };
+    if deadline.has_passed() {
+        return Poll::Ready(None);
+    }
+    match poll(cx) {
+        Poll::Ready(ready) => Poll::Ready(Some(ready)),
+        Poll::Pending => deadline.poll_passed(cx).map(|()| None),
+    }
 }
 
 /// `None` when it is no timeout: then there is none, as with HTTP/2.
@@ -123,6 +140,16 @@ fn format(left: Duration) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_ready_needs_no_timer() {
+        let headers = HeaderMap::from_iter([(NAME, HeaderValue::from_static("1H"))]);
+        let mut deadline = Due::of(&headers).map(Deadline::from);
+        // Without a runtime a timer would panic.
+        let ready = futures::FutureExt::now_or_never(within(&mut deadline, std::future::ready(7)));
+        assert_eq!(ready, Some(Some(7)));
+        assert!(deadline.unwrap().timer.is_none());
+    }
 
     #[test]
     fn what_is_a_timeout() {

@@ -163,10 +163,20 @@ impl Error {
         match &self.kind {
             ErrorKind::Reset(code) => *code == Code::REFUSED,
             #[cfg(feature = "hyper")]
-            ErrorKind::Http(_) => self.executed == Executed::No,
+            ErrorKind::Http(error) => is_refused_stream(&**error),
             _ => false,
         }
     }
+}
+
+/// What ended with its connection, or was given back by it, is no refusal: the server may be gone.
+#[cfg(feature = "hyper")]
+fn is_refused_stream(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut errors = std::iter::successors(Some(error), |error| error.source());
+    let of_stream = errors.find_map(|error| error.downcast_ref::<h2::Error>());
+    of_stream.is_some_and(|error| {
+        error.is_remote() && error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)
+    })
 }
 
 impl fmt::Debug for Error {

@@ -11,12 +11,12 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use http::{Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt, Empty, StreamBody, combinators::BoxBody};
+use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::BoxBody};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{Service, service_fn};
 use zc::Fabric;
-use zc_http::{Body, BoxError, Channel, Error, ErrorKind, Executed, Limits, Listening, Server};
+use zc_http::{Body, BoxError, Channel, Code, Error, ErrorKind, Executed, Limits, Listening, Server};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -144,6 +144,39 @@ async fn an_answer_that_never_ends_does_whether_it_is_read_or_not() {
         // Nor does it hold its place.
         channel.ping().await.unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_handed_over_whole_and_not_read_ends() {
+    const SIZE: usize = 10 << 20;
+    let fabric = Fabric::auto().unwrap();
+    let uri = "zc+mem://deadlines-whole";
+    let listener = fabric.listen(uri).await.unwrap();
+    let service = service_fn(|_request: Request<Body>| async {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![7; SIZE]))))
+    });
+    // While an answer counts as running, the next one is refused.
+    tokio::spawn(Server::new().concurrency_limit(1).serve(listener, service));
+    let mut channel = Channel::new(&fabric, uri).unwrap();
+    let is_refused = async |mut channel: Channel| match channel.call(request("/", None)).await {
+        Ok(answer) => {
+            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), SIZE);
+            false
+        }
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::Reset(Code::REFUSED)), "{error:?}");
+            true
+        }
+    };
+    let _unread = channel.call(request("/", Some("250m"))).await.unwrap();
+    sleep(LATE / 2).await;
+    assert!(is_refused(channel.clone()).await, "it still waits to be taken");
+    sleep(LATE).await;
+    assert!(!is_refused(channel.clone()).await, "its deadline has passed");
+    // And what is taken in time no longer counts, and is whole.
+    let read = channel.call(request("/", Some("250m"))).await.unwrap();
+    assert_eq!(read.into_body().collect().await.unwrap().to_bytes().len(), SIZE);
+    assert!(!is_refused(channel.clone()).await);
 }
 
 #[tokio::test(start_paused = true)]

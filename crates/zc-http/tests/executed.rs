@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests")]
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
+use tokio::sync::Notify;
 use tower::{ServiceExt, service_fn};
 use zc::Fabric;
-use zc_http::{Body, Channel, ErrorKind, Executed, Server};
+use zc_http::{Body, BoxError, Channel, ErrorKind, Executed, Server};
 
 #[tokio::test]
 async fn a_body_that_fails_at_once_fails_before_anything_was_sent() {
@@ -26,6 +29,41 @@ async fn a_body_that_fails_at_once_fails_before_anything_was_sent() {
     // Making it again would fail again.
     assert_eq!((failed.executed(), failed.is_retryable()), (Executed::No, false));
     channel.ping().await.unwrap();
+}
+
+/// Becomes an error only after a while.
+struct Slow;
+
+impl From<Slow> for BoxError {
+    fn from(_: Slow) -> Self {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        "my own error".into()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_fails_later_says_why() {
+    let fabric = Fabric::auto().unwrap();
+    let listener = fabric.listen("zc+mem://executed-later").await.unwrap();
+    let came = Arc::new(Notify::new());
+    let never = {
+        let came = came.clone();
+        service_fn(move |_request: Request<Body>| {
+            came.notify_one();
+            std::future::pending::<Result<Response<Body>, std::convert::Infallible>>()
+        })
+    };
+    tokio::spawn(Server::new().serve(listener, never));
+    let channel = Channel::new(&fabric, "zc+mem://executed-later").unwrap();
+    channel.connect().await.unwrap();
+    let later = futures::stream::once(async move {
+        came.notified().await;
+        Err::<Frame<Bytes>, _>(Slow)
+    });
+    let call = channel.clone().oneshot(Request::post("/").body(StreamBody::new(later)).unwrap());
+    let failed = tokio::spawn(call).await.unwrap().unwrap_err();
+    assert!(matches!(failed.kind(), ErrorKind::Body(_)), "{failed:?}");
+    assert_eq!(failed.executed(), Executed::Maybe);
 }
 
 #[cfg(feature = "hyper")]

@@ -264,12 +264,18 @@ async fn deadlines_and_limits_are_those_of_zc() {
     assert!(began.elapsed() < Duration::from_secs(1));
     // The one place is free again; then it is taken.
     let taken = sender.send_request(get("/half", &[])).await.unwrap();
-    let refused = sender.send_request(get("/echo", &grpc)).await.unwrap();
-    assert_eq!(refused.headers()["grpc-status"], "14");
-    assert_eq!(sender.send_request(get("/echo", &[])).await.unwrap().status(), 503);
+    for headers in [&grpc[..], &[]] {
+        let refused = sender.send_request(get("/echo", headers)).await.unwrap_err();
+        let refused = std::error::Error::source(&refused).unwrap().downcast_ref::<h2::Error>().unwrap();
+        assert!(refused.is_reset() && refused.reason() == Some(h2::Reason::REFUSED_STREAM), "{refused:?}");
+    }
+    let client = fabric.connect_plain("zc+mem://mixed-limits").await.unwrap();
+    let (mut http1, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
+    tokio::spawn(connection);
+    assert_eq!(http1.send_request(get("/echo", &[])).await.unwrap().status(), 503);
     drop(taken);
     let free = async {
-        while sender.send_request(get("/echo", &[])).await.unwrap().status() != 200 {
+        while sender.send_request(get("/echo", &[])).await.is_err() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };

@@ -12,6 +12,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::task::JoinHandle;
 use tower::{ServiceExt, service_fn};
 use zc::Fabric;
 use zc_http::{Body, Channel, Limits, Protocol, Server, ZcIncoming};
@@ -92,10 +93,19 @@ async fn questions_that_nobody_reads_do_the_same_at_the_server() {
         let mut sender = sender.clone();
         tokio::spawn(async move { sender.send_request(request).await.unwrap().into_body().collect().await })
     };
-    let _stalled: Vec<_> = (0..20).map(|_| call("/stall")).collect();
+    let mut stalled: Vec<_> = (0..20).map(|_| call("/stall")).collect();
     tokio::time::sleep(LONG).await;
     for _ in 0..10 {
         let echoed = tokio::time::timeout(LONG, call("/echo")).await.expect("it waits").unwrap();
         assert_eq!(echoed.unwrap().to_bytes().len(), 2 * WINDOW as usize);
     }
+    // One more, and nothing is left: until one is given up.
+    stalled.push(call("/stall"));
+    tokio::time::sleep(LONG).await;
+    assert!(!stalled.iter().any(JoinHandle::is_finished), "one was answered, or refused");
+    let mut waits = call("/echo");
+    assert!(tokio::time::timeout(LONG, &mut waits).await.is_err(), "the page says less than is true");
+    stalled.pop().unwrap().abort();
+    let echoed = tokio::time::timeout(LONG, waits).await.expect("it waits").unwrap();
+    assert_eq!(echoed.unwrap().to_bytes().len(), 2 * WINDOW as usize);
 }

@@ -86,7 +86,8 @@ pub const MAX_REPORTS: usize = 1024;
 /// Descriptors that a peer may send ahead of their entries in the ring; one more is an error.
 pub const MAX_PENDING_DESCRIPTORS: usize = 8;
 /// How long a lane waits for a descriptor when it needs memory of the peer that came and the process has none left, milliseconds;
-/// then it ends. What was sent before that memory is received meanwhile ...
+/// then it ends. What was sent before that memory is received meanwhile. So long it is also waited for after the end, from a peer that
+/// neither sends it nor ends its link ...
 pub const DESCRIPTOR_WAIT_MS: u64 = 10_000;
 /// ... and how often it looks for one.
 pub const DESCRIPTOR_LOOK_MS: u64 = 50;

@@ -357,7 +357,8 @@ fn loom_calls_heard_aside_lose_no_wake_up() {
     loom::model(|| calls_lose_no_wake_up(2, true));
 }
 
-/// The sending half as it watches for what comes back while nobody waits for it: `Tx::wait_for_returns`.
+/// The sending half as it watches for what the peer gives back while nobody waits for it: a part of `Tx::wait_for_returns`. What is
+/// given back on this side wakes the half itself.
 struct Watching {
     cells: Cells,
     sleeper: Sleeper<Cells>,

@@ -8,6 +8,7 @@ use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
 use crate::common::process::Killed;
+use crate::common::skipped::skipped;
 use crate::common::{End, Setup, TokioReactor, body, data, run, try_end};
 use crate::offer::ShmOffer;
 use crate::transport::{ShmTransport, own_uid};
@@ -31,7 +32,7 @@ fn offer_of(uid: u32) -> Offer {
     offer
 }
 
-/// One message each way, written and read in place.
+/// One message each way, with the trust that a policy gives on demand: written and read in place.
 async fn exchange(mut end: End, role: Role) {
     let mut buf = end.alloc(LEN).await;
     buf.put_slice(&body(LEN, 1));
@@ -51,8 +52,9 @@ async fn exchange(mut end: End, role: Role) {
     }
 }
 
+/// The kernel says who is the same user, whatever number the peer has for itself. How far it is trusted is said by the policy.
 #[test]
-fn the_same_user_in_another_namespace_is_trusted() {
+fn the_same_user_in_another_namespace_is_lent_to_as_it_is_trusted() {
     let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     if let Ok(told) = std::env::var(PEER_OF) {
         let (name, uid) = told.split_once(' ').unwrap();
@@ -66,14 +68,17 @@ fn the_same_user_in_another_namespace_is_trusted() {
         });
     }
     if !inside().arg("true").output().is_ok_and(|done| done.status.success()) {
-        return println!("skipped: no user namespace can be made here");
+        return skipped("the same user in another namespace", "no user namespace can be made here");
     }
     run(async {
         let name = format!("zc-shm-namespace-{}", std::process::id());
         let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
         let mut child = inside();
         child.arg(std::env::current_exe().unwrap()).env(PEER_OF, format!("{name} {}", own_uid()));
-        child.args(["--exact", "namespace_tests::the_same_user_in_another_namespace_is_trusted"]);
+        child.args([
+            "--exact",
+            "namespace_tests::the_same_user_in_another_namespace_is_lent_to_as_it_is_trusted",
+        ]);
         let mut child = Killed(child.stdout(Stdio::null()).spawn().unwrap());
         let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
         assert_eq!(link.peer_cred().unwrap().uid, own_uid());

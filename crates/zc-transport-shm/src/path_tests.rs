@@ -1,6 +1,5 @@
 //! A listener at a path that is killed leaves its socket there: who listens next takes its place.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +13,6 @@ use crate::transport::ShmTransport;
 
 /// The listener that is to be killed is told its address by this.
 const LISTEN_AT: &str = "ZC_SHM_TEST_LISTEN_AT";
-
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn fabric() -> Fabric {
     let builder = Fabric::builder().transport(Arc::new(ShmTransport::default())).links(Arc::new(StreamLinks));
@@ -49,9 +40,8 @@ fn a_killed_listener_is_replaced_at_its_path() {
         });
     }
     run(async {
-        let folder = Folder(std::env::temp_dir().join(format!("zc-shm-path-{}", std::process::id())));
-        std::fs::create_dir(&folder.0).unwrap();
-        let path = folder.0.join("socket");
+        let folder = tempfile::Builder::new().prefix("zc-shm-path-").tempdir().unwrap();
+        let path = folder.path().join("socket");
         let uri = format!("zc+shm://{}", path.display());
         let mut first = Command::new(std::env::current_exe().unwrap());
         first.args(["--exact", "path_tests::a_killed_listener_is_replaced_at_its_path"]);

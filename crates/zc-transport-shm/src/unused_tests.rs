@@ -24,11 +24,13 @@ struct Served {
     woken: Arc<Woken>,
     now: Instant,
     timer: Option<Instant>,
+    /// The application takes what comes.
+    reads: bool,
 }
 
 impl Served {
     fn new(end: End) -> Self {
-        Self { end, woken: Arc::default(), now: Instant::now(), timer: None }
+        Self { end, woken: Arc::default(), now: Instant::now(), timer: None, reads: true }
     }
 
     fn turn(&mut self) {
@@ -36,7 +38,7 @@ impl Served {
         let cx = &mut Context::from_waker(&waker);
         self.timer = self.end.lane.drive.as_mut().unwrap().poll_drive(cx, self.now).unwrap();
         assert!(self.end.lane.tx.poll_flush(cx).is_ready());
-        assert!(self.end.lane.rx.poll_recv(cx, &mut Batch::new()).is_pending());
+        assert!(!self.reads || self.end.lane.rx.poll_recv(cx, &mut Batch::new()).is_pending());
     }
 
     /// Turns until nobody asks for one, timers aside.
@@ -133,6 +135,31 @@ fn what_we_keep_costs_no_timer_and_is_looked_for_when_it_is_back() {
         a.run_timers().await;
         assert_eq!(arenas(), 1);
         drop(kept);
+        a.until_woken().await;
+        assert!(a.timer.is_some(), "nobody looks any more");
+        assert!((1..=3).contains(&a.run_timers().await));
+        assert_eq!(arenas(), 0);
+    });
+}
+
+#[test]
+fn what_is_given_back_before_it_is_read_is_looked_for_when_it_is_read() {
+    let _alone = ALONE.lock();
+    run(async {
+        let (a, mut b) = pair(&Setup::default()).await;
+        let mut a = Served::new(a);
+        a.reads = false;
+        a.send(LEN).await;
+        for frame in b.recv().await.unwrap() {
+            b.send(frame).await.unwrap();
+        }
+        // A look finds that it was given back, and that it lies in the ring.
+        assert!((1..=3).contains(&a.run_timers().await));
+        assert_eq!((arenas(), a.timer), (1, None));
+        let mut came = Batch::new();
+        let waker = Waker::from(a.woken.clone());
+        assert!(a.end.lane.rx.poll_recv(&mut Context::from_waker(&waker), &mut came).is_ready());
+        assert_eq!(came.drain().count(), 1);
         a.until_woken().await;
         assert!(a.timer.is_some(), "nobody looks any more");
         assert!((1..=3).contains(&a.run_timers().await));

@@ -12,16 +12,17 @@
     missing_docs
 )]
 
+#[path = "../../../tests/common/another_user.rs"]
+mod another_user;
 mod common;
 
 use std::cell::Cell;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use another_user::{AnotherUser, can_be_started};
 use common::process::{descriptors, mappings};
 use common::*;
 use zc::{Connection, ConnectionError, Deadlines, Error, Fabric, Outcome, Policy, SelectionReport};
@@ -88,52 +89,13 @@ fn parts(lens: impl IntoIterator<Item = usize>) -> (u64, u64) {
     )
 }
 
-struct Stranger(Child);
-
-impl Stranger {
-    /// `None` if we may not start a process of another user.
-    fn start(task: &str) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: only root can start a process of another user");
-            return None;
-        }
-        // Not by its path, which another user may not be able to follow.
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["--exact", "stranger_process", "--nocapture"]).env(TASK, task);
-        command.uid(STRANGER).gid(STRANGER).stdin(Stdio::piped()).stdout(Stdio::piped());
-        match command.spawn() {
-            Ok(child) => Some(Self(child)),
-            Err(error) => {
-                println!("skipped: no process of user {STRANGER}: {error}");
-                None
-            }
-        }
-    }
-
-    /// The first line with this prefix, without it.
-    fn line(&mut self, prefix: &str) -> String {
-        let mut lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines();
-        let found = lines.find_map(|line| line.unwrap().split_once(prefix).map(|(_, rest)| rest.to_owned()));
-        found.expect("the stranger did not say it")
-    }
-
-    /// Waits for its end, which is good, and returns all that it said.
-    async fn said(mut self) -> String {
-        let said = tokio::task::spawn_blocking(move || {
-            let mut said = String::new();
-            self.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-            assert!(self.0.wait().unwrap().success(), "{said}");
-            said
-        });
-        said.await.unwrap()
-    }
+/// Whether there can be a stranger.
+fn has_stranger(what: &str) -> bool {
+    can_be_started(what, &[STRANGER])
 }
 
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn start(task: &str) -> AnotherUser {
+    AnotherUser::start(STRANGER, "stranger_process", TASK, task)
 }
 
 /// The process of the other user; without the variable there is nothing to do.
@@ -252,10 +214,13 @@ async fn all_came_back(descriptors_before: usize) {
 
 #[test]
 fn by_default_a_stranger_gets_a_stream_and_both_sides_know_why() {
+    if !has_stranger("a stranger by default") {
+        return;
+    }
     let _alone = alone();
     run(async {
         let mut listener = fabric(Policy::default()).listen("zc://127.0.0.1:0").await.unwrap();
-        let Some(stranger) = Stranger::start(&format!("connect {}", listener.local_uri())) else { return };
+        let stranger = start(&format!("connect {}", listener.local_uri()));
         let mut connection = listener.accept().await.unwrap();
         assert_eq!(connection.report().chosen(), "tcp", "{}", connection.report());
         let why = Unavailable::PeerUid { uid: STRANGER };
@@ -265,29 +230,32 @@ fn by_default_a_stranger_gets_a_stream_and_both_sides_know_why() {
         assert!(connection.recv().await.unwrap().unwrap() == *message(1, 5000));
         assert_eq!(mappings(), 0, "there is memory for a stranger");
         drop_in_order(connection).await;
-        let said = stranger.said().await;
+        let said = stranger.rest().await;
         assert!(said.contains(&format!("uid_refused ({STRANGER})")), "{said}");
     });
 }
 
 #[test]
 fn by_default_a_server_of_a_stranger_gets_no_memory_either() {
+    if !has_stranger("a server of a stranger") {
+        return;
+    }
     let _alone = alone();
     run(async {
         // By TCP there is something to fall back to.
-        let Some(mut stranger) = Stranger::start("listen zc://127.0.0.1:0") else { return };
-        let uri = stranger.line("uri=");
+        let mut stranger = start("listen zc://127.0.0.1:0");
+        let uri = stranger.says("uri=").await;
         let connection = fabric(Policy::default()).connect(&uri).await.unwrap();
         assert_eq!(connection.report().chosen(), "tcp", "{}", connection.report());
         let why = Outcome::Unavailable(Unavailable::PeerUid { uid: STRANGER });
         assert_eq!(shm_outcome(connection.report()), why);
         assert_eq!(mappings(), 0, "there is memory for a stranger");
         drop_in_order(connection).await;
-        stranger.said().await;
+        stranger.rest().await;
 
         // By the name of shared memory there is not: it may be squatted.
-        let mut squatter = Stranger::start(&format!("listen {}", name("squatted"))).unwrap();
-        let uri = squatter.line("uri=");
+        let mut squatter = start(&format!("listen {}", name("squatted")));
+        let uri = squatter.says("uri=").await;
         let Err(Error::NoTransport(report)) = fabric(Policy::default()).connect(&uri).await else {
             panic!("it talks to whoever has the name")
         };
@@ -298,24 +266,25 @@ fn by_default_a_server_of_a_stranger_gets_no_memory_either() {
 
 #[test]
 fn by_default_a_stranger_finds_the_names_of_shared_memory_closed() {
+    if !has_stranger("closed names") {
+        return;
+    }
     let _alone = alone();
     run(async {
         let by_name = fabric(Policy::default()).listen(&name("closed")).await.unwrap();
-        let Some(stranger) = Stranger::start(&format!("connect {}", by_name.local_uri())) else { return };
-        let said = stranger.said().await;
+        let stranger = start(&format!("connect {}", by_name.local_uri()));
+        let said = stranger.rest().await;
         assert!(said.contains("refused: ") && said.contains("peer_uid (65534)"), "{said}");
 
         // A socket in a directory that everybody can enter has the mode 0600.
-        let dir = std::env::temp_dir().join(format!("zc-strangers-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+        let dir = tempfile::Builder::new().prefix("zc-strangers-").tempdir().unwrap();
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).unwrap();
-        let uri = format!("zc+shm://{}", dir.join("s").display());
+        let uri = format!("zc+shm://{}", dir.path().join("s").display());
         let by_path = fabric(Policy::default()).listen(&uri).await.unwrap();
-        let said = Stranger::start(&format!("connect {uri}")).unwrap().said().await;
+        let said = start(&format!("connect {uri}")).rest().await;
         assert!(said.contains("refused: ") && said.contains("Permission denied"), "{said}");
         assert_eq!(mappings(), 0);
         drop((by_name, by_path));
-        std::fs::remove_dir_all(&dir).unwrap();
     });
 }
 
@@ -354,6 +323,9 @@ async fn talk_to_a_stranger(connection: &mut Connection) {
 
 #[test]
 fn an_admitted_stranger_is_copied_out_on_both_sides() {
+    if !has_stranger("an admitted stranger") {
+        return;
+    }
     let _alone = alone();
     run(async {
         // Tokio's own descriptors are there once something waits.
@@ -362,21 +334,19 @@ fn an_admitted_stranger_is_copied_out_on_both_sides() {
         let copied = format!("copied out {}", 3 * parts(SIZES).0);
         for uri in ["zc://127.0.0.1:0".to_owned(), name("admitted")] {
             let mut listener = admitting().listen(&uri).await.unwrap();
-            let Some(stranger) = Stranger::start(&format!("connect {}", listener.local_uri())) else {
-                return;
-            };
+            let stranger = start(&format!("connect {}", listener.local_uri()));
             let mut connection = listener.accept().await.unwrap();
             talk_to_a_stranger(&mut connection).await;
             drop_in_order(connection).await;
-            let said = stranger.said().await;
+            let said = stranger.rest().await;
             assert!(said.contains(&copied), "{said}");
         }
         // Its own server, which need not be told to accept root.
-        let mut stranger = Stranger::start(&format!("listen {}", name("served"))).unwrap();
-        let mut connection = admitting().connect(&stranger.line("uri=")).await.unwrap();
+        let mut stranger = start(&format!("listen {}", name("served")));
+        let mut connection = admitting().connect(&stranger.says("uri=").await).await.unwrap();
         talk_to_a_stranger(&mut connection).await;
         drop_in_order(connection).await;
-        let said = stranger.said().await;
+        let said = stranger.rest().await;
         assert!(said.contains(&copied), "{said}");
         all_came_back(before).await;
     });
@@ -384,13 +354,16 @@ fn an_admitted_stranger_is_copied_out_on_both_sides() {
 
 #[test]
 fn killed_strangers_are_noticed_and_leave_nothing() {
+    if !has_stranger("killed strangers") {
+        return;
+    }
     let _alone = alone();
     run(async {
         let mut listener = admitting().listen(&name("killed")).await.unwrap();
         let before = descriptors();
         for at in 0..KILLS {
             let task = format!("flood {}", listener.local_uri());
-            let Some(mut stranger) = Stranger::start(&task) else { return };
+            let stranger = start(&task);
             let connection = listener.accept().await.unwrap();
             assert_eq!(connection.caps().zero_copy_rx, ZeroCopy::Never);
             // From the first message on, and at some point of the flood.
@@ -399,8 +372,7 @@ fn killed_strangers_are_noticed_and_leave_nothing() {
             let killer = std::thread::spawn(move || {
                 first.recv_timeout(GUARD).unwrap();
                 std::thread::sleep(after);
-                stranger.0.kill().unwrap();
-                stranger.0.wait().unwrap();
+                drop(stranger);
             });
             let last = Cell::new(0);
             let seen = |seq| {

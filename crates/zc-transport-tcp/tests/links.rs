@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
 mod common;
+#[path = "../../../tests/common/skipped.rs"]
+mod skipped;
 
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::sync::Arc;
 
 use common::*;
+use skipped::skipped;
 use zc_core::transport::*;
 use zc_transport_tcp::StreamLinks;
 
@@ -108,7 +111,7 @@ fn a_peer_in_another_process_namespace_has_no_pid() {
         command
     };
     if !unshare().arg("true").output().is_ok_and(|done| done.status.success()) {
-        return println!("skipped: no process namespace can be made here");
+        return skipped("a peer in another process namespace", "none can be made here");
     }
     run(async {
         let dir = tempfile::tempdir().unwrap();

@@ -30,6 +30,10 @@ use crate::sys::{Flights, Opcode, Refused, Request, Ring, Setup};
 pub enum Flavour {
     /// One thread alone, that of a runtime of one thread: the cheapest. Others may begin operations, which
     /// that thread then submits. A runtime that goes on to be driven by another thread ends such an engine.
+    ///
+    /// A runtime should be dropped in its own thread, too: from another one the ring cannot be taken down. Sockets with
+    /// operations in flight are then shut down, so that their peers see the end; the memory of these operations
+    /// comes back with the end of the thread, or is leaked after [`GRAVE_MS`](crate::GRAVE_MS).
     OneThread,
     /// Whichever thread runs the engine's task: for runtimes whose tasks move.
     ManyThreads,
@@ -104,11 +108,12 @@ fn climb<R>(
 /// One operation on a ring of the same kind.
 fn try_out(rung: &Rung) -> Result<(), Refused> {
     let mut ring = Ring::new(rung.setup, TRIAL_ENTRIES, 2 * TRIAL_ENTRIES)?;
-    ring.enable().map_err(Refused::of("io_uring_register"))?;
     let has = ring.opcodes().map_err(Refused::of("io_uring_register"))?;
     if !has(Opcode::SendZc) {
         return Err(Refused::of("io_uring_setup")(io::Error::from_raw_os_error(libc::EINVAL)));
     }
+    // From here on the thread has a number for the ring, which only closing gives back.
+    ring.enable().map_err(Refused::of("io_uring_register"))?;
     let mut flights = Flights::new(ring, None, 1);
     let _ = flights.start(false, Request::nop(), ());
     flights.submit().map_err(Refused::of("io_uring_enter"))?;

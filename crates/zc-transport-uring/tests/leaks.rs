@@ -6,7 +6,7 @@ mod common;
 use common::busy::*;
 use common::*;
 use futures::FutureExt;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::time::Duration;
 use zc_transport_uring::Flavour;
 
@@ -85,6 +85,67 @@ fn a_runtime_that_goes_leaves_nothing_behind() {
         });
         thread.join().unwrap();
         wait_until("all memory is back", || pool.stats().in_use_bytes == 0);
+    }
+    wait_until("all descriptors are closed", || open_descriptors() == before);
+}
+
+/// The runtime of one thread is dropped in another one, which cannot take the ring down: peers see the end at once.
+#[test]
+fn peers_see_the_end_while_the_thread_lives_on() {
+    let _alone = ALONE.lock();
+    let pool = pool();
+    let before = open_descriptors();
+    let in_thread = pool.clone();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let Some((halves, mut peer)) = runtime.block_on(async {
+            let engine = engine(&in_thread, Flavour::OneThread)?;
+            let (a, b) = tcp_pair();
+            let (tx, mut rx) = engine.socket(a).unwrap();
+            assert!(rx.recv().now_or_never().is_none());
+            while engine.stats().in_flight == 0 {
+                tokio::task::yield_now().await;
+            }
+            engine.nop().await.unwrap();
+            Some(((tx, rx), std::net::TcpStream::from(b)))
+        }) else {
+            return;
+        };
+        std::thread::spawn(move || drop((runtime, halves))).join().unwrap();
+        peer.set_read_timeout(Some(GUARD)).unwrap();
+        assert_eq!(peer.read_to_end(&mut Vec::new()).unwrap(), 0);
+    });
+    thread.join().unwrap();
+    wait_until("all memory is back", || pool.stats().in_use_bytes == 0);
+    wait_until("all descriptors are closed", || open_descriptors() == before);
+}
+
+/// The runtime of one thread is dropped in another one: what was to be closed, and never came to the kernel, is.
+#[test]
+fn what_was_to_be_closed_is_closed() {
+    let _alone = ALONE.lock();
+    let pool = pool();
+    let before = open_descriptors();
+    for flavour in FLAVOURS {
+        let in_thread = pool.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let Some((engine, op, mut peer)) = runtime.block_on(async {
+                let engine = engine(&in_thread, flavour)?;
+                engine.nop().await.unwrap();
+                let (a, b) = unix_pair();
+                let mut op = engine.close(a);
+                assert!((&mut op).now_or_never().is_none());
+                Some((engine, op, std::os::unix::net::UnixStream::from(b)))
+            }) else {
+                return;
+            };
+            std::thread::spawn(move || drop(runtime)).join().unwrap();
+            peer.set_read_timeout(Some(GUARD)).unwrap();
+            assert_eq!(peer.read_to_end(&mut Vec::new()).unwrap(), 0);
+            drop((engine, op));
+        });
+        thread.join().unwrap();
     }
     wait_until("all descriptors are closed", || open_descriptors() == before);
 }

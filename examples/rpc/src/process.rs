@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::BoxError;
 
@@ -82,10 +83,22 @@ pub fn pin(core: usize) {
     }
 }
 
-/// Ready when a server should stop: Ctrl-C, or as a child when its parent is gone.
+/// Ready at a SIGTERM.
+async fn terminated() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut signals) => drop(signals.recv().await),
+        // It ends the process, then, as it does by default.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Ready when a server should stop: Ctrl-C or a SIGTERM, or as a child when its parent is gone.
 pub async fn stopped(child: bool) {
     if !child {
-        let _ = tokio::signal::ctrl_c().await;
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            () = terminated() => {}
+        }
         return;
     }
     let (ended, end) = tokio::sync::oneshot::channel();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use prost::Message as _;
+use zc::memory::MAX_SEGMENTS;
 use zc::{Connection, Fabric, Message, Policy};
 use zc_examples_rpc::BoxError;
 use zc_examples_rpc::pb::{Ask, Summary};
@@ -147,6 +148,49 @@ async fn calls_take_turns() {
     }
 }
 
+/// More of them than may be open at a time.
+#[tokio::test]
+async fn what_is_dropped_half_way_is_ended_with_the_next_call() {
+    let (mut client, mut server) = pair("zc+mem://raw-left").await;
+    let calls = async {
+        let mut caller = Caller::new(&mut client);
+        for _ in 0..1100 {
+            tokio::select! {
+                biased;
+                _ = caller.collect(std::iter::repeat(&b"endless"[..])) => unreachable!(),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        assert_eq!(bytes(caller.unary(b"a").await.unwrap()), "a");
+    };
+    served(&mut server, calls).await;
+}
+
+/// As it lies in memory of the connection, which shared memory hands over in those pieces.
+#[tokio::test]
+async fn a_request_in_as_many_pieces_as_can_be_is_answered() {
+    let ask = Ask { data: data(2 << 20).into(), times: 1 }.encode_to_vec();
+    let ask = [&b"\x01\0\0\0\x03\x01\0\0"[..], &ask].concat();
+    for uri in uris("pieces") {
+        let (mut client, mut server) = pair(&uri).await;
+        let (tx, mut rx) = client.split();
+        let calls = async {
+            let mut request = Message::new();
+            for piece in ask.chunks(ask.len().div_ceil(MAX_SEGMENTS)) {
+                let mut buf = tx.alloc(piece.len()).await.unwrap();
+                buf.put_slice(piece);
+                request.push(buf.freeze()).unwrap();
+            }
+            assert_eq!(request.segments().len(), MAX_SEGMENTS);
+            tx.send(request).await.unwrap();
+            let answer = bytes(rx.recv().await.unwrap().unwrap());
+            // Without `times`.
+            assert_eq!(answer[HEAD_BYTES..], ask[HEAD_BYTES..ask.len() - 2]);
+        };
+        served(&mut server, calls).await;
+    }
+}
+
 async fn ended_by(uri: &str, frames: impl Iterator<Item = Vec<u8>>) -> BoxError {
     let (client, mut server) = pair(uri).await;
     let saying = async {
@@ -174,4 +218,19 @@ async fn what_makes_no_sense_ends_the_connection() {
     let many = (0_u32..).map(|call| [&call.to_le_bytes()[..], b"\x02\0\0\0"].concat());
     let ended = ended_by("zc+mem://raw-many", many.take(1001)).await;
     assert_eq!(ended.to_string(), "too many calls at a time");
+    // Fewer keep too much if they are large, while they last.
+    let large = Ask { data: vec![7; 65 << 20].into(), times: u32::MAX }.encode_to_vec();
+    let large = [&b"\x01\0\0\0\x03\x01\0\0"[..], &large].concat();
+    let ended = ended_by("zc+mem://raw-large", std::iter::once(large)).await;
+    assert_eq!(ended.to_string(), "too much to keep at a time");
+    let (mut client, mut server) = pair("zc+mem://raw-large-in-turn").await;
+    let in_turn = async {
+        let (mut caller, data) = (Caller::new(&mut client), vec![7; 33 << 20]);
+        for _ in 0..2 {
+            let mut answers = caller.repeat(&data, 1).await.unwrap();
+            assert_eq!(answers.message().await.unwrap().unwrap().len(), data.len());
+            assert!(answers.message().await.unwrap().is_none());
+        }
+    };
+    served(&mut server, in_turn).await;
 }

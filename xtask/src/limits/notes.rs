@@ -88,6 +88,7 @@ pub(super) const NOTES: &[Note] = &[
         "above 0",
         "about 250 B for each that was ever under way at a time",
     ),
+    note("EngineOptions::max_sockets", "", "about 400 B for each that was ever there at a time"),
     note(
         "EngineOptions::recv_buffers",
         "up to `MAX_RECV_BUFFERS`",

@@ -63,8 +63,13 @@ impl Refusals {
     }
 
     pub(super) fn answered(&self, now: Instant) {
-        if self.any.load(Ordering::Acquire) && self.rest(now).is_none() {
-            *self.pauses.lock() = BackOff::default();
+        if !self.any.load(Ordering::Acquire) {
+            return;
+        }
+        // One lock for both: a refusal in between would begin a pause that nobody keeps.
+        let mut pauses = self.pauses.lock();
+        if pauses.not_before().is_none_or(|at| now >= at) {
+            *pauses = BackOff::default();
             self.any.store(false, Ordering::Release);
         }
     }

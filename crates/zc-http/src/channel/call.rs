@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use http::{Request, Response, request};
-use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 
 use super::connector::{Connector, Up};
 use crate::body::Body;
@@ -58,12 +58,11 @@ where
     let opened = opened?;
     let handle = opened.handle();
     let mut response = std::pin::pin!(exchange(opened, body));
-    let response = poll_fn(|cx| match deadline.as_mut().map(|deadline| deadline.poll_passed(cx)) {
+    let Some(response) = within(&mut deadline, response.as_mut()).await else {
         // Asked while the call is still known. Dropping the exchange cancels it.
-        Some(Poll::Ready(())) => Poll::Ready(Err(late(handle.give_up()))),
-        _ => response.as_mut().poll(cx),
-    });
-    let mut response = response.await?;
+        return Err(late(handle.give_up()));
+    };
+    let mut response = response?;
     response.body_mut().set_deadline(deadline);
     Ok(response)
 }
@@ -72,15 +71,13 @@ async fn exchange<B>(opened: Opened, body: B) -> Result<Response<Body>, Error>
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
-    let (link, key) = match opened {
-        Opened::Zc(link, key) => (link, key),
+    let (half, mut response) = match opened {
+        Opened::Zc(half, response) => (half, response),
         #[cfg(feature = "hyper")]
         Opened::Http2(http2, parts) => return http2.call(*parts, body).await,
     };
-    // From here on, dropping one of the halves tells the peer.
-    let half = TxHalf { link: link.clone(), key };
-    let mut response = Body::incoming(link.clone(), key);
-    let failure = if body.is_end_stream() {
+    let (link, key) = (half.link.clone(), half.key);
+    let sending = if body.is_end_stream() {
         link.with(|state| state.endpoint.send_end(key, None));
         drop(half);
         None
@@ -90,11 +87,14 @@ where
     let parts = poll_fn(|cx| response.poll_response(cx)).await;
     match parts {
         Ok(parts) => Ok(Response::from_parts(parts, response)),
-        // Why the body failed says more than that the call was ended over it.
-        Err(error) => Err(match (error.kind(), failure.and_then(|failure| failure.lock().take())) {
-            (ErrorKind::Ended(Code::INTERNAL), Some(body)) => body_failed(body, executed(&link, key)),
-            _ => error,
-        }),
+        // Why the body failed says more than that the call was ended over it: then its task is about to end.
+        Err(error) => match (error.kind(), sending) {
+            (ErrorKind::Ended(Code::INTERNAL), Some(sending)) => match sending.await {
+                Ok(Err(body)) => Err(body_failed(body, executed(&link, key))),
+                _ => Err(error),
+            },
+            _ => Err(error),
+        },
     }
 }
 
@@ -108,7 +108,8 @@ fn executed(link: &Link, key: Key) -> Executed {
 
 /// What takes a call.
 enum Opened {
-    Zc(Arc<Link>, Key),
+    /// Dropping one of the halves tells the peer; the call's place is free once both are.
+    Zc(TxHalf, Body),
     #[cfg(feature = "hyper")]
     Http2(Arc<super::http2::Http2>, Box<request::Parts>),
 }
@@ -116,7 +117,7 @@ enum Opened {
 impl Opened {
     fn handle(&self) -> Handle {
         match self {
-            Self::Zc(link, key) => Handle::Zc(link.clone(), *key),
+            Self::Zc(half, _) => Handle::Zc(half.link.clone(), half.key),
             #[cfg(feature = "hyper")]
             Self::Http2(..) => Handle::Http2,
         }
@@ -167,7 +168,10 @@ async fn open(connector: &Connector, parts: request::Parts, due: Option<Due>) ->
         let opened = opened.await;
         drop(place);
         match opened {
-            Ok(key) => return Ok(Opened::Zc(link, key)),
+            Ok(key) => {
+                let response = Body::incoming(link.clone(), key);
+                return Ok(Opened::Zc(TxHalf { link, key }, response));
+            }
             Err(Refusal::Closed(_)) if tries < TRIES && parts.is_some() && connector.reconnects() => {
                 tries += 1;
             }
@@ -194,10 +198,11 @@ impl Drop for Place<'_> {
     }
 }
 
-type Failure = Arc<Mutex<Option<BoxError>>>;
+/// The task that sends the rest of a body; what it failed with.
+type Sending = JoinHandle<Result<(), BoxError>>;
 
 /// Sends what the body has now; the rest, if there is any, in a task beside the call.
-async fn send<B>(body: B, half: TxHalf) -> Result<Option<Failure>, Error>
+async fn send<B>(body: B, half: TxHalf) -> Result<Option<Sending>, Error>
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
@@ -210,22 +215,49 @@ where
     }
     let runtime = tokio::runtime::Handle::try_current()
         .map_err(|_| Error::new(ErrorKind::NoRuntime, Executed::Maybe))?;
-    let failure = Failure::default();
-    let sink = failure.clone();
-    drop(runtime.spawn(send_rest(body, sink)));
-    Ok(Some(failure))
+    Ok(Some(runtime.spawn(send_rest(body))))
 }
 
-async fn send_rest<B>(mut body: Pin<Box<SendBody<B>>>, failure: Failure)
+async fn send_rest<B>(mut body: Pin<Box<SendBody<B>>>) -> Result<(), BoxError>
 where
     B: http_body::Body<Data: Into<Bytes>, Error: Into<BoxError>> + Send + 'static,
 {
-    if let Err(error) = body.as_mut().await {
+    let sent = body.as_mut().await;
+    if let Err(error) = &sent {
         tracing::debug!(%error, "a request's body failed");
-        *failure.lock() = Some(error);
     }
+    sent
 }
 
 fn body_failed(error: BoxError, executed: Executed) -> Error {
     Error::new(ErrorKind::Body(error.into()), executed)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::channel::Channel;
+
+    #[tokio::test]
+    async fn a_call_that_is_late_before_it_begins_leaves_nothing() {
+        let fabric = zc::Fabric::auto().unwrap();
+        let uri = "zc+mem://call-opened-only";
+        let listener = fabric.listen(uri).await.unwrap();
+        let service = tower::service_fn(|_request: Request<Body>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
+        });
+        tokio::spawn(crate::Server::new().serve(listener, service));
+        let channel = Channel::new(&fabric, uri).unwrap();
+        channel.connect().await.unwrap();
+        let (parts, ()) = Request::get("/").body(()).unwrap().into_parts();
+        let opened = open(&channel.connector, parts, None).await.unwrap();
+        // As for a deadline that passes right then.
+        let handle = opened.handle();
+        assert_eq!(handle.give_up(), Executed::No);
+        drop(opened);
+        #[cfg_attr(not(feature = "hyper"), allow(irrefutable_let_patterns, reason = "one way"))]
+        let Handle::Zc(link, _) = handle else { unreachable!() };
+        assert_eq!(link.with(|state| state.endpoint.held_calls()), 0);
+    }
 }

@@ -144,3 +144,38 @@ fn not_taken(error: &hyper::Error) -> bool {
 fn not_executed(error: hyper::Error) -> Error {
     Error::new(ErrorKind::Http(Arc::new(error)), Executed::No)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use http_body_util::Empty;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_is_gone_has_refused_nothing() {
+        let fabric = zc::Fabric::auto().unwrap();
+        let uri = "zc+mem://http2-refuses";
+        let listener = fabric.listen_mixed(uri).await.unwrap();
+        let service = tower::service_fn(|_request: Request<Body>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
+        });
+        let serving = tokio::spawn(crate::Server::new().concurrency_limit(0).serve(listener, service));
+        let target = Target { fabric, uri: uri.to_owned(), fall_back: true };
+        let greeting = Duration::from_secs(60);
+        let http2 = Http2::connect(&target, Under::Plain, &Limits::default(), greeting).await.unwrap();
+        let call = async || {
+            let (parts, body) = Request::get("/").body(Empty::<Bytes>::new()).unwrap().into_parts();
+            http2.call(parts, body).await.unwrap_err()
+        };
+        let refused = call().await;
+        assert_eq!((refused.executed(), refused.is_refusal()), (Executed::No, true), "{refused:?}");
+        serving.abort();
+        while !http2.is_closed() {
+            tokio::task::yield_now().await;
+        }
+        let lost = call().await;
+        assert!(matches!(lost.kind(), ErrorKind::Http(_)), "{lost:?}");
+        assert_eq!((lost.executed(), lost.is_refusal()), (Executed::No, false), "{lost:?}");
+    }
+}

@@ -269,6 +269,16 @@ impl Endpoint {
         self.calls.get(key).is_some_and(|call| call.tx.body_bytes > 0)
     }
 
+    /// Whether body that was given can't all go before the peer gives credit, however the others fare; when all of it has gone,
+    /// [`Event::Writable`] says so.
+    pub(crate) fn needs_credit(&mut self, key: Key) -> bool {
+        let reserve = Allowance { credit: 0, ..self.allowance() };
+        let Some(call) = self.calls.get(key) else { return false };
+        let needs = call.tx.body_bytes > call.tx.room(reserve) as usize;
+        call.tx.full |= needs;
+        needs
+    }
+
     /// Whether the peer may have heard of a call that was opened here, ended or not.
     pub(crate) fn was_sent(&mut self, key: Key) -> bool {
         self.calls.get(key).is_none_or(|call| call.tx.head_sent)

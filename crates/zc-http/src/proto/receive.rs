@@ -27,11 +27,11 @@ impl Endpoint {
         let mut head = [0; CALL_HEADER_BYTES];
         let got = copy_out(&message, &mut head);
         if head[0] == kind::CALL {
-            if got < CALL_HEADER_BYTES {
-                return Err(Violation::Frame("cut short"));
-            }
             if self.peer.is_none() {
                 return Err(Violation::NotHttp);
+            }
+            if got < CALL_HEADER_BYTES {
+                return Err(Violation::Frame("cut short"));
             }
             return self.on_call(CallHeader::decode(&head)?, message);
         }
@@ -40,7 +40,12 @@ impl Endpoint {
         }
         let mut bytes = [0; MAX_CONTROL_BYTES];
         let got = copy_out(&message, &mut bytes);
-        let Some(control) = Control::decode(&bytes[..got])? else { return Ok(()) };
+        let control = match Control::decode(&bytes[..got]) {
+            // Text of another protocol, say, and no frame at all.
+            Err(_) if self.peer.is_none() && head[0] != kind::SETTINGS => return Err(Violation::NotHttp),
+            decoded => decoded?,
+        };
+        let Some(control) = control else { return Ok(()) };
         self.on_control(control, now)?;
         self.check_control()
     }

@@ -110,7 +110,11 @@ impl Endpoint {
                 parts.trailers_len = self.scratch.len() - parts.headers_len;
             }
         }
-        if tx.full && tx.body_bytes < self.limits.send_buffer_bytes {
+        let has_room = match tx.finished {
+            true => tx.body_bytes == 0,
+            false => tx.body_bytes < self.limits.send_buffer_bytes,
+        };
+        if tx.full && has_room {
             tx.full = false;
             self.events.push_back(Event::Writable(key));
         }

@@ -34,12 +34,14 @@ pin_project_lite::pin_project! {
         Begin { service: S, request: Request<Body> },
         Handler { #[pin] future: F },
         Body { #[pin] body: B },
+        /// The response is handed over.
         Done,
     }
 }
 
 pin_project_lite::pin_project! {
-    /// Ready when the response is handed over or nobody wants it any more.
+    /// Ready when the response is handed over or nobody wants it any more; under a deadline, when what is handed over needs no more
+    /// credit.
     pub(super) struct CallTask<S, F, B> {
         // Dropped first: what the handler holds goes before the call.
         #[pin]
@@ -82,16 +84,20 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // First: what the service sends may never end.
         let this = self.as_mut().project();
-        if let Some(deadline) = this.deadline
-            && deadline.poll_passed(cx).is_ready()
-        {
+        if let StageProj::Done = this.stage.project() {
+            return poll_taken(this.half, this.deadline, cx);
+        }
+        // First: what the service sends may never end.
+        if this.deadline.as_ref().is_some_and(Deadline::has_passed) {
             this.half.deadline_passed(*this.is_grpc, *this.head_sent);
             return Poll::Ready(());
         }
         if self.as_mut().poll_stages(cx).is_ready() {
-            return Poll::Ready(());
+            let mut this = self.as_mut().project();
+            // What the service still holds need not wait.
+            this.stage.set(Stage::Done);
+            return poll_taken(this.half, this.deadline, cx);
         }
         let this = self.as_mut().project();
         // The call's end has to wake us.
@@ -100,8 +106,36 @@ where
             state.wait(*key, Half::Tx, cx);
             state.endpoint.send_room(*key) == SendRoom::Gone
         });
-        if gone { Poll::Ready(()) } else { Poll::Pending }
+        if gone {
+            return Poll::Ready(());
+        }
+        // Only now: a call that need not wait needs no timer.
+        let Some(deadline) = this.deadline else { return Poll::Pending };
+        std::task::ready!(deadline.poll_passed(cx));
+        this.half.deadline_passed(*this.is_grpc, *this.head_sent);
+        Poll::Ready(())
     }
+}
+
+/// A caller that does not read may never take the last of a body: the deadline ends that wait too.
+fn poll_taken(half: &TxHalf, deadline: &mut Option<Deadline>, cx: &mut Context<'_>) -> Poll<()> {
+    let (Some(deadline), TxHalf { link, key }) = (deadline, half) else { return Poll::Ready(()) };
+    let waits = link.with(|state| {
+        let waits = state.endpoint.needs_credit(*key);
+        if waits {
+            state.wait(*key, Half::Tx, cx);
+        }
+        waits
+    });
+    if waits {
+        std::task::ready!(deadline.poll_passed(cx));
+        link.with(|state| {
+            if state.endpoint.needs_credit(*key) {
+                state.endpoint.cancel(*key, Code::CANCEL);
+            }
+        });
+    }
+    Poll::Ready(())
 }
 
 impl<S, B> CallTask<S, S::Future, B>

@@ -1,6 +1,7 @@
 //! Serves HTTP/1 and HTTP/2 on byte streams, told apart by their first bytes: the same service under
 //! the same limits as on zc.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,12 +11,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tower_service::Service;
 
@@ -108,7 +108,7 @@ where
         let before = self.running.fetch_add(1, Ordering::Relaxed);
         let permit = Permit(self.running.clone());
         if before >= self.concurrency {
-            return Ok(refused(is_grpc));
+            return refused(request.version(), is_grpc);
         }
         let running = Running::begin(Due::of(request.headers()), is_grpc, permit);
         let mut request = request.map(Body::http);
@@ -140,35 +140,45 @@ where
 }
 
 tokio::task_local! {
-    /// The deadline of the call that runs in this task.
-    static CURRENT: Current;
+    /// The deadline of the call that runs in this task, as far as this poll has changed it.
+    static CHANGED: Cell<Option<Change>>;
 }
 
-#[derive(Clone, Default)]
-struct Current(Arc<Mutex<Option<Deadline>>>);
+enum Change {
+    Begun(Deadline),
+    Over,
+}
 
-impl Current {
-    fn set(&self, deadline: Option<Deadline>) {
-        *self.0.lock() = deadline;
-    }
-
-    fn has_passed(&self, cx: &mut Context<'_>) -> bool {
-        self.0.lock().as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready())
+impl Change {
+    fn tell(self) {
+        // Outside of a poll the task itself is over.
+        let _ = CHANGED.try_with(|changed| changed.set(Some(self)));
     }
 }
 
 /// Runs what serves a call to its end, or until that call's deadline has passed. Where HTTP waits for a client to read it does not
 /// ask a body, which therefore can't look at the deadline itself; a call that is asked then, and does not end, is dropped.
 async fn until_due<F: Future>(serving: F) -> Option<F::Output> {
-    let current = Current::default();
-    let mut serving = std::pin::pin!(CURRENT.scope(current.clone(), serving));
+    let mut deadline = None;
+    let mut serving = std::pin::pin!(serving);
     poll_fn(|cx| {
         loop {
-            let told = current.has_passed(cx);
-            if let Poll::Ready(served) = serving.as_mut().poll(cx) {
+            let mut told = deadline.as_ref().is_some_and(Deadline::has_passed);
+            let (polled, changed) = CHANGED.sync_scope(Cell::default(), || {
+                let polled = serving.as_mut().poll(cx);
+                (polled, CHANGED.with(Cell::take))
+            });
+            if let Poll::Ready(served) = polled {
                 return Poll::Ready(Some(served));
             }
-            if !current.has_passed(cx) {
+            if let Some(change) = changed {
+                told = false;
+                deadline = match change {
+                    Change::Begun(deadline) => Some(deadline),
+                    Change::Over => None,
+                };
+            }
+            if !deadline.as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready()) {
                 return Poll::Pending;
             }
             if told {
@@ -201,8 +211,8 @@ struct Running {
 
 impl Running {
     fn begin(due: Option<Due>, is_grpc: bool, permit: Permit) -> Self {
-        if due.is_some() {
-            let _ = CURRENT.try_with(|current| current.set(due.map(Deadline::from)));
+        if let Some(due) = due {
+            Change::Begun(due.into()).tell();
         }
         Self { due, is_grpc, _permit: permit }
     }
@@ -215,22 +225,26 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.due.is_some() {
-            let _ = CURRENT.try_with(|current| current.set(None));
+            Change::Over.tell();
         }
     }
 }
 
 /// No service has seen it, and the caller may learn that.
-fn refused<B>(is_grpc: bool) -> Response<Answer<B>> {
+fn refused<B>(version: Version, is_grpc: bool) -> Result<Response<Answer<B>>, BoxError> {
+    if version == Version::HTTP_2 {
+        // What the stream is reset with.
+        return Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into());
+    }
     if is_grpc {
         let mut headers = HeaderMap::with_capacity(3);
         headers.insert("grpc-status", HeaderValue::from_static("14"));
         headers.insert("grpc-message", HeaderValue::from_static("refused: too many calls"));
-        return trailers_only(headers);
+        return Ok(trailers_only(headers));
     }
     let mut response = Response::new(Answer::Empty);
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    response
+    Ok(response)
 }
 
 fn failed<B>(error: BoxError) -> Result<Response<Answer<B>>, BoxError> {

@@ -1,6 +1,7 @@
 //! How a peer goes, and what it still reads then.
 
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -10,6 +11,15 @@ use super::{join, send_arenas, send_own};
 use crate::common::{End, Setup, body, data, run};
 use crate::layout::{ACK, BY_REFERENCE, Descriptor, Grow, Head, Kind, Return};
 use crate::words::WriteWords;
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// A peer that dies with as many descriptors under way as it may have is noticed all the same.
 #[test]
@@ -90,6 +100,55 @@ fn the_end_behind_what_can_not_be_opened() {
     });
 }
 
+/// The lane of the peer is gone and an application of it still reads, so the link does not end: when what lies on it is given up, the
+/// receiving half is told that it waits for nothing.
+#[test]
+fn who_waits_for_what_can_not_be_opened_is_told_when_it_is_given_up() {
+    const CHILD: &str = "ZC_SHM_TEST_GIVEN_UP";
+    if std::env::var_os(CHILD).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let name = "hostile_tests::ends::who_waits_for_what_can_not_be_opened_is_told_when_it_is_given_up";
+        let done = child.args(["--exact", name]).env(CHILD, "1").output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+        return;
+    }
+    run(async {
+        let (mut good, mut evil) = join(Trust::Untrusted).await;
+        // As long as that may come back, whoever wants memory waits.
+        let _lent = send_own(&mut good, 4000).await;
+        // One comes by the reserve.
+        send_arenas(&mut evil, 2).await;
+        std::future::poll_fn(|cx| evil.link.poll_send_descriptors(cx, &[])).await.unwrap();
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..limit }).unwrap();
+        for slab in 1..3 {
+            let grow = Grow { slab, block_len: 4096, blocks: 1 };
+            evil.slot(Head::new(Kind::Grow, 0, 16), 0, &grow.pack());
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        let is_waiting = |good: &mut End, cx: &mut Context<'_>| {
+            let polled = good.lane.rx.poll_recv(cx, &mut Batch::new());
+            assert!(polled.is_pending());
+            good.lane.drive.as_mut().unwrap().poll_drive(cx, Instant::now()).unwrap().is_some()
+        };
+        while !is_waiting(&mut good, &mut cx) {
+            tokio::task::yield_now().await;
+        }
+        // Our bell has no other end any more: the sending half hears of it.
+        evil.theirs.clear();
+        assert!(std::future::poll_fn(|cx| good.lane.tx.poll_alloc(cx, 100_000)).await.is_err());
+        let woken = std::sync::Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        assert!(good.lane.rx.poll_recv(&mut Context::from_waker(&waker), &mut Batch::new()).is_pending());
+        assert!(!woken.0.load(Ordering::Relaxed));
+        good.drive(&mut cx);
+        assert!(woken.0.load(Ordering::Relaxed), "it is not told");
+        let error = good.recv().await.unwrap_err();
+        assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
+        setrlimit(Resource::Nofile, limit).unwrap();
+    });
+}
+
 /// Who has passed our messages on may be gone while others read them: nothing that it did not give back is written again,
 /// neither while the lane is there nor after.
 #[test]
@@ -150,5 +209,50 @@ fn what_was_sent_comes_though_the_sending_half_knows_of_the_end() {
             assert!(good.recv().await.unwrap()[0].payload == vec![0; 4000][..]);
             assert!(matches!(good.recv().await, Err(LaneError::PeerGone(_))));
         });
+    }
+}
+
+/// A message whose memory was announced and never comes, from a peer that lives on: who receives is told of the end at once when it
+/// lied, and else after a bounded time.
+#[test]
+fn memory_that_never_comes_is_not_waited_for_after_the_end() {
+    for lies in [true, false] {
+        run(async {
+            let (mut good, mut evil) = join(Trust::Untrusted).await;
+            let grow = Grow { slab: 1, block_len: 4096, blocks: 1 };
+            evil.slot(Head::new(Kind::Grow, 0, 16), 0, &grow.pack());
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(good.lane.rx.poll_recv(&mut cx, &mut Batch::new()).is_pending());
+            if lies {
+                evil.words.store(crate::layout::CONSUMED, 1 << 40);
+                sending_ends(&mut good).await;
+                let end = good.lane.rx.poll_recv(&mut cx, &mut Batch::new());
+                assert!(matches!(end, Poll::Ready(Err(LaneError::Protocol(_)))));
+                return;
+            }
+            evil.theirs.clear();
+            sending_ends(&mut good).await;
+            assert!(good.lane.rx.poll_recv(&mut cx, &mut Batch::new()).is_pending());
+            let now = Instant::now();
+            let mut drive = |now| good.lane.drive.as_mut().unwrap().poll_drive(&mut cx, now).unwrap();
+            let until = drive(now).expect("it is waited for without a bound");
+            assert_eq!(until, now + std::time::Duration::from_millis(crate::DESCRIPTOR_WAIT_MS));
+            assert_eq!(drive(until), None);
+            let end = good.lane.rx.poll_recv(&mut cx, &mut Batch::new());
+            assert!(matches!(end, Poll::Ready(Err(LaneError::PeerGone(_)))));
+        });
+    }
+}
+
+/// Takes all memory that there is, until the sending half hears of the end.
+async fn sending_ends(good: &mut End) {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut all = Vec::new();
+    loop {
+        match good.lane.tx.poll_alloc(&mut cx, 1 << 20) {
+            Poll::Ready(Ok(buf)) => all.push(buf),
+            Poll::Ready(Err(_)) => return,
+            Poll::Pending => tokio::task::yield_now().await,
+        }
     }
 }

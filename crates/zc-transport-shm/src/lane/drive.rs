@@ -42,7 +42,7 @@ impl LaneDrive for Drive {
                 shared.give_up_descriptors();
             }
             self.next_trim = None;
-            return Ok(None);
+            return Ok(self.wait_after_the_end(now));
         }
         let looks = self.wait_for_descriptors(now);
         Ok(self.trim(now).into_iter().chain(looks).min())
@@ -80,6 +80,21 @@ impl Drive {
             return None;
         }
         Some(until.min(next))
+    }
+
+    /// The lane has ended, and one of the halves is at memory that has not come: until when that is waited for. A peer that lives may
+    /// never send it, nor end its link.
+    fn wait_after_the_end(&mut self, now: Instant) -> Option<Instant> {
+        if !self.shared.may_get_descriptors() {
+            self.gives_up = None;
+            return None;
+        }
+        let until = *self.gives_up.get_or_insert(now + Duration::from_millis(DESCRIPTOR_WAIT_MS));
+        if now >= until {
+            self.shared.give_up_descriptors();
+            return None;
+        }
+        Some(until)
     }
 
     /// Has unused arenas looked for, and what is gone of groups, and says when next; never, while all are in use.

@@ -27,6 +27,15 @@ pub(crate) enum News {
     End(LaneError),
 }
 
+/// No descriptor has come.
+#[derive(Debug)]
+pub(crate) struct Missing {
+    /// Nor will one: the link was read to the end of the peer's lane, or to a lie.
+    pub(crate) is_over: bool,
+    /// It is waited for only now.
+    pub(crate) is_new: bool,
+}
+
 #[derive(Default)]
 pub(crate) struct Link {
     state: Mutex<State>,
@@ -71,11 +80,6 @@ impl Link {
         self.state.lock().io.is_some()
     }
 
-    /// Whether no descriptor is taken off it any more: it was read to the end of the peer's lane, or to a lie.
-    pub(crate) fn is_read(&self) -> bool {
-        self.state.lock().over
-    }
-
     /// Whether nothing that the peer was lent is read any more (M2).
     #[inline]
     pub(crate) fn readers_gone(&self) -> bool {
@@ -90,12 +94,13 @@ impl Link {
         }
     }
 
-    /// The descriptor that came first; if none did, it is waited for. `Err(true)`: look again, now that it is.
-    pub(crate) fn take_fd(&self) -> Result<OwnedFd, bool> {
-        let came = &mut self.state.lock().came;
-        came.arenas
-            .pop_front()
-            .ok_or_else(|| !std::mem::replace(&mut came.wants_arena, true) && self.lacks_descriptors())
+    /// The descriptor that came first; if none did, it is waited for.
+    pub(crate) fn take_fd(&self) -> Result<OwnedFd, Missing> {
+        let State { came, over, .. } = &mut *self.state.lock();
+        came.arenas.pop_front().ok_or_else(|| Missing {
+            is_over: *over,
+            is_new: !std::mem::replace(&mut came.wants_arena, true),
+        })
     }
 
     /// Whether the peer was asked for an export; true: look again, now that it was.
@@ -113,6 +118,12 @@ impl Link {
     /// Whether one of the halves can't go on without a descriptor that has not come.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.state.lock().came.is_waited_for()
+    }
+
+    /// The same while one may still come.
+    pub(crate) fn may_bring_what_is_waited_for(&self) -> bool {
+        let state = self.state.lock();
+        !state.over && state.came.is_waited_for()
     }
 
     /// Whether a descriptor came that can't be opened. It is not lost: read again after a while.
@@ -301,6 +312,25 @@ mod tests {
                 link.look_for_end();
             }
             assert!(link.take_fd().is_err());
+        });
+    }
+
+    /// What came before the end is there when the end is known, and is taken before it.
+    #[test]
+    fn the_end_is_told_when_nothing_is_left() {
+        run(async {
+            let (mut peer, ours) = links().await;
+            let link = Link::default();
+            link.adopt(ours);
+            assert!(!link.take_fd().unwrap_err().is_over);
+            let region = sys::create(4096).unwrap();
+            poll_fn(|cx| peer.poll_send_descriptors(cx, &[region.fd().unwrap().as_fd()])).await.unwrap();
+            drop(peer);
+            while !link.readers_gone() {
+                let _ = poll_fn(|cx| link.read_one(cx)).await;
+            }
+            assert!(link.take_fd().is_ok());
+            assert!(link.take_fd().unwrap_err().is_over);
         });
     }
 }

@@ -16,6 +16,7 @@ use zc_core::wire::{MIN_FRAME_CREDIT_BYTES, WireError};
 
 use self::large::Large;
 use super::credit::Credit;
+use super::link::Missing;
 use super::shared::Shared;
 use crate::abandoned;
 use crate::layout::{ACK, CONSUMED, Geometry, Head, Kind, RX_SLEEP};
@@ -45,7 +46,10 @@ pub(super) struct Memory {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stall {
     /// Its descriptor has not come.
-    Descriptor,
+    Descriptor {
+        /// Nor will it.
+        is_over: bool,
+    },
     /// So many bytes could not be had.
     Memory(usize),
     /// The same, and some is left to others.
@@ -58,6 +62,12 @@ enum Stall {
 enum Stop {
     Stall(Stall),
     Failed(LaneError),
+}
+
+impl From<Missing> for Stop {
+    fn from(missing: Missing) -> Self {
+        Self::Stall(Stall::Descriptor { is_over: missing.is_over })
+    }
 }
 
 impl From<WireError> for Stop {
@@ -284,12 +294,13 @@ impl Rx {
         None
     }
 
-    /// Whether nothing more can come of a peer that is gone.
-    fn is_over(&self, stall: Option<Stall>) -> bool {
+    /// Whether nothing more can come of a peer that is gone, or that lied.
+    fn is_over(&self, stall: Option<Stall>, end: &LaneError) -> bool {
         match stall {
             None => true,
             // Whoever finds the peer gone may be ahead of who reads what it had sent on the link.
-            Some(Stall::Descriptor) => self.shared.link_is_read(),
+            // Who lied may send none, and live on.
+            Some(Stall::Descriptor { is_over }) => is_over || matches!(end, LaneError::Protocol(_)),
             // So long a message can't have been sent to its end before we took the first of it.
             Some(Stall::MuchMemory(len)) => self.arena.is_beyond(len),
             Some(Stall::Memory(_) | Stall::Turn) => false,
@@ -312,7 +323,7 @@ impl Rx {
                 Poll::Ready(())
             }
             // The driver wakes us when it comes, or the link ends.
-            Stall::Descriptor => Poll::Pending,
+            Stall::Descriptor { .. } => Poll::Pending,
             Stall::Turn => {
                 cx.waker().wake_by_ref();
                 Poll::Pending
@@ -341,7 +352,7 @@ impl LaneRx for Rx {
                 return Poll::Ready(end);
             }
             match (stall, ended) {
-                (stall, Some(error)) if self.is_over(stall) => {
+                (stall, Some(error)) if self.is_over(stall, &error) => {
                     self.fail(error.clone());
                     return Poll::Ready(Err(error));
                 }
@@ -391,8 +402,10 @@ impl LaneRx for Rx {
         if let Some(end) = self.nothing() {
             return end.map(Some);
         }
-        if ended && self.is_over(stall) {
-            let error = self.shared.ended().cloned().unwrap_or(LaneError::Closed);
+        if ended
+            && let Some(error) = self.shared.ended().cloned()
+            && self.is_over(stall, &error)
+        {
             self.fail(error.clone());
             return Err(error);
         }

@@ -10,7 +10,7 @@ use futures::task::{ArcWake, AtomicWaker};
 use rustix::io::Errno;
 use zc_core::transport::{ControlLink, LaneError};
 
-use super::link::{Link, News, Readers};
+use super::link::{Link, Missing, News, Readers};
 use crate::bell::{Bell, PeerBell};
 use crate::group::Chores;
 use crate::remote::Calls;
@@ -137,6 +137,7 @@ impl Shared {
         let _ = self.ended.set(why);
         self.link.tell_end();
         self.wakers.wake_all();
+        self.wakers.drive.wake();
     }
 
     /// Ready when our bell rang, which then is silent. The caller has registered its waker before; it
@@ -181,23 +182,18 @@ impl Shared {
         self.link.is_there()
     }
 
-    /// Whether no descriptor comes any more.
-    pub(super) fn link_is_read(&self) -> bool {
-        self.link.is_read()
-    }
-
     /// Sends a descriptor; pending wakes all halves.
     pub(crate) fn poll_send_fd(&self, fd: BorrowedFd<'_>) -> Poll<io::Result<()>> {
         self.link.poll_send(&mut Context::from_waker(&self.halves), fd)
     }
 
-    /// The descriptor that came first; if none did, the reserve may be spent on it.
-    pub(super) fn take_fd(&self) -> Option<OwnedFd> {
-        let taken = self.link.take_fd();
-        if let Err(true) = taken {
-            self.wakers.drive.wake();
-        }
-        taken.ok()
+    /// The descriptor that came first; if none did, the reserve may be spent on it, and after the end it is waited for only so long.
+    pub(super) fn take_fd(&self) -> Result<OwnedFd, Missing> {
+        self.link.take_fd().inspect_err(|missing| {
+            if missing.is_new && (self.lacks_descriptors() || self.ended().is_some()) {
+                self.wakers.drive.wake();
+            }
+        })
     }
 
     /// Whether the peer was asked for an export.
@@ -227,10 +223,16 @@ impl Shared {
         self.link.is_waited_for()
     }
 
+    /// The same while one may still come.
+    pub(super) fn may_get_descriptors(&self) -> bool {
+        self.link.may_bring_what_is_waited_for()
+    }
+
     /// It is not waited for any more, and what is behind it is read.
     pub(super) fn give_up_descriptors(&self) {
         self.link.give_up();
         self.wakers.drive.wake();
+        self.wakers.rx.wake();
     }
 
     /// Ends the lane for want of descriptors.

@@ -1,5 +1,6 @@
 //! What is behind the engine's lock.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -41,8 +42,13 @@ impl Tag {
     /// An operation that nobody waits for is over.
     pub(super) fn left(&self, result: i32, mut request: Request) {
         if let Self::Direct(inbox, _) = self {
-            let bytes = usize::try_from(result).ok().and_then(|n| request.take_filled(n));
-            inbox.end_direct(Some((result, bytes.map(|buf| buf.freeze()))));
+            let n = usize::try_from(result).unwrap_or(0);
+            // What was in the buffer before is the caller's, and no part of the stream.
+            let bytes = request.take_filled(n).map(|buf| {
+                let begin = buf.len() - n;
+                buf.freeze().slice(begin..)
+            });
+            inbox.end_direct(Some((result, bytes)));
         }
     }
 
@@ -75,26 +81,34 @@ pub(crate) struct Core {
     pub(crate) stage: Stage,
     /// The engine's task, while it sleeps.
     pub(crate) driver: Parked,
-    /// Those who wait for a place in the table.
-    crowd: Vec<Parked>,
+    /// Those who wait for a place in the table, by their number.
+    crowd: HashMap<u64, Parked>,
+    /// The number of the one who came last.
+    last_in_crowd: u64,
     /// Those who wait for the end.
     mourners: Vec<Parked>,
     /// Sockets that are to receive.
     to_arm: Vec<Arc<Inbox>>,
+    /// How many do. They are idle for as long as their peers are, so they take no place of an operation that ends.
+    receiving: usize,
+    max_operations: usize,
     spare_parts: SpareParts,
     bundles: bool,
     pub(crate) turns: u64,
 }
 
 impl Core {
-    pub(crate) fn new(flights: Flights<Tag>, bundles: bool) -> Self {
+    pub(crate) fn new(flights: Flights<Tag>, max_operations: usize, bundles: bool) -> Self {
         Self {
             flights,
             stage: Stage::Running,
             driver: Parked::default(),
-            crowd: Vec::new(),
+            crowd: HashMap::new(),
+            last_in_crowd: 0,
             mourners: Vec::new(),
             to_arm: Vec::new(),
+            receiving: 0,
+            max_operations,
             spare_parts: SpareParts::new(),
             bundles,
             turns: 0,
@@ -110,9 +124,25 @@ impl Core {
         }
     }
 
-    /// Waits until an operation has ended.
-    pub(crate) fn wait_for_place(&mut self, cx: &Context<'_>) {
-        join(&mut self.crowd, cx);
+    /// Whether there is a place for another operation.
+    pub(crate) fn has_place(&self) -> bool {
+        self.flights.places_taken() < self.max_operations.saturating_add(self.receiving)
+    }
+
+    /// Waits until an operation has ended, under a number of its own, which is the same from the second call on. Who
+    /// waits no more leaves.
+    pub(crate) fn wait_for_place(&mut self, number: &mut Option<u64>, cx: &Context<'_>) {
+        let last = &mut self.last_in_crowd;
+        let number = *number.get_or_insert_with(|| {
+            *last += 1;
+            *last
+        });
+        self.crowd.entry(number).or_default().park(cx);
+    }
+
+    /// See [`wait_for_place`](Self::wait_for_place).
+    pub(crate) fn leave_crowd(&mut self, number: u64) {
+        self.crowd.remove(&number);
     }
 
     /// Waits until the engine has ended.
@@ -122,12 +152,8 @@ impl Core {
 
     /// There may be a place: operations have ended, or an owner took a result.
     pub(crate) fn call_crowd(&mut self) {
-        if self.flights.is_full() {
-            return;
-        }
-        self.crowd.drain(..).for_each(|mut waker| waker.wake());
-        if !self.to_arm.is_empty() {
-            self.driver.wake();
+        if self.has_place() {
+            self.crowd.drain().for_each(|(_, mut waker)| waker.wake());
         }
     }
 
@@ -147,6 +173,8 @@ impl Core {
     pub(crate) fn follow(&mut self, inbox: &Arc<Inbox>, next: Next) {
         match (next, self.check()) {
             (Next::Nothing, _) => return,
+            // It may wait for memory, and with it the engine sleeps.
+            (Next::Look, _) => {}
             (Next::Stop(token), _) => self.flights.cancel(token),
             (Next::Arm, Ok(())) => self.to_arm.push(inbox.clone()),
             (Next::Arm, Err(_)) => {
@@ -171,12 +199,17 @@ impl Core {
     }
 
     fn reap(&mut self) -> usize {
-        let (to_arm, spare) = (&mut self.to_arm, &mut self.spare_parts);
+        let (to_arm, spare, receiving) = (&mut self.to_arm, &mut self.spare_parts, &mut self.receiving);
         let mut stops: Vec<Token> = Vec::new();
-        let count = self.flights.reap(|event| match tell(event, spare) {
-            Some((inbox, Next::Arm)) => to_arm.push(inbox),
-            Some((_, Next::Stop(token))) => stops.push(token),
-            Some((_, Next::Nothing)) | None => {}
+        let count = self.flights.reap(|event| {
+            if matches!(event.tag, Tag::Many(_)) && !event.more {
+                *receiving -= 1;
+            }
+            match tell(event, spare) {
+                Some((inbox, Next::Arm)) => to_arm.push(inbox),
+                Some((_, Next::Stop(token))) => stops.push(token),
+                Some((_, Next::Look | Next::Nothing)) | None => {}
+            }
         });
         for token in stops {
             self.flights.cancel(token);
@@ -202,14 +235,19 @@ impl Core {
             return self.to_arm.drain(..).for_each(|inbox| inbox.fail_os(libc::ENOMEM));
         }
         // Without one the pool wakes the engine when it has memory again.
-        while self.flights.buffer_counts().provided > 0 && !self.flights.is_full() {
-            let Some(inbox) = self.to_arm.pop() else { break };
-            let request = Request::recv_many(&inbox.file, group, self.bundles);
-            match self.flights.start(false, request, Tag::Many(inbox.clone())) {
-                Some(token) => inbox.armed(token),
-                None => self.to_arm.push(inbox),
-            }
+        if self.flights.buffer_counts().provided == 0 {
+            return;
         }
+        let Self { to_arm, flights, receiving, bundles, .. } = self;
+        to_arm.retain(|inbox| {
+            let request = Request::recv_many(&inbox.file, group, *bundles);
+            let Some(token) = flights.start(false, request, Tag::Many(inbox.clone())) else { return true };
+            *receiving += 1;
+            if let Next::Stop(token) = inbox.armed(token) {
+                flights.cancel(token);
+            }
+            false
+        });
     }
 
     /// The end: the ring is closed, and everybody is told.
@@ -222,7 +260,8 @@ impl Core {
             tag.fail(end);
         }
         self.to_arm.drain(..).for_each(|inbox| inbox.fail(end));
-        self.crowd.drain(..).chain(self.mourners.drain(..)).for_each(|mut waker| waker.wake());
+        let crowd = self.crowd.drain().map(|(_, waker)| waker);
+        crowd.chain(self.mourners.drain(..)).for_each(|mut waker| waker.wake());
         self.driver.wake();
     }
 }

@@ -11,6 +11,7 @@ mod file;
 mod inbox;
 mod op;
 mod parked;
+mod places;
 mod socket;
 mod spin;
 
@@ -27,9 +28,10 @@ use zc_core::transport::{Reactor, Unavailable};
 
 use self::core::{Core, Stage};
 use self::driver::Driver;
+use self::places::Places;
 use self::spin::SpinBudget;
 use crate::ladder::{self, Flavour};
-use crate::limits::{MAX_OPERATIONS, RECV_BUFFER_BYTES, RECV_BUFFERS, WHOLE_RECV_BUFFER_BYTES};
+use crate::limits::{MAX_OPERATIONS, MAX_SOCKETS, RECV_BUFFER_BYTES, RECV_BUFFERS, WHOLE_RECV_BUFFER_BYTES};
 use crate::probe::{BUFFER_RING, BUNDLES, Features, INCREMENTAL};
 use crate::sys::{Buffers, Flights, Request, Ring};
 
@@ -54,8 +56,10 @@ const GROUP: u16 = 0;
 pub struct EngineOptions {
     /// Who enters the ring
     pub flavour: Flavour,
-    /// Operations at a time; further ones wait for a place
+    /// Operations at a time, without those of sockets that receive by themselves; further ones wait for a place
     pub max_operations: usize,
+    /// Sockets at a time that may receive; further ones are refused
+    pub max_sockets: usize,
     /// Receive buffers of all sockets together, rounded up to a power of two
     pub recv_buffers: u16,
     /// The length of each, bytes; by default `RECV_BUFFER_BYTES` where the kernel fills them bit by bit, else
@@ -75,6 +79,7 @@ impl Default for EngineOptions {
         Self {
             flavour: Flavour::ManyThreads,
             max_operations: MAX_OPERATIONS,
+            max_sockets: MAX_SOCKETS,
             recv_buffers: RECV_BUFFERS,
             recv_buffer_bytes: None,
             incremental: true,
@@ -128,6 +133,8 @@ pub(crate) struct Shared {
 pub(crate) struct Handle {
     pub(crate) shared: Arc<Shared>,
     features: Features,
+    sockets: Places,
+    min_piece_bytes: usize,
 }
 
 impl Handle {
@@ -220,15 +227,19 @@ impl Engine {
         let eventfd = ring.eventfd().try_clone_to_owned().map_err(os("eventfd"))?;
         let eventfd = reactor.register_to_read(eventfd).map_err(os("watching the eventfd"))?;
         let buffers = buffers(&ring, pool, &features, &options).map_err(os("io_uring_register"))?;
-        let flights = Flights::new(ring, buffers, options.max_operations.max(1));
+        let max_operations = options.max_operations.max(1);
+        let min_piece_bytes = buffers.as_ref().map_or(0, Buffers::min_piece_bytes);
+        // A socket has one operation at a time that receives by itself, so that always finds a place.
+        let flights = Flights::new(ring, buffers, max_operations.saturating_add(options.max_sockets));
         let bundles = options.bundles && features.has(BUNDLES);
-        let core = Mutex::new(Core::new(flights, bundles));
+        let core = Mutex::new(Core::new(flights, max_operations, bundles));
         let shared = Arc::new(Shared { core, is_for_one_thread });
         let spin = options.spin.map(SpinBudget::new);
         let driver = Driver::new(shared.clone(), reactor.clone(), eventfd, spin);
         let task = reactor.spawn(Box::pin(driver)).map_err(os("spawning the engine's task"))?;
         task.detach();
-        Ok(Self { handle: Arc::new(Handle { shared, features }) })
+        let sockets = Places::new(options.max_sockets);
+        Ok(Self { handle: Arc::new(Handle { shared, features, sockets, min_piece_bytes }) })
     }
 
     /// What was found here.

@@ -38,6 +38,8 @@ enum State {
 pub struct Op<T> {
     handle: Arc<Handle>,
     state: State,
+    /// Its number among those who wait for a place.
+    in_crowd: Option<u64>,
     /// The socket that gets what comes too late.
     inbox: Option<Arc<Inbox>>,
     finish: fn(&mut Request, usize) -> io::Result<T>,
@@ -49,7 +51,7 @@ impl<T> Op<T> {
         request: Request,
         finish: fn(&mut Request, usize) -> io::Result<T>,
     ) -> Self {
-        Self { handle: handle.clone(), state: State::New(request), inbox: None, finish }
+        Self { handle: handle.clone(), state: State::New(request), in_crowd: None, inbox: None, finish }
     }
 
     pub(super) fn for_inbox(mut self, inbox: Arc<Inbox>) -> Self {
@@ -62,10 +64,13 @@ impl<T> Op<T> {
             return Poll::Ready(Ok(()));
         };
         core.check()?;
-        if core.flights.is_full() {
+        if !core.has_place() {
             self.state = State::New(request);
-            core.wait_for_place(cx);
+            core.wait_for_place(&mut self.in_crowd, cx);
             return Poll::Pending;
+        }
+        if let Some(number) = self.in_crowd.take() {
+            core.leave_crowd(number);
         }
         let mut waiting = Waiting::default();
         waiting.waker.park(cx);
@@ -127,7 +132,7 @@ impl Op<PinnedBufMut> {
 
     /// One that fails at once.
     pub(super) fn refused(handle: &Arc<Handle>, why: &'static str) -> Self {
-        Self { handle: handle.clone(), state: State::Refused(why), inbox: None, finish: fill }
+        Self { handle: handle.clone(), state: State::Refused(why), in_crowd: None, inbox: None, finish: fill }
     }
 }
 
@@ -160,6 +165,10 @@ impl<T> Drop for Op<T> {
     fn drop(&mut self) {
         if let State::Flying(token) = self.state {
             leave(&self.handle, token, true);
+        }
+        if let Some(number) = self.in_crowd {
+            let _deferral = Deferral::begin();
+            self.handle.shared.core.lock().leave_crowd(number);
         }
     }
 }
@@ -248,6 +257,10 @@ impl ZeroCopySend {
         match self.sent {
             Some(n @ 0..) => Poll::Ready(Ok(n as usize)),
             Some(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno.saturating_neg()))),
+            // It never began; that was told already.
+            None if matches!(self.op.state, State::Done) => {
+                Poll::Ready(Err(io::Error::other("the operation was over")))
+            }
             None => Poll::Pending,
         }
     }

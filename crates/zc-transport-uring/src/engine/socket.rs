@@ -18,11 +18,16 @@ impl Engine {
     /// the waiting. The socket is closed when both halves and all of its operations are over.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's; [`ResourceBusy`](io::ErrorKind::ResourceBusy): the engine has as many as it may
+    /// ([`EngineOptions::max_sockets`](crate::EngineOptions::max_sockets)).
     pub fn socket(&self, socket: OwnedFd) -> io::Result<(SocketTx, SocketRx)> {
+        let Some(place) = self.handle.sockets.take() else {
+            let text = "the io_uring engine has as many sockets as it may";
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+        };
         rustix::io::ioctl_fionbio(&socket, false)?;
         let file = Arc::new(socket);
-        let inbox = Inbox::new(file.clone());
+        let inbox = Inbox::new(file.clone(), place, self.handle.min_piece_bytes);
         let rx = SocketRx { handle: self.handle.clone(), inbox };
         Ok((SocketTx { handle: self.handle.clone(), file }, rx))
     }
@@ -52,8 +57,9 @@ impl AsFd for SocketTx {
 }
 
 impl SocketTx {
-    /// Sends a part of the bytes, with `all` all of them unless it fails in between; how many went out. Dropped in
-    /// between, it may have sent a part.
+    /// Sends a part of the bytes, with `all` all of them unless it fails in between, or the thread ends that the
+    /// engine ran in when it began (a worker that blocks may become another thread); how many went out. Dropped in between,
+    /// it may have sent a part.
     pub fn send(&self, bytes: PinnedBuf, all: bool) -> Op<usize> {
         Op::new(&self.handle, Request::send(&self.file, bytes, all), |_, n| Ok(n))
     }
@@ -64,7 +70,8 @@ impl SocketTx {
         Op::new(&self.handle, Request::send_message(&self.file, message, all, spare), |_, n| Ok(n))
     }
 
-    /// As [`send`](Self::send), out of the memory itself where the kernel can.
+    /// As [`send`](Self::send), out of the memory itself where the kernel can. When that thread ends before anything went
+    /// out, this one fails as cancelled (`ECANCELED`), where others are begun anew.
     pub fn send_zero_copy(&self, bytes: PinnedBuf, all: bool) -> ZeroCopySend {
         ZeroCopySend::new(&self.handle, Request::send_zero_copy(&self.file, bytes, all))
     }

@@ -13,6 +13,10 @@
 #[cfg(test)]
 mod tests;
 
+/// The most that a table holds: a bit of each index is free, see [`Token::to_cancel_bits`].
+const MAX_LEN: usize = CANCEL as usize;
+const CANCEL: u64 = 1 << 31;
+
 /// Names one operation, and no later one in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Token {
@@ -24,6 +28,16 @@ impl Token {
     /// As the kernel carries it; never 0.
     pub(crate) fn to_bits(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    /// For the request that cancels this one; never what [`to_bits`](Self::to_bits) gives, of any.
+    pub(crate) fn to_cancel_bits(self) -> u64 {
+        self.to_bits() | CANCEL
+    }
+
+    /// What the request with this is to cancel, if it is one of these.
+    pub(crate) fn from_cancel_bits(bits: u64) -> Option<Self> {
+        (bits & CANCEL != 0).then(|| Self::from_bits(bits & !CANCEL))
     }
 
     pub(crate) fn from_bits(bits: u64) -> Self {
@@ -79,7 +93,7 @@ pub(crate) struct Slab<T> {
 
 impl<T> Slab<T> {
     pub(crate) fn new(max: usize) -> Self {
-        let max = max.min(u32::MAX as usize);
+        let max = max.min(MAX_LEN);
         Self { slots: Vec::new(), free: None, len: 0, flying: 0, max, unknown: 0 }
     }
 
@@ -88,8 +102,9 @@ impl<T> Slab<T> {
         self.flying
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.len >= self.max
+    /// How many there are in all.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// Completions that named nothing.
@@ -99,7 +114,7 @@ impl<T> Slab<T> {
 
     /// A place for `value`; where there is none it comes back.
     pub(crate) fn insert(&mut self, owned: bool, value: T) -> Result<Token, T> {
-        if self.is_full() {
+        if self.len >= self.max {
             return Err(value);
         }
         let state = State::Flying { owned, value };
@@ -207,9 +222,10 @@ impl<T> Slab<T> {
     }
 
     /// Takes out what is in flight, as if it had never been; results that wait for their owners stay.
-    pub(crate) fn take_flying(&mut self) -> Vec<T> {
+    pub(crate) fn take_flying(&mut self) -> Vec<(Token, T)> {
         let tokens = self.tokens();
         self.flying = 0;
-        tokens.into_iter().filter_map(|token| self.vacate(token.index)).collect()
+        let flying = tokens.into_iter();
+        flying.filter_map(|token| self.vacate(token.index).map(|value| (token, value))).collect()
     }
 }

@@ -8,16 +8,17 @@ use io_uring::squeue;
 use zc_core::memory::AllocError;
 
 use super::buffers::{BufferCounts, Buffers, Pieces};
-use super::grave;
+use super::grave::{self, Kept};
 use super::request::{self, Completion, NOBODYS, Request};
 use super::ring::Ring;
-use crate::limits::SQ_ENTRIES;
+use crate::limits::{MAX_CANCELS, SQ_ENTRIES};
 use crate::slab::{Release, Slab, Step, Token};
 
 struct Flight<T> {
     request: Request,
     tag: T,
-    cancelled: bool,
+    /// How often the kernel was asked to end it.
+    cancels: u8,
 }
 
 /// A completion, for whoever `tag` says.
@@ -53,8 +54,8 @@ pub(crate) struct Flights<T> {
 }
 
 impl<T> Flights<T> {
-    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>, max_operations: usize) -> Self {
-        let slab = Slab::new(max_operations);
+    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>, max: usize) -> Self {
+        let slab = Slab::new(max);
         Self { ring: Some(ring), slab, queue: VecDeque::new(), buffers, repeated: 0, misnamed: 0 }
     }
 
@@ -62,8 +63,9 @@ impl<T> Flights<T> {
         self.slab.flying()
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.slab.is_full()
+    /// Operations in flight, and those whose results were not taken yet.
+    pub(crate) fn places_taken(&self) -> usize {
+        self.slab.len()
     }
 
     /// Completions that named no operation of ours, or no buffer.
@@ -103,7 +105,7 @@ impl<T> Flights<T> {
 
     /// Begins an operation; `None`: there is no place for it.
     pub(crate) fn start(&mut self, owned: bool, request: Request, tag: T) -> Option<Token> {
-        let flight = Flight { request, tag, cancelled: false };
+        let flight = Flight { request, tag, cancels: 0 };
         let token = self.slab.insert(owned, flight).ok()?;
         if let Some(flight) = self.slab.flying_mut(token) {
             self.queue.push_back(flight.request.entry(token));
@@ -111,11 +113,12 @@ impl<T> Flights<T> {
         Some(token)
     }
 
-    /// Asks the kernel to end an operation soon, once.
+    /// Asks the kernel to end an operation soon, once, and again where it did not find it.
     pub(crate) fn cancel(&mut self, token: Token) {
         if let Some(flight) = self.slab.flying_mut(token)
-            && !std::mem::replace(&mut flight.cancelled, true)
+            && flight.cancels == 0
         {
+            flight.cancels = 1;
             self.queue.push_back(request::cancel(token));
         }
     }
@@ -124,7 +127,7 @@ impl<T> Flights<T> {
     pub(crate) fn cancel_all(&mut self) {
         for token in self.slab.tokens() {
             if let Some(flight) = self.slab.flying_mut(token) {
-                flight.cancelled = true;
+                flight.cancels = flight.cancels.max(1);
             }
         }
         self.queue.push_back(request::cancel_all());
@@ -199,6 +202,17 @@ impl<T> Flights<T> {
             if completion.user_data == NOBODYS {
                 continue;
             }
+            if let Some(token) = Token::from_cancel_bits(completion.user_data) {
+                // One that became ready while it was submitted is in no list of the kernel's until the end of that call.
+                if completion.result == -libc::ENOENT
+                    && let Some(flight) = self.slab.flying_mut(token)
+                    && flight.cancels < MAX_CANCELS
+                {
+                    flight.cancels += 1;
+                    self.queue.push_back(request::cancel(token));
+                }
+                continue;
+            }
             let pieces = match completion.buffer.zip(self.buffers.as_mut()) {
                 Some((number, buffers)) => {
                     let len = usize::try_from(completion.result).unwrap_or(0);
@@ -216,7 +230,7 @@ impl<T> Flights<T> {
                 continue;
             };
             let is_result = !completion.more && !completion.is_notification;
-            if is_result && !flight.cancelled && flight.request.may_repeat(completion.result) {
+            if is_result && flight.cancels == 0 && flight.request.may_repeat(completion.result) {
                 self.queue.push_back(flight.request.entry(token));
                 self.repeated += 1;
                 continue;
@@ -256,19 +270,32 @@ impl<T> Flights<T> {
     pub(crate) fn close(&mut self) -> Left<T> {
         let mut tags = Vec::new();
         let Some(ring) = self.ring.take() else { return Left { tags } };
-        self.queue.clear();
-        let buffers = self.buffers.take();
-        let mut flying = Vec::new();
-        for Flight { mut request, tag, .. } in self.slab.take_flying() {
+        let mut unseen: Vec<_> = self.queue.drain(..).map(|entry| entry.get_user_data()).collect();
+        unseen.sort_unstable();
+        let mut never_began = Vec::new();
+        // Kept from here on: what closes the ring may log, which is other people's code (M4).
+        let mut kept = Kept::new(self.buffers.take());
+        for (token, Flight { mut request, tag, .. }) in self.slab.take_flying() {
             tags.push(tag);
+            if unseen.binary_search(&token.to_bits()).is_ok() {
+                never_began.push(request);
+                continue;
+            }
             request.lost();
-            flying.push(request);
+            kept.push(request);
         }
-        let gone = ring.close();
-        // With nothing in flight nobody receives into the buffers.
-        if !flying.is_empty() {
-            grave::bury(gone, flying, buffers);
+        let (gone, goes) = ring.close();
+        if !goes {
+            kept.hang_up();
         }
+        if kept.operations() > 0 {
+            grave::bury(gone, kept);
+        } else {
+            // With nothing in flight nobody receives into the buffers.
+            kept.let_go();
+        }
+        // The kernel has never heard of these: a descriptor that was to be closed is closed here.
+        drop(never_began);
         Left { tags }
     }
 }
@@ -276,5 +303,36 @@ impl<T> Flights<T> {
 impl<T> Drop for Flights<T> {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ring::Setup;
+    use super::*;
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
+    use zc_core::memory::BufPool;
+
+    /// The kernel does not find what it is to cancel, and has it a moment later.
+    #[test]
+    fn what_was_not_found_is_cancelled_again() {
+        let setup = Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false };
+        let Ok(ring) = Ring::new(setup, 4, 8) else { return };
+        let mut flights = Flights::new(ring, None, 1);
+        let pool = BufPool::builder().max_bytes(1 << 20).build();
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let file = Arc::new(OwnedFd::from(socket));
+        let request = Request::recv(&file, pool.try_alloc(10).unwrap(), 10, true);
+        let token = flights.start(false, request, ()).unwrap();
+        flights.cancel(token);
+        flights.queue.swap(0, 1);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while flights.flying() > 0 {
+            assert!(std::time::Instant::now() < until, "it was never cancelled");
+            flights.submit().unwrap();
+            flights.reap(|event| assert_eq!(event.result, -libc::ECANCELED));
+        }
+        assert_eq!(flights.unknown(), 0);
     }
 }

@@ -3,22 +3,62 @@
 //! Closing a ring cancels what is in flight, but not at once. When the kernel is done, it lets go of the files that
 //! are registered with the ring, among them the write end of a pipe: its read end then ends. One thread of the
 //! process waits for that, as long as there is anything to wait for, at most [`GRAVE_MS`]; then the memory is leaked.
+//!
+//! Other people's code runs here: owners of foreign bytes, wakers, subscribers of the log. What it throws must not let
+//! go of other memory, so all of it is [`Kept`].
 
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use zc_core::memory::Deferral;
 
 use super::buffers::Buffers;
 use super::request::Request;
 use crate::limits::{GRAVE_MS, MAX_GRAVES};
 
+/// Memory that the kernel may still read and write: let go of on purpose, or never, whatever unwinds (M4).
+pub(crate) struct Kept(ManuallyDrop<(Vec<Request>, Option<Buffers>)>);
+
+impl Kept {
+    pub(crate) fn new(buffers: Option<Buffers>) -> Self {
+        Self(ManuallyDrop::new((Vec::new(), buffers)))
+    }
+
+    pub(crate) fn push(&mut self, request: Request) {
+        self.0.0.push(request);
+    }
+
+    /// How many operations are among it.
+    pub(crate) fn operations(&self) -> usize {
+        self.0.0.len()
+    }
+
+    /// See [`Request::hang_up`].
+    pub(crate) fn hang_up(&self) {
+        self.0.0.iter().for_each(Request::hang_up);
+    }
+
+    /// The memory stays for ever, the descriptors do not.
+    fn leak(mut self, why: &str) {
+        self.0.0.iter_mut().for_each(Request::close_files);
+        tracing::warn!(operations = self.operations(), why, "memory of an io_uring is leaked");
+    }
+
+    /// The kernel is done with it. What owners and wakers do runs at the end of a deferral, each by itself.
+    pub(crate) fn let_go(self) {
+        let _deferral = Deferral::begin();
+        drop(ManuallyDrop::into_inner(self.0));
+    }
+}
+
 /// Memory, and the pipe that ends when the kernel is done with it.
 struct Grave {
     gone: OwnedFd,
-    requests: Vec<Request>,
-    buffers: Option<Buffers>,
+    kept: Kept,
     until: Instant,
 }
 
@@ -35,13 +75,13 @@ static YARD: Mutex<Yard> = Mutex::new(Yard { new: Vec::new(), count: 0, is_watch
 const LOOK_MS: u64 = 10;
 
 /// Keeps the memory until the pipe ends.
-pub(crate) fn bury(gone: OwnedFd, requests: Vec<Request>, buffers: Option<Buffers>) {
+pub(crate) fn bury(gone: OwnedFd, kept: Kept) {
     let until = Instant::now() + Duration::from_millis(GRAVE_MS);
-    let grave = Grave { gone, requests, buffers, until };
+    let grave = Grave { gone, kept, until };
     let mut yard = YARD.lock();
     if yard.count >= MAX_GRAVES {
         drop(yard);
-        return grave.leak("too many rings wait for their end");
+        return grave.kept.leak("too many rings wait for their end");
     }
     yard.count += 1;
     yard.new.push(grave);
@@ -57,7 +97,7 @@ pub(crate) fn bury(gone: OwnedFd, requests: Vec<Request>, buffers: Option<Buffer
         yard.count -= new.len();
         yard.is_watched = false;
         drop(yard);
-        new.into_iter().for_each(|grave| grave.leak("no thread to wait for its end"));
+        new.into_iter().for_each(|grave| grave.kept.leak("no thread to wait for its end"));
     }
 }
 
@@ -79,11 +119,21 @@ fn watch() {
         for index in (0..graves.len()).rev() {
             let grave: &Grave = &graves[index];
             if grave.is_over() {
-                drop(graves.swap_remove(index));
+                let grave = graves.swap_remove(index);
+                survive(|| grave.kept.let_go());
             } else if now >= grave.until {
-                graves.swap_remove(index).leak("the kernel still holds a closed ring");
+                let grave = graves.swap_remove(index);
+                survive(|| grave.kept.leak("the kernel still holds a closed ring"));
             }
         }
+    }
+}
+
+/// Runs other people's code. The thread goes on: nobody else would look after what is left.
+fn survive(run: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+        // It was shown when it was thrown; dropping what was thrown could throw again.
+        std::mem::forget(panic);
     }
 }
 
@@ -102,20 +152,20 @@ impl Grave {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut pipe, Some(&now)).is_ok() && pipe[0].revents().contains(PollFlags::HUP)
     }
-
-    fn leak(self, why: &str) {
-        let Self { requests, buffers, .. } = self;
-        tracing::warn!(operations = requests.len(), why, "memory of an io_uring is leaked");
-        // The kernel may still read and write it (M4).
-        std::mem::forget((requests, buffers));
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
     use std::sync::Arc;
     use zc_core::memory::BufPool;
+
+    fn kept(request: Request) -> Kept {
+        let mut kept = Kept::new(None);
+        kept.push(request);
+        kept
+    }
 
     /// Memory that the kernel may use is nobody's until the ring is gone, however long that takes.
     #[test]
@@ -127,7 +177,7 @@ mod tests {
         for _ in 0..3 {
             let (gone, write) = rustix::pipe::pipe().unwrap();
             let request = Request::recv(&file, pool.try_alloc(1000).unwrap(), 1000, false);
-            bury(gone, vec![request], None);
+            bury(gone, kept(request));
             held.push(write);
         }
         std::thread::sleep(Duration::from_millis(3 * LOOK_MS));
@@ -143,5 +193,52 @@ mod tests {
             }
             assert_eq!((pool.stats().in_use_bytes, Arc::strong_count(&file)), (left, 1 + held.len()));
         }
+    }
+    /// Descriptors of what is leaked are closed: nothing of theirs is memory.
+    #[test]
+    fn only_memory_is_leaked() {
+        let pool = BufPool::builder().max_bytes(1 << 20).build();
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let file = Arc::new(OwnedFd::from(socket));
+        kept(Request::recv(&file, pool.try_alloc(1000).unwrap(), 1000, false)).leak("as the test wants it");
+        assert_eq!(Arc::strong_count(&file), 1);
+        assert!(pool.stats().in_use_bytes >= 1000);
+    }
+
+    /// An owner that panics in one grave takes nothing out of another, and that one is still looked after.
+    #[test]
+    fn a_panic_lets_go_of_nothing_else() {
+        struct PanicsOnDrop;
+        impl AsRef<[u8]> for PanicsOnDrop {
+            fn as_ref(&self) -> &[u8] {
+                b"bytes"
+            }
+        }
+        impl Drop for PanicsOnDrop {
+            fn drop(&mut self) {
+                panic!("an owner panics, as the test wants it");
+            }
+        }
+        let pool = BufPool::builder().max_bytes(1 << 20).build();
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (file, of_first) = (Arc::new(OwnedFd::from(one)), Arc::new(OwnedFd::from(other)));
+        let (first, end_first) = rustix::pipe::pipe().unwrap();
+        let (second, end_second) = rustix::pipe::pipe().unwrap();
+        bury(second, kept(Request::recv(&file, pool.try_alloc(1000).unwrap(), 1000, false)));
+        let foreign = Bytes::from_owner(PanicsOnDrop).into();
+        bury(first, kept(Request::send(&of_first, foreign, true)));
+        let wait = |what: &str, is_so: &dyn Fn() -> bool| {
+            let until = Instant::now() + Duration::from_secs(60);
+            while !is_so() {
+                assert!(Instant::now() < until, "not yet: {what}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        drop(end_first);
+        wait("the first has ended", &|| Arc::strong_count(&of_first) == 1);
+        std::thread::sleep(Duration::from_millis(3 * LOOK_MS));
+        assert!(pool.stats().in_use_bytes >= 1000, "the kernel's memory was let go of");
+        drop(end_second);
+        wait("the second has ended", &|| pool.stats().in_use_bytes == 0);
     }
 }

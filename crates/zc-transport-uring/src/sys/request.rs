@@ -71,7 +71,6 @@ pub(crate) struct Request {
     entry: squeue::Entry,
     held: Held,
     /// Kept open: the number must not become another file's before the kernel has looked.
-    #[allow(dead_code, reason = "keeps them open")]
     files: SmallVec<[Arc<OwnedFd>; 2]>,
     /// Whether it may be done once more when it came back untouched, see [`Request::may_repeat`].
     repeatable: bool,
@@ -207,6 +206,19 @@ impl Request {
         self.landed(0);
     }
 
+    /// Nobody cancels it: its sockets end, so that their peers hear of it and nothing is received any more.
+    pub(super) fn hang_up(&self) {
+        for file in &self.files {
+            // What is no socket, or is not connected, has no peer.
+            let _ = rustix::net::shutdown(file, rustix::net::Shutdown::Both);
+        }
+    }
+
+    /// The kernel has looked long ago, and has the files itself.
+    pub(super) fn close_files(&mut self) {
+        self.files.clear();
+    }
+
     /// The buffer that was to be filled, with `n` bytes more in it.
     pub(crate) fn take_filled(&mut self, n: usize) -> Option<PinnedBufMut> {
         match std::mem::replace(&mut self.held, Held::Nothing) {
@@ -235,7 +247,7 @@ impl Request {
 
 /// Cancels one operation.
 pub(super) fn cancel(token: Token) -> squeue::Entry {
-    opcode::AsyncCancel::new(token.to_bits()).build().user_data(NOBODYS)
+    opcode::AsyncCancel::new(token.to_bits()).build().user_data(token.to_cancel_bits())
 }
 
 /// Cancels all operations.

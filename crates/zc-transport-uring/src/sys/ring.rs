@@ -131,14 +131,11 @@ impl Ring {
         Ok(())
     }
 
-    /// Gives the number back, which would keep the ring alive. Only its thread can; if that is another one, it
-    /// keeps the ring until it ends.
-    fn forget_number(&mut self) {
-        if let Some((thread, number)) = self.number.take()
-            && thread == std::thread::current().id()
-        {
-            unregister_ring_fd(&self.uring, number);
-        }
+    /// Gives the number back, which would keep the ring alive; whether there is none any more. Only its thread can;
+    /// if that is another one, it keeps the ring until it ends.
+    fn forget_number(&mut self) -> bool {
+        let Some((thread, number)) = self.number.take() else { return true };
+        thread == std::thread::current().id() && unregister_ring_fd(&self.uring, number)
     }
 
     pub(crate) fn has_bundles(&self) -> bool {
@@ -239,10 +236,11 @@ impl Ring {
         self.uring.submitter().unregister_buf_ring(group)
     }
 
-    /// Closes the ring. The pipe ends when the kernel is done with it.
-    pub(crate) fn close(mut self) -> OwnedFd {
-        self.forget_number();
-        self.gone
+    /// Closes the ring. The pipe ends when the kernel is done with it; false: that may be as late as the end of the
+    /// ring's thread, and until then nothing is cancelled.
+    pub(crate) fn close(mut self) -> (OwnedFd, bool) {
+        let goes = self.forget_number();
+        (self.gone, goes)
     }
 }
 
@@ -271,9 +269,11 @@ fn register_ring_fd(uring: &IoUring) -> io::Result<u32> {
 }
 
 /// Only for the thread that registered it.
-fn unregister_ring_fd(uring: &IoUring, number: u32) {
+fn unregister_ring_fd(uring: &IoUring, number: u32) -> bool {
     let mut update = RingFdUpdate { offset: number, reserved: 0, data: 0 };
-    if let Err(error) = update_ring_fds(uring, UNREGISTER_RING_FDS, &mut update) {
+    let done = update_ring_fds(uring, UNREGISTER_RING_FDS, &mut update);
+    if let Err(error) = &done {
         tracing::debug!(%error, "a ring's number was not given back");
     }
+    done.is_ok()
 }

@@ -12,13 +12,15 @@ pub struct Caller {
     tx: Sender,
     rx: Receiver,
     calls: u32,
+    /// A `Collect` whose last message is not sent: the server keeps it, wanted or not.
+    collecting: Option<u32>,
 }
 
 impl Caller {
     /// On a connection.
     pub fn new(connection: &mut Connection) -> Self {
         let (tx, rx) = connection.split();
-        Self { tx, rx, calls: 0 }
+        Self { tx, rx, calls: 0, collecting: None }
     }
 
     /// One message, one answer: its data, in the memory it came in.
@@ -52,6 +54,7 @@ impl Caller {
     pub async fn repeat(&mut self, data: &[u8], times: u32) -> Result<Answers<'_>, BoxError> {
         let call = self.call(Method::Repeat);
         let sizes = Sizes { data: data.len(), others: TIMES_BYTES };
+        call.caller.end_left().await?;
         let mut buf = begin(&call.caller.tx, call.head(true), sizes).await?;
         buf.put_slice(data);
         put_times(&mut buf, times);
@@ -64,13 +67,24 @@ impl Caller {
         self.call(Method::Chat)
     }
 
+    /// Ends what was dropped half-way; the answer is passed over.
+    async fn end_left(&mut self) -> Result<(), BoxError> {
+        if let Some(call) = self.collecting {
+            let head = Head { call, method: Method::Collect, last: true };
+            let buf = begin(&self.tx, head, Sizes::default()).await?;
+            self.tx.send(buf.freeze()).await?;
+            self.collecting = None;
+        }
+        Ok(())
+    }
+
     fn call(&mut self, method: Method) -> Answers<'_> {
         self.calls = self.calls.wrapping_add(1);
         Answers { call: self.calls, method, ended: false, caller: self }
     }
 }
 
-/// A call under way. What comes on it after it was dropped is passed over.
+/// A call under way. What comes on it after it was dropped is passed over; it comes all the same.
 pub struct Answers<'a> {
     caller: &'a mut Caller,
     call: u32,
@@ -117,10 +131,22 @@ impl Answers<'_> {
     }
 
     async fn put(&mut self, data: &[u8], last: bool) -> Result<(), BoxError> {
+        if self.caller.collecting != Some(self.call) {
+            self.caller.end_left().await?;
+        }
         let sizes = Sizes { data: data.len(), others: 0 };
         let mut buf = begin(&self.caller.tx, self.head(last), sizes).await?;
         buf.put_slice(data);
-        self.hand_over(buf).await
+        // Before a message that may not be the last is on its way, and after the last: told twice harms nobody.
+        let collects = self.method == Method::Collect;
+        if collects && !last {
+            self.caller.collecting = Some(self.call);
+        }
+        self.hand_over(buf).await?;
+        if collects && last {
+            self.caller.collecting = None;
+        }
+        Ok(())
     }
 
     async fn hand_over(&self, buf: PinnedBufMut) -> Result<(), BoxError> {

@@ -14,7 +14,9 @@
 //! Over shared memory nobody copies data: an answer is memory of the client, sent back. What is copied there are the heads of
 //! `Repeat`'s answers, and of its answers all beyond the 191st: so often a message can be sent back as it lies.
 //!
-//! Status, metadata, deadlines and cancelling are gRPC's and not here: what makes no sense ends the connection.
+//! Status, metadata, deadlines and cancelling are gRPC's and not here: what makes no sense ends the connection, a `Repeat` that its
+//! client no longer wants is sent to its end, and a `Collect` is kept until its last message. The client therefore says that
+//! of one that was dropped half-way, with its next call.
 
 mod client;
 mod frame;

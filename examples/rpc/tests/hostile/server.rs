@@ -60,7 +60,7 @@ fn control(kind: u8, call: u32, value: u32) -> Vec<u8> {
 /// What it says before it knows of a call, and what the client calls that.
 fn greetings() -> Vec<(&'static str, Vec<u8>)> {
     vec![
-        ("a bad frame", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        ("does not speak zc-http", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
         ("does not speak zc-http", head(1, 0)),
         ("does not speak zc-http", control(4, 0, 1)),
         ("wider than can be", settings(u32::MAX)),

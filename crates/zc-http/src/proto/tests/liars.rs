@@ -140,9 +140,16 @@ fn a_peer_that_pings_and_does_not_read_is_cut_off() {
 
 #[test]
 fn the_first_frame_says_who_speaks() {
-    for first in [b"GET / HTTP/1.1\r\n\r\n".to_vec(), frame(FLAG_HEADERS, 1, GET, b"", b""), vec![0; 600]] {
+    for first in [
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+        b"no".to_vec(),
+        frame(FLAG_HEADERS, 1, GET, b"", b""),
+        vec![2; 5],
+        vec![0; 600],
+    ] {
         let mut endpoint = Endpoint::new(Role::Server, small());
-        assert!(receive(&mut endpoint, first).is_err());
+        assert_eq!(receive(&mut endpoint, first), Err(Violation::NotHttp));
     }
     let mut endpoint = Endpoint::new(Role::Client, small());
     assert_eq!(endpoint.open(&mut Some(request(0))).unwrap_err(), OpenError::Busy);

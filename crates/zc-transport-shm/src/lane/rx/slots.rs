@@ -34,7 +34,7 @@ impl Rx {
                 self.ring.read(&mut words);
                 let grow = Grow::unpack(words);
                 self.arena.check(grow)?;
-                let fd = self.shared.take_fd().ok_or(Stop::Stall(Stall::Descriptor))?;
+                let fd = self.shared.take_fd()?;
                 self.arena.grow(grow, fd)?;
                 self.has_mapped();
             }
@@ -43,7 +43,7 @@ impl Rx {
                 self.ring.read(&mut words);
                 let share = Share::unpack(words);
                 self.arena.check_share(share)?;
-                let fd = self.shared.take_fd().ok_or(Stop::Stall(Stall::Descriptor))?;
+                let fd = self.shared.take_fd()?;
                 self.arena.share(share, fd)?;
                 self.has_mapped();
             }

@@ -188,6 +188,8 @@ impl Tx {
     #[cold]
     pub(super) fn trim(&mut self) -> Result<(), LaneError> {
         self.shared.trim.store(false, Ordering::Release);
+        // There may be room in the ring that nobody has seen.
+        self.refresh()?;
         self.reap()?;
         while self.ring.free() > 1 {
             let Some(at) = self.arena.retire(true) else { break };

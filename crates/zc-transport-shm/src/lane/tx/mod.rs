@@ -361,6 +361,8 @@ impl Tx {
                     self.reap()?;
                 }
             }
+            // The other half may have read what was given back before; no bell rings for that.
+            self.settle_caught_up();
             if self.resting && self.arena.came_back() {
                 self.stir();
             }

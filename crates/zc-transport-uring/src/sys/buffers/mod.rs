@@ -25,7 +25,7 @@ use smallvec::SmallVec;
 use zc_core::memory::{AllocError, AllocWaiter, BufPool, PinnedBuf, PinnedBufMut, Region};
 
 use super::ring::Ring;
-use crate::limits::{MAX_RECV_BUFFERS, MAX_TRANSFER_BYTES};
+use crate::limits::{MAX_RECV_BUFFERS, MAX_TRANSFER_BYTES, MIN_PIECE_BYTES};
 
 const ENTRY_BYTES: usize = 16;
 const LEN_AT: usize = 8;
@@ -115,6 +115,11 @@ impl Buffers {
 
     pub(crate) fn group(&self) -> u16 {
         self.group
+    }
+
+    /// What a short piece keeps: a buffer of its own, or a share of one.
+    pub(crate) fn min_piece_bytes(&self) -> usize {
+        if self.incremental { MIN_PIECE_BYTES.min(self.buffer_bytes) } else { self.buffer_bytes }
     }
 
     pub(crate) fn counts(&self) -> BufferCounts {
