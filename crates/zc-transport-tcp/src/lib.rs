@@ -12,10 +12,10 @@ mod socket;
 mod sys;
 mod transport;
 
-pub use limits::{
-    BACKLOG, CHUNK_BYTES, COALESCE_MAX, DIRECT_MIN, LINGER_MS, MAX_DESCRIPTORS, MAX_HELD_SENDS,
-    MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, MAX_QUEUED_RECORD_BYTES, STAGE_BYTES, ZERO_COPY_MIN,
-};
+pub use limits::{BACKLOG, CHUNK_BYTES, LINGER_MS, MAX_DESCRIPTORS, MAX_HELD_SENDS, ZERO_COPY_MIN};
 pub use link::StreamLink;
 pub use socket::StreamLinks;
 pub use transport::TcpTransport;
+pub use zc_core::stream::{
+    COALESCE_MAX, DIRECT_MIN, MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, MAX_QUEUED_RECORD_BYTES, STAGE_BYTES,
+};

@@ -1,5 +1,6 @@
 //! The transport: lanes on the control link's own bytes.
 
+use zc_core::stream::COALESCE_MAX;
 use zc_core::transport::{
     BoxFuture, Caps, ControlLink, Lane, LinkError, Offer, OfferContext, OneSided, Role, Transport,
     Unavailable, WireupError, ZeroCopy,
@@ -7,7 +8,7 @@ use zc_core::transport::{
 
 use crate::io::{ByteIo, LinkIo};
 use crate::lane;
-use crate::limits::{COALESCE_MAX, ZERO_COPY_MIN};
+use crate::limits::ZERO_COPY_MIN;
 use crate::link::StreamLink;
 
 /// Messages over the control link: TCP, Unix, or any other [`ControlLink`].

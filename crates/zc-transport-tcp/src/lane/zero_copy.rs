@@ -6,7 +6,6 @@ use std::os::fd::BorrowedFd;
 use zc_core::memory::{CopyLedger, KernelCopied, Message};
 use zc_core::transport::SendToken;
 
-use super::pop_if;
 use crate::io::ByteIo;
 use crate::limits::MAX_HELD_SENDS;
 use crate::sys::{self, Completed};
@@ -113,7 +112,9 @@ impl ZeroCopy {
                 Err(_) => break,
             }
         }
-        while let Some(held) = pop_if(&mut self.held, |h| !h.open && h.done >= h.sends) {
+        while self.held.front().is_some_and(|held| !held.open && held.done >= held.sends)
+            && let Some(held) = self.held.pop_front()
+        {
             if held.copied {
                 ledger.kernel_copied(KernelCopied::Known(held.bytes));
             }

@@ -1,6 +1,6 @@
 //! The payload of a frame under way, in a buffer of its own.
 
-use zc_core::memory::{CopyLedger, CopyPlace, PinnedBufMut, copy_payload};
+use crate::memory::{CopyLedger, CopyPlace, PinnedBufMut, copy_payload};
 
 /// Memory of exactly the payload's length, being filled.
 pub(super) struct Body {
@@ -17,6 +17,7 @@ pub(super) enum Store {
 }
 
 impl Body {
+    #[inline]
     pub(super) fn in_pool(buf: PinnedBufMut, len: usize) -> Self {
         Self { store: Store::Pool(buf), filled_bytes: 0, len }
     }
@@ -26,6 +27,7 @@ impl Body {
     }
 
     /// What is still to be filled.
+    #[inline]
     pub(super) fn space(&mut self) -> &mut [u8] {
         match &mut self.store {
             Store::Pool(buf) => &mut buf.unfilled_mut()[..self.len - self.filled_bytes],
@@ -34,6 +36,7 @@ impl Body {
     }
 
     /// `n` more bytes are filled.
+    #[inline]
     pub(super) fn advance(&mut self, n: usize) {
         if let Store::Pool(buf) = &mut self.store {
             buf.advance(n);
@@ -42,6 +45,7 @@ impl Body {
     }
 
     /// Takes over the first bytes, which came in a chunk.
+    #[inline]
     #[allow(clippy::disallowed_methods, reason = "without a ledger it is a session record, not payload")]
     pub(super) fn begin(&mut self, begun: &[u8], ledger: Option<&CopyLedger>) {
         let space = &mut self.space()[..begun.len()];
@@ -52,10 +56,17 @@ impl Body {
         self.advance(begun.len());
     }
 
+    #[inline]
+    pub(super) fn missing_bytes(&self) -> usize {
+        self.len - self.filled_bytes
+    }
+
+    #[inline]
     pub(super) fn is_whole(&self) -> bool {
         self.filled_bytes == self.len
     }
 
+    #[inline]
     pub(super) fn into_store(self) -> Store {
         self.store
     }

@@ -4,14 +4,14 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::ops::Deref;
 
+use crate::memory::{BufPool, CopyLedger, Message, PinnedBufMut, copy_inline};
+use crate::transport::SendToken;
+use crate::wire::FRAME_HEADER_BYTES;
 use smallvec::SmallVec;
-use zc_core::memory::{BufPool, CopyLedger, Message, PinnedBufMut, copy_inline};
-use zc_core::transport::SendToken;
-use zc_core::wire::FRAME_HEADER_BYTES;
 
-use super::pop_if;
-use crate::limits::{MAX_IOV, MAX_STAGES, STAGE_BYTES};
+use super::limits::{MAX_IOV, MAX_STAGES, STAGE_BYTES};
 
 /// A frame by reference.
 pub(super) struct Whole {
@@ -36,6 +36,7 @@ enum Item {
 }
 
 impl Item {
+    #[inline]
     fn len(&self) -> usize {
         match self {
             Self::Staged { start, end, .. } => end - start,
@@ -44,6 +45,7 @@ impl Item {
     }
 
     /// How many of them are session records.
+    #[inline]
     fn record_bytes(&self) -> usize {
         match self {
             Self::Staged { record_bytes, .. } => *record_bytes,
@@ -58,25 +60,54 @@ impl Item {
     }
 }
 
-/// The pieces of one write. They lie in the caller's frame and are not cleared first.
-pub(super) type Pieces<'a> = SmallVec<[IoSlice<'a>; MAX_IOV]>;
-
-/// One write.
+/// The pieces of one write, at most [`MAX_IOV`]. They lie in the caller's frame and are not cleared first.
+///
+/// ```
+/// let pieces = zc_core::stream::Pieces::new(); // for `Sending::plan` to fill
+/// assert!(pieces.is_empty());
+/// ```
 #[derive(Default)]
-pub(super) struct Plan<'a> {
-    /// The pieces are payload of this frame, to be sent without a copy.
-    pub(super) zero_copy: Option<&'a Whole>,
-    /// More is queued.
-    pub(super) more: bool,
+pub struct Pieces<'a>(SmallVec<[IoSlice<'a>; MAX_IOV]>);
+
+impl<'a> Pieces<'a> {
+    /// None yet.
+    #[inline]
+    pub fn new() -> Self {
+        Self(SmallVec::new())
+    }
+
+    /// Adds what is left of `bytes` after `skip`.
+    #[inline]
+    fn push(&mut self, bytes: &'a [u8], skip: &mut usize) {
+        let gone = (*skip).min(bytes.len());
+        *skip -= gone;
+        if gone < bytes.len() && self.len() < MAX_IOV {
+            self.0.push(IoSlice::new(&bytes[gone..]));
+        }
+    }
 }
 
-/// Adds what is left of `bytes` after `skip`.
-fn push<'a>(pieces: &mut Pieces<'a>, bytes: &'a [u8], skip: &mut usize) {
-    let gone = (*skip).min(bytes.len());
-    *skip -= gone;
-    if gone < bytes.len() && pieces.len() < MAX_IOV {
-        pieces.push(IoSlice::new(&bytes[gone..]));
+impl<'a> Deref for Pieces<'a> {
+    type Target = [IoSlice<'a>];
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        &self.0
     }
+}
+
+/// How to write the pieces.
+///
+/// ```
+/// let plan = zc_core::stream::Plan::default();
+/// assert!(plan.zero_copy.is_none() && !plan.more); // an ordinary write
+/// ```
+#[derive(Default)]
+pub struct Plan<'a> {
+    /// The pieces are payload of this frame, to be sent without a copy.
+    pub zero_copy: Option<(SendToken, &'a Message)>,
+    /// More is queued.
+    pub more: bool,
 }
 
 #[derive(Default)]
@@ -92,19 +123,23 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.items.len()
     }
 
+    #[inline]
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Bytes of session records; those count until all that shares their stage is written.
+    #[inline]
     pub(super) fn record_bytes(&self) -> usize {
         self.record_bytes
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
@@ -114,6 +149,7 @@ impl Queue {
     }
 
     /// Copies a small frame into a stage; false when there is no room and no memory for more.
+    #[inline]
     pub(super) fn stage(
         &mut self,
         header: &[u8; FRAME_HEADER_BYTES],
@@ -161,6 +197,7 @@ impl Queue {
         true
     }
 
+    #[inline]
     pub(super) fn push(&mut self, whole: Whole) {
         let item = Item::Whole(whole);
         self.bytes += item.len();
@@ -168,12 +205,14 @@ impl Queue {
         self.items.push_back(item);
     }
 
+    #[inline]
     fn staged(&self, stage: u64, start: usize, end: usize) -> &[u8] {
         let stage = self.stages.get((stage - self.first_stage) as usize);
         stage.and_then(|stage| stage.get(start..end)).unwrap_or_default()
     }
 
     /// All there is, if it lies in one piece: the common case of small messages.
+    #[inline]
     pub(super) fn in_one_piece(&self) -> Option<&[u8]> {
         match self.items.front()? {
             Item::Staged { stage, start, end, .. } if self.items.len() == 1 => {
@@ -184,6 +223,7 @@ impl Queue {
     }
 
     /// The next write; the queue is not empty. `zero_copy`: whether it is allowed now.
+    #[inline]
     pub(super) fn plan<'a>(&'a self, zero_copy: bool, pieces: &mut Pieces<'a>) -> Plan<'a> {
         let mut skip = self.offset;
         for item in &self.items {
@@ -192,18 +232,18 @@ impl Queue {
             }
             match item {
                 Item::Staged { stage, start, end, .. } => {
-                    push(pieces, self.staged(*stage, *start, *end), &mut skip);
+                    pieces.push(self.staged(*stage, *start, *end), &mut skip);
                 }
                 Item::Whole(w) => {
-                    push(pieces, &w.header, &mut skip);
+                    pieces.push(&w.header, &mut skip);
                     let alone = w.zero_copy && zero_copy;
                     if alone && !pieces.is_empty() {
                         // The header may not be read after the write: it goes in front, copied.
                         return Plan { zero_copy: None, more: true };
                     }
-                    w.payload.segments().iter().for_each(|s| push(pieces, s, &mut skip));
+                    w.payload.segments().iter().for_each(|s| pieces.push(s, &mut skip));
                     if alone {
-                        return Plan { zero_copy: Some(w), more: false };
+                        return Plan { zero_copy: Some((w.token, &w.payload)), more: false };
                     }
                 }
             }
@@ -212,6 +252,7 @@ impl Queue {
     }
 
     /// `n` bytes are written; calls `done` for each frame by reference that is out.
+    #[inline]
     pub(super) fn written(&mut self, n: usize, mut done: impl FnMut(Whole)) {
         self.bytes -= n;
         self.offset += n;
@@ -229,12 +270,19 @@ impl Queue {
         }
     }
 
+    #[inline]
     fn drop_stages(&mut self, before: u64) {
         while self.first_stage < before {
             self.stages.pop_front();
             self.first_stage += 1;
         }
     }
+}
+
+/// Takes the first item if `wanted` says so.
+#[inline]
+pub(super) fn pop_if<T>(items: &mut VecDeque<T>, wanted: impl FnOnce(&T) -> bool) -> Option<T> {
+    if wanted(items.front()?) { items.pop_front() } else { None }
 }
 
 #[cfg(test)]

@@ -4,16 +4,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether the peer goes on with a long frame. Held by both halves; the driver takes it.
-#[derive(Clone, Default)]
-pub(super) struct Life(Arc<AtomicBool>);
+///
+/// ```
+/// let life = zc_core::stream::Life::default();
+/// life.clone().show();
+/// assert!(life.take() && !life.take());
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Life(Arc<AtomicBool>);
 
 impl Life {
-    pub(super) fn show(&self) {
+    /// There was a sign.
+    #[inline]
+    pub fn show(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
     /// Whether there was a sign since the last call.
-    pub(super) fn take(&self) -> bool {
+    #[inline]
+    pub fn take(&self) -> bool {
         self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
     }
 }

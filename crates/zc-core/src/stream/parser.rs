@@ -1,0 +1,337 @@
+//! The receiving side: from bytes to frames.
+//!
+//! The stream comes in two ways, chosen by what has come lately.
+//!
+//! **Ahead**, while frames are small: as much as there is, and messages are slices of it.
+//!
+//! ```text
+//! bytes that were fed [ frame | frame | frame | begun... ] --> slices to the application
+//!                                                 |
+//!                                 body of its own, of the exact length (the begun part is copied)
+//! ```
+//!
+//! **Exactly**, after a large frame and until [`EXACT_FRAMES`] small ones in a row have come: never
+//! beyond the next header, so that each payload goes straight into a body of its own.
+//!
+//! ```text
+//! spaces [ rest of the body ][ next header, 16 bytes ]
+//! ```
+//!
+//! Nothing is guessed: memory is taken when a header has named a length and the credit covers it. A head that is
+//! not whole lies in no pool memory, so a connection that waits for bytes holds no block.
+
+use std::sync::Arc;
+
+use super::body::{Body, Store};
+use super::credit::Credit;
+use super::head::{Front, Head, Scan, scan};
+use super::limits::{DIRECT_MIN, EXACT_FRAMES};
+use super::wakers::Wakers;
+use crate::memory::{
+    BufPool, CopyLedger, CopyPlace, KernelCopied, LeaseBudget, PinnedBuf, PinnedBufMut, Pressure,
+    copy_payload,
+};
+use crate::transport::{Batch, Frame, FrameKind, LaneError};
+use crate::wire::{FrameLimits, FrameType, WireError};
+
+/// What was received and not handed out.
+///
+/// ```
+/// use std::sync::Arc;
+/// use zc_core::memory::{BufPool, CopyLedger, PinnedBuf};
+/// use zc_core::stream::{Wakers, halves};
+/// use zc_core::transport::{Batch, LaneLimits};
+/// use zc_core::wire::FrameHeader;
+///
+/// let (pool, wakers) = (BufPool::builder().build(), Arc::new(Wakers::default()));
+/// let ledger = Arc::new(CopyLedger::new());
+/// let (_, mut parser) = halves(&LaneLimits::default(), pool.clone(), &ledger, &wakers);
+///
+/// // An engine that has received this:
+/// let bytes = [&FrameHeader::data(5, 1).encode()[..], b"hello"].concat();
+/// parser.feed(PinnedBuf::from(bytes));
+///
+/// let mut frames = Batch::new();
+/// while parser.find_head()? {
+///     if let Some(len) = parser.body_wanted() {
+///         parser.begin_body(pool.try_alloc(len)?); // Not here: the payload came with its header.
+///     }
+///     if !parser.take_frame(&pool, &mut frames)? {
+///         break; // Bytes of the body are missing.
+///     }
+/// }
+/// assert!(frames.drain().all(|frame| frame.payload.segments()[0][..] == *b"hello"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Parser {
+    ledger: Arc<CopyLedger>,
+    leases: Arc<LeaseBudget>,
+    credit: Arc<Credit>,
+    wakers: Arc<Wakers>,
+    limits: FrameLimits,
+    front: Front,
+    /// The frame whose head is whole.
+    under_way: Option<UnderWay>,
+    /// What was fed and not looked at yet.
+    unread: PinnedBuf,
+    /// Frames for which the stream is taken exactly.
+    exact_frames: u32,
+    received: u64,
+}
+
+struct UnderWay {
+    head: Head,
+    body: Option<Body>,
+}
+
+impl Parser {
+    pub(super) fn new(
+        max_message: u32,
+        ledger: Arc<CopyLedger>,
+        leases: Arc<LeaseBudget>,
+        credit: Arc<Credit>,
+        wakers: Arc<Wakers>,
+    ) -> Self {
+        Self {
+            ledger,
+            leases,
+            credit,
+            wakers,
+            limits: FrameLimits { max_message },
+            front: Front::default(),
+            under_way: None,
+            unread: PinnedBuf::empty(),
+            exact_frames: 0,
+            received: 0,
+        }
+    }
+
+    /// What the application holds of this lane's memory.
+    #[inline]
+    pub fn leases(&self) -> &Arc<LeaseBudget> {
+        &self.leases
+    }
+
+    /// Lets go of what is not handed out; nothing more is parsed.
+    pub fn clear(&mut self) {
+        self.front.clear();
+        self.under_way = None;
+        self.unread = PinnedBuf::empty();
+    }
+
+    /// Whether a frame has begun that is not whole.
+    #[inline]
+    pub fn is_inside_frame(&self) -> bool {
+        self.under_way.is_some() || !self.front.is_empty()
+    }
+
+    /// Whether the frame under way is a record of the session layer or of one-sided operations: those get through
+    /// whatever happens.
+    #[inline]
+    pub fn is_record(&self) -> bool {
+        let kind = self.under_way.as_ref().map(|frame| frame.head.header.kind);
+        matches!(kind, Some(FrameType::Session | FrameType::Remote))
+    }
+
+    /// Whether to take no more of the stream than [`spaces`](Self::spaces) has room for.
+    #[inline]
+    pub fn reads_exactly(&self) -> bool {
+        self.exact_frames > 0
+    }
+
+    /// Sees to it that a frame is under way; false: more bytes are needed.
+    ///
+    /// # Errors
+    /// The peer broke the format, or its promise to send no more than its credit.
+    #[inline]
+    #[allow(clippy::disallowed_methods, reason = "a head, not payload")]
+    pub fn find_head(&mut self) -> Result<bool, WireError> {
+        while self.under_way.is_none() {
+            let in_front = !self.front.is_empty();
+            match scan(if in_front { self.front.filled() } else { &self.unread }, self.limits)? {
+                Scan::Head(head) if in_front => {
+                    self.front.clear();
+                    self.begin(head)?;
+                }
+                Scan::Head(head) => {
+                    self.skip(head.payload_at);
+                    self.begin(head)?;
+                }
+                Scan::Missing(_) if self.unread.is_empty() => return Ok(false),
+                Scan::Missing(n) => {
+                    // Not in front yet: all of it belongs there, since `n` are missing.
+                    let n = if in_front { n.min(self.unread.len()) } else { self.unread.len() };
+                    self.front.space(n).copy_from_slice(&self.unread[..n]);
+                    self.front.advance(n);
+                    self.skip(n);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    #[inline]
+    fn skip(&mut self, n: usize) {
+        bytes::Buf::advance(&mut self.unread, n);
+        if self.unread.is_empty() {
+            self.unread = PinnedBuf::empty();
+        }
+    }
+
+    #[inline]
+    fn begin(&mut self, head: Head) -> Result<(), WireError> {
+        let len = head.payload_bytes();
+        if head.header.kind == FrameType::Data {
+            self.received = self.credit.receive(self.received, len)?;
+        }
+        self.exact_frames =
+            if len >= DIRECT_MIN { EXACT_FRAMES } else { self.exact_frames.saturating_sub(1) };
+        self.under_way = Some(UnderWay { head, body: None });
+        Ok(())
+    }
+
+    /// The payload's length, if the frame under way needs memory of its own.
+    #[inline]
+    pub fn body_wanted(&self) -> Option<usize> {
+        let frame = self.under_way.as_ref()?;
+        let len = frame.head.payload_bytes();
+        (frame.body.is_none() && self.unread.len() < len).then_some(len)
+    }
+
+    /// Gives the frame under way the memory that it wants.
+    ///
+    /// # Panics
+    /// If `buf` has less room than [`body_wanted`](Self::body_wanted) says.
+    #[inline]
+    pub fn begin_body(&mut self, buf: PinnedBufMut) {
+        if let Some(len) = self.body_wanted() {
+            self.begin_in(Body::in_pool(buf, len));
+        }
+    }
+
+    /// Gives the frame under way memory that is not the pool's: for a [record](Self::is_record), while the pool is
+    /// exhausted.
+    pub fn begin_body_on_heap(&mut self) {
+        if let Some(len) = self.body_wanted() {
+            self.begin_in(Body::on_heap(len));
+        }
+    }
+
+    #[inline]
+    fn begin_in(&mut self, mut body: Body) {
+        if let Some(frame) = &mut self.under_way {
+            let counted = frame.head.header.kind.is_payload();
+            body.begin(&self.unread, if counted { Some(&*self.ledger) } else { None });
+            frame.body = Some(body);
+        }
+        self.unread = PinnedBuf::empty();
+    }
+
+    /// Where to put what comes next in the stream: the rest of a body, then of a head. With `ahead` there is memory for
+    /// what follows, so no head needs room before it has begun.
+    #[inline]
+    pub fn spaces(&mut self, ahead: bool) -> [&mut [u8]; 2] {
+        let mut missing = 0;
+        // A whole head is taken out at once and a bad one ends the lane, so some bytes are missing.
+        if (!ahead || !self.front.is_empty())
+            && let Ok(Scan::Missing(n)) = scan(self.front.filled(), self.limits)
+        {
+            missing = n;
+        }
+        let body = self.under_way.as_mut().and_then(|frame| frame.body.as_mut());
+        [body.map_or(&mut [], Body::space), self.front.space(missing)]
+    }
+
+    /// `n` bytes of the stream are read, the first of them into the last [`spaces`](Self::spaces); how many are not
+    /// there. Those are to be [fed](Self::feed).
+    #[inline]
+    pub fn filled(&mut self, n: usize) -> usize {
+        let mut rest = n;
+        if let Some(body) = self.under_way.as_mut().and_then(|frame| frame.body.as_mut()) {
+            let of_body = body.missing_bytes().min(rest);
+            body.advance(of_body);
+            rest -= of_body;
+        }
+        rest - self.front.advance(rest)
+    }
+
+    /// The bytes that come next in the stream, in memory that the lane lends: it counts as [leased](Self::leases)
+    /// already. Nothing that was fed before is left, and no body is under way that is not whole.
+    #[inline]
+    pub fn feed(&mut self, bytes: PinnedBuf) {
+        debug_assert!(self.unread.is_empty() && self.is_body_whole());
+        self.unread = bytes;
+    }
+
+    #[inline]
+    fn is_body_whole(&self) -> bool {
+        let body = self.under_way.as_ref().and_then(|frame| frame.body.as_ref());
+        body.is_none_or(Body::is_whole)
+    }
+
+    /// Hands out the frame under way if its payload is whole. True: there may be another one.
+    ///
+    /// # Errors
+    /// The peer took credit back.
+    #[inline]
+    pub fn take_frame(&mut self, pool: &BufPool, out: &mut Batch<Frame>) -> Result<bool, LaneError> {
+        let is_whole = |frame: &mut UnderWay| frame.body.as_ref().is_none_or(Body::is_whole);
+        let Some(UnderWay { head, body }) = self.under_way.take_if(is_whole) else { return Ok(false) };
+        let len = head.payload_bytes();
+        let is_payload = head.header.kind.is_payload();
+        let payload = match body.map(Body::into_store) {
+            Some(Store::Pool(mut buf)) => {
+                if is_payload {
+                    buf.attach_lease(self.leases.clone());
+                }
+                buf.freeze()
+            }
+            Some(Store::Heap(bytes)) => bytes.into(),
+            None => {
+                let shared = self.unread.split_to(len);
+                if is_payload { self.lend(shared, pool) } else { shared }
+            }
+        };
+        let kind = match head.header.kind {
+            FrameType::Credit => {
+                self.credit.granted(head.header.seq)?;
+                self.wakers.tx.wake();
+                return Ok(true);
+            }
+            FrameType::Session => FrameKind::Session,
+            FrameType::Data => FrameKind::Data,
+            FrameType::Remote => FrameKind::Remote,
+        };
+        if is_payload {
+            self.ledger.kernel_copied(KernelCopied::Known(len as u64));
+        }
+        let ack = head.header.flags.ack_requested;
+        out.push(Frame { kind, ack, seq: head.header.seq, payload: payload.into() });
+        Ok(true)
+    }
+
+    /// Lends a slice of what was fed, or copies it out when too much is lent already.
+    #[inline]
+    fn lend(&self, payload: PinnedBuf, pool: &BufPool) -> PinnedBuf {
+        let len = payload.len();
+        if len > 0
+            && len < DIRECT_MIN
+            && self.leases.pressure() >= Pressure::Soft
+            && let Ok(mut own) = pool.try_alloc(len)
+        {
+            copy_payload(&mut own.unfilled_mut()[..len], &payload, &self.ledger, CopyPlace::CopyOut);
+            own.advance(len);
+            own.attach_lease(self.leases.clone());
+            return own.freeze();
+        }
+        payload
+    }
+
+    /// The application took a message of so many bytes.
+    #[inline]
+    pub fn release(&mut self, payload_bytes: usize) {
+        if self.credit.take(payload_bytes) {
+            self.wakers.drive.wake();
+        }
+    }
+}
