@@ -4,6 +4,8 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::join_all;
 use zc::memory::CopyPlace;
 use zc::transport::{Access, OneSided, RemoteKey};
 use zc::{Connection, Export, Fabric, MAX_NOTIFICATIONS_PER_CONNECTION, Policy, RemoteFault};
@@ -250,4 +252,25 @@ async fn who_writes_without_end_lets_others_have_their_turn() {
         stop.set(true);
     };
     tokio::join!(writes, others);
+}
+
+/// What is given up at its first poll is not put off each time, and what is asked for later does not come first.
+#[tokio::test]
+async fn giving_way_loses_no_turn_and_no_order() {
+    let fabric = Fabric::auto().unwrap();
+    let (owner, user) = pair(&fabric, &name("order")).await;
+    let export = fabric.export(4096).unwrap();
+    let key = export.grant(&owner, Access::ALL, ..).unwrap();
+    let memory = user.remote();
+    // Once the peer has said what the key stands for.
+    memory.fetch_add(&key, 0, 1).await.unwrap();
+    let at_once = (0..200).filter(|_| memory.fetch_add(&key, 0, 1).now_or_never().is_some()).count();
+    assert!(at_once > 190, "{at_once} of 200");
+    let first = export.load_u64(0).unwrap();
+    for batch in 0..40 {
+        let adds = (0..10).map(|_| memory.fetch_add(&key, 0, 1));
+        let seen: Vec<u64> = join_all(adds).await.into_iter().map(Result::unwrap).collect();
+        let expect = first + batch * 10;
+        assert!(seen.iter().copied().eq(expect..expect + 10), "{seen:?}");
+    }
 }

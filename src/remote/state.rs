@@ -19,6 +19,9 @@ use super::target::{Grant, MAX_GRANTS, Target};
 use super::window::{Expected, Operation, Window};
 use crate::connection::{Place, quietly};
 
+/// So many operations of a lane that is done with each at once; then others on the runtime have their turn.
+const OPERATIONS_PER_TURN: u64 = 64;
+
 pub(crate) struct Remote {
     mode: OneSided,
     pool: BufPool,
@@ -37,6 +40,8 @@ pub(crate) struct Remote {
     granted: AtomicUsize,
     /// Requests of either side so far.
     requests: AtomicU64,
+    /// How many there were when somebody gave others a turn.
+    gave_way_at: AtomicU64,
 }
 
 struct Native {
@@ -75,6 +80,7 @@ impl Remote {
             asking: AtomicBool::new(false),
             granted: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
+            gave_way_at: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -266,6 +272,13 @@ impl Remote {
     }
 
     // Operations that the lane does itself.
+
+    /// Whether this one waits until others on the runtime have had a turn: who does nothing else would never wait for anything.
+    pub(crate) fn gives_way(&self) -> bool {
+        let requests = self.requests();
+        requests % OPERATIONS_PER_TURN == OPERATIONS_PER_TURN - 1
+            && self.gave_way_at.swap(requests, Relaxed) != requests
+    }
 
     /// Begins an operation if the lane takes one now.
     pub(crate) fn begin_native(

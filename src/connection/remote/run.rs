@@ -14,9 +14,6 @@ use crate::connection::core::{Core, TxState};
 use crate::connection::waiters::Place;
 use crate::remote::{Expected, Operation, RemoteError, RemoteFault};
 
-/// So many operations of a lane that is done with each at once; then others on the runtime have their turn.
-const TURN_OPERATIONS: u64 = 64;
-
 /// What is left of an operation.
 pub(super) enum Todo {
     /// By records: a read needs no memory until its answers come.
@@ -44,8 +41,6 @@ pub(super) struct Run<'a> {
     begun: usize,
     /// In the queue for the window.
     place: Option<Place>,
-    /// Others have had their turn.
-    gave_way: bool,
 }
 
 impl Future for Run<'_> {
@@ -81,7 +76,7 @@ impl Future for Run<'_> {
 impl<'a> Run<'a> {
     pub(super) fn new(core: &'a Arc<Core>, key: RemoteKey, offset: u64, todo: Todo) -> Self {
         let operation = Arc::new(Operation::default());
-        Self { core, operation, key, offset, todo, begun: 0, place: None, gave_way: false }
+        Self { core, operation, key, offset, todo, begun: 0, place: None }
     }
 
     /// Ready when all requests are answered and no other follows.
@@ -171,18 +166,19 @@ impl<'a> Run<'a> {
 
     fn poll_begin_native(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RemoteFault>> {
         let core = self.core;
-        // A task that does nothing else would never wait for anything.
-        if core.remote.requests() % TURN_OPERATIONS == TURN_OPERATIONS - 1 && !self.gave_way {
-            self.gave_way = true;
-            core.reactor.yield_now(cx);
-            return Poll::Pending;
-        }
         let mut tx = core.lock_tx();
         if let Some(error) = tx.closed() {
             return Poll::Ready(Err(RemoteFault::Connection(error)));
         }
         if !core.remote.may_begin(self.place) {
             core.remote.wait(&mut self.place, cx.waker());
+            return Poll::Pending;
+        }
+        if core.remote.gives_way() {
+            // In the queue, so that none comes first that was asked for later.
+            core.remote.wait(&mut self.place, cx.waker());
+            drop(tx);
+            core.reactor.yield_now(cx);
             return Poll::Pending;
         }
         let (todo, remote) = (&mut self.todo, &core.remote);

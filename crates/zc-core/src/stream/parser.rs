@@ -257,9 +257,12 @@ impl Parser {
 
     /// The bytes that come next in the stream, in memory that the lane lends: it counts as [leased](Self::leases)
     /// already. Nothing that was fed before is left, and no body is under way that is not whole.
+    ///
+    /// # Panics
+    /// Something is: it would be lost.
     #[inline]
     pub fn feed(&mut self, bytes: PinnedBuf) {
-        debug_assert!(self.unread.is_empty() && self.is_body_whole());
+        assert!(self.unread.is_empty() && self.is_body_whole(), "what was fed before is not all taken");
         self.unread = bytes;
     }
 
@@ -269,13 +272,19 @@ impl Parser {
         body.is_none_or(Body::is_whole)
     }
 
-    /// Hands out the frame under way if its payload is whole. True: there may be another one.
+    /// Hands out the frame under way if its payload is whole and there is room for it. True: there may be another one.
     ///
     /// # Errors
     /// The peer took credit back.
     #[inline]
     pub fn take_frame(&mut self, pool: &BufPool, out: &mut Batch<Frame>) -> Result<bool, LaneError> {
-        let is_whole = |frame: &mut UnderWay| frame.body.as_ref().is_none_or(Body::is_whole);
+        if out.is_full() {
+            return Ok(false);
+        }
+        let fed = self.unread.len();
+        let is_whole = |frame: &mut UnderWay| {
+            frame.body.as_ref().map_or(frame.head.payload_bytes() <= fed, Body::is_whole)
+        };
         let Some(UnderWay { head, body }) = self.under_way.take_if(is_whole) else { return Ok(false) };
         let len = head.payload_bytes();
         let is_payload = head.header.kind.is_payload();

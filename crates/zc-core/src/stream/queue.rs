@@ -225,6 +225,7 @@ impl Queue {
     /// The next write; the queue is not empty. `zero_copy`: whether it is allowed now.
     #[inline]
     pub(super) fn plan<'a>(&'a self, zero_copy: bool, pieces: &mut Pieces<'a>) -> Plan<'a> {
+        pieces.0.clear();
         let mut skip = self.offset;
         for item in &self.items {
             if pieces.len() == MAX_IOV {

@@ -210,6 +210,7 @@ impl Sending {
     #[inline]
     pub fn grant(&mut self, cx: &mut Context<'_>) {
         if !self.shut
+            && self.failed.is_none()
             && let Some(total) = self.credit.due(cx)
         {
             self.enqueue(FrameHeader::credit(total), Message::new(), false, false);
@@ -235,9 +236,13 @@ impl Sending {
     }
 
     /// `n` bytes of what was planned are written. `held` is asked for each frame by reference that is all out how
-    /// many of its bytes the kernel still uses where they lie, if any; [`let_go`](Self::let_go) ends that.
+    /// many of its bytes the kernel still uses where they lie, if any; [`let_go`](Self::let_go) ends that. A write that ends
+    /// after the lane has failed counts no more.
     #[inline]
     pub fn advance(&mut self, n: usize, mut held: impl FnMut(SendToken) -> Option<u64>) {
+        if self.failed.is_some() {
+            return;
+        }
         self.written += n as u64;
         let Self { queue, asked, ledger, .. } = self;
         queue.written(n, |whole| {
@@ -248,7 +253,7 @@ impl Sending {
                 a.held = true;
             }
             if whole.counted {
-                let copied = whole.payload.len() as u64 - uncopied.unwrap_or(0);
+                let copied = (whole.payload.len() as u64).saturating_sub(uncopied.unwrap_or(0));
                 ledger.kernel_copied(KernelCopied::Known(copied));
             }
         });

@@ -134,3 +134,40 @@ fn a_message_beyond_the_credit_is_refused() {
         assert_eq!((read.is_ok(), b.got.len()), if takes { (true, 2) } else { (false, 1) });
     }
 }
+
+/// An engine that has no room for more frames, or no memory for a body, asks again; nothing is lost.
+#[test]
+fn what_there_is_no_room_for_waits() {
+    let (mut a, mut b) = (End::new(), End::new());
+    (0..70).for_each(|n| a.send(FrameKind::Session, vec![n]));
+    let bytes = a.write(usize::MAX);
+    assert!(b.parser.spaces(true).iter().all(|space| space.is_empty()));
+    assert_eq!(b.parser.filled(bytes.len()), bytes.len());
+    b.parser.feed(bytes.into());
+    let mut seen = Vec::new();
+    while seen.len() < 70 {
+        let mut batch = Batch::new();
+        while b.parser.find_head().unwrap() && b.parser.take_frame(&b.pool, &mut batch).unwrap() {}
+        assert!(!batch.is_empty(), "{seen:?}");
+        seen.extend(batch.drain().map(|frame| frame.payload.segments()[0][0]));
+    }
+    assert!(seen.into_iter().eq(0..70));
+    a.send(FrameKind::Session, vec![7; 5]);
+    let head = a.write(FRAME_HEADER_BYTES);
+    assert_eq!(b.parser.filled(head.len()), head.len());
+    b.parser.feed(head.into());
+    assert!(b.parser.find_head().unwrap());
+    assert!(!b.parser.take_frame(&b.pool, &mut Batch::new()).unwrap(), "there is no memory for its body");
+    assert_eq!(b.parser.body_wanted(), Some(5));
+}
+
+/// A write may end when the lane has failed already.
+#[test]
+fn nothing_goes_out_of_a_lane_that_failed() {
+    let mut a = End::new();
+    a.send(FrameKind::Data, vec![1; 100]);
+    a.sending.fail(LaneError::Closed);
+    a.sending.advance(50, |_| None);
+    a.sending.grant(&mut Context::from_waker(Waker::noop()));
+    assert!(a.sending.is_empty() && a.sending.written_bytes() == 0);
+}
