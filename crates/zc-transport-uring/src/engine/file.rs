@@ -19,7 +19,7 @@ impl Engine {
 
 /// A file whose content goes into pinned memory and out of it. Cloning gives the same open file.
 ///
-/// ```no_run
+/// ```
 /// # async fn example(engine: zc_transport_uring::Engine, pool: zc_core::memory::BufPool) -> std::io::Result<()> {
 /// let file = engine.file(std::fs::File::open("/etc/hostname")?.into());
 /// let buf = pool.alloc(4096).await.map_err(std::io::Error::other)?;

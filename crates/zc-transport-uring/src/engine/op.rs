@@ -26,7 +26,7 @@ enum State {
 /// One operation. It begins when it is first polled; dropping it cancels it, and what it owns stays with the engine
 /// until the kernel is done.
 ///
-/// ```no_run
+/// ```
 /// # async fn example(engine: zc_transport_uring::Engine) -> std::io::Result<()> {
 /// let op = engine.nop();
 /// op.await?;
@@ -212,7 +212,7 @@ pub enum Usage {
 /// A send out of the memory itself: first its result, later the kernel lets go of the memory. Dropping it after the
 /// result leaves the memory with the engine until then.
 ///
-/// ```no_run
+/// ```
 /// # async fn example(mut send: zc_transport_uring::ZeroCopySend) -> std::io::Result<()> {
 /// use std::future::poll_fn;
 ///

@@ -37,7 +37,7 @@ impl Engine {
 ///
 /// Operations of one socket that are under way at the same time are not ordered: wait for one before the next.
 ///
-/// ```no_run
+/// ```
 /// # async fn example(tx: zc_transport_uring::SocketTx) -> std::io::Result<()> {
 /// let n = tx.send(b"hello".as_slice().into(), true).await?;
 /// assert_eq!(n, 5);
@@ -86,7 +86,7 @@ impl SocketTx {
 ///
 /// Futures of it may be dropped at any time: what comes later is there for the next one.
 ///
-/// ```no_run
+/// ```
 /// # async fn example(mut rx: zc_transport_uring::SocketRx) -> std::io::Result<()> {
 /// loop {
 ///     let piece = rx.recv().await?;
