@@ -92,6 +92,16 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// What an earlier test left to the kernel may still be counted, and go at any time: compare with `<=`.
 pub fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Waits until no more descriptors are open than before.
+pub fn wait_for_descriptors(before: usize) {
+    let until = Instant::now() + GUARD;
+    while open_descriptors() > before {
+        assert!(Instant::now() < until, "{} descriptors are open, of {before} before", open_descriptors());
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
