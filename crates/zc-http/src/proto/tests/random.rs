@@ -19,7 +19,7 @@ proptest! {
 
     /// However the others stall: a call that is read in a direction goes on in it.
     #[test]
-    fn fuzz_a_call_that_is_read_goes_on(
+    fn a_call_that_is_read_goes_on(
         steps in prop::collection::vec((0_usize..16, 0_usize..4, 1_usize..3000), 0..300),
         reserve in prop_oneof![1_u32..8, 1_u32..4000],
         chosen in 0_usize..8,
