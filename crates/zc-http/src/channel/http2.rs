@@ -13,7 +13,7 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use super::connector::Target;
-use super::greeted::Greeted;
+use super::greeted::Greeting;
 use crate::body::Body;
 use crate::error::{BoxError, Error, ErrorKind, Executed};
 use crate::proto::Limits;
@@ -64,7 +64,7 @@ impl Http2 {
 
     async fn on(stream: ZcStream, authority: Authority, limits: &Limits) -> Result<Self, Error> {
         let info = stream.info().clone();
-        let (stream, greeted) = Greeted::new(stream);
+        let (stream, greeted) = Greeting::of(stream);
         let (mut sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE)

@@ -21,7 +21,7 @@ use tower_service::Service;
 
 use super::PeerInfo;
 use super::call::{Permit, deadline_exceeded, grpc_response, is_grpc};
-use super::preface::Prefaced;
+use super::preface::Preface;
 use crate::body::Body;
 use crate::deadline::{Deadline, Due};
 use crate::error::{BoxError, ErrorKind};
@@ -74,7 +74,7 @@ where
         .initial_stream_window_size(limits.call_window_bytes)
         .initial_connection_window_size(limits.connection_window_bytes);
     let service = hyper::service::service_fn(move |request| calls.clone().call(request));
-    let io = TokioIo::new(Prefaced::within(HEADER_TIME, stream));
+    let io = TokioIo::new(Preface::within(HEADER_TIME, stream));
     let mut connection = std::pin::pin!(builder.serve_connection(io, service));
     // Over HTTP/1 its calls run in this task.
     let served = until_due(async {

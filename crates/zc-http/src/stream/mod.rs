@@ -2,6 +2,7 @@
 
 mod connector;
 mod incoming;
+mod watched;
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,6 +15,7 @@ use zc::{ByteStream, Connection, ConnectionError, LedgerSnapshot, Message, Plain
 
 pub use self::connector::{Connecting, ConnectorIo, ZcConnector};
 pub use self::incoming::ZcIncoming;
+pub(crate) use self::watched::{Watch, Watched};
 use crate::PeerInfo;
 
 /// A zc connection as a stream of bytes, or a plain link that came in beside it.
