@@ -26,8 +26,11 @@
 //! ```
 //!
 //! # Which transport
-//! Cargo features decide what is compiled in: `tcp` (default; TCP, Unix sockets, links inside one process) and `shm`
-//! (shared memory between processes of one host). [`Fabric::auto`] uses all of it, [`Fabric::builder`] only
+//! Cargo features decide what is compiled in: by default `tcp` (TCP, Unix sockets, links inside one process) and `shm` (shared
+//! memory between processes of one host), besides `uring` (the same streams by io_uring, where the kernel has it), `rdma`
+//! (queue pairs of RDMA devices, with a library that is loaded at run time) and `xdp` (messages by AF_XDP, where the address
+//! names an interface, or by UDP).
+//! [`Fabric::auto`] uses all of it, [`Fabric::builder`] only
 //! the transports that are named, and the control link itself when none comes up. A `zc://` address lets the [`Policy`] choose, `zc+tcp://` and the like name one
 //! ([`Uri`]); `ZC_TRANSPORTS=tcp` or `^shm` in the environment has the last word. The
 //! [`SelectionReport`] holds each candidate with the typed reason why it was not taken, and a
@@ -92,8 +95,10 @@ mod wireup;
 
 pub use auth::{AuthClient, AuthError, AuthServer, AuthStep, Authenticator, MIN_SECRET_BYTES, SharedSecret};
 pub use connection::{
-    BYTE_STREAM_MESSAGE, ByteStream, Connection, ConnectionError, ConnectionStats, INBOX_SLACK,
-    MAX_REMOTE_READ, Permit, Receiver, RemoteMemory, Send, SendError, Sender, TrySendError,
+    BYTE_STREAM_MESSAGE, ByteStream, Connection, ConnectionError, ConnectionStats, FILE_CHUNK_BYTES,
+    FileFault, FileSent, FileWay, INBOX_SLACK, MAX_FILE_READS, MAX_FILE_THREADS, MAX_PIPES,
+    MAX_PIPES_PER_FILE, MAX_REMOTE_READ, Permit, Receiver, RemoteMemory, SPLICE_MIN_BYTES, Send, SendError,
+    SendFile, SendFileError, SendFileOptions, Sender, TrySendError,
 };
 pub use error::Error;
 pub use event::{AcceptFailed, Closed, Connected, FellBack, HandshakeFailed, Observer, TracingObserver};

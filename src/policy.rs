@@ -6,7 +6,7 @@ use crate::uri::is_transport_name;
 use crate::user_namespace;
 
 /// The default order; others follow in the order they were registered.
-pub const DEFAULT_ORDER: [&str; 5] = ["shm", "rdma", "xdp", "uring", "tcp"];
+pub const DEFAULT_ORDER: [&str; 6] = ["shm", "rdma", "xdp", "udp", "uring", "tcp"];
 /// The environment variable that overrides a policy: `shm,tcp` (only these, in this order) or
 /// `^rdma,shm` (all but these).
 pub const ENV_TRANSPORTS: &str = "ZC_TRANSPORTS";
@@ -14,7 +14,9 @@ pub const ENV_TRANSPORTS: &str = "ZC_TRANSPORTS";
 /// What to do when something other than the first choice carries the connection.
 ///
 /// A transport that can't serve this peer or link at all ([`Unavailable::is_expected`]: shared memory with
-/// another host) is a first choice only if [`Policy::prefer`] or `ZC_TRANSPORTS` names it.
+/// another host) is a first choice only if [`Policy::prefer`] or `ZC_TRANSPORTS` names it. The same goes for one of several
+/// that speak the same to the peer (`uring` and `tcp`, `xdp` and `udp`): where one can't be had another one carries the same, which is in
+/// the report and no fallback.
 ///
 /// ```
 /// use zc::{Fallback, Policy};

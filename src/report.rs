@@ -57,6 +57,8 @@ pub struct Candidate {
     pub stage: Stage,
     /// How it ended.
     pub outcome: Outcome,
+    /// What it is called between the peers: which of several of one wire runs is a choice of each side alone.
+    wire: String,
 }
 
 /// Every candidate, in the order of the ranking.
@@ -79,19 +81,30 @@ pub struct SelectionReport {
 }
 
 impl SelectionReport {
-    /// How a candidate ended; a new one goes to the end.
-    pub(crate) fn set(&mut self, transport: &str, stage: Stage, outcome: Outcome) {
+    /// How a candidate ended; a new one, which speaks `wire` to the peer, goes to the end.
+    pub(crate) fn add(&mut self, transport: &str, wire: &str, stage: Stage, outcome: Outcome) {
         match self.candidates.iter_mut().find(|candidate| candidate.transport == transport) {
             Some(known) => (known.stage, known.outcome) = (stage, outcome),
-            None => self.candidates.push(Candidate { transport: transport.to_owned(), stage, outcome }),
+            None => {
+                let (transport, wire) = (transport.to_owned(), wire.to_owned());
+                self.candidates.push(Candidate { transport, stage, outcome, wire });
+            }
         }
     }
 
+    /// The same, for one that is known or speaks what it is called.
+    pub(crate) fn set(&mut self, transport: &str, stage: Stage, outcome: Outcome) {
+        self.add(transport, transport, stage, outcome);
+    }
+
     /// Whether something ranked above `transport` can't be had, although policy allows it and this link
-    /// could have had it, or policy asks for it by name.
+    /// could have had it, or policy asks for it by name. Another engine for the same wire is missed only by name: with the
+    /// peer nothing changes.
     pub(crate) fn lost_above(&self, transport: &str, policy: &Policy) -> bool {
+        let wire = self.wire_of(transport);
         let above = self.candidates.iter().take_while(|candidate| candidate.transport != transport);
-        above.into_iter().any(|candidate| match &candidate.outcome {
+        let missed = above.filter(|candidate| candidate.wire != wire || policy.names(&candidate.transport));
+        missed.into_iter().any(|candidate| match &candidate.outcome {
             Outcome::Unavailable(Unavailable::ForbiddenByPolicy) => false,
             Outcome::Unavailable(Unavailable::NotCompiled { .. }) => policy.names(&candidate.transport),
             Outcome::Unavailable(why) => !why.is_expected() || policy.names(&candidate.transport),
@@ -101,10 +114,17 @@ impl SelectionReport {
         })
     }
 
-    /// What we rank above `transport`, and nothing was said about, is not tried before it: so the peer wants it.
+    fn wire_of<'a>(&'a self, transport: &'a str) -> &'a str {
+        let known = self.candidates.iter().find(|candidate| candidate.transport == transport);
+        known.map_or(transport, |candidate| &candidate.wire)
+    }
+
+    /// What we rank above `transport`, and nothing was said about, is not tried before it: so the peer wants it. Of
+    /// engines for the same wire the peer knows nothing.
     pub(crate) fn outranked(&mut self, transport: &str) {
+        let wire = self.wire_of(transport).to_owned();
         let above = self.candidates.iter_mut().take_while(|candidate| candidate.transport != transport);
-        for candidate in above.filter(|candidate| candidate.outcome == Outcome::NotNeeded) {
+        for candidate in above.filter(|c| c.outcome == Outcome::NotNeeded && c.wire != wire) {
             let why = Unavailable::OutrankedByPeer;
             (candidate.stage, candidate.outcome) = (Stage::Offers, Outcome::Unavailable(why));
         }
@@ -205,6 +225,21 @@ mod tests {
         let json = report.to_json();
         assert_eq!(json["chosen"], "tcp");
         assert_eq!(json["candidates"][1]["reason"], "no_device");
+    }
+
+    #[test]
+    fn an_engine_of_the_same_wire_is_missed_only_when_asked_for_by_name() {
+        let mut report = SelectionReport::default();
+        report.add("uring", "tcp", Stage::Offers, Outcome::Unavailable(Unavailable::NoDevice));
+        report.add("tcp", "tcp", Stage::Commit, Outcome::Chosen);
+        assert!(!report.lost_above("tcp", &Policy::default()));
+        assert!(report.lost_above("tcp", &Policy::default().prefer(["uring"])));
+        assert!(report.lost_above("tcp", &Policy::default().with_override("uring,tcp").unwrap()));
+        report.set("uring", Stage::Offers, Outcome::NotNeeded);
+        report.outranked("tcp");
+        assert_eq!(report.candidates()[0].outcome, Outcome::NotNeeded, "the peer does not rank engines");
+        report.outranked("other");
+        assert_ne!(report.candidates()[0].outcome, Outcome::NotNeeded);
     }
 
     #[test]

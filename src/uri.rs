@@ -13,7 +13,8 @@ pub const MAX_URI: usize = 4096;
 /// An address and, if it names one, the transport.
 ///
 /// `zc://host:port` lets the policy choose; `zc+tcp://host:port`, `zc+unix:///path`,
-/// `zc+unix://@name` (abstract), `zc+mem://name` and `zc+NAME://host:port?key=value` name one.
+/// `zc+unix://@name` (abstract), `zc+mem://name` and `zc+NAME://host:port?key=value` name one. `zc+uring://` takes a Unix
+/// socket, too, and `zc+xdp://host:port?if=NAME` an interface.
 ///
 /// ```
 /// let uri: zc::Uri = "zc+tcp://127.0.0.1:7000?if=lo".parse()?;
@@ -121,6 +122,9 @@ impl FromStr for Uri {
             Some("shm") => unix(address)
                 .or_else(|| is_name(address).then(|| LinkAddr::UnixAbstract(format!("zc-{address}"))))
                 .ok_or_else(|| wrong("shm takes a name or a ///path"))?,
+            Some("uring") => unix(address)
+                .or_else(|| host_port(address))
+                .ok_or_else(|| wrong("uring takes host:port, ///path or //@name"))?,
             _ => host_port(address).ok_or_else(|| wrong("an address is host:port, with [..] around IPv6"))?,
         };
         Ok(Self { transport, addr, params: UriParams::new(params) })
@@ -187,6 +191,9 @@ mod tests {
             "zc+tcp://[::1]:0",
             "zc+unix:///run/zc.sock",
             "zc+unix://@name",
+            "zc+uring://[::1]:0",
+            "zc+uring:///run/zc.sock",
+            "zc+uring://@name",
             "zc+mem://test-1",
             "zc+shm://orders",
             "zc+shm://@orders",

@@ -21,11 +21,14 @@ mod leaving;
 mod passed;
 #[path = "common/skipped.rs"]
 mod skipped;
+#[path = "common/streams.rs"]
+mod streams;
 
 use another_user::{AnotherUser, can_be_started};
 use leaving::Leaving;
 use passed::{GUARD, guarded, outcome, passing, with};
 use skipped::skipped;
+use streams::is_stream;
 
 const NOBODY: u32 = 65534;
 const TCP: &str = "zc://127.0.0.1:0";
@@ -125,13 +128,13 @@ async fn another_user_gets_no_descriptors_unless_the_policy_accepts_it() {
         return;
     }
     let accepting = Policy::default().prefer(["passed"]).accept_uids([NOBODY]);
-    for (server, chosen) in [(passing(), "tcp"), (with(false, Trust::Untrusted).policy(accepting), "passed")]
-    {
+    for (server, accepts) in [(passing(), false), (with(false, Trust::Untrusted).policy(accepting), true)] {
         let mut listener = server.build().unwrap().listen(TCP).await.unwrap();
         let child = of_another_user(&listener.local_uri().to_string());
         let mut connection = guarded(listener.accept()).await.unwrap();
-        assert_eq!(connection.report().chosen(), chosen, "{}", connection.report());
-        if chosen == "tcp" {
+        let chosen = connection.report().chosen();
+        assert!(if accepts { chosen == "passed" } else { is_stream(chosen) }, "{}", connection.report());
+        if !accepts {
             assert_eq!(refused(connection.report()), Unavailable::PeerUid { uid: NOBODY });
             assert_eq!(connection.peer().cred, None);
         } else {
@@ -141,7 +144,7 @@ async fn another_user_gets_no_descriptors_unless_the_policy_accepts_it() {
         assert_eq!(guarded(connection.recv()).await.unwrap().unwrap(), b"ping"[..]);
         drop(connection);
         let said = guarded(child.rest()).await;
-        assert_eq!(said.contains("uid_refused (65534)"), chosen == "tcp", "{said}");
+        assert_eq!(said.contains("uid_refused (65534)"), !accepts, "{said}");
     }
 }
 
@@ -153,7 +156,7 @@ async fn a_server_of_another_user_gets_no_descriptors() {
     let mut child = of_another_user(&format!("listen {TCP}"));
     let uri = guarded(child.says("uri=")).await;
     let mut connection = guarded(passing().build().unwrap().connect(&uri)).await.unwrap();
-    assert_eq!(connection.report().chosen(), "tcp");
+    assert!(is_stream(connection.report().chosen()));
     assert_eq!(refused(connection.report()), Unavailable::PeerUid { uid: NOBODY });
     let message = guarded(connection.recv()).await.unwrap().unwrap();
     let bytes: Vec<u8> = message.segments().iter().flat_map(|segment| segment.iter().copied()).collect();
@@ -224,7 +227,7 @@ async fn another_network_namespace_is_told_apart_from_another_host() {
     let said = spawn_blocking(move || child.wait_with_output().unwrap());
     let accepted = async {
         let connection = listener.accept().await.unwrap();
-        assert_eq!(connection.report().chosen(), "tcp");
+        assert!(is_stream(connection.report().chosen()));
         assert_eq!(refused(connection.report()), Unavailable::DifferentNetns);
         connection.drain(GUARD).await.unwrap();
         futures::future::pending::<()>().await;

@@ -6,6 +6,7 @@ mod drained;
 mod driver;
 mod end;
 mod error;
+mod file;
 mod handle;
 mod idle;
 mod ingest;
@@ -44,6 +45,10 @@ pub use self::byte_stream::{BYTE_STREAM_MESSAGE, ByteStream};
 pub use self::core::INBOX_SLACK;
 pub(crate) use self::core::control_bytes;
 pub use self::error::{ConnectionError, SendError, TrySendError};
+pub use self::file::{
+    FILE_CHUNK_BYTES, FileFault, FileSent, FileWay, MAX_FILE_READS, MAX_FILE_THREADS, MAX_PIPES,
+    MAX_PIPES_PER_FILE, SPLICE_MIN_BYTES, SendFile, SendFileError, SendFileOptions,
+};
 pub use self::permit::Permit;
 pub use self::receiver::Receiver;
 pub use self::remote::{MAX_REMOTE_READ, RemoteMemory};

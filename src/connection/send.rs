@@ -56,6 +56,13 @@ impl<'a> Send<'a> {
         Self { turn, message: Some(message), completion, flush, tracked: None, deadline: Deadline::Never }
     }
 
+    /// The rest of a send: the wait for `completion` of a message that was handed over.
+    pub(super) fn tracking(core: &'a Arc<Core>, completion: Completion, ticket: Ticket) -> Self {
+        let turn = Turn::new(core);
+        let deadline = Deadline::Never;
+        Self { turn, message: None, completion, flush: false, tracked: Some(ticket), deadline }
+    }
+
     /// Gives up `after` this time, counted from when the send first has to wait. Before the message was
     /// handed over it comes back, not sent; after that [`SendError::delivery`] says what is known, and
     /// the message may still arrive. The error is [`ConnectionError::Deadline`]; the connection goes on.

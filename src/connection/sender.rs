@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use zc_core::memory::{AllocError, Message, PinnedBufMut};
-use zc_core::transport::{AllocFailure, Completion, Frame, FrameKind, SendToken};
-use zc_core::wire::SessionRecord;
+use zc_core::transport::{AllocFailure, Completion, Frame, FrameKind, Piped, PipedFrame, SendToken};
+use zc_core::wire::{Delivery, SessionRecord};
 
 use super::core::{Core, TxState};
 use super::error::{ConnectionError, SendError, TrySendError};
@@ -238,6 +238,33 @@ pub(super) fn hand_over(
             tx.fail(error.clone());
             core.watch.wake_driver();
             Err(SendError::returned(error, rejected.frame.payload))
+        }
+    }
+}
+
+/// The same for what waits in a pipe. It does not come back: its file can be read again.
+pub(super) fn hand_over_piped(
+    core: &Core,
+    tx: &mut TxState,
+    payload: Piped,
+    completion: Completion,
+) -> Result<(u64, SendToken), SendError> {
+    let not_sent = |error| SendError::after(error, Delivery::NotSent);
+    let seq = tx.seq.assign().map_err(|error| not_sent(error.into()))?;
+    let len = payload.len();
+    let frame = PipedFrame { ack: completion == Completion::Delivered, seq, payload };
+    match tx.lane.start_send_piped(frame, completion == Completion::Sent) {
+        Ok(token) => {
+            tx.sent_bytes += len as u64;
+            core.ledger.moved(len);
+            Ok((seq, token))
+        }
+        // As above.
+        Err(rejected) => {
+            let error = ConnectionError::from(rejected.error);
+            tx.fail(error.clone());
+            core.watch.wake_driver();
+            Err(not_sent(error))
         }
     }
 }

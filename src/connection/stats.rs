@@ -44,6 +44,10 @@ pub struct ConnectionStats {
     pub stalls: u64,
     /// Times that the connection's own task ran.
     pub driver_turns: u64,
+    /// Requests for one-sided operations that this side has read for its peer, an operation of
+    /// [`MAX_REMOTE_CHUNK`](crate::wire::MAX_REMOTE_CHUNK) bytes at most being one: 0 where the lane does them itself, without our
+    /// processor.
+    pub remote_operations: u64,
     /// Payload bytes copied in user space, both directions.
     pub copied_bytes: u64,
     /// Received memory that the application still holds, bytes.
@@ -72,6 +76,7 @@ impl Core {
             inbox_messages: rx.arrived.inbox.len(),
             stalls: tx.stalls,
             driver_turns: tx.driver_turns,
+            remote_operations: self.remote.served(),
             copied_bytes: self.ledger.snapshot().copied_bytes(),
             leased_bytes: self.leases.outstanding_bytes(),
             age: now.saturating_duration_since(self.started),

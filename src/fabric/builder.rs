@@ -49,6 +49,14 @@ impl FabricBuilder {
         let builder = Self::default();
         #[cfg(feature = "shm")]
         let builder = builder.transport(Arc::new(zc_transport_shm::ShmTransport::default()));
+        #[cfg(feature = "rdma")]
+        let builder = builder.transport(Arc::new(zc_transport_rdma::RdmaTransport::default()));
+        #[cfg(feature = "xdp")]
+        let builder = builder
+            .transport(Arc::new(zc_transport_xdp::XdpTransport::default()))
+            .transport(Arc::new(zc_transport_xdp::UdpTransport::default()));
+        #[cfg(feature = "uring")]
+        let builder = builder.transport(Arc::new(zc_transport_uring::UringTransport::default()));
         #[cfg(feature = "tcp")]
         let builder = {
             let stream: Arc<dyn Transport> = Arc::new(zc_transport_tcp::TcpTransport);

@@ -1,6 +1,7 @@
 //! The reactor over tokio.
 
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +11,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinHandle;
 use tokio::time::Sleep;
 use zc_core::transport::{BoxFuture, Interest, Reactor, Readiness, TaskHandle, Timer};
@@ -80,6 +81,20 @@ impl Reactor for TokioReactor {
 
     fn now(&self) -> Instant {
         tokio::time::Instant::now().into_std()
+    }
+
+    fn runs_in_one_thread(&self) -> bool {
+        self.handle().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread)
+    }
+
+    fn threads(&self) -> usize {
+        self.handle().map_or(1, |handle| handle.metrics().num_workers())
+    }
+
+    fn runtime(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.handle().ok().map(|handle| handle.id()).hash(&mut hasher);
+        hasher.finish()
     }
 
     fn yield_now(&self, cx: &mut Context<'_>) {
@@ -187,6 +202,11 @@ impl Readiness for Descriptor {
             return Poll::Ready(result.map(|(n, _)| n));
         }
     }
+
+    fn tells_each_signal(&self) -> bool {
+        // As tokio registers all descriptors.
+        cfg!(target_os = "linux")
+    }
 }
 
 struct TokioTimer {
@@ -240,6 +260,17 @@ mod tests {
         let reactor = TokioReactor::new();
         assert_eq!(reactor.timer().err().map(|e| e.kind()), Some(io::ErrorKind::NotConnected));
         assert!(reactor.spawn(Box::pin(async {})).is_err());
+    }
+
+    #[test]
+    fn runtimes_are_told_apart() {
+        let [one, other] = [(); 2].map(|()| tokio::runtime::Builder::new_current_thread().build().unwrap());
+        let of = |runtime: &tokio::runtime::Runtime| TokioReactor::on(runtime.handle().clone());
+        assert!(of(&one).runs_in_one_thread() && !TokioReactor::new().runs_in_one_thread());
+        assert_eq!(of(&one).runtime(), of(&one).runtime());
+        assert_ne!(of(&one).runtime(), of(&other).runtime());
+        let everywhere = TokioReactor::new();
+        assert_eq!(one.block_on(async { everywhere.runtime() }), of(&one).runtime());
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,6 +29,9 @@ const REPLACE_CHUNK: usize = 4096;
 ///
 /// Dropping it revokes all its keys. The accessors copy and are counted in [`Export::ledger`].
 ///
+/// The example `kv` is a table in one, which clients change under locks of their own, and what becomes of those when a
+/// key ends.
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -194,7 +197,9 @@ impl Export {
     /// Where the peer can't be kept from the memory (a shared-memory peer keeps its mapping), the export goes
     /// on with a copy, and all keys of native connections to the old memory are revoked with this one. An operation
     /// that was under way when this was called may then be in the copy or not, and succeeds for the peer in either
-    /// case: where that matters, let the peer say that it is done before its key is revoked.
+    /// case: where that matters, let the peer say that it is done before its key is revoked. The old memory is there for as
+    /// long as such a peer keeps it mapped, which nothing here bounds: an owner that grants again to peers it does not trust
+    /// decides how often (the example `kv` has a pause). The copying holds up whoever uses the export.
     ///
     /// Notifications that came before are kept, as far as there was room for them (see [`Export::notified`]).
     ///

@@ -104,6 +104,11 @@ impl Remote {
         self.requests.load(Relaxed)
     }
 
+    /// Requests of the peer so far.
+    pub(crate) fn served(&self) -> u64 {
+        self.target.lock().last()
+    }
+
     // The owner's side.
 
     pub(super) fn grant(&self, grant: impl FnOnce(RemoteKey) -> Grant) -> Result<RemoteKey, GrantError> {

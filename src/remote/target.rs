@@ -81,6 +81,11 @@ impl Target {
         self.grants.len()
     }
 
+    /// The number of the last request, which is how many there were.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
     /// Ends everything.
     pub(super) fn end(&mut self) -> Leftovers {
         self.over = true;

@@ -18,8 +18,20 @@ macro_rules! transport_around {
             fn name(&self) -> &'static str {
                 self.inner().name()
             }
+            fn wire_name(&self) -> &'static str {
+                self.inner().wire_name()
+            }
+            fn stands_in_for(&self) -> Option<&'static str> {
+                self.inner().stands_in_for()
+            }
             fn probe(&self) -> Result<$crate::transport::Caps, $crate::transport::Unavailable> {
                 self.inner().probe()
+            }
+            fn suits(
+                &self,
+                cx: &$crate::transport::OfferContext,
+            ) -> Result<(), $crate::transport::Unavailable> {
+                self.inner().suits(cx)
             }
             fn in_band(&self) -> bool {
                 self.inner().in_band()

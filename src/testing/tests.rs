@@ -6,9 +6,10 @@ use tokio::time::Instant;
 
 use super::{
     After, Crossing, FaultPlan, FaultTransport, TraceEvent, Tracer, fabric_over, mem_transport, pair,
+    stream_transport,
 };
-use crate::transport::{Completion, LaneError, Transport};
-use crate::{Connection, ConnectionError, ConnectionOptions, Delivery, FabricBuilder, Polling};
+use crate::transport::{Completion, FrameKind, LaneError, Transport};
+use crate::{Connection, ConnectionError, ConnectionOptions, Delivery, FabricBuilder, FileFault, Polling};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -223,4 +224,49 @@ async fn no_time_of_a_plan_is_too_long() {
         let both = async { tokio::join!(numbered(&client, 2), expect(&mut server, 2)) };
         assert_eq!(tokio::time::timeout(HOUR, both).await.is_ok(), arrives, "{plan:?}");
     }
+}
+
+/// A file's pages go by reference through both of them: they are seen, held back, and cut off like others.
+#[tokio::test]
+async fn files_are_spliced_through_middleware() {
+    const LEN: u64 = 1 << 20;
+    let faults = FaultTransport::new(stream_transport(), FaultPlan::new(7).drop_after(After::Bytes(LEN)));
+    let switch = faults.switch();
+    let tracer = Tracer::new(Arc::new(faults));
+    let trace = tracer.trace();
+    let fabric = calm(Arc::new(tracer)).build().unwrap();
+    let mut listener = fabric.listen("zc+tcp://127.0.0.1:0").await.unwrap();
+    let uri = listener.local_uri().to_string();
+    let (client, mut server) = futures::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, &vec![7; LEN as usize]).unwrap();
+    let (file, sender, half) = (Arc::new(file), client.sender(), LEN / 2);
+
+    switch.stall_sending();
+    let sending = sender.send_file(file.clone(), 0..half, Default::default());
+    let sending = async { sending.await.unwrap() };
+    let releasing = async {
+        tokio::time::sleep(Duration::from_millis(20)).await; // long enough to be got
+        assert!(server.recv().now_or_never().is_none(), "it is held back");
+        switch.release();
+        let mut got = 0;
+        while got < half {
+            let message = server.recv().await.unwrap().unwrap();
+            assert!(message.segments().iter().all(|part| part.iter().all(|byte| *byte == 7)));
+            got += message.len() as u64;
+        }
+    };
+    let (sent, ()) = futures::join!(sending, releasing);
+    assert_eq!((sent.bytes, sent.spliced_bytes), (half, half));
+    let seen = |event: TraceEvent| match event.what {
+        Crossing::Sent { kind: FrameKind::Data, len, .. } => len as u64,
+        _ => 0,
+    };
+    assert_eq!(trace.events().into_iter().map(seen).sum::<u64>(), half);
+
+    let receiving = async { while let Ok(Some(_)) = server.recv().await {} };
+    let sending = sender.send_file(file, 0..LEN, Default::default());
+    let (sent, ()) = futures::join!(sending, receiving);
+    let error = sent.unwrap_err();
+    assert!(matches!(error.fault, FileFault::Connection(_)) && error.sent() < LEN, "{error}");
 }

@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use super::around::{Around, transport_around};
 use crate::memory::{MemoryGroup, PinnedBufMut, RegisterError};
 use crate::transport::{
-    AllocFailure, Batch, Frame, FrameKind, Lane, LaneError, LaneRx, LaneTx, OfferContext, Reactor, Received,
-    Role, SendRejected, SendReport, SendToken, Transport, WireupError,
+    AllocFailure, Batch, Frame, FrameKind, Lane, LaneError, LaneRx, LaneTx, OfferContext, PipedFrame,
+    PipedRejected, Reactor, Received, Role, SendRejected, SendReport, SendToken, Transport, WireupError,
 };
 
 /// Events that a [`Trace`] keeps; later ones are counted only.
@@ -265,6 +265,20 @@ impl LaneTx for TraceTx {
 
     fn leave_group(&mut self, group: &MemoryGroup) {
         self.inner.leave_group(group);
+    }
+
+    fn takes_pipes(&self) -> bool {
+        self.inner.takes_pipes()
+    }
+
+    fn start_send_piped(&mut self, frame: PipedFrame, report: bool) -> Result<SendToken, PipedRejected> {
+        let (kind, seq, len) = (FrameKind::Data, frame.seq, frame.payload.len());
+        let taken = self.inner.start_send_piped(frame, report);
+        match &taken {
+            Ok(_) => self.pen.write(Crossing::Sent { kind, seq, len }),
+            Err(rejected) => self.pen.failed(&rejected.error),
+        }
+        taken
     }
 }
 

@@ -3,15 +3,16 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
-use zc_core::transport::{Lane, Offer, Role, Transport, Unavailable};
+use zc_core::transport::{ControlLink, Lane, Offer, Role, Transport, Unavailable, WireupError};
 use zc_core::wire::{ControlMessage, HandshakeState, Stage, WireError};
 
 use super::Attempt;
 use super::io::deadline;
 use super::lanes::SETTLE_FACTOR;
+use super::offers::Mine;
 use super::trial::Trial;
 use crate::connection::ConnectionError;
-use crate::error::{Error, lane_reason};
+use crate::error::{Error, join_reason, lane_reason};
 use crate::report::Outcome;
 
 impl Attempt<'_> {
@@ -63,17 +64,37 @@ impl Attempt<'_> {
     /// The lane of the plan that both sides committed to; an in-band one takes the link now.
     pub(super) async fn chosen(
         &mut self,
-        transport: &dyn Transport,
-        mine: &Offer,
+        mine: &Mine,
         peer: Offer,
         trial: Option<Trial>,
     ) -> Result<Lane, Error> {
-        let lane = match trial {
-            Some(trial) => trial.into_lane(),
-            None => self.join_in_band(transport, mine.clone(), peer).await?,
-        };
-        self.report.set(transport.name(), Stage::Commit, Outcome::Chosen);
-        Ok(lane)
+        let Some(trial) = trial else { return self.chosen_in_band(mine, &peer).await };
+        self.report.set(mine.transport.name(), Stage::Commit, Outcome::Chosen);
+        Ok(trial.into_lane())
+    }
+
+    /// One that could not begin leaves the link, and another one of ours may speak the same to the peer.
+    async fn chosen_in_band(&mut self, mine: &Mine, peer: &Offer) -> Result<Lane, Error> {
+        let mut link = self.ways.take().map(|ways| ways.io.into_link());
+        let mut spares = mine.spares.iter();
+        let mut mine = mine;
+        loop {
+            let name = mine.transport.name();
+            let joined = self.join_in_band(&*mine.transport, &mine.offer, peer, &mut link).await?;
+            let (error, spare) = match (joined, spares.next()) {
+                (Ok(lane), _) => {
+                    self.report.set(name, Stage::Commit, Outcome::Chosen);
+                    return Ok(lane);
+                }
+                (Err(error), Some(spare)) if link.is_some() => (error, spare),
+                (Err(error), _) => return Err(error.into()),
+            };
+            self.report.set(name, Stage::Commit, Outcome::Unavailable(join_reason(error)));
+            if self.denied(spare.transport.name()) {
+                return Err(self.no_transport());
+            }
+            mine = spare;
+        }
     }
 
     /// The last resort: the control link itself.
@@ -82,7 +103,9 @@ impl Attempt<'_> {
         let name = self.stream_name();
         let Some(stream) = &shared.stream else { return Err(self.no_transport()) };
         self.report.outranked(name);
-        let lane = self.join_in_band(&**stream, Offer::default(), Offer::default()).await?;
+        let mut link = self.ways.take().map(|ways| ways.io.into_link());
+        let offer = Offer::default();
+        let lane = self.join_in_band(&**stream, &offer, &offer, &mut link).await??;
         self.report.set(name, Stage::Commit, Outcome::Chosen);
         Ok(lane)
     }
@@ -90,15 +113,13 @@ impl Attempt<'_> {
     async fn join_in_band(
         &mut self,
         transport: &dyn Transport,
-        mine: Offer,
-        peer: Offer,
-    ) -> Result<Lane, Error> {
+        mine: &Offer,
+        peer: &Offer,
+        link: &mut Option<Box<dyn ControlLink>>,
+    ) -> Result<Result<Lane, WireupError>, Error> {
         let limit = self.limit(self.shared.deadlines.join);
-        let mut slot = self.ways.take().map(|ways| ways.io.into_link());
-        let joining = transport.join(self.role, mine, peer, &mut slot, self.cx.clone());
-        let joined =
-            deadline(&*self.shared.reactor, Stage::Commit, limit, async { Ok(joining.await) }).await?;
-        joined.map_err(Error::from)
+        let joining = transport.join(self.role, mine.clone(), peer.clone(), link, self.cx.clone());
+        deadline(&*self.shared.reactor, Stage::Commit, limit, async { Ok(joining.await) }).await
     }
 
     /// No lane is left. The server says so, and the client waits to hear why.

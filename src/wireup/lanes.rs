@@ -52,7 +52,7 @@ impl Attempt<'_> {
                     }
                     let lane = self.planned(index, mine, theirs)?;
                     if self.commit(&mut trial, lane.mine.transport.name()).await? {
-                        return self.chosen(&*lane.mine.transport, &lane.mine.offer, lane.peer, trial).await;
+                        return self.chosen(lane.mine, lane.peer, trial).await;
                     }
                     trial = None;
                 }
@@ -63,7 +63,7 @@ impl Attempt<'_> {
 
     fn planned<'m>(&self, index: u8, mine: &'m [Mine], theirs: &[OfferEntry]) -> Result<Try<'m>, Error> {
         let found = self.machine.planned(index).and_then(|name| {
-            let us = mine.iter().find(|mine| mine.transport.name() == name)?;
+            let us = mine.iter().find(|mine| mine.transport.wire_name() == name)?;
             let them = theirs.iter().find(|offer| offer.transport == name)?;
             Some((us, Offer { version: them.version, bytes: them.bytes.clone() }))
         });
@@ -75,7 +75,7 @@ impl Attempt<'_> {
 
     /// Whether fallback to this entry is denied. What we rank above it is not needed but refused, for the peer
     /// ranked it otherwise; its turn may still come.
-    fn denied(&mut self, name: &str) -> bool {
+    pub(super) fn denied(&mut self, name: &str) -> bool {
         self.report.outranked(name);
         self.shared.policy.fallback_rule() == Fallback::Deny
             && self.report.lost_above(name, &self.shared.policy)

@@ -19,6 +19,8 @@ mod trial;
 
 use std::future::poll_fn;
 use std::io as stdio;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -185,6 +187,9 @@ impl<'a> Attempt<'a> {
         let (reactor, ledger) = (shared.reactor.clone(), Arc::new(CopyLedger::new()));
         let mut cx = OfferContext::new(reactor, shared.pool.clone(), ledger, shared.limits);
         cx.params = request.params.clone();
+        cx.socket = link.socket().is_some();
+        (cx.local, cx.remote) = link.socket().map_or((None, None), addresses);
+        cx.named = request.named.is_some();
         Ok(Self {
             shared,
             role,
@@ -325,6 +330,13 @@ impl<'a> Attempt<'a> {
         }
         error
     }
+}
+
+/// The addresses of a TCP socket: ours and the peer's.
+fn addresses(socket: BorrowedFd<'_>) -> (Option<SocketAddr>, Option<SocketAddr>) {
+    let local = rustix::net::getsockname(socket).ok().and_then(|addr| addr.try_into().ok());
+    let remote = rustix::net::getpeername(socket).ok().flatten().and_then(|addr| addr.try_into().ok());
+    (local, remote)
 }
 
 /// The link over which descriptors travelled goes on with the lane, if that wants it; what stays is

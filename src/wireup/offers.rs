@@ -1,12 +1,13 @@
 //! What this side can bring, and what both can.
 
+use std::iter;
 use std::sync::Arc;
 
 use zc_core::transport::{LinkAddr, Offer, Role, Transport, Unavailable};
 use zc_core::wire::{ControlMessage, MAX_OFFER, MAX_OFFERS, OfferEntry, PlanEntry, Stage, WireError};
 
 use super::Attempt;
-use super::shared::{STREAM_NAMES, missing};
+use super::shared::{is_in_band, missing};
 use crate::error::Error;
 use crate::policy::Fallback;
 use crate::report::Outcome;
@@ -15,11 +16,13 @@ use crate::report::Outcome;
 pub(super) struct Mine {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) offer: Offer,
+    /// Others of ours that speak the same to the peer, best first.
+    pub(super) spares: Vec<Mine>,
 }
 
 fn entries(mine: &[Mine]) -> Vec<OfferEntry> {
     let entry = |m: &Mine| OfferEntry {
-        transport: m.transport.name().into(),
+        transport: m.transport.wire_name().into(),
         version: m.offer.version,
         bytes: m.offer.bytes.clone(),
     };
@@ -81,7 +84,7 @@ impl<'a> Attempt<'a> {
         let mut found: Vec<_> = registered.map(|transport| (transport.name(), Some(transport))).collect();
         for name in request.named.iter().chain(shared.policy.named()) {
             let known = found.iter().any(|(known, _)| known == name);
-            if !known && shared.missing(name).is_some() && fits(name, STREAM_NAMES.contains(&&**name)) {
+            if !known && shared.missing(name).is_some() && fits(name, is_in_band(name)) {
                 found.push((name, None));
             }
         }
@@ -95,17 +98,22 @@ impl<'a> Attempt<'a> {
         for (name, transport) in self.candidates() {
             let offered = match (self.refusal(name), transport) {
                 (Some(why), _) => Err(why),
-                (None, Some(transport)) => self.offer_of(transport, mine.len()),
+                (None, Some(transport)) => self.offer_of(transport, &mine),
                 (None, None) => Err(missing(name)),
             };
             let outcome = match offered {
                 Ok(offer) => {
-                    mine.push(offer);
+                    let wire_name = offer.transport.wire_name();
+                    match mine.iter_mut().find(|better| better.transport.wire_name() == wire_name) {
+                        Some(better) => better.spares.push(offer),
+                        None => mine.push(offer),
+                    }
                     Outcome::NotNeeded
                 }
                 Err(why) => Outcome::Unavailable(why),
             };
-            self.report.set(name, Stage::Offers, outcome);
+            let wire = transport.map_or(name, |transport| transport.wire_name());
+            self.report.add(name, wire, Stage::Offers, outcome);
         }
         mine
     }
@@ -129,7 +137,8 @@ impl<'a> Attempt<'a> {
         self.shared.policy.refuses(name)
     }
 
-    fn offer_of(&self, transport: &Arc<dyn Transport>, so_far: usize) -> Result<Mine, Unavailable> {
+    fn offer_of(&self, transport: &Arc<dyn Transport>, so_far: &[Mine]) -> Result<Mine, Unavailable> {
+        transport.suits(&self.cx)?;
         transport.probe()?;
         if transport.wants_descriptors() {
             self.cx.same_host.clone()?;
@@ -138,39 +147,38 @@ impl<'a> Attempt<'a> {
             }
         }
         let offer = transport.offer(&self.cx)?;
-        if offer.bytes.len() > MAX_OFFER || so_far == MAX_OFFERS {
+        // One that stands in for another takes no place among the offers.
+        let is_spare = so_far.iter().any(|better| better.transport.wire_name() == transport.wire_name());
+        if offer.bytes.len() > MAX_OFFER || (so_far.len() == MAX_OFFERS && !is_spare) {
             let remedy = format!("at most {MAX_OFFERS} transports, {MAX_OFFER} bytes each");
             return Err(Unavailable::Other { code: "offer_too_large", remedy });
         }
-        Ok(Mine { transport: transport.clone(), offer })
+        Ok(Mine { transport: transport.clone(), offer, spares: Vec::new() })
     }
 
-    /// Marks what only we have, and returns the names that both have, best first.
-    fn mutual(&mut self, mine: &[Mine], theirs: &[OfferEntry]) -> Vec<String> {
-        let mut names = Vec::new();
-        for name in mine.iter().map(|m| m.transport.name()) {
-            if theirs.iter().any(|offer| offer.transport == name) {
-                names.push(name.to_owned());
-            } else {
-                self.report.set(name, Stage::Offers, Outcome::Unavailable(Unavailable::PeerLacks));
-            }
+    /// Marks what only we have, and returns those that both have, best first.
+    fn mutual<'m>(&mut self, mine: &'m [Mine], theirs: &[OfferEntry]) -> Vec<&'m Mine> {
+        let (both, alone): (Vec<_>, Vec<_>) = mine
+            .iter()
+            .partition(|mine| theirs.iter().any(|offer| offer.transport == mine.transport.wire_name()));
+        for lone in alone.into_iter().flat_map(|mine| iter::once(mine).chain(&mine.spares)) {
+            let lacks = Outcome::Unavailable(Unavailable::PeerLacks);
+            self.report.set(lone.transport.name(), Stage::Offers, lacks);
         }
-        names
+        both
     }
 
     /// What to try. An in-band lane takes the link, so one at most stands in the list, at its end; and
     /// where fallback is denied only the best of all stands there.
     fn plan(&mut self, mine: &[Mine], theirs: &[OfferEntry]) -> Vec<String> {
-        let mut names = self.mutual(mine, theirs);
-        let in_band =
-            |name: &String| mine.iter().any(|m| m.transport.name() == name && m.transport.in_band());
-        if let Some(first) = names.iter().position(in_band) {
-            names.truncate(first + 1);
+        let mut both = self.mutual(mine, theirs);
+        if let Some(first) = both.iter().position(|mine| mine.transport.in_band()) {
+            both.truncate(first + 1);
         }
         if self.shared.policy.fallback_rule() == Fallback::Deny {
-            names.truncate(1);
-            names.retain(|name| !self.report.lost_above(name, &self.shared.policy));
+            both.truncate(1);
+            both.retain(|mine| !self.report.lost_above(mine.transport.name(), &self.shared.policy));
         }
-        names
+        both.into_iter().map(|mine| mine.transport.wire_name().to_owned()).collect()
     }
 }

@@ -15,6 +15,8 @@ use crate::uri::{Uri, UriError};
 
 /// What the control link's own stream is called in policies and reports: inside the process, and elsewhere.
 pub(super) const STREAM_NAMES: [&str; 2] = ["mem", "tcp"];
+/// Other engines of this project for the second of them.
+const STREAM_ENGINES: [&str; 1] = ["uring"];
 
 /// What every wire-up of a fabric shares.
 pub(crate) struct Shared {
@@ -38,12 +40,14 @@ pub(crate) struct Shared {
 pub(crate) struct Request {
     /// The one transport that may be used.
     pub(super) named: Option<String>,
+    /// Others that may stand in for it.
+    pub(super) instead: Vec<&'static str>,
     pub(super) params: UriParams,
 }
 
 impl Request {
     pub(super) fn allows(&self, name: &str) -> bool {
-        self.named.as_ref().is_none_or(|named| named == name)
+        self.named.as_ref().is_none_or(|named| named == name || self.instead.contains(&name))
     }
 }
 
@@ -52,7 +56,9 @@ impl Shared {
     pub(crate) fn request(&self, uri: &Uri) -> Result<Request, Error> {
         // `unix` names a kind of address; what it carries is for the policy to choose.
         let named = uri.transport().filter(|name| *name != "unix").map(str::to_owned);
-        let request = Request { named, params: uri.params().clone() };
+        let stand_in = |t: &&Arc<dyn Transport>| named.is_some() && t.stands_in_for() == named.as_deref();
+        let instead = self.transports.iter().filter(stand_in).map(|t| t.name()).collect();
+        let request = Request { named, instead, params: uri.params().clone() };
         let mut allowed = self.transports.iter().filter(|t| request.allows(t.name())).peekable();
         // A transport that is not there is refused later, with its report.
         if request.named.is_none() || allowed.peek().is_some() {
@@ -105,10 +111,18 @@ pub(super) fn stream_name(addr: &LinkAddr) -> &'static str {
     if matches!(addr, LinkAddr::Memory(_)) { inside } else { elsewhere }
 }
 
+/// Whether a transport that nobody registered would run on the control link, as far as its name tells.
+pub(super) fn is_in_band(name: &str) -> bool {
+    STREAM_NAMES.contains(&name) || STREAM_ENGINES.contains(&name)
+}
+
 /// Why a transport that nobody registered is not there.
 pub(super) fn missing(name: &str) -> Unavailable {
     match name {
         "shm" if cfg!(not(feature = "shm")) => Unavailable::NotCompiled { feature: "shm" },
+        "rdma" if cfg!(not(feature = "rdma")) => Unavailable::NotCompiled { feature: "rdma" },
+        "uring" if cfg!(not(feature = "uring")) => Unavailable::NotCompiled { feature: "uring" },
+        "xdp" | "udp" if cfg!(not(feature = "xdp")) => Unavailable::NotCompiled { feature: "xdp" },
         "tcp" | "mem" if cfg!(not(feature = "tcp")) => Unavailable::NotCompiled { feature: "tcp" },
         _ => {
             let remedy = format!("register or compile in the transport `{name}`");

@@ -13,7 +13,14 @@ pub(crate) fn run(as_json: bool) -> Result<()> {
     let transports = transports()?;
     let wire = VersionRange::SUPPORTED;
     if as_json {
-        let transports: Vec<_> = transports.iter().map(|(name, probe)| to_json(name, probe)).collect();
+        let mut transports: Vec<_> = transports.iter().map(|(name, probe)| to_json(name, probe)).collect();
+        for transport in transports.iter_mut().filter(|transport| transport["name"] == "uring") {
+            transport["features"] = uring_json();
+        }
+        for transport in transports.iter_mut().filter(|transport| transport["name"] == "rdma") {
+            let devices = rdma_devices().into_iter().map(|one| (one.name, one.addresses.into()));
+            transport["devices"] = devices.collect::<serde_json::Map<_, Value>>().into();
+        }
         let wire = json!({ "min": wire.min(), "max": wire.max() });
         say!("{}", json!({ "machine": machine, "wire_versions": wire, "transports": transports }))?;
         return Ok(());
@@ -24,6 +31,20 @@ pub(crate) fn run(as_json: bool) -> Result<()> {
             Ok(caps) => say!("{name:<8} available{}", text(caps))?,
             Err(why) => say!("{name:<8} unavailable: {why}")?,
         }
+    }
+    for device in rdma_devices() {
+        say!("\nRDMA device {}: {}", device.name, device.addresses.join(", "))?;
+    }
+    if let Ok(found) = zc_transport_uring::probe() {
+        let list = found.list().iter().map(|one| {
+            let needs = one.needs.map(|needs| format!(", needs {needs}")).unwrap_or_default();
+            format!("{} {}{needs}", one.name, if one.found { "yes" } else { "no" })
+        });
+        say!(
+            "\nio_uring, set up as {}:\n         {}",
+            found.setup(),
+            list.collect::<Vec<_>>().join("\n         ")
+        )?;
     }
     say!(
         "\nsent as it is, without a copy by us:\n{:<8} {:>16} {:>16} {:>16}",
@@ -59,6 +80,7 @@ fn to_json(name: &str, probe: &std::result::Result<Caps, Unavailable>) -> Value 
             "headroom_bytes": caps.headroom,
             "alignment_bytes": caps.alignment,
             "inline_bytes": caps.inline_size,
+            "eager_max_bytes": if caps.eager_max == u32::MAX { Value::Null } else { caps.eager_max.into() },
             "zero_copy_min_bytes": caps.zero_copy_min,
             "zero_copy_tx": zero_copy(caps.zero_copy_tx),
             "zero_copy_rx": zero_copy(caps.zero_copy_rx),
@@ -80,11 +102,43 @@ fn to_json(name: &str, probe: &std::result::Result<Caps, Unavailable>) -> Value 
     }
 }
 
+struct RdmaDevice {
+    name: String,
+    /// As they can be named in a URI.
+    addresses: Vec<String>,
+}
+
+/// Those that can be opened.
+fn rdma_devices() -> Vec<RdmaDevice> {
+    let describe = |device: &zc_transport_rdma::Device| {
+        let gids = device.open().ok()?.gids().ok()?;
+        let addresses =
+            gids.iter().map(|gid| format!("{} ({:?}, gid={})", gid.gid.ip(), gid.kind, gid.index));
+        Some(RdmaDevice { name: device.name().to_owned(), addresses: addresses.collect() })
+    };
+    zc_transport_rdma::Device::all().unwrap_or_default().iter().filter_map(describe).collect()
+}
+
+/// What the kernel has of io_uring; nothing where it is refused.
+fn uring_json() -> Value {
+    match zc_transport_uring::probe() {
+        Ok(found) => {
+            let list = found.list().iter().map(|one| (one.name.to_owned(), one.found.into()));
+            json!({ "setup": found.setup(), "found": list.collect::<serde_json::Map<_, Value>>() })
+        }
+        Err(_) => Value::Null,
+    }
+}
+
 fn text(caps: &Caps) -> String {
     [
         format!("reaches: {}; isolation: {}", word(caps.scope), word(caps.isolation)),
         format!("zero copy: tx {}, rx {}", zero_copy(caps.zero_copy_tx), zero_copy(caps.zero_copy_rx)),
         format!("messages up to {} bytes, {} segments as they are", caps.max_message, caps.max_segments),
+        match caps.eager_max {
+            u32::MAX => "all messages go at once".to_owned(),
+            max => format!("messages up to {max} bytes go at once, longer ones are fetched"),
+        },
         format!("a copy is cheaper below {} bytes; inline up to {}", caps.zero_copy_min, caps.inline_size),
         format!("headroom {}, alignment {} bytes", caps.headroom, caps.alignment),
         format!("polling without system calls: {}", if caps.user_polled { "yes" } else { "no" }),

@@ -10,7 +10,7 @@ use serde_json::Value;
 fn zc(args: &str) -> Output {
     // Another package of a whole build may have shared memory compiled in, which would be chosen on this host.
     let command = &mut Command::new(env!("CARGO_BIN_EXE_zc"));
-    command.args(args.split(' ')).env("ZC_TRANSPORTS", "^shm").output().unwrap()
+    command.args(args.split(' ')).env("ZC_TRANSPORTS", "^shm,uring").output().unwrap()
 }
 
 fn text(args: &str) -> String {
@@ -152,7 +152,7 @@ fn info_names_every_transport_with_caps_or_reason_and_remedy() {
         ["cores", "hugepages", "io_uring_disabled", "kernel", "memlock_bytes", "nofile", "numa_nodes"];
     assert_eq!(keys(&info["machine"]), machine);
     let transports = info["transports"].as_array().unwrap();
-    for name in ["tcp", "mem", "uring", "shm", "rdma", "xdp"] {
+    for name in ["tcp", "mem", "uring", "shm", "rdma", "xdp", "udp"] {
         let found = transports.iter().find(|transport| transport["name"] == name).expect(name);
         if found["available"] == true {
             assert_eq!(keys(&found["sources"]), ["connection", "foreign", "pool"]);
@@ -163,7 +163,11 @@ fn info_names_every_transport_with_caps_or_reason_and_remedy() {
             );
         }
     }
+    let uring = transports.iter().find(|transport| transport["name"] == "uring").unwrap();
+    let found = &uring["features"]["found"];
+    assert_eq!(found["send_zc"].is_boolean(), uring["available"] == true, "{uring}");
     let words = text("info");
+    assert_eq!(words.contains("send_zc"), uring["available"] == true, "{words}");
     assert!(
         words.contains("wire versions") && words.contains("sent as it is") && words.contains("memlock"),
         "{words}"

@@ -81,6 +81,8 @@ macro_rules! suite {
                 a_delivered_send_that_waits_when_the_peer_dies,
                 a_message_too_large_comes_back,
                 every_sender_gets_its_turn,
+                a_file_arrives_as_it_is,
+                a_file_that_is_cut_is_an_error_of_the_file_alone,
                 thousands_of_connections_leave_nothing,
                 accepted_means_that_the_lane_has_it,
                 sent_means_that_the_buffer_is_free,

@@ -8,7 +8,7 @@ use zc::{Completion, Connection};
 
 use crate::behaviours;
 use crate::data::{self, numbered};
-use crate::run::{nothing_is_left, runtime};
+use crate::run::nothing_is_left;
 use crate::setup::{Bench, Setup};
 
 /// The role of a process that the suite started, and where it connects to.
@@ -121,7 +121,7 @@ pub fn peer_process(setup: Setup) {
     let (name, uri) = role.split_once(' ').expect("a part and a URI");
     let (part, _) = PARTS.iter().find(|(_, n)| *n == name).expect("a known part");
     let bench = Bench::new(setup, "peer_process");
-    runtime().block_on(async {
+    bench.runtime().block_on(async {
         match part {
             Part::Hold => hold(connect(&bench, uri).await).await,
             Part::Flood => flood(connect(&bench, uri).await).await,

@@ -78,17 +78,11 @@ fn on_a_runtime<F>(bench: Bench, behaviour: F) -> Verdict
 where
     F: AsyncFnOnce(&Bench) -> Verdict,
 {
-    runtime().block_on(async {
+    bench.runtime().block_on(async {
         let verdict = behaviour(&bench).await;
         nothing_is_left(&bench, 0).await;
         verdict
     })
-}
-
-/// Two workers: enough for races.
-pub(crate) fn runtime() -> tokio::runtime::Runtime {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(2).enable_all().build().expect("a runtime")
 }
 
 /// The tasks of this runtime.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
+
 use zc::memory::Usage;
 use zc::transport::{Caps, LaneLimits, Scope};
 use zc::{BufPool, Connection, ConnectionOptions, Deadlines, FabricBuilder, Listener};
@@ -32,10 +34,14 @@ const CONNECTIONS: usize = 2000;
 #[derive(Clone)]
 pub struct Setup {
     builder: Arc<dyn Fn() -> FabricBuilder + Send + Sync>,
+    /// The listening side's, if it is another one.
+    server: Option<Arc<dyn Fn() -> FabricBuilder + Send + Sync>>,
+    one_thread: bool,
     uri: String,
     max_message: usize,
     connections: usize,
     without: BTreeMap<&'static str, &'static str>,
+    absent: Option<&'static str>,
 }
 
 impl Setup {
@@ -46,11 +52,26 @@ impl Setup {
     pub fn new(builder: impl Fn() -> FabricBuilder + Send + Sync + 'static, uri: impl Into<String>) -> Self {
         Self {
             builder: Arc::new(builder),
+            server: None,
+            one_thread: false,
             uri: uri.into(),
             max_message: MAX_MESSAGE,
             connections: CONNECTIONS,
             without: BTreeMap::new(),
+            absent: None,
         }
+    }
+
+    /// Has the listening side use other transports than the connecting one.
+    pub fn server(mut self, builder: impl Fn() -> FabricBuilder + Send + Sync + 'static) -> Self {
+        self.server = Some(Arc::new(builder));
+        self
+    }
+
+    /// Runs everything on a runtime of one thread.
+    pub fn on_one_thread(mut self) -> Self {
+        self.one_thread = true;
+        self
     }
 
     /// Sends no message larger than this, for transports that are slow on purpose.
@@ -71,8 +92,14 @@ impl Setup {
         self
     }
 
+    /// Leaves all behaviours out, where there is nothing to test; the reason is shown.
+    pub fn absent(mut self, why: &'static str) -> Self {
+        self.absent = Some(why);
+        self
+    }
+
     pub(crate) fn left_out(&self, behaviour: &str) -> Option<&'static str> {
-        self.without.get(behaviour).copied()
+        self.absent.or_else(|| self.without.get(behaviour).copied())
     }
 
     fn unique_uri(&self) -> String {
@@ -120,7 +147,16 @@ impl Bench {
         self.setup.connections
     }
 
-    fn builder(&self) -> FabricBuilder {
+    pub(crate) fn runtime(&self) -> Runtime {
+        let mut builder = match self.setup.one_thread {
+            true => tokio::runtime::Builder::new_current_thread(),
+            false => tokio::runtime::Builder::new_multi_thread(),
+        };
+        // Two workers: enough for races.
+        builder.worker_threads(2).enable_all().build().expect("a runtime")
+    }
+
+    fn prepared(&self, builder: &dyn Fn() -> FabricBuilder) -> FabricBuilder {
         // Nothing fails because the machine is busy.
         let mut deadlines = Deadlines::default();
         deadlines.connect = GUARD;
@@ -128,17 +164,18 @@ impl Bench {
         deadlines.offers = GUARD;
         deadlines.join = GUARD;
         deadlines.total = GUARD;
-        (self.setup.builder)().options(options()).deadlines(deadlines)
+        builder().options(options()).deadlines(deadlines)
     }
 
     /// The connecting side.
     pub(crate) fn client(&self) -> FabricBuilder {
-        self.builder().pool(self.client_pool.clone())
+        self.prepared(&*self.setup.builder).pool(self.client_pool.clone())
     }
 
     /// The listening side.
     pub(crate) fn server(&self) -> FabricBuilder {
-        self.builder().pool(self.server_pool.clone())
+        let builder = self.setup.server.as_ref().unwrap_or(&self.setup.builder);
+        self.prepared(&**builder).pool(self.server_pool.clone())
     }
 
     pub(crate) async fn listen(&self, server: FabricBuilder) -> Listener {

@@ -199,14 +199,14 @@ async fn flood(mut connection: Connection, keep: usize, seen: impl Fn(usize)) ->
     error
 }
 
-/// The tasks of a connection end a moment after it.
+/// The tasks of a connection end a moment after it; those of the test before may have been counted.
 async fn all_came_back(descriptors_before: usize) {
     let start = Instant::now();
-    while (mappings(), descriptors()) != (0, descriptors_before) {
+    while mappings() > 0 || descriptors() > descriptors_before {
         let left = (mappings(), descriptors());
         assert!(
             start.elapsed() < GUARD / 2,
-            "(mappings, descriptors) {left:?}, not (0, {descriptors_before})"
+            "(mappings, descriptors) {left:?}, more than (0, {descriptors_before})"
         );
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

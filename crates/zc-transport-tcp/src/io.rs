@@ -6,8 +6,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
-use zc_core::transport::{ControlLink, Interest, Readiness};
+use rustix::pipe::SpliceFlags;
+use zc_core::transport::{ControlLink, Interest, Piped, Readiness};
+
+use crate::sys;
 
 /// A stream that both halves of a lane hold.
 #[derive(Clone)]
@@ -132,6 +136,28 @@ impl ByteIo {
         }
     }
 
+    /// Whether [`poll_splice`](Self::poll_splice) can be used. Splicing has no flag that keeps the signal of a broken pipe
+    /// away, so it is only for processes that do not die of it.
+    pub(crate) fn can_splice(&self) -> bool {
+        matches!(self, Self::Socket { .. }) && sys::survives_sigpipe()
+    }
+
+    /// Moves at most `len` bytes out of a pipe that holds them; 0 if that can't be done.
+    pub(crate) fn poll_splice(
+        &self,
+        cx: &mut Context<'_>,
+        piped: &Piped,
+        len: usize,
+        more: bool,
+    ) -> Poll<io::Result<usize>> {
+        let Self::Socket { io, .. } = self else { return Poll::Ready(Ok(0)) };
+        let mut flags = SpliceFlags::NONBLOCK;
+        flags.set(SpliceFlags::MORE, more);
+        io.poll_io(cx, Interest::Write, &mut |fd| {
+            retry(|| rustix::pipe::splice(piped.source(), None, fd, None, len, flags))
+        })
+    }
+
     /// Ends our direction.
     pub(crate) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
@@ -144,7 +170,7 @@ impl ByteIo {
 /// Shuts a socket down; one that is not connected any more counts as shut.
 pub(crate) fn shutdown(io: &dyn Readiness, how: Shutdown) -> io::Result<()> {
     match rustix::net::shutdown(io.fd(), how) {
-        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
+        Ok(()) | Err(Errno::NOTCONN) => Ok(()),
         Err(e) => Err(e.into()),
     }
 }
@@ -153,7 +179,7 @@ pub(crate) fn shutdown(io: &dyn Readiness, how: Shutdown) -> io::Result<()> {
 pub(crate) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             done => return done.map_err(io::Error::from),
         }
     }

@@ -137,6 +137,10 @@ impl ControlLink for StreamLink {
         done.map_ok(|_| fds)
     }
 
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.io.fd())
+    }
+
     fn as_any(&self) -> Option<&dyn Any> {
         Some(self)
     }

@@ -1,5 +1,5 @@
-//! The system interface that rustix lacks: `SO_ZEROCOPY`, the socket's error queue, and `SO_PEERCRED`, where rustix
-//! takes the process id for one that can't be 0.
+//! The system interface that rustix lacks: `SO_ZEROCOPY`, the socket's error queue, what becomes of `SIGPIPE`, and
+//! `SO_PEERCRED`, where rustix takes the process id for one that can't be 0.
 //!
 //! See `Documentation/networking/msg_zerocopy.rst` of the kernel.
 
@@ -36,6 +36,15 @@ pub(crate) fn enable_zero_copy(fd: BorrowedFd<'_>) -> io::Result<()> {
         )
     };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether this process ignores `SIGPIPE` or handles it. Programs of Rust ignore it, unless their `main` is another language's.
+pub(crate) fn survives_sigpipe() -> bool {
+    // SAFETY: sigaction is plain data, for which all zeroes is a valid value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: no action is given; the old one is written to a live value of its type.
+    let rc = unsafe { libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut action) };
+    rc == 0 && action.sa_sigaction != libc::SIG_DFL
 }
 
 /// Who is at the other end of a Unix socket; none if it never had one.

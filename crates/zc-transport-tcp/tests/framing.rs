@@ -260,7 +260,7 @@ fn any_portions() -> impl Strategy<Value = Vec<usize>> {
 
 proptest! {
     #[test]
-    fn fuzz_frames_in_any_portions(
+    fn frames_in_any_portions(
         frames in prop::collection::vec(any_frame(), 0..16), portions in any_portions(), stutter: bool,
     ) {
         let (bytes, expected) = encode(&frames);

@@ -154,7 +154,7 @@ fn descriptors_pass() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn fuzz_hostile_bytes(bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(2), any::<u8>()], 0..300), step in 1usize..64) {
+    fn hostile_bytes(bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(2), any::<u8>()], 0..300), step in 1usize..64) {
         let _ = run(raw(&bytes, step));
     }
 

@@ -127,7 +127,7 @@ fn try_out(rung: &Rung) -> Result<(), Refused> {
 }
 
 /// What explains a refusal.
-struct Machine {
+pub(crate) struct Machine {
     kernel: (u32, u32),
     /// `kernel.io_uring_disabled`, where there is one.
     disabled: Option<u32>,
@@ -144,7 +144,7 @@ pub(crate) fn kernel_version() -> (u32, u32) {
 }
 
 impl Machine {
-    fn look() -> Self {
+    pub(crate) fn look() -> Self {
         let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
         let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
         Self {
@@ -154,7 +154,7 @@ impl Machine {
         }
     }
 
-    fn why(&self, refused: &Refused, needed: &'static str) -> Unavailable {
+    pub(crate) fn why(&self, refused: &Refused, needed: &'static str) -> Unavailable {
         let call = refused.call;
         let is_ours = call.starts_with("io_uring");
         match refused.error.raw_os_error() {

@@ -1,6 +1,6 @@
-//! io_uring inside of the caller's runtime: the engine that the stream transport will stand on.
+//! io_uring inside of the caller's runtime: an engine, and the stream transport that stands on it.
 //!
-//! An [`Engine`] is one ring and one task on a [`Reactor`](zc_core::transport::Reactor): no second runtime, no
+//! [`UringTransport`] carries messages over TCP and Unix sockets. An [`Engine`] is one ring and one task on a [`Reactor`](zc_core::transport::Reactor): no second runtime, no
 //! thread, and nothing that is not `Send`. Programs begin operations ([`Op`]) on sockets and files from any
 //! task; the engine's task submits all of one turn with one system call and hands out what is complete. An eventfd
 //! tells the reactor of completions, and is masked while the engine runs anyway.
@@ -14,27 +14,46 @@
 //!   are there for the next one. When an engine ends, what the kernel still holds is kept until it lets go.
 //!
 //! ```text
+//! transport messages over the socket of a control link
+//! homes     which engines there are, for each runtime
+//! lane/     the stream lane on an engine's socket
 //! engine/   what programs use: operations as futures, sockets, files; the task
 //! ladder    setting a ring up, from the best way to the weakest, and why not
 //! probe     what the kernel has
 //! slab      what is in flight, without I/O
+//! zcrx      whether a NIC puts what it receives into memory of ours
+//! zero_copy whether to send out of the memory itself, without I/O
 //! sys/      the unsafe part: the ring, and memory that the kernel uses
 //! ```
 
 mod engine;
+mod homes;
 mod ladder;
+mod lane;
 mod limits;
 mod probe;
 mod slab;
 mod sys;
+mod transport;
+mod zcrx;
+mod zero_copy;
 
 pub use engine::{
-    Engine, EngineOptions, EngineStats, File, Op, SocketRx, SocketTx, Spin, Usage, ZeroCopySend,
+    DirectAlignment, DirectError, Engine, EngineOptions, EngineStats, Engines, File, Op, SocketRx, SocketTx,
+    Spin, Usage, ZeroCopySend,
 };
 pub use ladder::Flavour;
 pub use limits::{
-    CQ_ENTRIES, DRAIN_MS, GRAVE_MS, MAX_GRAVES, MAX_INBOX_BYTES, MAX_OPERATIONS, MAX_RECV_BUFFERS,
-    MAX_SOCKETS, MAX_TRANSFER_BYTES, MIN_PIECE_BYTES, RECV_BUFFER_BYTES, RECV_BUFFERS, SQ_ENTRIES,
-    WHOLE_RECV_BUFFER_BYTES,
+    ABORT_MS, BATCH_BYTES, CQ_ENTRIES, DIRECT_BYTES, DRAIN_MS, GRAVE_MS, IDLE_MS, LARGE_MIN, MAX_GRAVES,
+    MAX_INBOX_BYTES, MAX_LINGERS, MAX_MOVED_RUNTIMES, MAX_OPERATIONS, MAX_RECV_BUFFERS, MAX_REGION_BYTES,
+    MAX_REGISTERED_REGIONS, MAX_RINGS, MAX_SOCKETS, MAX_SPILLED_BYTES, MAX_TRANSFER_BYTES,
+    MAX_UNASKED_REGION_BYTES, MAX_UNRELEASED_SENDS, MIN_PIECE_BYTES, MIN_RECV_BUFFER_BYTES,
+    RECV_BUFFER_BYTES, RECV_BUFFERS, RECV_POOL_DIVISOR, REFUSED_MS, RELEASE_MS, SCRATCH_BYTES,
+    SLOW_RECEIVE_MS, SQ_ENTRIES, THREADS_PER_RING, UNASKED_MEMLOCK_DIVISOR, WHOLE_RECV_BUFFER_BYTES,
+    ZCRX_AREA_BYTES, ZCRX_REFILL_ENTRIES, ZERO_COPY_MIN_BYTES, ZERO_COPY_PROBES, ZERO_COPY_REST_MAX_MS,
+    ZERO_COPY_REST_MS, ZERO_COPY_SETTLED,
 };
 pub use probe::{Feature, Features, probe};
+pub use transport::{EngineThread, UringOptions, UringTransport};
+pub use zcrx::probe_zero_copy_receive;
+pub use zero_copy::{PeerPlace, ZeroCopyAttempt, ZeroCopyMode, ZeroCopyPolicy};

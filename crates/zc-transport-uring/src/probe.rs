@@ -21,6 +21,14 @@ pub struct Feature {
     pub name: &'static str,
     /// Whether the kernel has it.
     pub found: bool,
+    /// What else it takes, of which nothing is known here.
+    pub needs: Option<&'static str>,
+}
+
+impl Feature {
+    fn new(name: &'static str, found: bool) -> Self {
+        Self { name, found, needs: None }
+    }
 }
 
 /// What was found.
@@ -56,13 +64,18 @@ impl Features {
     pub(crate) fn of(ring: &Ring, rung: &'static str) -> Self {
         let has = ring.opcodes().ok();
         let of = |op| has.as_ref().is_some_and(|has| has(op));
-        let mut list: Vec<_> = OPCODES.iter().map(|(name, op)| Feature { name, found: of(*op) }).collect();
-        list.push(Feature { name: BUFFER_RING, found: takes_buffers(ring, false) });
-        list.push(Feature { name: BUNDLES, found: ring.has_bundles() });
+        let mut list: Vec<_> = OPCODES.iter().map(|(name, op)| Feature::new(name, of(*op))).collect();
+        list.push(Feature::new(BUFFER_RING, takes_buffers(ring, false)));
+        list.push(Feature::new(BUNDLES, ring.has_bundles()));
         // Kernels have it from 6.12 on. Before 6.16 a completion could overtake another one of the same buffer,
         // and nothing in it says where in the buffer its bytes lie.
         let in_order = kernel_version() >= (6, 16);
-        list.push(Feature { name: INCREMENTAL, found: in_order && takes_buffers(ring, true) });
+        list.push(Feature::new(INCREMENTAL, in_order && takes_buffers(ring, true)));
+        list.push(Feature::new("registered_buffers", takes_table(ring)));
+        // Nothing but a send shows it, and that takes a peer.
+        list.push(Feature::new(REPORT_USAGE, of(Opcode::SendZc) && kernel_version() >= (6, 2)));
+        let found = of(Opcode::RecvZc);
+        list.push(Feature { name: RECV_ZC, found, needs: Some("an interface whose driver splits headers") });
         Self { rung, list }
     }
 }
@@ -75,23 +88,36 @@ pub(crate) const BUNDLES: &str = "recv_bundle";
 pub(crate) const INCREMENTAL: &str = "incremental_buffers";
 /// Sends out of the memory itself.
 pub(crate) const SEND_ZC: &str = "send_zc";
+/// The same for several pieces.
+pub(crate) const SENDMSG_ZC: &str = "sendmsg_zc";
+/// Receives into memory that the NIC writes, see [`probe_zero_copy_receive`](crate::probe_zero_copy_receive).
+const RECV_ZC: &str = "recv_zc";
+/// Such sends tell whether the kernel copied.
+pub(crate) const REPORT_USAGE: &str = "report_usage";
 
 const OPCODES: &[(&str, Opcode)] = &[
     ("recv", Opcode::Recv),
     ("send", Opcode::Send),
     ("sendmsg", Opcode::SendMsg),
     (SEND_ZC, Opcode::SendZc),
-    ("sendmsg_zc", Opcode::SendMsgZc),
+    (SENDMSG_ZC, Opcode::SendMsgZc),
     ("read", Opcode::Read),
     ("write", Opcode::Write),
+    ("read_fixed", Opcode::ReadFixed),
+    ("write_fixed", Opcode::WriteFixed),
     ("fsync", Opcode::Fsync),
     ("splice", Opcode::Splice),
     ("async_cancel", Opcode::Cancel),
     ("close", Opcode::Close),
+    ("poll_add", Opcode::PollAdd),
 ];
 
 // The group of the ring that is only tried out.
 const TRIAL_GROUP: u16 = u16::MAX;
+
+fn takes_table(ring: &Ring) -> bool {
+    ring.register_table(1).is_ok() && ring.unregister_table().is_ok()
+}
 
 fn takes_buffers(ring: &Ring, incremental: bool) -> bool {
     let pool = BufPool::builder().max_bytes(4096).build();

@@ -6,6 +6,10 @@ mod common;
 use common::*;
 use std::future::Future;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use zc_core::memory::{BufPool, Message};
 use zc_transport_uring::{Engine, EngineOptions, Flavour, SocketRx, SocketTx};
 
@@ -227,4 +231,78 @@ fn zero_copy_sends_tell_what_the_kernel_did() {
             assert_back(&pool);
         });
     }
+}
+
+/// Who looks finds what has come although the engine's task does not run meanwhile; when nobody looks any more it sleeps.
+#[test]
+fn looking_needs_no_task() {
+    for flavour in FLAVOURS {
+        on_one_thread(async {
+            let pool = pool();
+            let Some(engine) = engine(&pool, flavour) else { return };
+            let (peer, b) = tcp_pair();
+            let (_keep, mut rx) = engine.socket(b).unwrap();
+            assert!(futures::poll!(std::pin::pin!(rx.recv())).is_pending());
+            while engine.stats().in_flight == 0 {
+                tokio::task::yield_now().await;
+            }
+            rustix::io::write(&peer, &pattern(100, 0)).unwrap();
+            // This thread is the runtime's only one, and stays here.
+            let mut found = std::task::Poll::Pending;
+            wait_until("something is found", || {
+                found = rx.try_recv();
+                found.is_ready()
+            });
+            let std::task::Poll::Ready(piece) = found else { panic!("nothing came") };
+            assert_eq!(piece.unwrap()[..], pattern(100, 0));
+            let mut before = u64::MAX;
+            while std::mem::replace(&mut before, engine.stats().turns) != engine.stats().turns {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        });
+    }
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Counts(AtomicUsize);
+
+impl Wake for Counts {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Who looks for what has come and finds it has it in hand: to be woken for it as well would be a poll in vain.
+#[test]
+fn who_finds_something_is_not_woken_for_it() {
+    on_one_thread(async {
+        let Some(engine) = engine(&pool(), Flavour::OneThread) else { return };
+        let (near, far) = unix_pair();
+        let (tx, mut rx) = engine.socket(near).unwrap();
+        let counts = Arc::new(Counts::default());
+        let waker = Waker::from(counts.clone());
+        let mut cx = Context::from_waker(&waker);
+        for n in 1..=10 {
+            assert!(rx.poll_recv(&mut cx).is_pending());
+            // The engine's task arms.
+            while engine.stats().in_flight == 0 {
+                tokio::task::yield_now().await;
+            }
+            rustix::io::write(&far, &[n]).unwrap();
+            // Nobody else looks meanwhile: this is the only thread.
+            let piece = loop {
+                if let Poll::Ready(piece) = rx.poll_recv(&mut cx) {
+                    break piece.unwrap();
+                }
+            };
+            assert_eq!((&piece[..], counts.0.load(Ordering::Relaxed)), (&[n][..], 0));
+        }
+        // The same for operations: one is found by who waits for it, in its own poll.
+        let mut op = engine.nop();
+        while Pin::new(&mut op).poll(&mut cx).is_pending() {}
+        assert_eq!(counts.0.load(Ordering::Relaxed), 0);
+        drop((tx, rx));
+        engine.shutdown().await;
+    });
 }

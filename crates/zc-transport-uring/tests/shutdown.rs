@@ -19,6 +19,7 @@ async fn shut_down(flavour: Flavour) {
     for task in busy.tasks {
         assert!(task.await.unwrap().is_err());
     }
+    drop(busy.peers);
     assert_eq!(engine.nop().await.unwrap_err().kind(), io::ErrorKind::NotConnected);
     let (a, _b) = unix_pair();
     let (tx, mut rx) = engine.socket(a).unwrap();

@@ -177,7 +177,9 @@ async fn kill_a_server(fabric: &Fabric, uri: &str, protocol: Protocol, moment: D
     let channel = Channel::builder().fall_back(true).build(fabric, &uri_of_it).unwrap();
     let mut client = EchoClient::new(channel.clone());
     let mut chats = open_chats(&mut client).await;
-    assert_eq!(channel.report().unwrap().chosen(), transport(uri));
+    // A stream may be moved by another engine here than in the server.
+    let report = channel.report().unwrap();
+    assert_eq!(report.chosen() == "shm", transport(uri) == "shm", "{report}");
     assert_eq!(channel.protocol(), Some(protocol));
     assert_eq!(
         Held::now().mappings > 0,

@@ -11,12 +11,41 @@ use super::switch::LaneState;
 use crate::memory::{AllocError, MemoryGroup, PinnedBufMut, RegisterError};
 use crate::time::later;
 use crate::transport::{
-    AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, SendRejected, SendReport, SendToken, Timer,
+    AllocFailure, Batch, Frame, FrameKind, LaneError, LaneTx, PipedFrame, PipedRejected, SendRejected,
+    SendReport, SendToken, Timer,
 };
+
+/// A frame, wherever its payload is.
+enum Given {
+    Frame(Frame),
+    Piped(PipedFrame),
+}
+
+impl Given {
+    fn is_data(&self) -> bool {
+        match self {
+            Self::Frame(frame) => frame.kind == FrameKind::Data,
+            Self::Piped(_) => true,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Frame(frame) => frame.payload.len(),
+            Self::Piped(frame) => frame.payload.len(),
+        }
+    }
+}
+
+/// A frame that comes back.
+struct Refused {
+    given: Given,
+    error: LaneError,
+}
 
 /// A frame that was taken while nothing could leave.
 struct Held {
-    frame: Frame,
+    given: Given,
     token: Option<SendToken>,
 }
 
@@ -82,30 +111,67 @@ impl FaultTx {
         ready!(self.clock.poll_running(cx));
         ready!(self.clock.poll_early(cx, self.state.plan.pending_one_in));
         while let Some(held) = self.held.front() {
-            let (kind, len) = (held.frame.kind, held.frame.payload.len());
+            let (is_data, len) = (held.given.is_data(), held.given.len());
             let inner = self.alive()?;
-            if kind == FrameKind::Data {
+            if is_data {
                 ready!(inner.poll_ready(cx, len))?;
             }
             if let Some(held) = self.held.pop_front()
-                && let Err(rejected) = self.pass_on(held.frame, held.token)
+                && let Err(refused) = self.pass_on(held.given, held.token)
             {
                 // It was taken, so it can't be given back: the lane has failed.
-                self.state.fail(rejected.error.clone());
-                return Poll::Ready(Err(rejected.error));
+                self.state.fail(refused.error.clone());
+                return Poll::Ready(Err(refused.error));
             }
         }
         Poll::Ready(Ok(()))
     }
 
-    fn pass_on(&mut self, frame: Frame, token: Option<SendToken>) -> Result<(), SendRejected> {
+    fn pass_on(&mut self, given: Given, token: Option<SendToken>) -> Result<(), Refused> {
         let inner = match self.alive() {
             Ok(inner) => inner,
-            Err(error) => return Err(SendRejected { frame, error }),
+            Err(error) => return Err(Refused { given, error }),
         };
-        let name = inner.start_send(frame, token.is_some())?;
+        let taken = match given {
+            Given::Frame(frame) => inner
+                .start_send(frame, token.is_some())
+                .map_err(|SendRejected { frame, error }| Refused { given: Given::Frame(frame), error }),
+            Given::Piped(frame) => inner
+                .start_send_piped(frame, token.is_some())
+                .map_err(|PipedRejected { frame, error }| Refused { given: Given::Piped(frame), error }),
+        };
+        let name = taken?;
         self.names.extend(token.map(|token| (name, token)));
         Ok(())
+    }
+
+    /// Passes a frame on, holds it back, or fails as planned.
+    fn take(&mut self, given: Given, report: bool) -> Result<SendToken, Refused> {
+        let is_data = given.is_data();
+        let crossed = match self.alive() {
+            Ok(_) if is_data => self.state.cross(given.len()),
+            checked => checked.map(drop),
+        };
+        let full = LaneError::Other("too much is held back".into());
+        let crossed = if self.held.len() < MAX_HELD_FRAMES { crossed } else { Err(full) };
+        if let Err(error) = crossed {
+            return Err(Refused { given, error });
+        }
+        self.tokens += 1;
+        let token = SendToken(self.tokens);
+        let named = report.then_some(token);
+        let stalled = self.state.is_sending_stalled() || self.clock.is_stalled();
+        if stalled || !self.held.is_empty() {
+            self.held.push_back(Held { given, token: named });
+        } else {
+            self.pass_on(given, named)?;
+        }
+        if is_data {
+            self.data_frames += 1;
+            self.clock.crossed(self.data_frames);
+            self.room = self.room.map(|(end, used)| (end, used + 1));
+        }
+        Ok(token)
     }
 
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -137,31 +203,10 @@ impl LaneTx for FaultTx {
     }
 
     fn start_send(&mut self, frame: Frame, report: bool) -> Result<SendToken, SendRejected> {
-        let is_data = frame.kind == FrameKind::Data;
-        let crossed = match self.alive() {
-            Ok(_) if is_data => self.state.cross(frame.payload.len()),
-            checked => checked.map(drop),
-        };
-        let full = LaneError::Other("too much is held back".into());
-        let crossed = if self.held.len() < MAX_HELD_FRAMES { crossed } else { Err(full) };
-        if let Err(error) = crossed {
-            return Err(SendRejected { frame, error });
-        }
-        self.tokens += 1;
-        let token = SendToken(self.tokens);
-        let named = report.then_some(token);
-        let stalled = self.state.is_sending_stalled() || self.clock.is_stalled();
-        if stalled || !self.held.is_empty() {
-            self.held.push_back(Held { frame, token: named });
-        } else {
-            self.pass_on(frame, named)?;
-        }
-        if is_data {
-            self.data_frames += 1;
-            self.clock.crossed(self.data_frames);
-            self.room = self.room.map(|(end, used)| (end, used + 1));
-        }
-        Ok(token)
+        self.take(Given::Frame(frame), report).map_err(|Refused { given, error }| {
+            let Given::Frame(frame) = given else { unreachable!("the one that was given comes back") };
+            SendRejected { frame, error }
+        })
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
@@ -222,5 +267,16 @@ impl LaneTx for FaultTx {
         if let Ok(inner) = self.alive() {
             inner.leave_group(group);
         }
+    }
+
+    fn takes_pipes(&self) -> bool {
+        self.inner.as_ref().is_some_and(|inner| inner.takes_pipes())
+    }
+
+    fn start_send_piped(&mut self, frame: PipedFrame, report: bool) -> Result<SendToken, PipedRejected> {
+        self.take(Given::Piped(frame), report).map_err(|Refused { given, error }| {
+            let Given::Piped(frame) = given else { unreachable!("the one that was given comes back") };
+            PipedRejected { frame, error }
+        })
     }
 }

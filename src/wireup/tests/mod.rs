@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use zc_core::memory::{MemoryGroup, PinnedBufMut, RegisterError};
 use zc_core::transport::{
     AllocFailure, Batch, BoxFuture, Caps, Frame, LaneError, LaneRx, LaneTx, Offer, Received, SendRejected,
-    SendReport, SendToken, Transport, UriParams, WireupError,
+    SendReport, SendToken, Transport, WireupError,
 };
 use zc_core::wire::{
     CONTROL_LANE, ClientHandshake, FrameFlags, FrameHeader, HelloRole, OfferEntry, ServerHandshake,
@@ -53,6 +53,8 @@ enum Join {
     Babbles,
     /// Is made for other links.
     NotHere,
+    /// The machine does not have it.
+    Refused,
     /// Reads two bytes in a task of its own, and fails.
     Elsewhere,
 }
@@ -60,13 +62,19 @@ enum Join {
 /// An out-of-band transport inside the process. Pipes are handed over by their client's instance.
 struct Fake {
     name: &'static str,
+    wire: &'static str,
     join: Join,
 }
 
 static PIPES: Mutex<Vec<(&'static str, [u8; 16], PipeLink)>> = Mutex::new(Vec::new());
 
 fn fake(name: &'static str, join: Join) -> Arc<dyn Transport> {
-    Arc::new(Fake { name, join })
+    engine(name, name, join)
+}
+
+/// One that speaks `wire` to the peer.
+fn engine(name: &'static str, wire: &'static str, join: Join) -> Arc<dyn Transport> {
+    Arc::new(Fake { name, wire, join })
 }
 
 async fn greet(link: &mut dyn ControlLink, role: Role, id: &mut [u8; 16]) -> stdio::Result<()> {
@@ -86,8 +94,11 @@ impl Transport for Fake {
     fn name(&self) -> &'static str {
         self.name
     }
+    fn wire_name(&self) -> &'static str {
+        self.wire
+    }
     fn probe(&self) -> Result<Caps, Unavailable> {
-        Ok(Caps::stream())
+        if self.join == Join::Refused { Err(Unavailable::NoDevice) } else { Ok(Caps::stream()) }
     }
     fn params(&self) -> &'static [&'static str] {
         &["dev"]
@@ -97,7 +108,7 @@ impl Transport for Fake {
             return Err(Unavailable::NotApplicable { needs: "another link" });
         }
         assert_eq!((cx.same_host.clone(), cx.trust), (Ok(()), zc_core::transport::Trust::Cooperative));
-        Ok(Offer { version: 1, bytes: self.name.into() })
+        Ok(Offer { version: 1, bytes: self.wire.into() })
     }
     fn join<'a>(
         &'a self,
@@ -129,13 +140,13 @@ impl Transport for Fake {
             let link = slot.as_mut().unwrap();
             let (near, far) = duplex("lane");
             let mut id = near.id();
-            PIPES.lock().push((self.name, id, far));
+            PIPES.lock().push((self.wire, id, far));
             greet(&mut **link, role, &mut id).await.map_err(failed)?;
             let pipe = match (role, self.join) {
                 (Role::Client, Join::Works | Join::Breaks | Join::Mute) => near,
                 (Role::Server, Join::Works | Join::Breaks) => {
                     let mut pipes = PIPES.lock();
-                    let at = pipes.iter().position(|(name, of, _)| (*name, *of) == (self.name, id)).unwrap();
+                    let at = pipes.iter().position(|(wire, of, _)| (*wire, *of) == (self.wire, id)).unwrap();
                     pipes.remove(at).2
                 }
                 (_, Join::Dead) => {
@@ -266,7 +277,7 @@ type Ends = (Result<Connection, Error>, Result<Connection, Error>);
 async fn connect_as(client: FabricBuilder, server: FabricBuilder, named: Option<&str>) -> Ends {
     let (near, far) = duplex("test");
     let (client, server) = (client.build().unwrap(), server.build().unwrap());
-    let request = Request { named: named.map(str::to_owned), params: UriParams::default() };
+    let request = Request { named: named.map(str::to_owned), ..Request::default() };
     let none = Request::default();
     let progress = [Progress::default(), Progress::default()];
     let [for_client, for_server] = &progress;

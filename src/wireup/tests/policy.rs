@@ -1,5 +1,7 @@
 //! What policy, a URI, deadlines and strangers make of a connection.
 
+use zc_core::wire::MAX_OFFERS;
+
 use super::*;
 
 #[tokio::test(start_paused = true)]
@@ -53,6 +55,49 @@ async fn fallback_is_told_or_denied() {
     // The first choice is no fallback.
     let deny = || side(Fallback::Deny, Join::Works);
     both_chose(connect(deny(), deny()).await, "shm").await;
+}
+
+/// Policy ranks what is spoken to the peer. Which engine does it is in the report, and matters to who asks for one.
+#[tokio::test(start_paused = true)]
+async fn another_engine_for_the_same_wire_is_no_fallback() {
+    let seen = Arc::new(Seen::default());
+    let told =
+        || std::mem::take(&mut *seen.0.lock()).iter().filter(|event| event.contains("fell back")).count();
+    let side = |policy: Policy, rule| {
+        let transports = [stream(), engine("xdp", "wire", Join::Refused), engine("own", "wire", Join::Works)];
+        with(transports).policy(policy.fallback(rule)).observer(seen.clone())
+    };
+    for rule in [Fallback::Warn, Fallback::Deny] {
+        let any = || side(Policy::default().prefer(["own"]).with_override("^mem").unwrap(), rule);
+        both_chose(connect(any(), any()).await, "own").await;
+        let ranked = || side(Policy::default().with_override("^mem").unwrap(), rule);
+        let ends = connect(ranked(), ranked()).await;
+        let report = ends.0.as_ref().unwrap().report();
+        assert_eq!(outcome(report, "xdp"), Outcome::Unavailable(Unavailable::NoDevice), "{report}");
+        both_chose(ends, "own").await;
+        assert_eq!(told(), 0, "{rule:?}");
+    }
+    let named = |rule| side(Policy::default().prefer(["xdp", "own"]), rule);
+    both_chose(connect(named(Fallback::Warn), named(Fallback::Warn)).await, "own").await;
+    assert_eq!(told(), 2);
+    let (client, server) = connect(named(Fallback::Deny), named(Fallback::Deny)).await;
+    assert!(client.is_err() && server.is_err());
+}
+
+/// An engine that makes no offer of its own takes no place among the offers.
+#[tokio::test(start_paused = true)]
+async fn what_stands_in_for_another_takes_no_place_among_the_offers() {
+    let names = (0..MAX_OFFERS).map(|n| &*Box::leak(format!("fake-{n}").into_boxed_str()));
+    let names: Vec<&'static str> = names.collect();
+    let side = || {
+        let fakes = names.iter().map(|name| fake(name, Join::Works));
+        with(fakes.chain([engine("spare", names[0], Join::Works), fake("beyond", Join::Works)]))
+    };
+    let (client, server) = connect(side(), side()).await;
+    let report = client.as_ref().unwrap().report();
+    assert_eq!(outcome(report, "spare"), Outcome::NotNeeded);
+    assert!(matches!(outcome(report, "beyond"), Outcome::Unavailable(_)), "{report}");
+    both_chose((client, server), names[0]).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,9 +27,11 @@ pub async fn past_the_soft_lease_little_memory_is_pinned(bench: &Bench) -> Verdi
     let mut limits = LaneLimits::default();
     limits.lease_soft = SOFT;
     let (client, mut server) = bench.pair_within(limits).await;
+    // Such as come with others, not such as are fetched into memory of their own.
+    let small = SMALL.min((client.caps().eager_max as usize).saturating_sub(NUMBER_BYTES));
     let sending = tokio::spawn(async move {
         for n in 0..MESSAGES {
-            client.send(numbered(0, n, SMALL)).await.unwrap();
+            client.send(numbered(0, n, small)).await.unwrap();
         }
         client
     });

@@ -8,6 +8,7 @@ mod churn;
 mod close;
 mod completion;
 mod fairness;
+mod files;
 mod integrity;
 mod keepalive;
 mod kill;
@@ -37,6 +38,7 @@ pub use self::completion::{
     delivered_waits_for_a_peer_that_does_not_read, sent_means_that_the_buffer_is_free,
 };
 pub use self::fairness::every_sender_gets_its_turn;
+pub use self::files::{a_file_arrives_as_it_is, a_file_that_is_cut_is_an_error_of_the_file_alone};
 pub use self::integrity::{
     every_size_arrives_whole, order_holds_in_both_directions, random_ropes_arrive_whole,
 };

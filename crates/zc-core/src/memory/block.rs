@@ -26,6 +26,8 @@ pub(super) enum Home {
     Pool(Chunk),
     /// To the transport that lent them.
     Frames(Arc<dyn Reclaim>),
+    /// Nowhere: it stands for a block of another table, which it keeps.
+    Nowhere,
     /// Nowhere: the owner of the bytes lets them go.
     Foreign(#[allow(dead_code, reason = "keeps the bytes alive")] Bytes),
 }
@@ -36,6 +38,8 @@ struct Private {
     capacity: usize,
     table: Option<Arc<Table>>,
     lease: Option<Arc<LeaseBudget>>,
+    /// The block of another table that this one stands for.
+    behind: Option<SharedBlock>,
     origin: u16,
     writable: bool,
 }
@@ -49,7 +53,8 @@ pub(super) struct Block {
 
 impl Block {
     fn new(base: NonNull<u8>, capacity: usize, index: u32) -> Self {
-        let private = Private { base, capacity, table: None, lease: None, origin: 0, writable: false };
+        let (table, lease, behind) = (None, None, None);
+        let private = Private { base, capacity, table, lease, behind, origin: 0, writable: false };
         Self { refs: RefCount::idle(), index, private: UnsafeCell::new(private) }
     }
 }
@@ -140,6 +145,26 @@ impl Table {
         table.take(0, false)
     }
 
+    /// One block that can stand for one of another table, see [`take_for`](Self::take_for).
+    pub(super) fn standing() -> Arc<Self> {
+        let blocks = Blocks::One(Block::new(NonNull::dangling(), 0, 0));
+        Arc::new(Self { region: OnceLock::from(None), blocks, home: Home::Nowhere })
+    }
+
+    /// Takes a [`standing`](Self::standing) block into circulation: the same bytes as `block`, read-only, which stays out
+    /// as long as this one. `None` if it is not idle.
+    #[inline]
+    pub(super) fn take_for(self: &Arc<Self>, block: SharedBlock) -> Option<OwnedBlock> {
+        let mut taken = self.take(0, false)?;
+        let private = taken.private_mut();
+        // Never for one that stands for another itself: what stands in a row would be dropped by recursion.
+        let behind = block.behind().clone();
+        // They stay where they are, and nobody writes what is lent of them, as long as `behind` is kept (M2, M5).
+        (private.base, private.capacity) = (behind.base(), behind.capacity());
+        private.behind = Some(behind);
+        Some(taken)
+    }
+
     /// How many blocks the table has.
     #[inline]
     pub(super) fn count(&self) -> usize {
@@ -204,6 +229,9 @@ impl InUse {
 
     fn region(&self) -> Option<&Region> {
         let private = self.private();
+        if let Some(behind) = &private.behind {
+            return behind.region();
+        }
         private.table.as_ref()?.region_at(private.base, private.capacity)
     }
 }
@@ -329,6 +357,7 @@ impl OwnedBlock {
                 drop(self);
                 owner.reclaim(index);
             }
+            Home::Nowhere => drop(self),
             Home::Foreign(_) => {
                 drop(self);
                 deferral::let_go(table);
@@ -343,7 +372,9 @@ impl Drop for OwnedBlock {
     fn drop(&mut self) {
         let private = self.private_mut();
         let (table, lease, capacity) = (private.table.take(), private.lease.take(), private.capacity);
+        let behind = private.behind.take();
         self.0.block().refs.retire();
+        drop(behind);
         // The block may be gone from here on.
         drop(table);
         if let Some(lease) = lease {
@@ -370,6 +401,18 @@ impl SharedBlock {
     /// The region the block lies in.
     pub(super) fn region(&self) -> Option<&Region> {
         self.0.region()
+    }
+
+    /// The block that this one stands for, or itself. Either keeps the same bytes.
+    #[inline]
+    fn behind(&self) -> &Self {
+        self.0.private().behind.as_ref().unwrap_or(self)
+    }
+
+    /// Whether both are, or stand for, the same block.
+    #[inline]
+    pub(super) fn covers_the_same(&self, other: &Self) -> bool {
+        self.behind().0.0 == other.behind().0.0
     }
 
     /// The bytes that it keeps from being used again. What went around as `Bytes` does not say of which block it is a part, so it

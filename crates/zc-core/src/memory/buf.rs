@@ -78,6 +78,22 @@ impl PinnedBuf {
         self.block.as_ref().map_or(0, SharedBlock::kept_bytes)
     }
 
+    #[inline]
+    pub(super) fn block(&self) -> Option<&SharedBlock> {
+        self.block.as_ref()
+    }
+
+    /// The same bytes, kept by another block that covers the same memory.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[inline]
+    pub(super) fn kept_by(self, block: SharedBlock) -> Self {
+        let known = self.block.as_ref().is_some_and(|own| block.covers_the_same(own));
+        assert!(known, "a block of other memory");
+        Self { ptr: self.ptr, len: self.len, block: Some(block) }
+    }
+
     /// A part of this buffer, without a copy.
     ///
     /// # Panics

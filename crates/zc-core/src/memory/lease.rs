@@ -1,9 +1,13 @@
 //! How many bytes an application may keep of what a connection received.
 
-use super::sync::AtomicWaker;
-use super::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use super::PinnedBuf;
+use super::sync::AtomicWaker;
+use super::sync::atomic::{AtomicUsize, Ordering};
 
 /// How close a lease is to its limits.
 ///
@@ -109,6 +113,31 @@ impl LeaseBudget {
             self.waker.wake();
         }
     }
+}
+
+/// Memory that is no pool's, lent under a budget as blocks are.
+struct OnHeap {
+    bytes: Vec<u8>,
+    lease: Arc<LeaseBudget>,
+}
+
+impl AsRef<[u8]> for OnHeap {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for OnHeap {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes).capacity();
+        self.lease.sub(bytes);
+    }
+}
+
+/// Counts bytes on the heap against a lease for as long as somebody has them.
+pub(crate) fn lend_from_heap(bytes: Vec<u8>, lease: Arc<LeaseBudget>) -> PinnedBuf {
+    lease.add(bytes.capacity());
+    Bytes::from_owner(OnHeap { bytes, lease }).into()
 }
 
 #[cfg(all(test, loom))]

@@ -72,6 +72,13 @@ impl Message {
         }
     }
 
+    /// Lets go of all segments, and keeps the room for as many.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.segments.clear();
+        self.len = 0;
+    }
+
     /// The segments, none of them empty.
     #[inline]
     pub fn segments(&self) -> &[PinnedBuf] {

@@ -11,6 +11,7 @@
 //! block     who owns a block, and where it goes afterwards (the small unsafe core)
 //! frames    FrameTable: memory that a transport lends itself
 //! windows   WindowTable: any part of a region that a transport lends
+//! holder    Holder: parts of blocks that connections share
 //! group     MemoryGroup: memory that goes to many connections
 //! export    ExportMemory: memory that peers read and write (atomic words, no references)
 //! deferral  owners of foreign bytes are dropped where no lock is held
@@ -29,6 +30,7 @@ mod export;
 mod file;
 mod frames;
 mod group;
+mod holder;
 mod lease;
 mod ledger;
 mod message;
@@ -43,9 +45,11 @@ pub use buf::PinnedBuf;
 pub use buf_mut::PinnedBufMut;
 pub use deferral::Deferral;
 pub use export::{EXPORT_WORD_BYTES, ExportError, ExportMemory};
-pub use file::ReadFileError;
+pub use file::{DirectFile, ReadFileError};
 pub use frames::{FrameTable, LendError, Reclaim};
 pub use group::{GroupId, LentBytes, Membership, MemoryGroup, Place};
+pub use holder::Holder;
+pub(crate) use lease::lend_from_heap;
 pub use lease::{LeaseBudget, Pressure};
 pub use ledger::{CopyLedger, CopyPlace, KernelCopied, LedgerSnapshot, copy_inline, copy_payload};
 pub use message::{MAX_SEGMENTS, Message, TooManySegments};

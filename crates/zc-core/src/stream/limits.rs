@@ -6,6 +6,14 @@ pub const COALESCE_MAX: usize = 512;
 pub const STAGE_BYTES: usize = 64 << 10;
 /// Frames of at least this many bytes are read into a buffer of their own.
 pub const DIRECT_MIN: usize = 16 << 10;
+/// Where pieces are fed as they come: payloads from this length on that are not whole are kept as these pieces. Shorter ones are
+/// put together by a copy.
+pub const ROPE_MIN: usize = DIRECT_MIN;
+/// A rope may keep so many times its length, in receive buffers; one that keeps more is put together by a copy, unless it is
+/// at most [`ROPE_MIN_BLOCKS`].
+pub const ROPE_KEEPS: usize = 2;
+/// Receive buffers that any rope may keep: what comes in a row lies in two as often as not.
+pub const ROPE_MIN_BLOCKS: usize = 2;
 /// Small frames in a row after which reading ahead begins again.
 pub(super) const EXACT_FRAMES: u32 = 16;
 /// Frames that a lane queues before it is not ready.

@@ -28,7 +28,7 @@ use std::sync::Arc;
 pub use life::Life;
 pub use limits::{
     COALESCE_MAX, DIRECT_MIN, MAX_IOV, MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, MAX_QUEUED_RECORD_BYTES,
-    STAGE_BYTES,
+    ROPE_KEEPS, ROPE_MIN, ROPE_MIN_BLOCKS, STAGE_BYTES,
 };
 pub use parser::Parser;
 pub use queue::{Pieces, Plan};

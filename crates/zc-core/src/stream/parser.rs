@@ -17,6 +17,10 @@
 //! spaces [ rest of the body ][ next header, 16 bytes ]
 //! ```
 //!
+//! An engine to which the kernel hands pieces as they come feeds those also while a body is under way: a long payload
+//! becomes a rope of them, a short one is put together by a copy. Around very long ones it takes the stream exactly, too; since it
+//! writes while nobody waits, the memory of a body is then [lent](Parser::lend_body) to it (M1).
+//!
 //! Nothing is guessed: memory is taken when a header has named a length and the credit covers it. A head that is
 //! not whole lies in no pool memory, so a connection that waits for bytes holds no block.
 
@@ -25,11 +29,11 @@ use std::sync::Arc;
 use super::body::{Body, Store};
 use super::credit::Credit;
 use super::head::{Front, Head, Scan, scan};
-use super::limits::{DIRECT_MIN, EXACT_FRAMES};
+use super::limits::{DIRECT_MIN, EXACT_FRAMES, ROPE_MIN};
 use super::wakers::Wakers;
 use crate::memory::{
-    BufPool, CopyLedger, CopyPlace, KernelCopied, LeaseBudget, PinnedBuf, PinnedBufMut, Pressure,
-    copy_payload,
+    BufPool, CopyLedger, CopyPlace, KernelCopied, LeaseBudget, Message, PinnedBuf, PinnedBufMut, Pressure,
+    copy_payload, lend_from_heap,
 };
 use crate::transport::{Batch, Frame, FrameKind, LaneError};
 use crate::wire::{FrameLimits, FrameType, WireError};
@@ -76,6 +80,8 @@ pub struct Parser {
     unread: PinnedBuf,
     /// Frames for which the stream is taken exactly.
     exact_frames: u32,
+    /// Payloads of at least this many bytes begin that.
+    exact_min_bytes: usize,
     received: u64,
 }
 
@@ -102,8 +108,19 @@ impl Parser {
             under_way: None,
             unread: PinnedBuf::empty(),
             exact_frames: 0,
+            exact_min_bytes: DIRECT_MIN,
             received: 0,
         }
+    }
+
+    /// The stream is taken exactly from payloads of this length on; by default [`DIRECT_MIN`].
+    pub fn set_exact_min(&mut self, bytes: usize) {
+        self.exact_min_bytes = bytes;
+    }
+
+    /// Takes the stream exactly for a while, also if frames are small.
+    pub fn read_exactly(&mut self) {
+        self.exact_frames = EXACT_FRAMES;
     }
 
     /// What the application holds of this lane's memory.
@@ -185,7 +202,7 @@ impl Parser {
             self.received = self.credit.receive(self.received, len)?;
         }
         self.exact_frames =
-            if len >= DIRECT_MIN { EXACT_FRAMES } else { self.exact_frames.saturating_sub(1) };
+            if len >= self.exact_min_bytes { EXACT_FRAMES } else { self.exact_frames.saturating_sub(1) };
         self.under_way = Some(UnderWay { head, body: None });
         Ok(())
     }
@@ -195,7 +212,60 @@ impl Parser {
     pub fn body_wanted(&self) -> Option<usize> {
         let frame = self.under_way.as_ref()?;
         let len = frame.head.payload_bytes();
-        (frame.body.is_none() && self.unread.len() < len).then_some(len)
+        let wanted = match &frame.body {
+            None => self.unread.len() < len,
+            Some(body) => body.is_full_rope() || body.is_spilled() || self.keeps_too_much(body),
+        };
+        wanted.then_some(len)
+    }
+
+    /// Whether a rope that began when little was held is to be put together: that has changed meanwhile.
+    #[inline]
+    fn keeps_too_much(&self, body: &Body) -> bool {
+        body.is_rope() && body.is_begun() && !body.is_whole() && self.leases.pressure() >= Pressure::Soft
+    }
+
+    /// Keeps the pieces of the payload under way as they are fed instead of giving it memory, if that is worth it: it is long, and
+    /// the application holds little, for a small piece may keep much more than itself.
+    #[inline]
+    pub fn begin_rope(&mut self) -> bool {
+        let Some(len) = self.body_wanted().filter(|len| *len >= ROPE_MIN && !self.is_record()) else {
+            return false;
+        };
+        let goes = self.under_way.as_ref().is_some_and(|frame| frame.body.is_none())
+            && self.leases.pressure() == Pressure::None;
+        if goes {
+            self.begin_in(Body::rope(len));
+        }
+        goes
+    }
+
+    /// There is no memory for the payload under way. Who waits for some with pieces in hand may wait for ever, for others do the
+    /// same: so it goes on as the pieces that come, which takes none, and if it is a rope already, what has come
+    /// [waits on the heap](Self::is_spilled).
+    pub fn go_on_without_memory(&mut self) {
+        let Self { under_way: Some(frame), ledger, .. } = self else { return };
+        let counted = frame.head.header.kind.is_payload();
+        match &mut frame.body {
+            None => frame.body = Some(Body::rope(frame.head.payload_bytes())),
+            Some(body) => body.spill(if counted { Some(&**ledger) } else { None }),
+        }
+        self.absorb();
+    }
+
+    /// Whether what has come of the payload under way lies on the heap. It still [wants](Self::body_wanted) memory, and
+    /// what is fed meanwhile goes there, too.
+    #[inline]
+    pub fn is_spilled(&self) -> bool {
+        let body = self.under_way.as_ref().and_then(|frame| frame.body.as_ref());
+        body.is_some_and(Body::is_spilled)
+    }
+
+    /// How many bytes of it that are.
+    #[inline]
+    pub fn spilled_bytes(&self) -> usize {
+        let body = self.under_way.as_ref().and_then(|frame| frame.body.as_ref());
+        body.map_or(0, Body::spilled_bytes)
     }
 
     /// Gives the frame under way the memory that it wants.
@@ -205,7 +275,43 @@ impl Parser {
     #[inline]
     pub fn begin_body(&mut self, buf: PinnedBufMut) {
         if let Some(len) = self.body_wanted() {
-            self.begin_in(Body::in_pool(buf, len));
+            match self.under_way.as_mut().and_then(|frame| frame.body.as_mut()) {
+                Some(rope) => {
+                    rope.gather(buf, Some(&self.ledger));
+                    self.absorb();
+                }
+                None => self.begin_in(Body::in_pool(buf, len)),
+            }
+        }
+    }
+
+    /// How many bytes of the body under way have not come; 0 if there is none.
+    #[inline]
+    pub fn body_missing(&self) -> usize {
+        let body = self.under_way.as_ref().and_then(|frame| frame.body.as_ref());
+        body.map_or(0, Body::missing_bytes)
+    }
+
+    /// Whether the body under way consists of the pieces that came.
+    #[inline]
+    pub fn is_rope(&self) -> bool {
+        let body = self.under_way.as_ref().and_then(|frame| frame.body.as_ref());
+        body.is_some_and(Body::is_rope)
+    }
+
+    /// The pool memory of the body under way, if it has such and is not whole: what comes next belongs into what is unfilled
+    /// of it, at most [`body_missing`](Self::body_missing) bytes. It has to [come back](Self::return_body).
+    #[inline]
+    pub fn lend_body(&mut self) -> Option<PinnedBufMut> {
+        let body = self.under_way.as_mut().and_then(|frame| frame.body.as_mut());
+        body.filter(|body| !body.is_whole()).and_then(Body::lend)
+    }
+
+    /// What was [lent](Self::lend_body), with what has come.
+    #[inline]
+    pub fn return_body(&mut self, buf: PinnedBufMut) {
+        if let Some(body) = self.under_way.as_mut().and_then(|frame| frame.body.as_mut()) {
+            body.give_back(buf);
         }
     }
 
@@ -218,13 +324,28 @@ impl Parser {
     }
 
     #[inline]
-    fn begin_in(&mut self, mut body: Body) {
+    fn begin_in(&mut self, body: Body) {
         if let Some(frame) = &mut self.under_way {
-            let counted = frame.head.header.kind.is_payload();
-            body.begin(&self.unread, if counted { Some(&*self.ledger) } else { None });
             frame.body = Some(body);
+            self.absorb();
         }
-        self.unread = PinnedBuf::empty();
+    }
+
+    /// The body under way takes what was fed.
+    #[inline]
+    fn absorb(&mut self) {
+        let Self { under_way: Some(frame), unread, ledger, .. } = self else { return };
+        let counted = frame.head.header.kind.is_payload();
+        if let Some(body) = &mut frame.body
+            && !unread.is_empty()
+        {
+            body.absorb(unread, if counted { Some(&**ledger) } else { None });
+        }
+    }
+
+    fn has_body_space(&mut self) -> bool {
+        let body = self.under_way.as_mut().and_then(|frame| frame.body.as_mut());
+        body.is_some_and(|body| !body.space().is_empty())
     }
 
     /// Where to put what comes next in the stream: the rest of a body, then of a head. With `ahead` there is memory for
@@ -232,6 +353,10 @@ impl Parser {
     #[inline]
     pub fn spaces(&mut self, ahead: bool) -> [&mut [u8]; 2] {
         let mut missing = 0;
+        if self.body_missing() > 0 && !self.has_body_space() {
+            // What comes next belongs to a body that has no memory for it: nothing may go past that.
+            return [&mut [], &mut []];
+        }
         // A whole head is taken out at once and a bad one ends the lane, so some bytes are missing.
         if (!ahead || !self.front.is_empty())
             && let Ok(Scan::Missing(n)) = scan(self.front.filled(), self.limits)
@@ -256,20 +381,21 @@ impl Parser {
     }
 
     /// The bytes that come next in the stream, in memory that the lane lends: it counts as [leased](Self::leases)
-    /// already. Nothing that was fed before is left, and no body is under way that is not whole.
+    /// already. A body under way takes its part. Nothing that was fed before is left.
     ///
     /// # Panics
     /// Something is: it would be lost.
     #[inline]
     pub fn feed(&mut self, bytes: PinnedBuf) {
-        assert!(self.unread.is_empty() && self.is_body_whole(), "what was fed before is not all taken");
+        assert!(!self.has_unread(), "what was fed before is not all taken");
         self.unread = bytes;
+        self.absorb();
     }
 
+    /// Whether something that was fed is not taken: nothing more may be fed until it is.
     #[inline]
-    fn is_body_whole(&self) -> bool {
-        let body = self.under_way.as_ref().and_then(|frame| frame.body.as_ref());
-        body.is_none_or(Body::is_whole)
+    pub fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
     }
 
     /// Hands out the frame under way if its payload is whole and there is room for it. True: there may be another one.
@@ -288,17 +414,21 @@ impl Parser {
         let Some(UnderWay { head, body }) = self.under_way.take_if(is_whole) else { return Ok(false) };
         let len = head.payload_bytes();
         let is_payload = head.header.kind.is_payload();
-        let payload = match body.map(Body::into_store) {
+        let payload: Message = match body.map(Body::into_store) {
             Some(Store::Pool(mut buf)) => {
                 if is_payload {
                     buf.attach_lease(self.leases.clone());
                 }
-                buf.freeze()
+                buf.freeze().into()
             }
-            Some(Store::Heap(bytes)) => bytes.into(),
+            Some(Store::Spilled(bytes)) if is_payload => lend_from_heap(bytes, self.leases.clone()).into(),
+            Some(Store::Heap(bytes) | Store::Spilled(bytes)) => bytes.into(),
+            Some(Store::Rope(rope)) => rope,
+            // A body that is away is not whole.
+            Some(Store::Away) => Message::new(),
             None => {
                 let shared = self.unread.split_to(len);
-                if is_payload { self.lend(shared, pool) } else { shared }
+                if is_payload { self.lend(shared, pool).into() } else { shared.into() }
             }
         };
         let kind = match head.header.kind {
@@ -315,7 +445,7 @@ impl Parser {
             self.ledger.kernel_copied(KernelCopied::Known(len as u64));
         }
         let ack = head.header.flags.ack_requested;
-        out.push(Frame { kind, ack, seq: head.header.seq, payload: payload.into() });
+        out.push(Frame { kind, ack, seq: head.header.seq, payload });
         Ok(true)
     }
 

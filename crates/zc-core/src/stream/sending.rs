@@ -8,8 +8,10 @@ use super::credit::Credit;
 use super::limits::{COALESCE_MAX, MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, MAX_QUEUED_RECORD_BYTES};
 use super::queue::{Pieces, Plan, Queue, Whole, pop_if};
 use crate::memory::{BufPool, CopyLedger, KernelCopied, Message};
-use crate::transport::{Batch, Frame, FrameKind, LaneError, SendRejected, SendReport, SendToken};
-use crate::wire::{FrameHeader, FrameType, frame_credit_bytes};
+use crate::transport::{
+    Batch, Frame, FrameKind, LaneError, Piped, PipedFrame, PipedRejected, SendRejected, SendReport, SendToken,
+};
+use crate::wire::{FRAME_HEADER_BYTES, FrameHeader, FrameType, frame_credit_bytes};
 
 /// A send whose end was asked for.
 struct Asked {
@@ -155,26 +157,12 @@ impl Sending {
         zero_copy_min: Option<usize>,
     ) -> Result<SendToken, SendRejected> {
         let len = frame.payload.len();
-        let max = frame.kind.max_bytes(self.max_message);
         let mut header = match frame.kind {
             FrameKind::Data => FrameHeader::data(len as u32, frame.seq),
             FrameKind::Session => FrameHeader::session(len as u32),
             FrameKind::Remote => FrameHeader::remote(len as u32),
         };
-        let refusal = if let Err(error) = self.check() {
-            Some(error)
-        } else if self.shut {
-            Some(LaneError::Closed)
-        } else if len > max {
-            Some(LaneError::Other(format!("a frame of {len} bytes; at most {max} are taken")))
-        } else if self.queue.len() >= 2 * MAX_QUEUED_FRAMES {
-            Some(LaneError::Other("the queue is full".into()))
-        } else if frame.kind == FrameKind::Session && self.queue.record_bytes() >= MAX_QUEUED_RECORD_BYTES {
-            Some(LaneError::Other("the peer does not read: too many records wait for it".into()))
-        } else {
-            None
-        };
-        if let Some(error) = refusal {
+        if let Err(error) = self.check_frame(frame.kind, len) {
             return Err(SendRejected { frame, error });
         }
         header.flags.ack_requested = frame.ack && frame.kind == FrameKind::Data;
@@ -182,16 +170,58 @@ impl Sending {
         Ok(self.enqueue(header, frame.payload, report, zero_copy))
     }
 
+    /// The same for a payload that waits in a pipe, for engines that can move it to their stream.
+    ///
+    /// # Errors
+    /// The frame comes back, and why.
+    pub fn start_send_piped(&mut self, frame: PipedFrame, report: bool) -> Result<SendToken, PipedRejected> {
+        let len = frame.payload.len();
+        if let Err(error) = self.check_frame(FrameKind::Data, len) {
+            return Err(PipedRejected { frame, error });
+        }
+        let mut header = FrameHeader::data(len as u32, frame.seq);
+        header.flags.ack_requested = frame.ack;
+        let token = self.count(header, len, report);
+        self.queue.push_piped(header.encode(), frame.payload);
+        Ok(token)
+    }
+
     #[inline]
-    fn enqueue(&mut self, header: FrameHeader, payload: Message, report: bool, zero_copy: bool) -> SendToken {
+    fn check_frame(&self, kind: FrameKind, len: usize) -> Result<(), LaneError> {
+        let max = kind.max_bytes(self.max_message);
+        self.check()?;
+        if self.shut {
+            Err(LaneError::Closed)
+        } else if len > max {
+            Err(LaneError::Other(format!("a frame of {len} bytes; at most {max} are taken")))
+        } else if self.queue.len() >= 2 * MAX_QUEUED_FRAMES {
+            Err(LaneError::Other("the queue is full".into()))
+        } else if kind == FrameKind::Session && self.queue.record_bytes() >= MAX_QUEUED_RECORD_BYTES {
+            Err(LaneError::Other("the peer does not read: too many records wait for it".into()))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A frame that is put into the queue.
+    #[inline]
+    fn count(&mut self, header: FrameHeader, len: usize, report: bool) -> SendToken {
         self.tokens += 1;
         let token = SendToken(self.tokens);
+        self.enqueued += (FRAME_HEADER_BYTES + len) as u64;
+        self.spent += if header.kind == FrameType::Data { frame_credit_bytes(len) } else { 0 };
+        if report {
+            self.asked.push_back(Asked { token, end: self.enqueued, held: false, copied: false });
+        }
+        token
+    }
+
+    #[inline]
+    fn enqueue(&mut self, header: FrameHeader, payload: Message, report: bool, zero_copy: bool) -> SendToken {
         let len = payload.len();
-        let (is_data, counted) = (header.kind == FrameType::Data, header.kind.is_payload());
-        let is_record = header.kind == FrameType::Session;
+        let token = self.count(header, len, report);
+        let (counted, is_record) = (header.kind.is_payload(), header.kind == FrameType::Session);
         let header = header.encode();
-        self.enqueued += (header.len() + len) as u64;
-        self.spent += if is_data { frame_credit_bytes(len) } else { 0 };
         let ledger = if counted { Some(&*self.ledger) } else { None };
         if len <= COALESCE_MAX && self.queue.stage(&header, &payload, is_record, &self.pool, ledger) {
             if counted {
@@ -199,9 +229,6 @@ impl Sending {
             }
         } else {
             self.queue.push(Whole { header, payload, token, zero_copy, counted, is_record });
-        }
-        if report {
-            self.asked.push_back(Asked { token, end: self.enqueued, held: false, copied: false });
         }
         token
     }
@@ -235,6 +262,16 @@ impl Sending {
         self.queue.plan(zero_copy, pieces)
     }
 
+    /// The next write in memory that can be given away, for an engine that writes while nobody waits (M1): into `batch`, which
+    /// is empty, about `max_bytes` at most. One batch at a time: what was written of it is told by
+    /// [`advance`](Self::advance), and until then the same bytes come again. More is queued meanwhile. `zero_copy`: whether
+    /// that is allowed now; a payload that is to be sent so is then alone in its batches, as [`plan`](Self::plan) tells. Whether more
+    /// follows at once: the batch ends with the header of what goes out by itself.
+    #[inline]
+    pub fn batch(&mut self, max_bytes: usize, zero_copy: bool, batch: &mut Message) -> bool {
+        self.queue.batch(max_bytes.max(1), zero_copy, &self.pool, batch)
+    }
+
     /// `n` bytes of what was planned are written. `held` is asked for each frame by reference that is all out how
     /// many of its bytes the kernel still uses where they lie, if any; [`let_go`](Self::let_go) ends that. A write that ends
     /// after the lane has failed counts no more.
@@ -245,7 +282,7 @@ impl Sending {
         }
         self.written += n as u64;
         let Self { queue, asked, ledger, .. } = self;
-        queue.written(n, |whole| {
+        let whole = |whole: Whole| {
             let uncopied = held(whole.token);
             if uncopied.is_some()
                 && let Some(a) = asked.iter_mut().find(|a| a.token == whole.token)
@@ -256,7 +293,13 @@ impl Sending {
                 let copied = (whole.payload.len() as u64).saturating_sub(uncopied.unwrap_or(0));
                 ledger.kernel_copied(KernelCopied::Known(copied));
             }
-        });
+        };
+        let emptied = |payload: Piped| {
+            // Pages go out by reference where the socket and the device can; nothing tells.
+            ledger.kernel_copied(KernelCopied::Unknown);
+            payload.emptied();
+        };
+        queue.written(n, whole, emptied);
     }
 
     /// The kernel let go of a message, and may have copied it after all.

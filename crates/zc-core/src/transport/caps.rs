@@ -123,6 +123,8 @@ pub struct Caps {
     pub alignment: usize,
     /// Messages up to this many bytes travel inline with their descriptor.
     pub inline_size: usize,
+    /// Messages up to this many bytes go at once; longer ones are announced, and the peer fetches them.
+    pub eager_max: u32,
     /// Below this many bytes a copy is cheaper than avoiding it.
     pub zero_copy_min: usize,
     /// On the way out.
@@ -150,6 +152,7 @@ impl Caps {
             headroom: 0,
             alignment: 64,
             inline_size: 0,
+            eager_max: u32::MAX,
             zero_copy_min: 16 * 1024,
             zero_copy_tx: ZeroCopy::Never,
             zero_copy_rx: ZeroCopy::Never,

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::{AllocFailure, Caps, ControlLink, LaneError, LaneRemote, SendRejected};
+use super::{
+    AllocFailure, Caps, ControlLink, LaneError, LaneRemote, PipedFrame, PipedRejected, SendRejected,
+};
 use crate::memory::{LeaseBudget, MemoryGroup, Message, PinnedBufMut, RegisterError};
 use crate::wire::FrameType;
 
@@ -303,6 +305,21 @@ pub trait LaneTx: Send {
     /// Ends what [`LaneTx::join_group`] began: nothing more of the group is shown to the peer, and its memory is
     /// copied like that of strangers. What is under way stays valid until it is done with (M2).
     fn leave_group(&mut self, _group: &MemoryGroup) {}
+
+    /// Whether this lane sends what waits in a pipe without taking it through memory: pages of a file. If not, whoever
+    /// sends a file reads it into memory of the lane.
+    fn takes_pipes(&self) -> bool {
+        false
+    }
+
+    /// Takes a data frame whose payload waits in a pipe, after [`LaneTx::poll_ready`], as [`LaneTx::start_send`] takes others:
+    /// its place in the order is that of this call. Only for lanes that [take pipes](LaneTx::takes_pipes).
+    ///
+    /// # Errors
+    /// The frame comes back; the lane has not looked at it.
+    fn start_send_piped(&mut self, frame: PipedFrame, _report: bool) -> Result<SendToken, PipedRejected> {
+        Err(PipedRejected { frame, error: LaneError::Other("this lane takes no pipes".into()) })
+    }
 }
 
 /// The receiving half.

@@ -138,6 +138,11 @@ pub trait ControlLink: Send + fmt::Debug + 'static {
     ) -> Poll<io::Result<Vec<OwnedFd>>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
+    /// The stream socket that this link is, if it is nothing else: bytes pass between it and the link's users as they are, and none
+    /// are kept on the way. Who duplicates the descriptor and drops the link has all of the stream.
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
     /// For an in-band transport that asks which link it is, before it takes it with `into_any`.
     fn as_any(&self) -> Option<&dyn Any> {
         None

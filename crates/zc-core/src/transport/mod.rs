@@ -11,6 +11,7 @@ mod error;
 mod lane;
 mod link;
 mod offer;
+mod pipe;
 mod reactor;
 mod remote;
 mod unavailable;
@@ -24,6 +25,7 @@ pub use lane::{
 };
 pub use link::{ControlLink, LinkAddr, LinkListener, LinkProvider, PeerCred};
 pub use offer::{Offer, OfferContext, Trust, UriParams};
+pub use pipe::{MAX_IDLE_PIPES, MIN_PIPE_BYTES, Pipe, PipePool, PipeShare, Piped, PipedFrame, PipedRejected};
 pub use reactor::{Interest, Reactor, Readiness, TaskHandle, Timer};
 pub use remote::{
     Access, LaneRemote, MAX_REMOTE_KEY_BYTES, NotifySink, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp,
@@ -86,6 +88,27 @@ pub trait Transport: Send + Sync + 'static {
     /// The name in URIs (`zc+NAME://`), policies and reports: 1 to 32 letters, digits, `-`, `_` and `.`.
     fn name(&self) -> &'static str;
 
+    /// The name that peers know it by, in offers and plans. Transports that speak the same to a peer have the same one: which of
+    /// them it is, is a choice of each side alone, and the best of them that can serve a connection makes the offer.
+    fn wire_name(&self) -> &'static str {
+        self.name()
+    }
+
+    /// The transport for which a URI that names that one may have this one, too: a less demanding way to the same. The report says
+    /// why.
+    fn stands_in_for(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether it is meant for such a connection at all. Asked before what the machine can do is: what nobody asked for is not
+    /// missed.
+    ///
+    /// # Errors
+    /// Why not; as a rule [`Unavailable::NotApplicable`].
+    fn suits(&self, _cx: &OfferContext) -> Result<(), Unavailable> {
+        Ok(())
+    }
+
     /// What this machine can do, now.
     ///
     /// # Errors
@@ -122,7 +145,8 @@ pub trait Transport: Send + Sync + 'static {
     ///
     /// An out-of-band transport leaves the link in its slot, whatever happens. A read that returns 0
     /// means that the other end has given up or is done. When `join` succeeds, the lane must pass a
-    /// PING in either direction before anything else travels on it. An in-band transport takes the link.
+    /// PING in either direction before anything else travels on it. An in-band transport takes the link, unless it fails and
+    /// nothing was read or written: then another one with the same [`wire_name`](Transport::wire_name) may have it.
     ///
     /// Dropping the future abandons the attempt.
     fn join<'a>(

@@ -1,5 +1,6 @@
 //! What a transport brings to a lane, and what it may know about the connection by then.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{LaneLimits, PeerCred, Reactor, Unavailable};
@@ -89,6 +90,14 @@ pub struct OfferContext {
     pub same_host: Result<(), Unavailable>,
     /// Descriptors can travel over the link while a lane joins.
     pub descriptors: bool,
+    /// The control link is a bare socket ([`ControlLink::socket`](super::ControlLink::socket)).
+    pub socket: bool,
+    /// Our address on the control link, where that is a TCP socket.
+    pub local: Option<SocketAddr>,
+    /// The peer's.
+    pub remote: Option<SocketAddr>,
+    /// The URI names this transport, or one that it [stands in](super::Transport::stands_in_for) for.
+    pub named: bool,
 }
 
 impl OfferContext {
@@ -99,9 +108,21 @@ impl OfferContext {
         ledger: Arc<CopyLedger>,
         limits: LaneLimits,
     ) -> Self {
-        let same_host = Err(Unavailable::HostNotProved);
-        let (params, peer, trust) = (UriParams::default(), None, Trust::Untrusted);
-        Self { reactor, pool, ledger, limits, params, peer, trust, same_host, descriptors: false }
+        Self {
+            reactor,
+            pool,
+            ledger,
+            limits,
+            params: UriParams::default(),
+            peer: None,
+            trust: Trust::Untrusted,
+            same_host: Err(Unavailable::HostNotProved),
+            descriptors: false,
+            socket: false,
+            local: None,
+            remote: None,
+            named: false,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The only door to a runtime.
 
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -79,6 +80,23 @@ pub trait Reactor: Send + Sync + 'static {
     fn spawn(&self, task: BoxFuture<'static, ()>) -> io::Result<Box<dyn TaskHandle>>;
     /// The runtime's clock; simulated in tests.
     fn now(&self) -> Instant;
+    /// Whether all tasks of this reactor run in one thread, always the same one. Some devices are cheaper to drive then.
+    fn runs_in_one_thread(&self) -> bool {
+        false
+    }
+    /// How many threads run tasks at a time, about; by default as many as the machine has for us.
+    fn threads(&self) -> usize {
+        if self.runs_in_one_thread() {
+            1
+        } else {
+            std::thread::available_parallelism().map_or(1, NonZero::get)
+        }
+    }
+    /// The runtime that tasks would be spawned on now, where there may be several: a number that no other one of them has that
+    /// lives at this moment.
+    fn runtime(&self) -> u64 {
+        0
+    }
     /// Has the task that is being polled polled again, after all others, descriptors and timers have had their turn. Some
     /// runtimes run tasks that wake themselves many times before they look at anything else.
     fn yield_now(&self, cx: &mut Context<'_>) {
@@ -136,6 +154,11 @@ pub trait Readiness: Send + Sync {
         io: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<(usize, bool)>,
     ) -> Poll<io::Result<usize>> {
         self.poll_io(cx, Interest::Read, &mut |fd| io(fd).map(|(n, _)| n))
+    }
+    /// Whether each signal of an eventfd makes it ready anew, although nobody has read the ones before (`EPOLLET`). Then nobody
+    /// need read it, if `io` says that it took all there was.
+    fn tells_each_signal(&self) -> bool {
+        false
     }
 }
 

@@ -55,6 +55,11 @@ pub enum Unavailable {
         /// Its name.
         library: &'static str,
     },
+    /// The kernel, or this container, lacks a part that is not loaded or not there.
+    NoKernelSupport {
+        /// What it needs.
+        needs: &'static str,
+    },
     /// No such device.
     NoDevice,
     /// No GID of the device can be used.
@@ -151,6 +156,7 @@ impl Unavailable {
             Self::SysctlDisabled { .. } => "sysctl_disabled",
             Self::Memlock { .. } => "memlock",
             Self::LibraryMissing { .. } => "library_missing",
+            Self::NoKernelSupport { .. } => "no_kernel_support",
             Self::NoDevice => "no_device",
             Self::NoUsableGid => "no_usable_gid",
             Self::MissingCapability { .. } => "missing_capability",
@@ -183,6 +189,9 @@ impl Unavailable {
             Self::SysctlDisabled { sysctl } => format!("set the sysctl {sysctl}"),
             Self::Memlock { need, .. } => format!("raise `ulimit -l` to {} KiB or more", need.div_ceil(1024)),
             Self::LibraryMissing { library } => format!("install {library}"),
+            Self::NoKernelSupport { needs } => {
+                format!("have the kernel load, and the container see, {needs}")
+            }
             Self::NoDevice => "attach a device, or name one in the URI".into(),
             Self::NoUsableGid => "give the device's port an IP address".into(),
             Self::MissingCapability { capability } => format!("grant {capability} to the process"),

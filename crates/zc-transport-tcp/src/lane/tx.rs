@@ -8,7 +8,8 @@ use parking_lot::{Mutex, MutexGuard};
 use zc_core::memory::{AllocWaiter, BufPool, CopyLedger, PinnedBufMut};
 use zc_core::stream::{Life, Pieces, Sending, Wakers};
 use zc_core::transport::{
-    AllocFailure, Batch, Frame, LaneError, LaneTx, OfferContext, Reactor, SendRejected, SendReport, SendToken,
+    AllocFailure, Batch, Frame, LaneError, LaneTx, OfferContext, PipedFrame, PipedRejected, Reactor,
+    SendRejected, SendReport, SendToken,
 };
 
 use super::linger::Linger;
@@ -147,6 +148,9 @@ impl Core {
         loop {
             let mut pieces = Pieces::new();
             let plan = sending.plan(allowed, &mut pieces);
+            if let Some((piped, len)) = plan.pipe {
+                return io.poll_splice(cx, piped, len, plan.more).map_ok(|n| (n, len));
+            }
             let offered = io.offers(&pieces);
             let mode = WriteMode { more: plan.more, zero_copy: plan.zero_copy.is_some() };
             let done = ready!(io.poll_write(cx, &pieces, mode));
@@ -237,6 +241,14 @@ impl LaneTx for Tx {
         let mut core = self.shared.core.lock();
         let zero_copy_min = core.zero_copy.is_enabled().then_some(ZERO_COPY_MIN);
         core.sending.start_send(frame, report, zero_copy_min)
+    }
+
+    fn takes_pipes(&self) -> bool {
+        self.shared.core.lock().io.can_splice()
+    }
+
+    fn start_send_piped(&mut self, frame: PipedFrame, report: bool) -> Result<SendToken, PipedRejected> {
+        self.shared.core.lock().sending.start_send_piped(frame, report)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {

@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::thread::ThreadId;
+
+use zc_core::memory::{AllocError, Region};
 
 use super::End;
 use super::inbox::{Inbox, Next};
 use super::parked::Parked;
 use crate::limits::MAX_SPARE_PARTS;
 use crate::slab::Token;
-use crate::sys::{Event, Flights, Parts, Request};
+use crate::sys::{Event, Flights, Parts, Request, Settled};
 
 /// For whom a completion is.
 pub(crate) enum Tag {
@@ -18,6 +21,8 @@ pub(crate) enum Tag {
     One(Waiting),
     /// A socket that receives by itself.
     Many(Arc<Inbox>),
+    /// Its end.
+    End(Arc<Inbox>),
     /// A future, else the socket whose bytes they are.
     Direct(Arc<Inbox>, Waiting),
 }
@@ -35,7 +40,7 @@ impl Tag {
     pub(crate) fn waiting(&mut self) -> Option<&mut Waiting> {
         match self {
             Self::One(waiting) | Self::Direct(_, waiting) => Some(waiting),
-            Self::Many(_) => None,
+            Self::Many(_) | Self::End(_) => None,
         }
     }
 
@@ -56,6 +61,8 @@ impl Tag {
         match self {
             Self::One(waiting) => waiting.waker.wake(),
             Self::Many(inbox) => inbox.fail(end),
+            // What receives is told.
+            Self::End(_) => {}
             Self::Direct(inbox, waiting) => {
                 inbox.fail(end);
                 waiting.waker.wake();
@@ -73,6 +80,9 @@ pub(crate) enum Stage {
     Ended(End),
 }
 
+/// Completions of one turn with which those who look still look for themselves: what came, and what was sent for it.
+const FEW: usize = 2;
+
 #[allow(clippy::vec_box, reason = "it is the boxes that are used again")]
 type SpareParts = Vec<Box<Parts>>;
 
@@ -81,6 +91,12 @@ pub(crate) struct Core {
     pub(crate) stage: Stage,
     /// The engine's task, while it sleeps.
     pub(crate) driver: Parked,
+    /// The thread that enters the ring, if it is for one; for others the one that came first.
+    pub(super) owner: Option<ThreadId>,
+    /// Somebody looks again and again: until nobody does, the engine's task does not sleep.
+    pub(super) is_looked_at: bool,
+    /// The last turn that found something found much: one call for all that there is costs less than one for each that looks.
+    is_crowded: bool,
     /// Those who wait for a place in the table, by their number.
     crowd: HashMap<u64, Parked>,
     /// The number of the one who came last.
@@ -89,29 +105,45 @@ pub(crate) struct Core {
     mourners: Vec<Parked>,
     /// Sockets that are to receive.
     to_arm: Vec<Arc<Inbox>>,
-    /// How many do. They are idle for as long as their peers are, so they take no place of an operation that ends.
+    /// How many do.
     receiving: usize,
+    /// How many are watched for their end.
+    watching: usize,
     max_operations: usize,
+    pub(super) is_for_one_thread: bool,
     spare_parts: SpareParts,
     bundles: bool,
     pub(crate) turns: u64,
+    /// To be logged where the lock is not held.
+    pub(super) no_memory: Option<AllocError>,
 }
 
 impl Core {
-    pub(crate) fn new(flights: Flights<Tag>, max_operations: usize, bundles: bool) -> Self {
+    pub(crate) fn new(
+        flights: Flights<Tag>,
+        max_operations: usize,
+        bundles: bool,
+        is_for_one_thread: bool,
+    ) -> Self {
         Self {
+            is_for_one_thread,
             flights,
             stage: Stage::Running,
             driver: Parked::default(),
+            owner: None,
+            is_looked_at: false,
+            is_crowded: false,
             crowd: HashMap::new(),
             last_in_crowd: 0,
             mourners: Vec::new(),
             to_arm: Vec::new(),
             receiving: 0,
+            watching: 0,
             max_operations,
             spare_parts: SpareParts::new(),
             bundles,
             turns: 0,
+            no_memory: None,
         }
     }
 
@@ -124,9 +156,11 @@ impl Core {
         }
     }
 
-    /// Whether there is a place for another operation.
+    /// Whether there is a place for another operation. Those of sockets that receive are idle for as long as their peers are, so
+    /// they take no place of one that ends.
     pub(crate) fn has_place(&self) -> bool {
-        self.flights.places_taken() < self.max_operations.saturating_add(self.receiving)
+        let idle = self.receiving + self.watching;
+        self.flights.places_taken() < self.max_operations.saturating_add(idle)
     }
 
     /// Waits until an operation has ended, under a number of its own, which is the same from the second call on. Who
@@ -152,7 +186,7 @@ impl Core {
 
     /// There may be a place: operations have ended, or an owner took a result.
     pub(crate) fn call_crowd(&mut self) {
-        if self.has_place() {
+        if !self.crowd.is_empty() && self.has_place() {
             self.crowd.drain().for_each(|(_, mut waker)| waker.wake());
         }
     }
@@ -186,8 +220,9 @@ impl Core {
     }
 
     /// One turn: whatever is queued goes to the kernel, with one call as a rule, and what is complete is handed out.
-    pub(crate) fn turn(&mut self, cx: &mut Context<'_>) -> io::Result<usize> {
+    pub(crate) fn turn(&mut self, cx: &mut Context<'_>, settled: &mut Settled) -> io::Result<usize> {
         self.turns += 1;
+        self.flights.settle(self.stage == Stage::Running, settled);
         self.arm(cx);
         let mut count = 0;
         for _ in 0..self.flights.batches().max(1) {
@@ -195,15 +230,51 @@ impl Core {
             count += self.reap();
         }
         self.arm(cx);
+        if count > 0 {
+            self.is_crowded = count > FEW;
+        }
         Ok(count)
     }
 
+    /// Whether it is for one thread, which is not this one.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.is_for_one_thread && self.owner.is_some_and(|owner| owner != std::thread::current().id())
+    }
+
+    /// Whether this thread may enter the ring.
+    fn may_enter(&self) -> bool {
+        match self.owner {
+            Some(owner) => !self.is_for_one_thread || owner == std::thread::current().id(),
+            // The engine's task is to be the first.
+            None => false,
+        }
+    }
+
+    /// Takes what is complete on behalf of somebody who found nothing, so that it need not go by way of the eventfd and the
+    /// engine's task; whether there was anything. Not while the task finds much at once. It costs no system call unless there is something, and none at all where
+    /// many threads may enter.
+    pub(crate) fn look(&mut self) -> bool {
+        if self.is_crowded || self.stage != Stage::Running || !self.flights.has_work() || !self.may_enter() {
+            return false;
+        }
+        // What is submitted ends with its thread, and this one need not be of the runtime: only the task submits.
+        let submits = self.is_for_one_thread;
+        let found = (!submits || self.flights.submit().is_ok()) && self.reap() > 0;
+        // The rest is the task's, and errors are, which it finds, too.
+        if !found || !self.to_arm.is_empty() || self.flights.has_work() {
+            self.driver.wake();
+        }
+        found
+    }
+
     fn reap(&mut self) -> usize {
-        let (to_arm, spare, receiving) = (&mut self.to_arm, &mut self.spare_parts, &mut self.receiving);
+        let Self { to_arm, spare_parts: spare, receiving, watching, .. } = self;
         let mut stops: Vec<Token> = Vec::new();
         let count = self.flights.reap(|event| {
-            if matches!(event.tag, Tag::Many(_)) && !event.more {
-                *receiving -= 1;
+            match event.tag {
+                Tag::Many(_) if !event.more => *receiving -= 1,
+                Tag::End(_) if !event.more => *watching -= 1,
+                _ => {}
             }
             match tell(event, spare) {
                 Some((inbox, Next::Arm)) => to_arm.push(inbox),
@@ -218,9 +289,20 @@ impl Core {
         count
     }
 
+    /// The owner of an inbox goes.
+    pub(crate) fn forsake(&mut self, inbox: &Arc<Inbox>) {
+        let (next, watch) = inbox.close();
+        if let Some(token) = watch {
+            self.flights.cancel(token);
+            self.driver.wake();
+        }
+        self.follow(inbox, next);
+    }
+
     /// Begins to receive for those that are to, as far as there are buffers.
     fn arm(&mut self, cx: &mut Context<'_>) {
         self.to_arm.retain(|inbox| inbox.wants_arming());
+        self.refill(cx);
         if self.to_arm.is_empty() {
             return self.flights.stop_waiting();
         }
@@ -231,14 +313,14 @@ impl Core {
             return self.to_arm.drain(..).for_each(|inbox| inbox.fail_os(libc::EOPNOTSUPP));
         };
         if let Poll::Ready(Err(error)) = self.flights.poll_provide(cx) {
-            tracing::warn!(%error, "no memory to receive into");
+            self.no_memory = Some(error);
             return self.to_arm.drain(..).for_each(|inbox| inbox.fail_os(libc::ENOMEM));
         }
         // Without one the pool wakes the engine when it has memory again.
         if self.flights.buffer_counts().provided == 0 {
-            return;
+            return self.to_arm.iter().for_each(|inbox| inbox.starve());
         }
-        let Self { to_arm, flights, receiving, bundles, .. } = self;
+        let Self { to_arm, flights, receiving, watching, bundles, .. } = self;
         to_arm.retain(|inbox| {
             let request = Request::recv_many(&inbox.file, group, *bundles);
             let Some(token) = flights.start(false, request, Tag::Many(inbox.clone())) else { return true };
@@ -246,23 +328,43 @@ impl Core {
             if let Next::Stop(token) = inbox.armed(token) {
                 flights.cancel(token);
             }
+            if inbox.wants_watch()
+                && let Some(token) = flights.start(false, Request::end(&inbox.file), Tag::End(inbox.clone()))
+            {
+                *watching += 1;
+                if let Next::Stop(token) = inbox.watched(token) {
+                    flights.cancel(token);
+                }
+            }
             false
         });
     }
 
-    /// The end: the ring is closed, and everybody is told.
-    pub(crate) fn end(&mut self, end: End) {
+    /// Gives the kernel buffers before it has none left: those that receive then go on, instead of each having to begin anew.
+    fn refill(&mut self, cx: &mut Context<'_>) {
+        let counts = self.flights.buffer_counts();
+        if self.receiving > 0 && counts.provided > 0 && counts.missing >= counts.provided {
+            // What it can't give is told when there are none left.
+            let _ = self.flights.poll_provide(cx);
+        }
+    }
+
+    /// The end: the ring is closed, and everybody is told. What comes back is let go of without the lock.
+    #[must_use = "other people's code runs when it is let go of"]
+    pub(crate) fn end(&mut self, end: End) -> Vec<Region> {
         if let Stage::Ended(_) = self.stage {
-            return;
+            return Vec::new();
         }
         self.stage = Stage::Ended(end);
-        for mut tag in self.flights.close().tags {
+        let left = self.flights.close();
+        for mut tag in left.tags {
             tag.fail(end);
         }
         self.to_arm.drain(..).for_each(|inbox| inbox.fail(end));
         let crowd = self.crowd.drain().map(|(_, waker)| waker);
         crowd.chain(self.mourners.drain(..)).for_each(|mut waker| waker.wake());
         self.driver.wake();
+        left.wanted
     }
 }
 
@@ -280,6 +382,9 @@ fn tell(event: Event<'_, Tag>, spare: &mut SpareParts) -> Option<(Arc<Inbox>, Ne
     if let Tag::Many(inbox) = tag {
         let next = inbox.received(pieces, result, more);
         return Some((inbox.clone(), next));
+    }
+    if let Tag::End(inbox) = tag {
+        return Some((inbox.clone(), inbox.watch_spoke(result)));
     }
     if let Some(request) = left {
         if let Tag::Direct(..) = tag {

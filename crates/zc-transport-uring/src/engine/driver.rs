@@ -1,4 +1,5 @@
-//! The engine's task: it does all system calls of the ring, once per turn of the runtime.
+//! The engine's task: it enters the ring, once per turn of the runtime. In between those who look for something may take what
+//! has come ([`Core::look`]); what they leave, and all while nobody looks, is for this task.
 //!
 //! ```text
 //! woken (eventfd, or somebody began an operation)
@@ -10,8 +11,8 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
-use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use zc_core::memory::Deferral;
@@ -21,6 +22,7 @@ use super::core::{Core, Stage};
 use super::spin::SpinBudget;
 use super::{End, Shared};
 use crate::limits::{DRAIN_MS, FAREWELL_ROUNDS, LOOKS_PER_TURN};
+use crate::sys::Settled;
 
 pub(super) struct Driver {
     shared: Arc<Shared>,
@@ -30,8 +32,6 @@ pub(super) struct Driver {
     closes: bool,
     /// Until when it waits for what is in flight then.
     timer: Option<Box<dyn Timer>>,
-    /// The one that enters a ring for one thread.
-    owner: Option<ThreadId>,
     spin: Option<SpinBudget>,
 }
 
@@ -50,13 +50,16 @@ impl Driver {
         eventfd: Box<dyn Readiness>,
         spin: Option<SpinBudget>,
     ) -> Self {
-        Self { shared, reactor, eventfd, closes: false, timer: None, owner: None, spin }
+        Self { shared, reactor, eventfd, closes: false, timer: None, spin }
     }
 
     /// Takes the signal, if there is one, and waits for the next.
     fn hear(&self, cx: &mut Context<'_>) -> io::Result<()> {
         let mut read = |fd: std::os::fd::BorrowedFd<'_>| {
             let mut count = [0; 8];
+            if self.eventfd.tells_each_signal() {
+                return Ok((count.len(), true));
+            }
             // One read takes all of it.
             Ok((rustix::io::read(fd, &mut count)?, true))
         };
@@ -67,16 +70,16 @@ impl Driver {
     }
 
     /// Whether this thread may enter the ring; the first one that comes owns it, if it is for one alone.
-    fn may_enter(&mut self, core: &mut Core) -> Result<(), End> {
+    fn may_enter(core: &mut Core) -> Result<(), End> {
         let here = std::thread::current().id();
-        match self.owner {
+        match core.owner {
             Some(owner) if owner == here => Ok(()),
-            Some(_) if self.shared.is_for_one_thread => Err(End::Moved),
+            Some(_) if core.is_for_one_thread => Err(End::Moved),
             Some(_) => Ok(()),
             None => {
                 let enabled = core.flights.ring().map_or(Ok(()), |ring| ring.enable());
                 enabled.map_err(|error| End::of(&error))?;
-                self.owner = Some(here);
+                core.owner = Some(here);
                 Ok(())
             }
         }
@@ -87,35 +90,54 @@ impl Driver {
         let shared = self.shared.clone();
         let now = self.spin.as_ref().map(|_| self.reactor.now());
         let _deferral = Deferral::begin();
+        let mut settled = Settled::default();
         let mut core = shared.core.lock();
+        let after = self.turn_locked(&mut core, &mut settled, now, cx);
+        let no_memory = core.no_memory.take();
+        drop(core);
+        if let Some(error) = no_memory {
+            tracing::warn!(%error, "no memory to receive into");
+        }
+        after
+    }
+
+    fn turn_locked(
+        &mut self,
+        core: &mut Core,
+        settled: &mut Settled,
+        now: Option<Instant>,
+        cx: &mut Context<'_>,
+    ) -> Result<After, End> {
         if let Stage::Ended(end) = core.stage {
             return Err(end);
         }
-        self.may_enter(&mut core)?;
+        Self::may_enter(core)?;
         if let Some(ring) = core.flights.ring() {
             ring.mask();
         }
         if core.stage == Stage::Closing && !std::mem::replace(&mut self.closes, true) {
             core.flights.cancel_all();
         }
-        let found = core.turn(cx).map_err(|error| End::of(&error))?;
+        let found = core.turn(cx, settled).map_err(|error| End::of(&error))?;
         if core.stage == Stage::Closing && core.flights.flying() == 0 {
             return Ok(After::Over);
         }
         if self.closes && self.timer.is_none() {
             return Ok(After::Again);
         }
-        Ok(self.after(&mut core, found, now, cx))
+        Ok(self.after(core, found, now, cx))
     }
 
     fn after(&mut self, core: &mut Core, found: usize, now: Option<Instant>, cx: &Context<'_>) -> After {
-        if core.flights.has_work() || self.looks_on(core, found, now) {
+        let is_looked_at = std::mem::take(&mut core.is_looked_at);
+        if core.flights.has_work() || is_looked_at || self.looks_on(core, found, now) {
             return After::Again;
         }
         if let Some(ring) = core.flights.ring() {
             ring.unmask();
         }
-        // What came while the eventfd was masked has not signalled.
+        // What came while the eventfd was masked has not signalled, and who has memory for the ring takes no lock.
+        core.flights.park(cx);
         if core.flights.has_work() {
             return After::Again;
         }
@@ -158,7 +180,9 @@ impl Driver {
 
     fn end(&self, end: End) {
         let _deferral = Deferral::begin();
-        self.shared.core.lock().end(end);
+        self.shared.has_ended.store(true, Relaxed);
+        let left = self.shared.core.lock().end(end);
+        drop(left);
     }
 }
 
@@ -194,21 +218,25 @@ impl Drop for Driver {
     fn drop(&mut self) {
         let shared = self.shared.clone();
         let _deferral = Deferral::begin();
+        let mut settled = Settled::default();
         let mut core = shared.core.lock();
         if let Stage::Ended(_) = core.stage {
             return;
         }
+        shared.has_ended.store(true, Relaxed);
         // Nothing new; most of what is in flight ends at once when it is cancelled.
         core.stage = Stage::Closing;
-        if self.may_enter(&mut core).is_ok() {
+        if Self::may_enter(&mut core).is_ok() {
             core.flights.cancel_all();
             for _ in 0..FAREWELL_ROUNDS {
                 let mut cx = Context::from_waker(std::task::Waker::noop());
-                if core.turn(&mut cx).is_err() || core.flights.flying() == 0 {
+                if core.turn(&mut cx, &mut settled).is_err() || core.flights.flying() == 0 {
                     break;
                 }
             }
         }
-        core.end(End::RuntimeGone);
+        let left = core.end(End::RuntimeGone);
+        drop(core);
+        drop(left);
     }
 }

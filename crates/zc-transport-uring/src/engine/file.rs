@@ -3,17 +3,19 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use zc_core::memory::{PinnedBuf, PinnedBufMut};
+use rustix::fs::{FileType, OFlags};
+use zc_core::memory::{PinnedBuf, PinnedBufMut, Region};
 
 use super::op::Op;
 use super::socket::SocketTx;
 use super::{Engine, Handle};
-use crate::sys::Request;
+use crate::sys::{Known, Request};
 
 impl Engine {
     /// A file, or a pipe.
     pub fn file(&self, file: OwnedFd) -> File {
-        File { handle: self.handle.clone(), file: Arc::new(file) }
+        let (takes_known, is_direct) = kind(&file);
+        File { handle: self.handle.clone(), file: Arc::new(file), takes_known, is_direct }
     }
 }
 
@@ -31,7 +33,18 @@ impl Engine {
 #[derive(Clone)]
 pub struct File {
     handle: Arc<Handle>,
-    file: Arc<OwnedFd>,
+    pub(super) file: Arc<OwnedFd>,
+    /// It is a file or a block device, no pipe.
+    takes_known: bool,
+    /// It goes past the page cache.
+    pub(super) is_direct: bool,
+}
+
+/// Whether operations on it may use memory that the ring knows ahead, and whether it was opened with `O_DIRECT`.
+fn kind(file: &OwnedFd) -> (bool, bool) {
+    let kind = rustix::fs::fstat(file).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    let flags = rustix::fs::fcntl_getfl(file).unwrap_or(OFlags::empty());
+    (matches!(kind, Ok(FileType::RegularFile | FileType::BlockDevice)), flags.contains(OFlags::DIRECT))
 }
 
 impl AsFd for File {
@@ -43,12 +56,19 @@ impl AsFd for File {
 impl File {
     /// Reads at most `len` bytes at `offset` into what is unfilled of `buf`; none are there at the end.
     pub fn read_at(&self, buf: PinnedBufMut, len: usize, offset: u64) -> Op<PinnedBufMut> {
-        Op::filling(&self.handle, Request::read(&self.file, buf, len, offset))
+        let known = self.known(buf.region());
+        Op::filling(&self.handle, Request::read(&self.file, buf, len, offset, known))
     }
 
     /// Writes a part of the bytes at `offset`; how many.
     pub fn write_at(&self, bytes: PinnedBuf, offset: u64) -> Op<usize> {
-        Op::new(&self.handle, Request::write(&self.file, bytes, offset), |_, n| Ok(n))
+        let known = self.known(bytes.region());
+        Op::new(&self.handle, Request::write(&self.file, bytes, offset, known), |_, n| Ok(n))
+    }
+
+    /// Where the page cache is in between nothing is gained: then only what is known anyway is used so.
+    fn known(&self, region: Option<&Region>) -> Known {
+        if self.takes_known { self.handle.known(region, self.is_direct) } else { None }
     }
 
     /// Waits until what was written is on the device; with `data_only` without times and other facts about the file.

@@ -6,9 +6,12 @@
 //! ```
 
 mod core;
+mod direct;
 mod driver;
+mod engines;
 mod file;
 mod inbox;
+mod kept;
 mod op;
 mod parked;
 mod places;
@@ -20,10 +23,11 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
 
 use parking_lot::Mutex;
-use zc_core::memory::{BufPool, Deferral};
+use zc_core::memory::{BufPool, Deferral, Region, RegisterError};
 use zc_core::transport::{Reactor, Unavailable};
 
 use self::core::{Core, Stage};
@@ -31,12 +35,21 @@ use self::driver::Driver;
 use self::places::Places;
 use self::spin::SpinBudget;
 use crate::ladder::{self, Flavour};
-use crate::limits::{MAX_OPERATIONS, MAX_SOCKETS, RECV_BUFFER_BYTES, RECV_BUFFERS, WHOLE_RECV_BUFFER_BYTES};
-use crate::probe::{BUFFER_RING, BUNDLES, Features, INCREMENTAL};
-use crate::sys::{Buffers, Flights, Request, Ring};
+use crate::limits::{
+    MAX_LINGERS, MAX_OPERATIONS, MAX_REGISTERED_REGIONS, MAX_SOCKETS, MAX_SPILLED_BYTES, RECV_BUFFER_BYTES,
+    RECV_BUFFERS, WHOLE_RECV_BUFFER_BYTES,
+};
+use crate::probe::{BUFFER_RING, BUNDLES, Features, INCREMENTAL, REPORT_USAGE, SEND_ZC, SENDMSG_ZC};
+use crate::sys::{Buffers, Fixed, Flights, Known, Request, Ring};
+use crate::zero_copy::ZeroCopyMode;
 
+pub use direct::{DirectAlignment, DirectError};
+pub use engines::Engines;
 pub use file::File;
+pub(crate) use kept::{Kept, Tenant};
 pub use op::{Op, Usage, ZeroCopySend};
+pub(crate) use parked::Parked;
+pub(crate) use places::{Place, Spilled};
 pub use socket::{SocketRx, SocketTx};
 pub use spin::Spin;
 
@@ -69,8 +82,14 @@ pub struct EngineOptions {
     pub incremental: bool,
     /// Whether one completion may be for several receive buffers, where the kernel can do that
     pub bundles: bool,
+    /// Bytes of messages that may lie on the heap for all streams together while the pool is exhausted; then connections fail
+    pub max_spilled_bytes: usize,
     /// Looking for completions instead of sleeping; by default off
     pub spin: Option<Spin>,
+    /// Which payloads are sent out of the memory itself, see `SocketTx::zero_copy_policy`
+    pub zero_copy: ZeroCopyMode,
+    /// Regions of memory that the ring knows ahead, for direct file operations and for sends out of the memory itself
+    pub registered_regions: u16,
 }
 
 impl Default for EngineOptions {
@@ -84,7 +103,10 @@ impl Default for EngineOptions {
             recv_buffer_bytes: None,
             incremental: true,
             bundles: true,
+            max_spilled_bytes: MAX_SPILLED_BYTES,
             spin: None,
+            zero_copy: ZeroCopyMode::Probe,
+            registered_regions: MAX_REGISTERED_REGIONS,
         }
     }
 }
@@ -126,7 +148,18 @@ impl From<End> for io::Error {
 /// What the engine's task and everybody else share.
 pub(crate) struct Shared {
     pub(crate) core: Mutex<Core>,
-    is_for_one_thread: bool,
+    /// Nothing can begin any more. It is asked for each socket that is accepted, so without the lock.
+    has_ended: AtomicBool,
+}
+
+impl Shared {
+    /// See [`Core::look`]; whoever has the lock looks anyway. One who looks again and again `stays`: that the eventfd keeps
+    /// quiet meanwhile.
+    pub(crate) fn look(&self, stays: bool) -> bool {
+        let Some(mut core) = self.core.try_lock() else { return false };
+        core.is_looked_at |= stays && core.is_for_one_thread;
+        core.look()
+    }
 }
 
 /// The last one ends the engine.
@@ -134,15 +167,48 @@ pub(crate) struct Handle {
     pub(crate) shared: Arc<Shared>,
     features: Features,
     sockets: Places,
-    min_piece_bytes: usize,
+    /// For streams that are gone, and wait for the kernel to let go of what they sent.
+    lingers: Places,
+    /// Bytes of messages on the heap, for want of memory.
+    spilled: Places,
+    zero_copy: Sends,
+    fixed: Option<Arc<Fixed>>,
+}
+
+/// What the kernel and the options have of sends out of the memory itself.
+#[derive(Debug, Clone, Copy)]
+struct Sends {
+    bytes: bool,
+    messages: bool,
+    mode: ZeroCopyMode,
+}
+
+impl Sends {
+    fn of(features: &Features, mode: ZeroCopyMode) -> Self {
+        let tells = features.has(REPORT_USAGE);
+        let [bytes, messages] = [SEND_ZC, SENDMSG_ZC].map(|name| tells && features.has(name));
+        Self { bytes, messages, mode }
+    }
 }
 
 impl Handle {
+    /// Where the ring knows the memory of an operation. With `gains` the operation is faster then, so that all of the
+    /// region is made known for the next ones.
+    fn known(&self, region: Option<&Region>, gains: bool) -> Known {
+        let fixed = self.fixed.as_ref()?;
+        let place = fixed.place_of(region);
+        if place.is_none() && gains {
+            fixed.want(region);
+        }
+        place
+    }
+
     fn close(&self) {
         let _deferral = Deferral::begin();
         let mut core = self.shared.core.lock();
         if core.stage == Stage::Running {
             core.stage = Stage::Closing;
+            self.shared.has_ended.store(true, Relaxed);
             core.driver.wake();
         }
     }
@@ -163,8 +229,12 @@ impl Drop for Handle {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EngineStats {
+    /// Rings that work.
+    pub rings: usize,
     /// Operations that the kernel works on.
     pub in_flight: usize,
+    /// Sockets that may receive: until the receiving half is dropped, and nothing is received any more.
+    pub sockets: usize,
     /// Receive buffers that the kernel can choose from.
     pub recv_buffers: usize,
     /// Completions that named no operation.
@@ -173,6 +243,29 @@ pub struct EngineStats {
     pub repeated: u64,
     /// Turns of the engine's task.
     pub turns: u64,
+    /// Regions of memory that the ring knows ahead.
+    pub registered_regions: usize,
+    /// The bytes of these, all of which are locked.
+    pub registered_bytes: u64,
+    /// Operations on such memory.
+    pub registered_operations: u64,
+}
+
+impl EngineStats {
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            rings: self.rings + other.rings,
+            in_flight: self.in_flight + other.in_flight,
+            sockets: self.sockets + other.sockets,
+            recv_buffers: self.recv_buffers + other.recv_buffers,
+            unknown: self.unknown + other.unknown,
+            repeated: self.repeated + other.repeated,
+            turns: self.turns + other.turns,
+            registered_regions: self.registered_regions + other.registered_regions,
+            registered_bytes: self.registered_bytes + other.registered_bytes,
+            registered_operations: self.registered_operations + other.registered_operations,
+        }
+    }
 }
 
 /// An io_uring that works inside of the caller's runtime.
@@ -228,18 +321,46 @@ impl Engine {
         let eventfd = reactor.register_to_read(eventfd).map_err(os("watching the eventfd"))?;
         let buffers = buffers(&ring, pool, &features, &options).map_err(os("io_uring_register"))?;
         let max_operations = options.max_operations.max(1);
-        let min_piece_bytes = buffers.as_ref().map_or(0, Buffers::min_piece_bytes);
-        // A socket has one operation at a time that receives by itself, so that always finds a place.
-        let flights = Flights::new(ring, buffers, max_operations.saturating_add(options.max_sockets));
+        // A socket has one operation at a time that receives by itself, and one for its end, so these always find a place.
+        let max_flights = max_operations.saturating_add(options.max_sockets.saturating_mul(2));
+        let fixed = Fixed::new(&ring, options.registered_regions.min(MAX_REGISTERED_REGIONS));
+        let flights = Flights::new(ring, buffers, max_flights).with_fixed(fixed.clone());
         let bundles = options.bundles && features.has(BUNDLES);
-        let core = Mutex::new(Core::new(flights, max_operations, bundles));
-        let shared = Arc::new(Shared { core, is_for_one_thread });
+        let core = Mutex::new(Core::new(flights, max_operations, bundles, is_for_one_thread));
+        let shared = Arc::new(Shared { core, has_ended: AtomicBool::new(false) });
         let spin = options.spin.map(SpinBudget::new);
         let driver = Driver::new(shared.clone(), reactor.clone(), eventfd, spin);
         let task = reactor.spawn(Box::pin(driver)).map_err(os("spawning the engine's task"))?;
         task.detach();
         let sockets = Places::new(options.max_sockets);
-        Ok(Self { handle: Arc::new(Handle { shared, features, sockets, min_piece_bytes }) })
+        let (lingers, spilled) = (Places::new(MAX_LINGERS), Places::new(options.max_spilled_bytes));
+        let zero_copy = Sends::of(&features, options.zero_copy);
+        let handle = Handle { shared, features, sockets, lingers, spilled, zero_copy, fixed };
+        Ok(Self { handle: Arc::new(handle) })
+    }
+
+    fn sockets(&self) -> usize {
+        self.handle.sockets.taken()
+    }
+
+    /// Whether nothing can begin any more: it was shut down, its runtime has gone or moved to another thread, or the
+    /// ring has failed.
+    pub fn has_ended(&self) -> bool {
+        self.handle.shared.has_ended.load(Relaxed)
+    }
+
+    /// Whether it is for one thread, which is not this one.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.handle.shared.core.lock().is_elsewhere()
+    }
+
+    /// Why it has ended, or ends, if so.
+    pub(crate) fn end(&self) -> Option<End> {
+        match self.handle.shared.core.lock().stage {
+            Stage::Running => None,
+            Stage::Closing => Some(End::Closed),
+            Stage::Ended(end) => Some(end),
+        }
     }
 
     /// What was found here.
@@ -249,14 +370,39 @@ impl Engine {
 
     /// Figures.
     pub fn stats(&self) -> EngineStats {
+        let known = self.handle.fixed.as_ref().map(|fixed| fixed.counts()).unwrap_or_default();
         let core = self.handle.shared.core.lock();
         EngineStats {
+            rings: usize::from(core.check().is_ok()),
             in_flight: core.flights.flying(),
+            sockets: self.sockets(),
             recv_buffers: core.flights.buffer_counts().provided,
             unknown: core.flights.unknown(),
             repeated: core.flights.repeated(),
             turns: core.turns,
+            registered_regions: known.regions,
+            registered_bytes: known.bytes,
+            registered_operations: core.flights.on_fixed(),
         }
+    }
+
+    /// Makes a region known to the ring, in the next turn of the engine's task: ahead of the first operation that would
+    /// gain by it. The kernel then locks all pages of it, touched or not. It is forgotten when the region goes.
+    ///
+    /// # Errors
+    /// Memory that is read-only, not ours, a group's or longer than [`MAX_REGION_BYTES`](crate::MAX_REGION_BYTES) is left out,
+    /// and so is what no place is left for, or no locked memory. Operations on it go on in the ordinary way. What the
+    /// kernel refuses shows in [`not_registered`](Self::not_registered).
+    pub fn register(&self, region: &Region) -> Result<(), RegisterError> {
+        match &self.handle.fixed {
+            Some(fixed) => fixed.register(region),
+            None => Err(RegisterError::Unsupported("this ring knows no memory ahead")),
+        }
+    }
+
+    /// Why the last region that could not be made known to the ring could not.
+    pub fn not_registered(&self) -> Option<Unavailable> {
+        self.handle.fixed.as_ref()?.why_not()
     }
 
     /// Does nothing, through the ring.

@@ -11,6 +11,7 @@ use zc_core::memory::{Deferral, PinnedBufMut};
 use super::Handle;
 use super::core::{Core, Stage, Tag, Waiting};
 use super::inbox::Inbox;
+use super::parked::Parked;
 use crate::slab::Token;
 use crate::sys::Request;
 
@@ -42,6 +43,8 @@ pub struct Op<T> {
     in_crowd: Option<u64>,
     /// The socket that gets what comes too late.
     inbox: Option<Arc<Inbox>>,
+    /// It was asked to end early.
+    is_cut: bool,
     finish: fn(&mut Request, usize) -> io::Result<T>,
 }
 
@@ -51,7 +54,14 @@ impl<T> Op<T> {
         request: Request,
         finish: fn(&mut Request, usize) -> io::Result<T>,
     ) -> Self {
-        Self { handle: handle.clone(), state: State::New(request), in_crowd: None, inbox: None, finish }
+        Self {
+            handle: handle.clone(),
+            state: State::New(request),
+            in_crowd: None,
+            inbox: None,
+            is_cut: false,
+            finish,
+        }
     }
 
     pub(super) fn for_inbox(mut self, inbox: Arc<Inbox>) -> Self {
@@ -99,12 +109,23 @@ impl<T> Op<T> {
                 return Poll::Ready(Err(io::Error::other("the operation was over")));
             }
         };
-        let Some((mut request, mut tag)) = core.flights.take(token) else {
+        let (mut over, mut parked) = (core.flights.take(token), Parked::default());
+        if over.is_none() {
+            // Not awaited meanwhile: who finds it here need not be woken for it.
+            if let Some(waiting) = core.flights.tag_mut(token).and_then(Tag::waiting) {
+                parked = std::mem::take(&mut waiting.waker);
+            }
+            if core.look() {
+                over = core.flights.take(token);
+            }
+        }
+        let Some((mut request, mut tag)) = over else {
             if let Stage::Ended(end) = core.stage {
                 self.state = State::Done;
                 return Poll::Ready(Err(end.into()));
             }
             if let Some(waiting) = core.flights.tag_mut(token).and_then(Tag::waiting) {
+                waiting.waker = parked;
                 waiting.waker.park(cx);
             }
             return Poll::Pending;
@@ -114,6 +135,7 @@ impl<T> Op<T> {
             inbox.end_direct(None);
         }
         let result = tag.waiting().and_then(|waiting| waiting.result).unwrap_or(-libc::EIO);
+        let result = if self.is_cut && is_cut_short(result) { 0 } else { result };
         let done = match usize::try_from(result) {
             Ok(n) => (self.finish)(&mut request, n),
             Err(_) => Err(io::Error::from_raw_os_error(result.saturating_neg())),
@@ -124,7 +146,29 @@ impl<T> Op<T> {
     }
 }
 
+/// What a receive says that was cancelled before anything came.
+fn is_cut_short(result: i32) -> bool {
+    [-libc::ECANCELED, -libc::EINTR].contains(&result)
+}
+
 impl Op<PinnedBufMut> {
+    /// Ends it early: it comes back soon, with what it has done until then, which may be nothing.
+    pub(crate) fn cut(&mut self) {
+        if let State::Flying(token) = self.state
+            && !self.is_cut
+        {
+            self.is_cut = true;
+            let _deferral = Deferral::begin();
+            let mut core = self.handle.shared.core.lock();
+            core.flights.cancel(token);
+            core.driver.wake();
+        }
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
     /// One that fills a buffer.
     pub(super) fn filling(handle: &Arc<Handle>, request: Request) -> Self {
         Self::new(handle, request, fill)
@@ -132,7 +176,14 @@ impl Op<PinnedBufMut> {
 
     /// One that fails at once.
     pub(super) fn refused(handle: &Arc<Handle>, why: &'static str) -> Self {
-        Self { handle: handle.clone(), state: State::Refused(why), in_crowd: None, inbox: None, finish: fill }
+        Self {
+            handle: handle.clone(),
+            state: State::Refused(why),
+            in_crowd: None,
+            inbox: None,
+            is_cut: false,
+            finish: fill,
+        }
     }
 }
 
@@ -276,7 +327,7 @@ impl ZeroCopySend {
         let State::Flying(token) = self.op.state else {
             return Poll::Ready(Err(io::Error::other("the operation was over")));
         };
-        let Some((_, mut tag)) = core.flights.take(token) else {
+        let Some((request, mut tag)) = core.flights.take(token) else {
             if let Stage::Ended(end) = core.stage {
                 return Poll::Ready(Err(end.into()));
             }
@@ -286,13 +337,15 @@ impl ZeroCopySend {
             return Poll::Pending;
         };
         self.op.state = State::Done;
+        core.keep_parts(request);
         core.call_crowd();
-        // The notification of a send that failed says something, too.
-        let copied = tag.waiting().and_then(|waiting| waiting.copied).filter(|_| self.sent >= Some(0));
-        Poll::Ready(Ok(match copied {
-            Some(true) => Usage::Copied,
-            Some(false) => Usage::ZeroCopy,
-            None => Usage::Unused,
+        let copied = tag.waiting().and_then(|waiting| waiting.copied);
+        Poll::Ready(Ok(match (self.sent, copied) {
+            (Some(0..), Some(false)) => Usage::ZeroCopy,
+            // Without a notification it was an ordinary one.
+            (Some(0..), Some(true) | None) => Usage::Copied,
+            // The notification of a send that failed says something, too.
+            _ => Usage::Unused,
         }))
     }
 }

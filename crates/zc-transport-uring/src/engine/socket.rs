@@ -1,17 +1,22 @@
 //! Stream sockets.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use rustix::io::retry_on_intr;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags};
+use rustix::pipe::SpliceFlags;
 use zc_core::memory::{Deferral, Message, PinnedBuf, PinnedBufMut};
 
 use super::inbox::{Inbox, Next};
 use super::op::{Op, ZeroCopySend};
-use super::{Engine, Handle};
+use super::places::{Place, Spilled};
+use super::{Engine, Handle, Sends};
 use crate::sys::Request;
+use crate::zero_copy::{PeerPlace, ZeroCopyMode, ZeroCopyPolicy};
 
 impl Engine {
     /// The two halves of a connected stream socket. It becomes a blocking one for everybody who has it: the ring does
@@ -27,8 +32,8 @@ impl Engine {
         };
         rustix::io::ioctl_fionbio(&socket, false)?;
         let file = Arc::new(socket);
-        let inbox = Inbox::new(file.clone(), place, self.handle.min_piece_bytes);
-        let rx = SocketRx { handle: self.handle.clone(), inbox };
+        let inbox = Inbox::new(file.clone(), place);
+        let rx = SocketRx { handle: self.handle.clone(), inbox, looks_again: false };
         Ok((SocketTx { handle: self.handle.clone(), file }, rx))
     }
 }
@@ -66,14 +71,97 @@ impl SocketTx {
 
     /// As [`send`](Self::send), for the pieces of a message in order.
     pub fn send_message(&self, message: Message, all: bool) -> Op<usize> {
+        if message.segments().len() == 1 {
+            // Which is cheaper for the kernel.
+            let bytes = message.into_segments().next().unwrap_or_else(PinnedBuf::empty);
+            return self.send(bytes, all);
+        }
         let spare = self.handle.shared.core.lock().spare_parts();
-        Op::new(&self.handle, Request::send_message(&self.file, message, all, spare), |_, n| Ok(n))
+        Op::new(&self.handle, Request::send_message(&self.file, message, (all, false), spare), |_, n| Ok(n))
+    }
+
+    /// Sends what there is room for, without the ring, also if that is less than all; `WouldBlock`: there is none.
+    pub(crate) fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        retry_on_intr(|| rustix::net::send(&self.file, bytes, flags)).map_err(io::Error::from)
+    }
+
+    /// As [`try_send`](Self::try_send), for pieces in order; `more` follows at once.
+    pub(crate) fn try_send_pieces(&self, pieces: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
+        let mut flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        flags.set(SendFlags::MORE, more);
+        let mut none = SendAncillaryBuffer::default();
+        retry_on_intr(|| rustix::net::sendmsg(&self.file, pieces, &mut none, flags)).map_err(io::Error::from)
+    }
+
+    /// Moves at most `len` bytes out of a pipe that holds them, as far as there is room; `WouldBlock`: there is none.
+    /// `more` follows at once.
+    ///
+    /// Not by the ring: it has a kernel's thread wait for room, one for each socket whose peer is slow.
+    ///
+    /// Splicing asks the socket's own `O_NONBLOCK` whether to wait, so that is set for the moment of the call. Of the ring's
+    /// operations on sockets only `SENDMSG` looks at it, so the caller, who keeps the order of what is sent, has none under way;
+    /// receives and polls go by flags of their own. So the engine's lock is not held while pages move.
+    pub(crate) fn try_splice(&self, pipe: BorrowedFd<'_>, len: usize, more: bool) -> io::Result<usize> {
+        let mut flags = SpliceFlags::NONBLOCK;
+        flags.set(SpliceFlags::MORE, more);
+        self.handle.shared.core.lock().check()?;
+        rustix::io::ioctl_fionbio(&self.file, true)?;
+        let spliced = retry_on_intr(|| rustix::pipe::splice(pipe, None, &self.file, None, len, flags));
+        rustix::io::ioctl_fionbio(&self.file, false)?;
+        spliced.map_err(io::Error::from)
+    }
+
+    /// Waits until there is room to write, or the connection is over.
+    pub(crate) fn writable(&self) -> Op<()> {
+        Op::new(&self.handle, Request::writable(&self.file), |_, _| Ok(()))
+    }
+
+    /// As [`send_message`](Self::send_message), a part of it, with the message back, to be used again: what it is made of takes
+    /// no allocation then. `more` follows at once.
+    pub(crate) fn send_batch(&self, batch: Message, more: bool) -> Op<(usize, Message)> {
+        let spare = self.handle.shared.core.lock().spare_parts();
+        let request = Request::send_message(&self.file, batch, (false, more), spare);
+        Op::new(&self.handle, request, |request, n| Ok((n, request.take_message())))
     }
 
     /// As [`send`](Self::send), out of the memory itself where the kernel can. When that thread ends before anything went
-    /// out, this one fails as cancelled (`ECANCELED`), where others are begun anew.
+    /// out, this one fails as cancelled (`ECANCELED`), where others are begun anew. Unix sockets refuse it.
+    ///
+    /// A kernel that can't tell whether it copied (before 6.2) is not asked to: the bytes are sent as by
+    /// [`send`](Self::send), and the answer is [`Usage::Copied`](super::Usage::Copied).
     pub fn send_zero_copy(&self, bytes: PinnedBuf, all: bool) -> ZeroCopySend {
-        ZeroCopySend::new(&self.handle, Request::send_zero_copy(&self.file, bytes, all))
+        let request = match self.handle.zero_copy.bytes {
+            true => {
+                let known = self.handle.known(bytes.region(), true);
+                Request::send_zero_copy(&self.file, bytes, all, known)
+            }
+            false => Request::send(&self.file, bytes, all),
+        };
+        ZeroCopySend::new(&self.handle, request)
+    }
+
+    /// As [`send_zero_copy`](Self::send_zero_copy), for the pieces of a message in order.
+    pub fn send_message_zero_copy(&self, message: Message, all: bool) -> ZeroCopySend {
+        let spare = self.handle.shared.core.lock().spare_parts();
+        let request = match self.handle.zero_copy.messages {
+            true => Request::send_message_zero_copy(&self.file, message, all, spare),
+            false => Request::send_message(&self.file, message, (all, false), spare),
+        };
+        ZeroCopySend::new(&self.handle, request)
+    }
+
+    /// What decides which payloads to this peer are sent out of the memory itself, as the engine's options and the
+    /// kernel have it ([`EngineOptions::zero_copy`](crate::EngineOptions::zero_copy)).
+    pub fn zero_copy_policy(&self) -> ZeroCopyPolicy {
+        let Sends { bytes, messages, mode } = self.handle.zero_copy;
+        let mode = if bytes && messages { mode } else { ZeroCopyMode::Never };
+        ZeroCopyPolicy::new(mode, PeerPlace::of(&self.file))
+    }
+
+    /// Leave to wait for the kernel when the stream is gone, if there is any left.
+    pub(crate) fn linger_place(&self) -> Option<Place> {
+        self.handle.lingers.take()
     }
 
     pub(super) fn file(&self) -> &Arc<OwnedFd> {
@@ -101,6 +189,8 @@ impl SocketTx {
 pub struct SocketRx {
     handle: Arc<Handle>,
     inbox: Arc<Inbox>,
+    /// The last look found nothing, and nobody has waited since.
+    looks_again: bool,
 }
 
 impl AsFd for SocketRx {
@@ -124,6 +214,11 @@ impl SocketRx {
     /// The system's, or the engine has ended.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<PinnedBuf>> {
         let _deferral = Deferral::begin();
+        self.looks_again = false;
+        // Looks first and waits afterwards: who finds it here need not be woken for it.
+        if self.inbox.is_awaited() {
+            self.handle.shared.look(false);
+        }
         let (done, next) = self.inbox.poll_take(Some(cx));
         self.follow(next);
         done
@@ -135,7 +230,12 @@ impl SocketRx {
     /// The system's, or the engine has ended.
     pub fn try_recv(&mut self) -> Poll<io::Result<PinnedBuf>> {
         let _deferral = Deferral::begin();
-        self.inbox.poll_take(None).0
+        let done = match self.inbox.poll_take(None).0 {
+            Poll::Pending if self.handle.shared.look(self.looks_again) => self.inbox.poll_take(None).0,
+            done => done,
+        };
+        self.looks_again = done.is_pending();
+        done
     }
 
     /// Stops receiving by itself. When this is ready, what [`try_recv`](Self::try_recv) gives is all that was taken from
@@ -158,6 +258,32 @@ impl SocketRx {
         Op::filling(&self.handle, request).for_inbox(self.inbox.clone())
     }
 
+    /// Takes what has come into the pieces, in order, without the ring and without waiting; 0 is the end. The socket must be quiet
+    /// and everything taken. `WouldBlock`: nothing has come.
+    pub(crate) fn try_recv_into(&self, pieces: [&mut [u8]; 2]) -> io::Result<usize> {
+        self.inbox.check_quiet()?;
+        let mut pieces = pieces.map(IoSliceMut::new);
+        if pieces.iter().all(|piece| piece.is_empty()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "there is no room to receive into"));
+        }
+        let mut none = RecvAncillaryBuffer::default();
+        let flags = RecvFlags::DONTWAIT;
+        let received =
+            retry_on_intr(|| rustix::net::recvmsg(&self.inbox.file, &mut pieces, &mut none, flags));
+        Ok(received?.bytes)
+    }
+
+    /// Whether it would receive by itself, and the engine has no buffer and no memory for one. The reader is woken when that
+    /// begins. [`poll_quiet`](Self::poll_quiet) leads out of it: who receives into memory of its own needs none of the engine's.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.inbox.is_starved()
+    }
+
+    /// What it has of the bytes that may lie on the heap.
+    pub(crate) fn spilled(&self) -> Spilled {
+        Spilled::of(&self.handle.spilled)
+    }
+
     fn follow(&self, next: Next) {
         if next != Next::Nothing {
             self.handle.shared.core.lock().follow(&self.inbox, next);
@@ -168,7 +294,6 @@ impl SocketRx {
 impl Drop for SocketRx {
     fn drop(&mut self) {
         let _deferral = Deferral::begin();
-        let next = self.inbox.close();
-        self.follow(next);
+        self.handle.shared.core.lock().forsake(&self.inbox);
     }
 }

@@ -53,8 +53,14 @@ struct Slot<T> {
 
 enum State<T> {
     Vacant { next: Option<u32> },
-    Flying { owned: bool, value: T },
-    Landed(T),
+    Taken { stage: Stage, value: T },
+}
+
+/// Beside the value, which then need not be moved for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Flying { owned: bool },
+    Landed,
 }
 
 /// What a completion meant.
@@ -117,7 +123,7 @@ impl<T> Slab<T> {
         if self.len >= self.max {
             return Err(value);
         }
-        let state = State::Flying { owned, value };
+        let state = State::Taken { stage: Stage::Flying { owned }, value };
         let token = match self.free {
             Some(index) => {
                 let slot = &mut self.slots[index as usize];
@@ -144,7 +150,7 @@ impl<T> Slab<T> {
     /// What is in flight under this token.
     pub(crate) fn flying_mut(&mut self, token: Token) -> Option<&mut T> {
         match &mut self.slot(token)?.state {
-            State::Flying { value, .. } => Some(value),
+            State::Taken { stage: Stage::Flying { .. }, value } => Some(value),
             _ => None,
         }
     }
@@ -152,39 +158,34 @@ impl<T> Slab<T> {
     /// What is in flight, or waits for its owner.
     pub(crate) fn value_mut(&mut self, token: Token) -> Option<&mut T> {
         match &mut self.slot(token)?.state {
-            State::Flying { value, .. } | State::Landed(value) => Some(value),
+            State::Taken { value, .. } => Some(value),
             State::Vacant { .. } => None,
         }
     }
 
     /// A completion came in.
     pub(crate) fn step(&mut self, token: Token, more: bool) -> Step<T> {
-        let owned = match self.slot(token).map(|slot| &slot.state) {
-            Some(State::Flying { owned, .. }) => *owned,
-            _ => {
-                self.unknown += 1;
-                return Step::Unknown;
-            }
+        let Some(State::Taken { stage: stage @ Stage::Flying { .. }, .. }) =
+            self.slot(token).map(|slot| &mut slot.state)
+        else {
+            self.unknown += 1;
+            return Step::Unknown;
         };
         if more {
             return Step::More;
         }
+        let before = std::mem::replace(stage, Stage::Landed);
         self.flying -= 1;
-        if !owned {
-            return self.vacate(token.index).map_or(Step::Unknown, Step::Gone);
+        if before == (Stage::Flying { owned: true }) {
+            return Step::Landed;
         }
-        let slot = &mut self.slots[token.index as usize];
-        slot.state = match std::mem::replace(&mut slot.state, State::Vacant { next: None }) {
-            State::Flying { value, .. } => State::Landed(value),
-            other => other,
-        };
-        Step::Landed
+        self.vacate(token.index).map_or(Step::Unknown, Step::Gone)
     }
 
     /// The result, if the last completion has come.
     pub(crate) fn take(&mut self, token: Token) -> Option<T> {
         match self.slot(token)?.state {
-            State::Landed(_) => self.vacate(token.index),
+            State::Taken { stage: Stage::Landed, .. } => self.vacate(token.index),
             _ => None,
         }
     }
@@ -192,11 +193,13 @@ impl<T> Slab<T> {
     /// The owner goes.
     pub(crate) fn release(&mut self, token: Token) -> Release<T> {
         match self.slot(token).map(|slot| &mut slot.state) {
-            Some(State::Flying { owned, .. }) => {
+            Some(State::Taken { stage: Stage::Flying { owned }, .. }) => {
                 *owned = false;
                 Release::Flying
             }
-            Some(State::Landed(_)) => self.vacate(token.index).map_or(Release::Unknown, Release::Landed),
+            Some(State::Taken { stage: Stage::Landed, .. }) => {
+                self.vacate(token.index).map_or(Release::Unknown, Release::Landed)
+            }
             _ => Release::Unknown,
         }
     }
@@ -209,14 +212,14 @@ impl<T> Slab<T> {
         self.free = Some(index);
         self.len -= 1;
         match old {
-            State::Flying { value, .. } | State::Landed(value) => Some(value),
+            State::Taken { value, .. } => Some(value),
             State::Vacant { .. } => None,
         }
     }
 
     /// The tokens of all that is in flight.
     pub(crate) fn tokens(&self) -> Vec<Token> {
-        let flying = |slot: &Slot<T>| matches!(slot.state, State::Flying { .. });
+        let flying = |slot: &Slot<T>| matches!(slot.state, State::Taken { stage: Stage::Flying { .. }, .. });
         let all = self.slots.iter().enumerate().filter(|(_, slot)| flying(slot));
         all.map(|(index, slot)| Token { index: index as u32, generation: slot.generation }).collect()
     }

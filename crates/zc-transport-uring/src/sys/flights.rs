@@ -2,12 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use io_uring::squeue;
-use zc_core::memory::AllocError;
+use zc_core::memory::{AllocError, Region};
 
 use super::buffers::{BufferCounts, Buffers, Pieces};
+use super::fixed::{Fixed, Settled};
 use super::grave::{self, Kept};
 use super::request::{self, Completion, NOBODYS, Request};
 use super::ring::Ring;
@@ -39,6 +41,8 @@ pub(crate) struct Event<'a, T> {
 pub(crate) struct Left<T> {
     /// Those of operations that were in flight.
     pub(crate) tags: Vec<T>,
+    /// Memory that it was to know. Letting go of it runs other people's code, for which no lock may be held.
+    pub(crate) wanted: Vec<Region>,
 }
 
 /// A ring and everything that it may still touch.
@@ -49,14 +53,24 @@ pub(crate) struct Flights<T> {
     /// What has no place in the submission queue yet. At most one entry for each operation, and one to cancel it.
     queue: VecDeque<squeue::Entry>,
     buffers: Option<Buffers>,
+    /// Memory that the ring knows ahead.
+    fixed: Option<Arc<Fixed>>,
+    /// Operations that began on such memory.
+    on_fixed: u64,
     repeated: u64,
     misnamed: u64,
 }
 
 impl<T> Flights<T> {
     pub(crate) fn new(ring: Ring, buffers: Option<Buffers>, max: usize) -> Self {
-        let slab = Slab::new(max);
-        Self { ring: Some(ring), slab, queue: VecDeque::new(), buffers, repeated: 0, misnamed: 0 }
+        let (ring, slab, queue) = (Some(ring), Slab::new(max), VecDeque::new());
+        Self { ring, slab, queue, buffers, fixed: None, on_fixed: 0, repeated: 0, misnamed: 0 }
+    }
+
+    /// With what its ring knows ahead.
+    pub(crate) fn with_fixed(mut self, fixed: Option<Arc<Fixed>>) -> Self {
+        self.fixed = fixed;
+        self
     }
 
     pub(crate) fn flying(&self) -> usize {
@@ -71,6 +85,11 @@ impl<T> Flights<T> {
     /// Completions that named no operation of ours, or no buffer.
     pub(crate) fn unknown(&self) -> u64 {
         self.slab.unknown() + self.misnamed
+    }
+
+    /// Operations that began on memory that the ring knows ahead.
+    pub(crate) fn on_fixed(&self) -> u64 {
+        self.on_fixed
     }
 
     /// Operations that were done once more because their thread had ended.
@@ -105,8 +124,10 @@ impl<T> Flights<T> {
 
     /// Begins an operation; `None`: there is no place for it.
     pub(crate) fn start(&mut self, owned: bool, request: Request, tag: T) -> Option<Token> {
+        let is_on_fixed = request.is_on_fixed();
         let flight = Flight { request, tag, cancels: 0 };
         let token = self.slab.insert(owned, flight).ok()?;
+        self.on_fixed += u64::from(is_on_fixed);
         if let Some(flight) = self.slab.flying_mut(token) {
             self.queue.push_back(flight.request.entry(token));
         }
@@ -160,7 +181,26 @@ impl<T> Flights<T> {
     /// Whether a turn would find something to do.
     pub(crate) fn has_work(&mut self) -> bool {
         let Some(ring) = &mut self.ring else { return false };
-        !self.queue.is_empty() || ring.has_submissions() || ring.has_completions() || ring.has_hidden_work()
+        let has_word = self.fixed.as_ref().is_some_and(|fixed| fixed.has_word());
+        has_word
+            || !self.queue.is_empty()
+            || ring.has_submissions()
+            || ring.has_completions()
+            || ring.has_hidden_work()
+    }
+
+    /// Has `cx` woken when memory is to be made known to the ring, or forgotten; whoever then finds no work may sleep.
+    pub(crate) fn park(&self, cx: &Context<'_>) {
+        if let Some(fixed) = &self.fixed {
+            fixed.park(cx);
+        }
+    }
+
+    /// Tells the ring which memory has come and gone; if it is about to close, only which has gone.
+    pub(crate) fn settle(&mut self, goes_on: bool, settled: &mut Settled) {
+        if let Some((ring, fixed)) = self.ring.as_ref().zip(self.fixed.as_ref()) {
+            fixed.settle(ring, goes_on, settled);
+        }
     }
 
     /// How many system calls it takes to submit what is queued.
@@ -265,16 +305,26 @@ impl<T> Flights<T> {
         }
     }
 
+    /// What is in flight, with the ring closed, for who buries it in another way.
+    #[cfg(test)]
+    pub(super) fn close_for_test(&mut self) -> (std::os::fd::OwnedFd, Kept) {
+        let mut kept = Kept::new(self.buffers.take(), Vec::new());
+        let ring = self.ring.take().expect("a ring that is open");
+        self.slab.take_flying().into_iter().for_each(|(_, flight)| kept.push(flight.request));
+        (ring.close().0, kept)
+    }
+
     /// Closes the ring. The memory of what is in flight stays until the kernel is done with it; results that are there
     /// stay for their owners.
     pub(crate) fn close(&mut self) -> Left<T> {
         let mut tags = Vec::new();
-        let Some(ring) = self.ring.take() else { return Left { tags } };
+        let Some(ring) = self.ring.take() else { return Left { tags, wanted: Vec::new() } };
         let mut unseen: Vec<_> = self.queue.drain(..).map(|entry| entry.get_user_data()).collect();
         unseen.sort_unstable();
         let mut never_began = Vec::new();
+        let (locked, wanted) = self.fixed.as_ref().map(|fixed| fixed.close()).unwrap_or_default();
         // Kept from here on: what closes the ring may log, which is other people's code (M4).
-        let mut kept = Kept::new(self.buffers.take());
+        let mut kept = Kept::new(self.buffers.take(), locked);
         for (token, Flight { mut request, tag, .. }) in self.slab.take_flying() {
             tags.push(tag);
             if unseen.binary_search(&token.to_bits()).is_ok() {
@@ -288,15 +338,18 @@ impl<T> Flights<T> {
         if !goes {
             kept.hang_up();
         }
-        if kept.operations() > 0 {
-            grave::bury(gone, kept);
+        // With nothing in flight nobody receives into the buffers.
+        if kept.operations() == 0 {
+            kept.let_go_of_buffers();
+        }
+        if kept.is_over() {
+            kept.let_go()
         } else {
-            // With nothing in flight nobody receives into the buffers.
-            kept.let_go();
+            grave::bury(gone, kept)
         }
         // The kernel has never heard of these: a descriptor that was to be closed is closed here.
         drop(never_began);
-        Left { tags }
+        Left { tags, wanted }
     }
 }
 
@@ -311,8 +364,71 @@ mod tests {
     use super::super::ring::Setup;
     use super::*;
     use std::os::fd::OwnedFd;
-    use std::sync::Arc;
-    use zc_core::memory::BufPool;
+    use zc_core::memory::{BufPool, RegionId, RegisterError, Registrar, RegistrarId, RegistrarSlot};
+
+    /// Panics wherever something is logged.
+    struct Panics;
+    impl tracing::Subscriber for Panics {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            panic!("a subscriber panics, as the test wants it");
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    /// Can't let go of anything, which is logged.
+    struct Refuses(RegistrarSlot);
+    impl Registrar for Refuses {
+        fn id(&self) -> RegistrarId {
+            self.0.id()
+        }
+        fn register(&self, _: &Region) -> Result<u64, RegisterError> {
+            Ok(1)
+        }
+        fn deregister(&self, _: RegionId, _: u64) -> io::Result<()> {
+            Err(io::Error::other("busy"))
+        }
+    }
+
+    /// Other people's code that unwinds while the ring closes takes no memory from the kernel.
+    #[test]
+    fn a_panic_while_it_closes_lets_go_of_nothing() {
+        let setup = Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false };
+        let Ok(ring) = Ring::new(setup, 4, 8) else { return };
+        let Some(fixed) = Fixed::new(&ring, 1) else { return };
+        // As long as this is open the kernel uses the memory.
+        let still_open = ring.duplicate();
+        let mut flights = Flights::new(ring, None, 1).with_fixed(Some(fixed.clone()));
+        let pool = BufPool::builder().max_bytes(1 << 20).build();
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let file = Arc::new(OwnedFd::from(socket));
+        flights.start(true, Request::recv(&file, pool.try_alloc(1000).unwrap(), 1000, true), ()).unwrap();
+        flights.submit().unwrap();
+        let refuses: Arc<dyn Registrar> = Arc::new(Refuses(RegistrarSlot::allocate().unwrap()));
+        let region = Region::builder(4096).build().unwrap();
+        region.register_with(&refuses).unwrap();
+        fixed.register(&region).unwrap();
+        drop(region);
+        let close = std::panic::AssertUnwindSafe(|| drop(flights.close()));
+        let closed = std::panic::catch_unwind(|| tracing::subscriber::with_default(Panics, close));
+        assert!(closed.is_err(), "nothing was logged");
+        drop(flights);
+        assert!(pool.stats().in_use_bytes >= 1000, "the kernel's memory was let go of");
+        drop(still_open);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while pool.stats().in_use_bytes > 0 {
+            assert!(std::time::Instant::now() < until, "it was never let go of");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
 
     /// The kernel does not find what it is to cancel, and has it a moment later.
     #[test]

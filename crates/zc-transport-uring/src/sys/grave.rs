@@ -2,7 +2,8 @@
 //!
 //! Closing a ring cancels what is in flight, but not at once. When the kernel is done, it lets go of the files that
 //! are registered with the ring, among them the write end of a pipe: its read end then ends. One thread of the
-//! process waits for that, as long as there is anything to wait for, at most [`GRAVE_MS`]; then the memory is leaked.
+//! process waits for that, as long as there is anything to wait for, at most [`GRAVE_MS`]. Then it cuts connections whose
+//! peers do not acknowledge what was sent out of the memory itself, and waits [`ABORT_MS`] more; what is still there is leaked.
 //!
 //! Other people's code runs here: owners of foreign bytes, wakers, subscribers of the log. What it throws must not let
 //! go of other memory, so all of it is [`Kept`].
@@ -17,15 +18,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zc_core::memory::Deferral;
 
 use super::buffers::Buffers;
+use super::fixed::Locked;
 use super::request::Request;
-use crate::limits::{GRAVE_MS, MAX_GRAVES};
+use crate::limits::{ABORT_MS, GRAVE_MS, MAX_GRAVES};
 
 /// Memory that the kernel may still read and write: let go of on purpose, or never, whatever unwinds (M4).
-pub(crate) struct Kept(ManuallyDrop<(Vec<Request>, Option<Buffers>)>);
+pub(crate) struct Kept(ManuallyDrop<(Vec<Request>, Option<Buffers>, Vec<Locked>)>);
 
 impl Kept {
-    pub(crate) fn new(buffers: Option<Buffers>) -> Self {
-        Self(ManuallyDrop::new((Vec::new(), buffers)))
+    pub(crate) fn new(buffers: Option<Buffers>, locked: Vec<Locked>) -> Self {
+        Self(ManuallyDrop::new((Vec::new(), buffers, locked)))
     }
 
     pub(crate) fn push(&mut self, request: Request) {
@@ -37,12 +39,28 @@ impl Kept {
         self.0.0.len()
     }
 
+    /// Whether nothing of it is the kernel's, now that no operation begins any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.0.is_empty() && self.0.2.is_empty()
+    }
+
+    /// Nothing is received any more.
+    pub(crate) fn let_go_of_buffers(&mut self) {
+        let _deferral = Deferral::begin();
+        drop(self.0.1.take());
+    }
+
     /// See [`Request::hang_up`].
     pub(crate) fn hang_up(&self) {
         self.0.0.iter().for_each(Request::hang_up);
     }
 
-    /// The memory stays for ever, the descriptors do not.
+    /// See [`Request::abort`].
+    fn abort(&self) -> bool {
+        self.0.0.iter().filter(|request| request.abort()).count() > 0
+    }
+
+    /// The memory stays for ever, the descriptors do not. Without operations it is locked pages, which go on to count.
     fn leak(mut self, why: &str) {
         self.0.0.iter_mut().for_each(Request::close_files);
         tracing::warn!(operations = self.operations(), why, "memory of an io_uring is leaked");
@@ -60,6 +78,7 @@ struct Grave {
     gone: OwnedFd,
     kept: Kept,
     until: Instant,
+    is_aborted: bool,
 }
 
 /// What the thread looks after.
@@ -76,8 +95,11 @@ const LOOK_MS: u64 = 10;
 
 /// Keeps the memory until the pipe ends.
 pub(crate) fn bury(gone: OwnedFd, kept: Kept) {
-    let until = Instant::now() + Duration::from_millis(GRAVE_MS);
-    let grave = Grave { gone, kept, until };
+    bury_until(gone, kept, Instant::now() + Duration::from_millis(GRAVE_MS));
+}
+
+fn bury_until(gone: OwnedFd, kept: Kept, until: Instant) {
+    let grave = Grave { gone, kept, until, is_aborted: false };
     let mut yard = YARD.lock();
     if yard.count >= MAX_GRAVES {
         drop(yard);
@@ -117,10 +139,13 @@ fn watch() {
         wait(&graves);
         let now = Instant::now();
         for index in (0..graves.len()).rev() {
-            let grave: &Grave = &graves[index];
+            let grave: &mut Grave = &mut graves[index];
             if grave.is_over() {
                 let grave = graves.swap_remove(index);
                 survive(|| grave.kept.let_go());
+            } else if now >= grave.until && !grave.is_aborted && grave.kept.abort() {
+                grave.is_aborted = true;
+                grave.until = now + Duration::from_millis(ABORT_MS);
             } else if now >= grave.until {
                 let grave = graves.swap_remove(index);
                 survive(|| grave.kept.leak("the kernel still holds a closed ring"));
@@ -156,13 +181,15 @@ impl Grave {
 
 #[cfg(test)]
 mod tests {
+    use super::super::flights::Flights;
+    use super::super::ring::{Opcode, Ring, Setup};
     use super::*;
     use bytes::Bytes;
     use std::sync::Arc;
     use zc_core::memory::BufPool;
 
     fn kept(request: Request) -> Kept {
-        let mut kept = Kept::new(None);
+        let mut kept = Kept::new(None, Vec::new());
         kept.push(request);
         kept
     }
@@ -194,6 +221,47 @@ mod tests {
             assert_eq!((pool.stats().in_use_bytes, Arc::strong_count(&file)), (left, 1 + held.len()));
         }
     }
+    /// A peer that acknowledges nothing keeps the memory of a send from being let go of, until its connection is cut.
+    #[test]
+    fn a_peer_that_does_not_read_keeps_no_memory_for_ever() {
+        let setup = Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false };
+        let Ok(ring) = Ring::new(setup, 4, 8) else { return };
+        let has = ring.opcodes().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_peer, _) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let file = Arc::new(OwnedFd::from(socket));
+        // More than the peer takes in by itself, less than the kernel takes from here.
+        rustix::net::sockopt::set_socket_send_buffer_size(&file, 4 << 20).unwrap();
+        rustix::net::sockopt::set_socket_recv_buffer_size(&_peer, 4 << 10).unwrap();
+        let pool = BufPool::builder().max_bytes(16 << 20).build();
+        let mut buf = pool.try_alloc(3 << 20).unwrap();
+        buf.set_len(3 << 20);
+        let mut flights = Flights::new(ring, None, 1);
+        if !has(Opcode::SendZc) {
+            return;
+        }
+        let request = Request::send_zero_copy(&file, buf.freeze(), false, None);
+        flights.start(false, request, ()).unwrap();
+        let (mut sent, until) = (false, Instant::now() + Duration::from_secs(60));
+        while !sent {
+            assert!(Instant::now() < until, "it was not sent");
+            flights.submit().unwrap();
+            flights.reap(|event| {
+                assert!(event.result > 0 && event.more, "{}", event.result);
+                sent = true;
+            });
+        }
+        let (gone, kept) = flights.close_for_test();
+        bury_until(gone, kept, Instant::now() + Duration::from_millis(3 * LOOK_MS));
+        let until = Instant::now() + Duration::from_secs(60);
+        while pool.stats().in_use_bytes > 0 {
+            assert!(Instant::now() < until, "the memory was leaked");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Descriptors of what is leaked are closed: nothing of theirs is memory.
     #[test]
     fn only_memory_is_leaked() {

@@ -66,6 +66,9 @@ impl Parts {
     }
 }
 
+/// Where the ring knows the memory of an operation, if it does.
+pub(crate) type Known = Option<u16>;
+
 /// One operation.
 pub(crate) struct Request {
     entry: squeue::Entry,
@@ -74,6 +77,10 @@ pub(crate) struct Request {
     files: SmallVec<[Arc<OwnedFd>; 2]>,
     /// Whether it may be done once more when it came back untouched, see [`Request::may_repeat`].
     repeatable: bool,
+    /// Whether the ring knows its memory ahead.
+    is_on_fixed: bool,
+    /// Whether it is over only when the peer has acknowledged what was sent.
+    is_zero_copy: bool,
 }
 
 fn fd(file: &Arc<OwnedFd>) -> Fd {
@@ -92,7 +99,16 @@ fn flags(all: bool) -> i32 {
 impl Request {
     fn new(entry: squeue::Entry, held: Held, files: &[&Arc<OwnedFd>]) -> Self {
         let files = files.iter().map(|file| Arc::clone(file)).collect();
-        Self { entry, held, files, repeatable: true }
+        Self { entry, held, files, repeatable: true, is_on_fixed: false, is_zero_copy: false }
+    }
+
+    fn on_fixed(self, known: Known) -> Self {
+        Self { is_on_fixed: known.is_some(), ..self }
+    }
+
+    /// Whether the ring knows its memory ahead.
+    pub(super) fn is_on_fixed(&self) -> bool {
+        self.is_on_fixed
     }
 
     pub(crate) fn nop() -> Self {
@@ -124,7 +140,22 @@ impl Request {
     }
 
     /// The pieces in order; `spare` is a description that was used before.
+    /// Sends a part of the message, or all; `more` follows at once.
     pub(crate) fn send_message(
+        file: &Arc<OwnedFd>,
+        message: Message,
+        (all, more): (bool, bool),
+        spare: Option<Box<Parts>>,
+    ) -> Self {
+        let mut parts = spare.unwrap_or_else(Parts::new);
+        parts.describe(message);
+        let how = flags(all) | if more { libc::MSG_MORE } else { 0 };
+        let entry = opcode::SendMsg::new(fd(file), &raw const parts.header).flags(how as u32).build();
+        Self::new(entry, Held::Parts(parts), &[file])
+    }
+
+    /// The same out of the memory itself; two completions, the second of which lets go of all pieces (M2).
+    pub(crate) fn send_message_zero_copy(
         file: &Arc<OwnedFd>,
         message: Message,
         all: bool,
@@ -132,34 +163,61 @@ impl Request {
     ) -> Self {
         let mut parts = spare.unwrap_or_else(Parts::new);
         parts.describe(message);
-        let entry = opcode::SendMsg::new(fd(file), &raw const parts.header).flags(flags(all) as u32).build();
-        Self::new(entry, Held::Parts(parts), &[file])
+        let entry = opcode::SendMsgZc::new(fd(file), &raw const parts.header);
+        let entry = entry.flags(flags(all) as u32).ioprio(REPORT_USAGE).build();
+        Self { is_zero_copy: true, ..Self::new(entry, Held::Parts(parts), &[file]) }
     }
 
-    /// Sends out of the memory itself; two completions.
-    pub(crate) fn send_zero_copy(file: &Arc<OwnedFd>, buf: PinnedBuf, all: bool) -> Self {
+    /// Sends out of the memory itself; two completions. `known`: where the ring knows it.
+    pub(crate) fn send_zero_copy(file: &Arc<OwnedFd>, buf: PinnedBuf, all: bool, known: Known) -> Self {
         let len = transfer_len(buf.len());
         let entry = opcode::SendZc::new(fd(file), buf.as_ptr(), len);
-        let entry = entry.flags(flags(all)).zc_flags(REPORT_USAGE).build();
-        Self::new(entry, Held::Bytes(buf), &[file])
+        let entry = entry.flags(flags(all)).zc_flags(REPORT_USAGE).buf_index(known).build();
+        Self { is_zero_copy: true, ..Self::new(entry, Held::Bytes(buf), &[file]).on_fixed(known) }
     }
 
-    pub(crate) fn read(file: &Arc<OwnedFd>, mut buf: PinnedBufMut, len: usize, offset: u64) -> Self {
+    pub(crate) fn read(
+        file: &Arc<OwnedFd>,
+        mut buf: PinnedBufMut,
+        len: usize,
+        offset: u64,
+        known: Known,
+    ) -> Self {
         let space = buf.unfilled_mut();
         let len = transfer_len(len.min(space.len()));
-        let entry = opcode::Read::new(fd(file), space.as_mut_ptr(), len).offset(offset).build();
-        Self::new(entry, Held::Fill(buf), &[file])
+        let (file_fd, to) = (fd(file), space.as_mut_ptr());
+        let entry = match known {
+            Some(place) => opcode::ReadFixed::new(file_fd, to, len, place).offset(offset).build(),
+            None => opcode::Read::new(file_fd, to, len).offset(offset).build(),
+        };
+        Self::new(entry, Held::Fill(buf), &[file]).on_fixed(known)
     }
 
-    pub(crate) fn write(file: &Arc<OwnedFd>, buf: PinnedBuf, offset: u64) -> Self {
-        let entry =
-            opcode::Write::new(fd(file), buf.as_ptr(), transfer_len(buf.len())).offset(offset).build();
-        Self::new(entry, Held::Bytes(buf), &[file])
+    pub(crate) fn write(file: &Arc<OwnedFd>, buf: PinnedBuf, offset: u64, known: Known) -> Self {
+        let (file_fd, from, len) = (fd(file), buf.as_ptr(), transfer_len(buf.len()));
+        let entry = match known {
+            Some(place) => opcode::WriteFixed::new(file_fd, from, len, place).offset(offset).build(),
+            None => opcode::Write::new(file_fd, from, len).offset(offset).build(),
+        };
+        Self::new(entry, Held::Bytes(buf), &[file]).on_fixed(known)
     }
 
     pub(crate) fn fsync(file: &Arc<OwnedFd>, data_only: bool) -> Self {
         let flags = if data_only { FsyncFlags::DATASYNC } else { FsyncFlags::empty() };
         Self::new(opcode::Fsync::new(fd(file)).flags(flags).build(), Held::Nothing, &[file])
+    }
+
+    /// Waits until there is room to write, or the connection is over.
+    pub(crate) fn writable(file: &Arc<OwnedFd>) -> Self {
+        let entry = opcode::PollAdd::new(fd(file), libc::POLLOUT as u32).build();
+        Self::new(entry, Held::Nothing, &[file])
+    }
+
+    /// Waits until the peer sends no more, or the connection is over.
+    pub(crate) fn end(file: &Arc<OwnedFd>) -> Self {
+        // Errors, and the end of both directions, are told without being asked for.
+        let entry = opcode::PollAdd::new(fd(file), libc::POLLRDHUP as u32).build();
+        Self::new(entry, Held::Nothing, &[file])
     }
 
     /// Moves pages between two descriptors, one of them a pipe; an offset of `None` is where the file stands.
@@ -214,6 +272,13 @@ impl Request {
         }
     }
 
+    /// If a peer that acknowledges nothing keeps the kernel at it, the connection is cut, and with it goes what was to be sent.
+    /// Whether that can have helped.
+    pub(super) fn abort(&self) -> bool {
+        let cut = |file: &Arc<OwnedFd>| rustix::net::connect_unspec(file).is_ok();
+        self.is_zero_copy && self.files.iter().filter(|file| cut(file)).count() > 0
+    }
+
     /// The kernel has looked long ago, and has the files itself.
     pub(super) fn close_files(&mut self) {
         self.files.clear();
@@ -230,6 +295,14 @@ impl Request {
                 self.held = other;
                 None
             }
+        }
+    }
+
+    /// The message of a vectored send that is over.
+    pub(crate) fn take_message(&mut self) -> Message {
+        match &mut self.held {
+            Held::Parts(parts) => std::mem::take(&mut parts.message),
+            _ => Message::new(),
         }
     }
 

@@ -37,10 +37,14 @@ pub(crate) enum Opcode {
     SendMsgZc,
     Read,
     Write,
+    ReadFixed,
+    WriteFixed,
     Fsync,
     Splice,
     Cancel,
     Close,
+    RecvZc,
+    PollAdd,
 }
 
 impl Opcode {
@@ -53,10 +57,14 @@ impl Opcode {
             Self::SendMsgZc => opcode::SendMsgZc::CODE,
             Self::Read => opcode::Read::CODE,
             Self::Write => opcode::Write::CODE,
+            Self::ReadFixed => opcode::ReadFixed::CODE,
+            Self::WriteFixed => opcode::WriteFixed::CODE,
             Self::Fsync => opcode::Fsync::CODE,
             Self::Splice => opcode::Splice::CODE,
             Self::Cancel => opcode::AsyncCancel::CODE,
             Self::Close => opcode::Close::CODE,
+            Self::RecvZc => opcode::RecvZc::CODE,
+            Self::PollAdd => opcode::PollAdd::CODE,
         }
     }
 }
@@ -234,6 +242,41 @@ impl Ring {
 
     pub(crate) fn unregister_buffers(&self, group: u16) -> io::Result<()> {
         self.uring.submitter().unregister_buf_ring(group)
+    }
+
+    /// An empty table for memory that is known ahead.
+    pub(crate) fn register_table(&self, places: u32) -> io::Result<()> {
+        self.uring.submitter().register_buffers_sparse(places)
+    }
+
+    pub(crate) fn unregister_table(&self) -> io::Result<()> {
+        self.uring.submitter().unregister_buffers()
+    }
+
+    /// Makes memory known; only for the thread that enters the ring, if that is one alone.
+    ///
+    /// # Safety
+    /// The memory is mapped while this runs; from then on the kernel holds its pages. Nobody else uses what an operation
+    /// on this place writes to while it is under way (M1, M2).
+    pub(crate) unsafe fn register_memory(&self, place: u32, base: *mut u8, len: usize) -> io::Result<()> {
+        let part = [libc::iovec { iov_base: base.cast(), iov_len: len }];
+        // SAFETY: the caller vouches for the memory, and the description is alive.
+        unsafe { self.uring.submitter().register_buffers_update(place, &part, None) }
+    }
+
+    /// Forgets what is known at this place; what uses it goes on.
+    pub(crate) fn unregister_memory(&self, place: u32) -> io::Result<()> {
+        let nothing = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }];
+        // SAFETY: no memory is named; the description is alive.
+        unsafe { self.uring.submitter().register_buffers_update(place, &nothing, None) }
+    }
+
+    /// Another descriptor of it.
+    #[cfg(test)]
+    pub(super) fn duplicate(&self) -> OwnedFd {
+        use std::os::fd::BorrowedFd;
+        // SAFETY: the ring keeps its descriptor open.
+        unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) }.try_clone_to_owned().unwrap()
     }
 
     /// Closes the ring. The pipe ends when the kernel is done with it; false: that may be as late as the end of the

@@ -11,7 +11,8 @@ use super::*;
 /// Operations of every kind, none of which ends by itself.
 pub struct Busy {
     pub tasks: Vec<tokio::task::JoinHandle<io::Result<()>>>,
-    _peers: Vec<std::os::fd::OwnedFd>,
+    /// As long as they live, the kernel keeps what was sent out of the memory itself.
+    pub peers: Vec<std::os::fd::OwnedFd>,
 }
 
 pub async fn busy(engine: &Engine, pool: &BufPool) -> Busy {
@@ -26,6 +27,18 @@ pub async fn busy(engine: &Engine, pool: &BufPool) -> Busy {
         tasks.push(tokio::spawn(async move { tx.send(full, true).await.and_then(whole(16 << 20)) }));
         peers.push(b);
     }
+    let (a, b) = tcp_pair();
+    let (tx, _rx) = engine.socket(a).unwrap();
+    let mut big = pool.try_alloc(16 << 20).unwrap();
+    big.set_len(16 << 20);
+    let mut pieces = zc_core::memory::Message::from(big.freeze());
+    pieces.push(bytes(100, 0)).unwrap();
+    let mut send = tx.send_message_zero_copy(pieces, true);
+    tasks.push(tokio::spawn(async move {
+        let sent = std::future::poll_fn(|cx| send.poll_sent(cx)).await;
+        sent.and_then(whole((16 << 20) + 100))
+    }));
+    peers.push(b);
     let (a, b) = unix_pair();
     let (_, mut rx) = engine.socket(a).unwrap();
     let op = rx.recv_into(pool.try_alloc(10).unwrap(), 10, true);
@@ -38,7 +51,7 @@ pub async fn busy(engine: &Engine, pool: &BufPool) -> Busy {
     while engine.stats().in_flight < tasks.len() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    Busy { tasks, _peers: peers }
+    Busy { tasks, peers }
 }
 
 /// A send that was cut short is no success.

@@ -160,6 +160,11 @@ impl BufPool {
         Self { origin: self.shared().origins.index_of(name), ..self.clone() }
     }
 
+    /// Whether both are handles of one pool.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.shared(), other.shared())
+    }
+
     /// The most bytes it may map.
     pub fn max_bytes(&self) -> usize {
         self.shared().slabs().max_bytes()

@@ -66,6 +66,16 @@ impl MemlockBudget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// The soft limit, which is the one that counts; `u64::MAX` is none.
+    pub fn soft_bytes(&self) -> u64 {
+        self.soft
+    }
+
+    /// The hard limit.
+    pub fn hard_bytes(&self) -> u64 {
+        self.hard
+    }
+
     /// Reserves `bytes` until the grant is dropped.
     pub fn reserve(self: &Arc<Self>, bytes: usize) -> Result<MemlockGrant, MemlockExceeded> {
         let fits = |used: u64| used.checked_add(bytes as u64).filter(|n| *n <= self.soft);

@@ -5,8 +5,9 @@ use proptest::prelude::*;
 use super::*;
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
     #[test]
-    fn fuzz_any_interleaving_delivers_what_was_sent(
+    fn any_interleaving_delivers_what_was_sent(
         steps in prop::collection::vec((0_u8..34, any::<u8>(), 0_usize..4000), 0..400),
     ) {
         let mut pair = Pair::new(small());

@@ -25,15 +25,23 @@ use smallvec::SmallVec;
 use zc_core::memory::{AllocError, AllocWaiter, BufPool, PinnedBuf, PinnedBufMut, Region};
 
 use super::ring::Ring;
-use crate::limits::{MAX_RECV_BUFFERS, MAX_TRANSFER_BYTES, MIN_PIECE_BYTES};
+use crate::limits::{MAX_RECV_BUFFERS, MAX_TRANSFER_BYTES};
 
 const ENTRY_BYTES: usize = 16;
 const LEN_AT: usize = 8;
 const BUFFER_AT: usize = 12;
 const TAIL_AT: usize = 14;
 
+/// A part of a buffer.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) bytes: PinnedBuf,
+    /// The same for all pieces of one buffer, and no other's.
+    pub(crate) buffer: u64,
+}
+
 /// What was received with one completion, in order.
-pub(crate) type Pieces = SmallVec<[PinnedBuf; 2]>;
+pub(crate) type Pieces = SmallVec<[Piece; 2]>;
 
 /// A buffer that the kernel has.
 struct Provided {
@@ -115,11 +123,6 @@ impl Buffers {
 
     pub(crate) fn group(&self) -> u16 {
         self.group
-    }
-
-    /// What a short piece keeps: a buffer of its own, or a share of one.
-    pub(crate) fn min_piece_bytes(&self) -> usize {
-        if self.incremental { MIN_PIECE_BYTES.min(self.buffer_bytes) } else { self.buffer_bytes }
     }
 
     pub(crate) fn counts(&self) -> BufferCounts {
@@ -205,7 +208,7 @@ impl Buffers {
             let provided = self.provided[usize::from(number)].as_mut()?;
             let begin = provided.filled_bytes;
             let n = left.min(self.buffer_bytes - begin);
-            pieces.push(provided.whole.slice(begin..begin + n));
+            pieces.push(Piece { bytes: provided.whole.slice(begin..begin + n), buffer: place });
             provided.filled_bytes += n;
             provided.in_doubt = false;
             left -= n;

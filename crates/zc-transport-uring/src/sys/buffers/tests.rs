@@ -132,8 +132,8 @@ fn play(incremental: bool, bundle: bool, actions: Vec<Action>) {
     let mut deliver = |kernel: &mut Kernel, buffers: &mut Buffers, kept: &mut Vec<(usize, PinnedBuf)>| {
         let Some((number, len, more)) = kernel.due.pop_front() else { return false };
         let pieces = buffers.take(number, len, more).expect("a buffer of the ring");
-        assert_eq!(pieces.iter().map(|piece| piece.len()).sum::<usize>(), len);
-        for piece in pieces {
+        assert_eq!(pieces.iter().map(|piece| piece.bytes.len()).sum::<usize>(), len);
+        for Piece { bytes: piece, .. } in pieces {
             let begin = seen;
             seen += piece.len();
             kept.push((begin, piece));

@@ -1,0 +1,126 @@
+//! Memory that peers reach.
+
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+use zc_core::memory::{ExportMemory, RegisterError};
+
+use super::protection_domain::{ProtectionDomain, Registration};
+use super::work::RemotePlace;
+use crate::sys;
+
+/// What peers may do with exported memory.
+///
+/// ```
+/// use zc_transport_rdma::RemoteAccess;
+///
+/// let look_only = RemoteAccess { read: true, ..RemoteAccess::default() };
+/// assert!(!look_only.write && !look_only.atomic);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RemoteAccess {
+    /// Read it.
+    pub read: bool,
+    /// Write it.
+    pub write: bool,
+    /// Exchange and add to its words.
+    pub atomic: bool,
+}
+
+impl RemoteAccess {
+    /// As the library has it.
+    pub(super) fn flags(self) -> std::ffi::c_int {
+        let mut flags = 0;
+        for (wanted, flag) in [
+            (self.read, sys::IBV_ACCESS_REMOTE_READ),
+            (self.write, sys::IBV_ACCESS_REMOTE_WRITE),
+            (self.atomic, sys::IBV_ACCESS_REMOTE_ATOMIC),
+            (self.write || self.atomic, sys::IBV_ACCESS_LOCAL_WRITE),
+        ] {
+            flags |= if wanted { flag } else { 0 };
+        }
+        flags
+    }
+}
+
+/// Exported memory with a registration of its own. Peers that know its key reach it until this is dropped; whatever they do
+/// later fails, and with it their queue pair.
+///
+/// ```
+/// use zc_core::memory::{ExportMemory, Region};
+/// use zc_transport_rdma::{Device, ExportedMemory, ProtectionDomain, RemoteAccess};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let Ok(devices) = Device::all() else { return Ok(()) };
+/// let domain = ProtectionDomain::new(&devices[0].open()?)?;
+/// let memory = ExportMemory::new(Region::builder(4096), 4096)?;
+/// let access = RemoteAccess { read: true, ..RemoteAccess::default() };
+/// let exported = ExportedMemory::register(&domain, &memory, access)?;
+/// println!("peers find it at {:?}", exported.place());
+/// # Ok(())
+/// # }
+/// ```
+pub struct ExportedMemory {
+    domain: Arc<ProtectionDomain>,
+    registration: ManuallyDrop<Registration>,
+    /// Only words of it are touched here, atomically (M5).
+    memory: ManuallyDrop<ExportMemory>,
+}
+
+impl std::fmt::Debug for ExportedMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExportedMemory").field("memory", &*self.memory).finish_non_exhaustive()
+    }
+}
+
+impl ExportedMemory {
+    /// Registers it.
+    ///
+    /// # Errors
+    /// What the registration says.
+    pub fn register(
+        domain: &Arc<ProtectionDomain>,
+        memory: &ExportMemory,
+        access: RemoteAccess,
+    ) -> Result<Self, RegisterError> {
+        let region = memory.region();
+        if region.is_read_only() && (access.write || access.atomic) {
+            return Err(RegisterError::Unsupported("the memory can't be written"));
+        }
+        let registration = domain.register_memory(region, access.flags())?;
+        Ok(Self {
+            domain: domain.clone(),
+            registration: ManuallyDrop::new(registration),
+            memory: ManuallyDrop::new(memory.clone()),
+        })
+    }
+
+    /// The memory.
+    pub fn memory(&self) -> &ExportMemory {
+        &self.memory
+    }
+
+    /// Where peers find its beginning.
+    pub fn place(&self) -> RemotePlace {
+        let address = self.registration.base().addr().get() as u64;
+        RemotePlace { address, key: self.registration.rkey() }
+    }
+}
+
+impl Drop for ExportedMemory {
+    fn drop(&mut self) {
+        if !self.domain.context().is_ours() {
+            return;
+        }
+        // SAFETY: taken once, here (M7).
+        let registration = unsafe { ManuallyDrop::take(&mut self.registration) };
+        if let Err((_, error)) = self.domain.deregister_memory(registration) {
+            tracing::error!(%error, "still registered, exported memory is leaked (M4)");
+            // The registration keeps the domain busy for ever.
+            std::mem::forget(self.domain.clone());
+            return;
+        }
+        // SAFETY: taken once, here (M7), when the device knows it no more (M4).
+        unsafe { ManuallyDrop::drop(&mut self.memory) }
+    }
+}

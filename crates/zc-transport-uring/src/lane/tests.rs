@@ -1,0 +1,267 @@
+//! Lanes whose payloads go out of their own memory, towards a peer on loopback, where the kernel then copies.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, reason = "a test")]
+
+use std::future::poll_fn;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use zc::TokioReactor;
+use zc_core::memory::{CopyLedger, KernelCopied, Message};
+use zc_core::transport::{Batch, Frame, FrameKind, LaneLimits, Reactor, SendReport};
+
+use super::*;
+use crate::engine::{EngineOptions, Engines, Kept};
+use crate::ladder::Flavour;
+use crate::limits::{MAX_LINGERS, MAX_UNRELEASED_SENDS, RELEASE_MS, ZERO_COPY_MIN_BYTES};
+use crate::zero_copy::{PeerPlace, ZeroCopyMode, ZeroCopyPolicy};
+
+const GUARD: Duration = Duration::from_secs(60);
+const HEADER: usize = zc_core::wire::FRAME_HEADER_BYTES;
+
+struct End {
+    lane: Lane,
+    engines: Engines,
+    pool: BufPool,
+    ledger: Arc<CopyLedger>,
+}
+
+/// A lane with this policy, and the bare, blocking socket of its peer.
+fn end(policy: ZeroCopyPolicy) -> Option<(End, TcpStream)> {
+    let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
+    let pool = BufPool::builder().max_bytes(256 << 20).build();
+    let options = EngineOptions::new(Flavour::OneThread);
+    let engines = match Engines::start(reactor.clone(), &pool, options, 1) {
+        Ok(engines) => engines,
+        Err(why) => {
+            eprintln!("skipped, no io_uring here: {why}");
+            return None;
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let peer = listener.accept().unwrap().0;
+    socket.set_nodelay(true).unwrap();
+    let halves = engines.pick().socket(socket.into()).unwrap();
+    let ledger = Arc::new(CopyLedger::new());
+    let mut limits = LaneLimits::default();
+    limits.send_window = u32::MAX;
+    let cx = OfferContext::new(reactor, pool.clone(), ledger.clone(), limits);
+    let scratch = Scratch::new(&pool).unwrap();
+    let (idle, moved) = (Duration::ZERO, Arc::default());
+    let tenant = Kept::start(engines.clone(), pool.clone(), &cx.reactor, idle, moved, false);
+    let lane = start_with(halves, policy, tenant, scratch, Caps::stream(), cx);
+    Some((End { lane, engines, pool, ledger }, peer))
+}
+
+fn forced() -> ZeroCopyPolicy {
+    ZeroCopyPolicy::new(ZeroCopyMode::Always, PeerPlace::ThisHost)
+}
+
+fn on_runtime(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(GUARD, test).await.unwrap() });
+}
+
+impl End {
+    fn payload(&self, len: usize, seed: usize) -> Message {
+        let mut buf = self.pool.try_alloc(len).unwrap();
+        buf.put_slice(&pattern(len, seed));
+        buf.freeze().into()
+    }
+
+    fn start(&mut self, payload: Message, n: usize) {
+        let frame = Frame { kind: FrameKind::Data, ack: false, seq: n as u64 + 1, payload };
+        self.lane.tx.start_send(frame, true).unwrap();
+    }
+
+    async fn flush(&mut self) {
+        poll_fn(|cx| self.lane.tx.poll_flush(cx)).await.unwrap();
+    }
+
+    async fn reports(&mut self, count: usize) -> Vec<SendReport> {
+        let mut all = Vec::new();
+        while all.len() < count {
+            let mut out = Batch::new();
+            poll_fn(|cx| self.lane.tx.poll_completions(cx, &mut out)).await.unwrap();
+            all.extend(out.drain().map(|(_, report)| report));
+        }
+        all
+    }
+
+    fn kernel_copied(&self) -> KernelCopied {
+        self.ledger.snapshot().kernel_copied
+    }
+}
+
+fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|n| ((n + seed).wrapping_mul(0x9e37_79b9) >> 13) as u8).collect()
+}
+
+/// Reads frames of these lengths in a thread of its own.
+fn reader(mut peer: TcpStream, lens: Vec<usize>) -> tokio::task::JoinHandle<TcpStream> {
+    tokio::task::spawn_blocking(move || {
+        for (n, len) in lens.into_iter().enumerate() {
+            let mut frame = vec![0; HEADER + len];
+            peer.read_exact(&mut frame).unwrap();
+            assert_eq!(frame[4..8], (len as u32).to_le_bytes(), "frame {n}");
+            assert!(frame[HEADER..] == pattern(len, n), "frame {n}");
+        }
+        peer
+    })
+}
+
+async fn is_back(pool: &BufPool) {
+    let back = async {
+        while pool.stats().in_use_bytes > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(GUARD, back).await.unwrap();
+}
+
+#[test]
+fn large_payloads_go_out_of_their_memory_and_the_ledger_says_what_the_kernel_did() {
+    on_runtime(async {
+        let Some((mut end, peer)) = end(forced()) else { return };
+        let lens = [10, 70_000, 600, 3 << 20, ZERO_COPY_MIN_BYTES, 1 << 20, 5, ZERO_COPY_MIN_BYTES - 1];
+        let reader = reader(peer, lens.to_vec());
+        for (n, len) in lens.into_iter().enumerate() {
+            let mut payload = end.payload(len.min(100_000), n);
+            if len > 100_000 {
+                payload.push(pattern(len, n)[100_000..].to_vec()).unwrap();
+            }
+            end.start(payload, n);
+            end.flush().await;
+        }
+        let reports = end.reports(lens.len()).await;
+        for (len, report) in lens.into_iter().zip(&reports) {
+            let expected = if len < ZERO_COPY_MIN_BYTES { SendReport::Sent } else { SendReport::SentCopied };
+            assert_eq!(*report, expected, "{len}");
+        }
+        // On loopback everything is copied in the end, which only the kernel could tell.
+        let all: usize = lens.iter().sum();
+        assert_eq!(end.kernel_copied(), KernelCopied::Known(all as u64));
+        assert!(end.lane.tx.poll_close(&mut Context::from_waker(Waker::noop())).is_ready());
+        let (pool, peer) = (end.pool.clone(), reader.await.unwrap());
+        drop((end, peer));
+        is_back(&pool).await;
+    });
+}
+
+/// Loopback is known by its address as a rule; here nobody knows, so it is tried.
+#[test]
+fn what_is_found_to_be_copied_is_not_sent_so_again() {
+    on_runtime(async {
+        let policy = ZeroCopyPolicy::new(ZeroCopyMode::Probe, PeerPlace::Elsewhere);
+        let Some((mut end, peer)) = end(policy) else { return };
+        let reader = reader(peer, vec![100_000; 20]);
+        let mut reports = Vec::new();
+        for n in 0..20 {
+            end.start(end.payload(100_000, n), n);
+            end.flush().await;
+            reports.extend(end.reports(1).await);
+        }
+        assert_eq!(reports[0], SendReport::SentCopied);
+        assert!(reports[1..].iter().all(|report| *report == SendReport::Sent));
+        assert_eq!(end.kernel_copied(), KernelCopied::Known(2_000_000));
+        reader.await.unwrap();
+    });
+}
+
+/// Completions wait for the kernel, and nothing else does; so many are out at a time and no more.
+#[test]
+fn only_completions_wait_for_notifications() {
+    on_runtime(async {
+        let Some((mut end, peer)) = end(forced()) else { return };
+        // What does not fit on the other side is not acknowledged.
+        let (mut cx, mut flushed) = (Context::from_waker(Waker::noop()), 0);
+        for turn in 0..500 {
+            let done = end.lane.tx.poll_flush(&mut cx);
+            if done.is_ready() {
+                flushed = turn.min(flushed + 1);
+                end.start(end.payload(ZERO_COPY_MIN_BYTES, flushed), flushed);
+            }
+            tokio::task::yield_now().await;
+        }
+        let mut out = Batch::new();
+        let _ = end.lane.tx.poll_completions(&mut cx, &mut out);
+        let early = out.drain().count();
+        assert!(early < flushed, "{early} of {flushed}: all of these were written");
+        // The socket receives by itself, and one waits for room.
+        let in_flight = end.engines.stats().in_flight;
+        assert!(in_flight > 1 && in_flight <= MAX_UNRELEASED_SENDS + 2, "{in_flight}");
+        let count = flushed + 1;
+        let reader = reader(peer, vec![ZERO_COPY_MIN_BYTES; count]);
+        end.flush().await;
+        end.reports(count - early).await;
+        reader.await.unwrap();
+        let all = (count * ZERO_COPY_MIN_BYTES) as u64;
+        assert_eq!(end.kernel_copied(), KernelCopied::Known(all));
+    });
+}
+
+/// Sends until nothing more goes: the peer does not read.
+async fn fill(end: &mut End) {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut n = 0;
+    while end.lane.tx.poll_ready(&mut cx, 1 << 20).is_ready() && n < 100 {
+        end.start(end.payload(1 << 20, n), n);
+        n += 1;
+        let _ = end.lane.tx.poll_flush(&mut cx);
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Too many lanes have gone like this: one more waits for nobody.
+#[test]
+fn a_lane_that_may_not_wait_resets_its_connection() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let Some((mut end, mut peer)) = end(forced()) else { return };
+        fill(&mut end).await;
+        let (other, _other_peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (other, _rx) = end.engines.pick().socket(other.into()).unwrap();
+        let places: Vec<_> = std::iter::from_fn(|| other.linger_place()).collect();
+        assert_eq!(places.len(), MAX_LINGERS);
+        let (pool, ledger, began) = (end.pool.clone(), end.ledger.clone(), tokio::time::Instant::now());
+        drop(end);
+        while ledger.snapshot().kernel_copied != KernelCopied::Unknown {
+            tokio::task::yield_now().await;
+        }
+        assert!(began.elapsed() < Duration::from_millis(RELEASE_MS));
+        drop((other, _rx, places));
+        is_back(&pool).await;
+        let _ = peer.read_to_end(&mut Vec::new());
+        assert!(peer.write_all(&[0; 9]).and_then(|()| peer.write_all(&[0; 9])).is_err(), "it was reset");
+    });
+}
+
+/// The lane goes while the kernel has memory that it can't send: the peer hears of the end, and all memory comes back, by force
+/// after a while.
+#[test]
+fn a_lane_that_goes_gets_its_memory_back_from_a_peer_that_does_not_read() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        for kills in [false, true] {
+            let Some((mut end, mut peer)) = end(forced()) else { return };
+            fill(&mut end).await;
+            let pool = end.pool.clone();
+            drop(end);
+            assert!(pool.stats().in_use_bytes > 0, "the kernel has it");
+            if kills {
+                // With bytes unread: a reset.
+                drop(peer);
+                is_back(&pool).await;
+                continue;
+            }
+            is_back(&pool).await;
+            let mut rest = Vec::new();
+            let _ = peer.read_to_end(&mut rest);
+            assert!(peer.write_all(&[0; 9]).and_then(|()| peer.write_all(&[0; 9])).is_err(), "it was reset");
+        }
+    });
+}

@@ -1,0 +1,66 @@
+//! The bounds of this crate (M9).
+
+/// Frames that go back to the kernel together: fewer wait until so many are there.
+pub(crate) const REFILL_BATCH: u32 = 16;
+/// Times that one flush wakes the kernel: in copy mode it takes 32 packets or so each time.
+pub(crate) const KICKS_PER_FLUSH: u32 = 128;
+/// Most queues of an interface.
+pub const MAX_QUEUES: u32 = 256;
+/// Most ports that a program redirects at a time.
+pub const MAX_PORTS: u32 = 256;
+/// Most addresses that a program is narrowed down to.
+pub const MAX_ADDRESSES: usize = 16;
+/// Fewest entries of a ring.
+pub const MIN_RING_ENTRIES: u32 = 16;
+/// Most entries of a ring.
+pub const MAX_RING_ENTRIES: u32 = 1 << 15;
+/// Most frames that the kernel has for receiving, for each queue, unless others are asked for.
+pub const DEFAULT_FILL_FRAMES: u32 = 2048;
+/// Most frames of one packet, received or sent: 64 KiB of payload in frames of 4 KiB.
+pub const MAX_PACKET_FRAMES: usize = 17;
+/// How long a queue that somebody else has just closed may be busy; then it counts as in use.
+pub const BIND_PATIENCE_MS: u64 = 2_000;
+/// Bytes of one answer from netlink.
+pub const NETLINK_BYTES: usize = 64 << 10;
+/// Answers of one netlink dump; what goes beyond is an error.
+pub const MAX_NETLINK_ANSWERS: usize = 1 << 16;
+/// Sessions of one local address.
+pub const MAX_SESSIONS: usize = 1 << 16;
+/// Offers of one transport that wait for their peer's; the oldest goes when there are more.
+pub const MAX_OFFERED: usize = 1 << 12;
+/// So long an offer waits for the peer's at most.
+pub const OFFERED_MS: u64 = 60_000;
+/// Addresses that one transport has sockets for.
+pub const MAX_ENGINES: usize = 64;
+/// Packets that a session makes before it hands them to the system.
+pub(crate) const BATCH_PACKETS: usize = 64;
+/// Times that an engine's task receives before others have their turn.
+pub(crate) const RECEIVES_PER_TURN: usize = 16;
+/// Longest datagram that is put on the heap when the pool has no memory.
+pub(crate) const HEAP_DATAGRAM_BYTES: usize = 2048;
+/// Room of a UDP socket in the kernel that is asked for, in either direction, bytes.
+pub const UDP_BUFFER_BYTES: usize = 4 << 20;
+/// Longest datagram on paths that carry longer ones, bytes: of the loopback interface, about seven go in one call.
+pub const UDP_DATAGRAM_BYTES: u16 = 8_948;
+/// What one call receives at most, bytes.
+pub(crate) const UDP_RECEIVE_BYTES: usize = 64 << 10;
+/// Calls before what came is settled.
+pub(crate) const UDP_RECEIVES_PER_CALL: usize = 8;
+/// What one call sends at most, bytes: what UDP and the kernel take, rounded down.
+pub(crate) const UDP_SEND_BYTES: usize = 65_000;
+/// Datagrams of one call (UDP_MAX_SEGMENTS of old kernels).
+pub(crate) const UDP_SEND_PACKETS: usize = 64;
+/// What came in one call is copied if it is no longer than this, rather than keep a buffer for it.
+pub(crate) const SHOWN_BYTES: usize = 2048;
+/// Times that all which has come is looked for, when the peer has ended.
+pub(crate) const MAX_LOOKS: usize = 64;
+/// Packets that are taken from a queue before others have their turn.
+pub(crate) const DEVICE_RECEIVES_PER_CALL: usize = 64;
+/// After so long what the kernel did not take is shown to it again, and those that found no frame try again.
+pub(crate) const DEVICE_AGAIN_MS: u64 = 1;
+/// So long a device stays open after its last connection: to open it costs as much as many connections.
+pub const DEVICE_STAYS_MS: u64 = 500;
+/// Shorter payload is copied behind its headers, wherever it lies: two descriptors cost more.
+pub(crate) const IN_PLACE_MIN_BYTES: usize = 256;
+/// Frames of an engine's memory, by default: 16 MiB of the shorter ones.
+pub const XDP_FRAMES: u32 = 8192;

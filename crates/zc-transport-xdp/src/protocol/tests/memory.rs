@@ -1,0 +1,107 @@
+//! A pool that is too small, or in use.
+
+use std::time::Duration;
+
+use zc_core::memory::{BufPool, PinnedBufMut};
+
+use super::hostile::{CHUNK, Liar, chunk};
+use crate::protocol::*;
+
+const MIB: u32 = 1 << 20;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn pool(mib: u32) -> BufPool {
+    BufPool::builder().max_bytes((mib * MIB) as usize).build()
+}
+
+fn liar(pool: &BufPool) -> Liar {
+    Liar::with_pool(&SessionOptions { window_bytes: 64 * MIB, ..SessionOptions::default() }, pool)
+}
+
+fn all_of(pool: &BufPool) -> Vec<PinnedBufMut> {
+    std::iter::from_fn(|| pool.try_alloc(64 << 10).ok()).collect()
+}
+
+/// What exceeds the pool, or the part of it that a peer may ask for, ends the session: waiting would not help.
+#[test]
+fn a_message_that_no_memory_can_hold_ends_the_session() {
+    for (bytes, ends) in [(4 * MIB, true), (MIB / 8 * 7, true), (MIB / 2, false)] {
+        let mut liar = liar(&pool(1));
+        let result = liar.chunk(chunk(0, 0, CHUNK, bytes));
+        assert_eq!(result, if ends { Err(Dropped::NoMemory) } else { Ok(()) }, "{bytes}");
+        assert_eq!(liar.victim.poll_event(), ends.then_some(Event::Ended(End::NoMemory)));
+        let mut out = Transmit::default();
+        assert_eq!(liar.victim.poll_transmit(liar.now, &mut out), ends);
+        assert!(!ends || out.head().ends_with(&[5, 0, 0, 0, 5, 0, 0, 0]), "CLOSE, internal error");
+    }
+}
+
+/// Messages behind a missing one leave a part of the pool, of which that one may take.
+#[test]
+fn the_next_message_finds_memory() {
+    let pool = pool(8);
+    let mut liar = liar(&pool);
+    let behind = (1..20).map(|message| liar.chunk(chunk(message, 0, CHUNK, MIB)));
+    let refused = behind.take_while(|result| result.is_ok()).count() as u64 + 1;
+    assert!((4..8).contains(&refused), "{refused}");
+    assert!(pool.stats().in_use_bytes <= 6 * u64::from(MIB));
+    assert_eq!(liar.chunk(chunk(refused, 0, CHUNK, MIB)), Err(Dropped::NoRoom));
+    liar.chunk(chunk(0, 0, CHUNK, MIB)).unwrap();
+}
+
+/// Where that is too little, nothing ever sets memory free, and the session ends.
+#[test]
+fn a_session_in_its_own_way_ends() {
+    let pool = pool(8);
+    let mut liar = liar(&pool);
+    (1..5).for_each(|message| liar.chunk(chunk(message, 0, CHUNK, MIB)).unwrap());
+    for second in 0..=10 {
+        assert_eq!(liar.victim.poll_event(), None);
+        liar.say(packet::put_ping, &[]).unwrap();
+        liar.victim.handle_timeout(liar.now);
+        let expected = if second < 10 { Dropped::NoRoom } else { Dropped::NoMemory };
+        assert_eq!(liar.chunk(chunk(0, 0, CHUNK, 5 * MIB)), Err(expected), "{second}");
+        liar.now += SECOND;
+    }
+    assert_eq!(liar.victim.poll_event(), Some(Event::Ended(End::NoMemory)));
+}
+
+/// While others have the memory, waiting helps, however long.
+#[test]
+fn memory_in_use_elsewhere_is_waited_for() {
+    let pool = pool(8);
+    let mut liar = liar(&pool);
+    let held = all_of(&pool);
+    for _ in 0..60 {
+        liar.say(packet::put_ping, &[]).unwrap();
+        liar.victim.handle_timeout(liar.now);
+        assert_eq!(liar.chunk(chunk(0, 0, CHUNK, MIB)), Err(Dropped::NoRoom));
+        liar.now += SECOND;
+    }
+    assert_eq!(liar.victim.poll_event(), None);
+    drop(held);
+    liar.chunk(chunk(0, 0, CHUNK, MIB)).unwrap();
+}
+
+/// A next message that found memory at last begins anew when it is the turn of another.
+#[test]
+fn patience_is_for_one_message() {
+    let pool = pool(8);
+    let mut liar = liar(&pool);
+    (2..5).for_each(|message| liar.chunk(chunk(message, 0, CHUNK, MIB)).unwrap());
+    let held = all_of(&pool);
+    assert_eq!(liar.chunk(chunk(0, 0, CHUNK, 100_000)), Err(Dropped::NoRoom));
+    liar.now += 9 * SECOND;
+    drop(held);
+    let pieces = 100_000_u32.div_ceil(CHUNK.into());
+    for index in 0..pieces {
+        let offset = index * u32::from(CHUNK);
+        liar.chunk(chunk(0, offset, (100_000 - offset).min(CHUNK.into()) as u16, 100_000)).unwrap();
+    }
+    assert!(liar.victim.recv().is_some());
+    let _held = all_of(&pool);
+    for _ in 0..9 {
+        assert_eq!(liar.chunk(chunk(1, 0, CHUNK, 100_000)), Err(Dropped::NoRoom));
+        liar.now += SECOND;
+    }
+}

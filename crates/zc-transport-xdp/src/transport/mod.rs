@@ -1,0 +1,13 @@
+//! The transports: offers, and what is open for them.
+
+mod device_port;
+mod join;
+mod offer;
+mod offered;
+mod registry;
+mod udp;
+mod udp_port;
+mod xdp;
+
+pub use udp::{UdpOptions, UdpTransport};
+pub use xdp::{XdpOptions, XdpTransport};

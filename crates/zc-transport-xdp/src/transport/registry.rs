@@ -1,0 +1,66 @@
+//! The engines that are open.
+
+use std::sync::{Arc, Weak};
+
+use zc_core::transport::{OfferContext, Unavailable};
+
+use crate::engine::Engine;
+use crate::limits::MAX_ENGINES;
+
+/// The runtime that an engine's task runs on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Home(usize, u64);
+
+impl Home {
+    pub(super) fn of(cx: &OfferContext) -> Self {
+        // One that has no number of its own is told by its reactor.
+        match cx.reactor.runtime() {
+            0 => Self(Arc::as_ptr(&cx.reactor).cast::<()>().addr(), 0),
+            runtime => Self(0, runtime),
+        }
+    }
+}
+
+struct Known<K, T> {
+    home: Home,
+    key: K,
+    /// For as long as anybody uses it.
+    engine: Weak<Engine>,
+    about: T,
+}
+
+/// Engines of several runtimes, by what tells them apart there.
+pub(super) struct Registry<K, T>(Vec<Known<K, T>>);
+
+impl<K: PartialEq, T: Clone> Registry<K, T> {
+    pub(super) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The engine that there is, or a new one.
+    pub(super) fn engine(
+        &mut self,
+        home: Home,
+        key: K,
+        open: impl FnOnce() -> Result<(Arc<Engine>, T), Unavailable>,
+    ) -> Result<(Arc<Engine>, T), Unavailable> {
+        let mut found = None;
+        self.0.retain(|known| {
+            let Some(engine) = known.engine.upgrade().filter(|engine| engine.works()) else { return false };
+            if known.home == home && known.key == key {
+                found = Some((engine, known.about.clone()));
+            }
+            true
+        });
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        if self.0.len() >= MAX_ENGINES {
+            let remedy = format!("use at most {MAX_ENGINES} addresses or interfaces");
+            return Err(Unavailable::Other { code: "too_many_engines", remedy });
+        }
+        let (engine, about) = open()?;
+        self.0.push(Known { home, key, engine: Arc::downgrade(&engine), about: about.clone() });
+        Ok((engine, about))
+    }
+}

@@ -1,0 +1,142 @@
+//! Connections over an interface: who gets it, what is left of it, and what those do to each other who share it.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod bed;
+mod inside;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bed::{Bed, GUARD, NAME, skipped, until};
+use zc::transport::{LinkAddr, Transport};
+use zc::{Connection, Fabric, Outcome};
+use zc_transport_xdp::device::{Device, DeviceOptions, Umem, UmemOptions};
+use zc_transport_xdp::netlink::Interface;
+use zc_transport_xdp::{UdpTransport, XdpOptions, XdpTransport};
+
+fn both(options: &XdpOptions) -> Vec<Arc<dyn Transport>> {
+    vec![Arc::new(XdpTransport::new(options.clone())), Arc::new(UdpTransport::default())]
+}
+
+fn run<T>(what: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.unwrap().block_on(async { tokio::time::timeout(GUARD, what).await.expect("it hangs") })
+}
+
+async fn pair(client: &Fabric, server: &Fabric, uri: &str) -> (Connection, Connection) {
+    let mut listener = server.listen(uri).await.unwrap();
+    let uri = listener.local_uri().to_string();
+    let (client, server) = tokio::join!(client.connect(&uri), listener.accept());
+    (client.unwrap(), server.unwrap())
+}
+
+/// Whether it is AF_XDP that carries it; else that is said.
+fn is_xdp(connection: &Connection) -> bool {
+    let chosen = connection.report().chosen();
+    if chosen != "xdp" {
+        skipped("AF_XDP", connection.report());
+    }
+    chosen == "xdp"
+}
+
+async fn ask(client: &mut Connection, server: &mut Connection, len: usize) {
+    client.send(vec![5; len]).await.unwrap();
+    let message = server.recv().await.unwrap().unwrap();
+    server.send(message).await.unwrap();
+    assert!(client.recv().await.unwrap().unwrap() == vec![5; len][..]);
+}
+
+#[test]
+fn an_interface_goes_back_to_the_kernel() {
+    let Some(bed) = Bed::new(2, 1500) else { return };
+    let program = || bed.near.run(|| Interface::find(NAME).unwrap().program);
+    let (near, far, uri) = inside::fabrics(&bed, || both(&XdpOptions::default()), bed.near.v4);
+    run(async {
+        let queue = format!("{uri}&queue=1");
+        let (mut client, mut server) = pair(&far, &near, &queue).await;
+        if !is_xdp(&client) {
+            return;
+        }
+        assert_eq!(server.report().chosen(), "xdp");
+        assert!(program().is_some());
+        ask(&mut client, &mut server, 3000).await;
+        drop((client, server));
+        let gone = async {
+            while program().is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(GUARD, gone).await.expect("it stays");
+        let (mut client, mut server) = pair(&far, &near, &uri).await;
+        assert!(is_xdp(&client), "and can be had again");
+        ask(&mut client, &mut server, 3000).await;
+    });
+    // The runtime is gone, and with it the engine.
+    until("the program to go", || program().is_none().then_some(()));
+}
+
+#[test]
+fn an_interface_of_somebody_else_is_left_to_him() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let umem = Umem::new(&UmemOptions::default()).unwrap();
+    let Ok(_device) = bed.far.run(|| Device::open(NAME, &umem, &DeviceOptions::default())) else {
+        return skipped("AF_XDP", "no device");
+    };
+    let transports = || vec![Arc::new(UdpTransport::default()) as Arc<dyn Transport>];
+    let (_, far, uri) = inside::fabrics(&bed, || both(&XdpOptions::default()), bed.near.v4);
+    let (near_udp, ..) = inside::fabrics(&bed, transports, bed.near.v4);
+    let (near, ..) = inside::fabrics(&bed, || both(&XdpOptions::default()), bed.near.v4);
+    run(async {
+        // To a peer that has nothing else, and to one that has AF_XDP: each end is its own.
+        let plain = format!("zc+udp://{}:0", bed.near.v4);
+        for (server, at, theirs) in [(near_udp, &plain, "udp"), (near, &uri, "xdp")] {
+            let mut listener = server.listen(at).await.unwrap();
+            let LinkAddr::Tcp(at) = listener.local_uri().addr().clone() else { panic!("no TCP") };
+            let at = format!("zc+xdp://{at}?if={NAME}");
+            let (client, server) = tokio::join!(far.connect(&at), listener.accept());
+            let (mut client, mut server) = (client.unwrap(), server.unwrap());
+            assert_eq!((client.report().chosen(), server.report().chosen()), ("udp", theirs));
+            let report = client.report();
+            let xdp = report.candidates().iter().find(|candidate| candidate.transport == "xdp").unwrap();
+            let Outcome::Unavailable(why) = &xdp.outcome else { panic!("{:?}", xdp.outcome) };
+            assert_eq!(why.code(), "interface_in_use");
+            assert!(why.remedy().contains(NAME), "{why}");
+            ask(&mut client, &mut server, 100_000).await;
+        }
+    });
+}
+
+/// However many frames one keeps, the other can still send and receive.
+#[test]
+fn who_keeps_all_frames_keeps_nobody_waiting() {
+    const KEPT: usize = 2000;
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let mut options = XdpOptions::default();
+    options.frames = 1024;
+    let (near, far, uri) = inside::fabrics(&bed, || both(&options), format!("[{}]", bed.near.v6));
+    run(async {
+        let (client, mut server) = pair(&far, &near, &uri).await;
+        if !is_xdp(&client) {
+            return;
+        }
+        let (mut other, mut other_server) = pair(&far, &near, &uri).await;
+        let sending = tokio::spawn(async move {
+            for n in 0..KEPT {
+                client.send(vec![n as u8; 1000]).await.unwrap();
+            }
+            client
+        });
+        let mut kept = Vec::new();
+        for _ in 0..KEPT {
+            kept.push(server.recv().await.unwrap().unwrap());
+        }
+        for _ in 0..20 {
+            ask(&mut other, &mut other_server, 20_000).await;
+        }
+        for (n, message) in kept.iter().enumerate() {
+            assert!(*message == vec![n as u8; 1000][..], "message {n} stays as it was");
+        }
+        drop(sending.await.unwrap());
+    });
+}
