@@ -107,6 +107,11 @@ impl Runner {
         self.read(cmd, Stdio::inherit())
     }
 
+    /// Like [`Self::capture`], and leaves our standard output alone.
+    pub(crate) fn output(&self, cmd: &Cmd) -> Result<String, String> {
+        self.read(cmd, Stdio::inherit())
+    }
+
     /// Like [`Self::capture`], without a word on the terminal.
     pub(crate) fn ask(&self, cmd: &Cmd) -> Result<String, String> {
         self.read(cmd, Stdio::null())
@@ -157,7 +162,7 @@ impl Runner {
     }
 }
 
-fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+pub(crate) fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
     loop {
         if let Ok(Some(status)) = child.try_wait() {
             return Some(status);

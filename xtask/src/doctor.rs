@@ -10,6 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::child::{Cmd, Runner};
 use crate::stages::has_tool;
 use crate::sys::probe_io_uring;
+use crate::vm;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const CORES_WANTED: usize = 2;
@@ -67,6 +68,7 @@ pub(crate) fn doctor(root: &Path) -> ExitCode {
         shm(),
         io_uring(),
         userns(&runner),
+        machine(),
     ];
     for Finding { what, have, verdict, remedy } in &findings {
         let (mark, remedy) = match verdict {
@@ -169,6 +171,18 @@ fn userns(runner: &Runner) -> Finding {
     };
     let have = if allowed { "user namespaces work" } else { "no user namespaces (or no unshare command)" };
     Finding::new("userns", have, allowed, Verdict::Less, remedy)
+}
+
+/// The test machine. Whether there is a network shows when it is fetched.
+fn machine() -> Finding {
+    let (have, fine) = match vm::standing() {
+        vm::Standing::Kept => ("the test machine is in the cache", true),
+        vm::Standing::ToFetch => ("the test machine will be fetched", true),
+        vm::Standing::Unobtainable => ("no test machine: not x86-64, or no apt-get and dpkg", false),
+    };
+    let remedy =
+        "no command: the stage vm needs an x86-64 Debian, or a cache folder (docs/testing.md) filled on one";
+    Finding::new("vm", have, fine, Verdict::Less, remedy)
 }
 
 #[cfg(test)]

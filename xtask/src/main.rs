@@ -1,4 +1,4 @@
-//! Build tasks of the zc workspace: `cargo xtask test`, `cargo xtask doctor`, `cargo xtask clean`.
+//! Build tasks of the zc workspace: `cargo xtask test`, `cargo xtask doctor`, `cargo xtask vm`, `cargo xtask clean`.
 //!
 //! `docs/testing.md` says what each stage of `test` checks and how to run it alone.
 
@@ -17,6 +17,7 @@ mod restrict;
 mod stage;
 mod stages;
 mod sys;
+mod vm;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,8 @@ enum Task {
     Clean,
     /// Write docs/limits.md from the sources.
     Limits,
+    /// Run a command on a small machine whose kernel has RDMA.
+    Vm(vm::Options),
     /// Run a command and end every process it started once it, or the caller, is gone.
     #[command(name = guard::GUARD, hide = true)]
     Guard {
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Doctor => doctor::doctor(&root()),
         Task::Clean => clean::clean(&root()),
         Task::Limits => limits::write(&root()),
+        Task::Vm(options) => vm::vm(&root(), options),
         Task::Guard { command } => guard::guard(&command),
         Task::Exec { parent, command } => guard::exec(parent, &command),
         Task::Restrict(options) => restrict::run(&options),

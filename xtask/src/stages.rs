@@ -11,6 +11,7 @@ use crate::report::{Outcome, Skip};
 use crate::restrict::{NOBODY, ORDINARY, RESTRICT, effective_capabilities};
 use crate::stage::{Context, SOAK_FACTOR, Stage};
 use crate::target_dir;
+use crate::vm;
 
 const LIMIT_FMT: Duration = Duration::from_secs(60);
 const LIMIT_BUILD: Duration = Duration::from_secs(30 * 60);
@@ -64,6 +65,9 @@ pub(crate) const STAGES: &[Stage] = &[
     stage("loom", "models of the lock-free structures", LIMIT_TESTS, loom),
     stage("fuzz", "property tests of the decoders", LIMIT_FUZZ, fuzz),
     stage("asan", "hostile peers of shared memory, under the address sanitizer", LIMIT_TESTS, asan),
+    stage("vm", "the test machine boots, and RDMA works in it", LIMIT_BUILD, vm::check::vm),
+    stage("rdma", "the layout of verbs, and queue pairs on the test machine", LIMIT_BUILD, vm::rdma::rdma),
+    stage("xdpvm", "AF_XDP without copies, on the test machine's cards", LIMIT_TESTS, vm::xdp::xdp),
     Stage {
         soak: true,
         ..stage("idle", "what 10,000 idle connections cost, and 1,000 over shared memory", LIMIT_BUILD, idle)
@@ -156,6 +160,8 @@ fn examples(context: &Context, runner: &Runner) -> Outcome {
     let steps = [
         example("proxy", ""),
         example("custom_transport", ""),
+        example("file_server", "--quick"),
+        example("kv", "--quick"),
         // Built once more, without the runtime that it does without.
         Cmd::cargo(own_loop),
         Cmd::cargo("build --release -p zc-examples-rpc --bins"),

@@ -122,6 +122,7 @@ impl Unit {
             () if ty == "Duration" => Self::Time,
             () if !number => Self::None,
             () if name.ends_with("_ms") => Self::Milliseconds,
+            () if ["_messages", "_packets"].iter().any(|end| name.ends_with(end)) => Self::Count,
             () if ["bytes", "headroom", "window"].iter().any(|part| name.contains(part)) => Self::Bytes,
             () if words().any(|word| word.eq_ignore_ascii_case("bytes")) => Self::Bytes,
             () => Self::Count,
@@ -199,5 +200,6 @@ mod tests {
         assert_eq!(Unit::Time.show(Value::Time(86_400_000_000_000)), "24 h");
         assert_eq!(Unit::of("usize", "BACKLOG", "Connections."), Unit::Count);
         assert_eq!(Unit::of("u32", "recv_window", "Payload bytes."), Unit::Bytes);
+        assert_eq!(Unit::of("u32", "window_messages", "Messages."), Unit::Count);
     }
 }

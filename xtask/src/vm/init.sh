@@ -1,0 +1,72 @@
+#!/usr/bin/dash
+# The first process of the machine: brings up its devices, runs the command, says how it ended, switches off.
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin HOME=/root TMPDIR=/tmp
+
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs -o mode=1777 tmp /tmp
+mount -t tmpfs -o mode=1777 shm /dev/shm
+mount -t tmpfs -o mode=755 run /run
+
+while read -r module; do
+    insmod "/zc/modules/$module.ko" || echo "zc: no module $module"
+done </zc/modules/order
+
+# The ports have the numbers in which the host lists them.
+until [ -e /dev/vport0p4 ]; do sleep 0.05; done
+exec 5>/dev/vport0p3
+
+fail() {
+    echo "zc: $1"
+    echo "fail $1" >&5
+    poweroff -f
+}
+
+ip link set lo up
+if grep -q rdma_rxe /zc/modules/order; then
+    # One device on one end of the pair serves all processes; the other end only keeps the carrier.
+    ip link add veth0 type veth peer name veth1 || fail "no veth pair"
+    ip link set veth0 mtu 9000
+    ip link set veth1 mtu 9000
+    ip addr add 10.0.0.1/24 dev veth0
+    ip link set veth0 up
+    ip link set veth1 up
+    rdma link add rxe0 type rxe netdev veth0 || fail "no rxe device"
+    tries=0
+    until rdma link show rxe0/1 | grep -q 'state ACTIVE' &&
+        grep -qs 'ffff:0a00:0001' /sys/class/infiniband/rxe0/ports/1/gids/*; do
+        tries=$((tries + 1))
+        [ $tries -lt 100 ] || fail "rxe0 has no address after 10 s"
+        sleep 0.1
+    done
+fi
+
+ulimit -l unlimited
+ulimit -n 20000
+mkfifo /run/stdout /run/stderr
+# Through pipes, because a port can be opened once only, and programs open /dev/stderr as they please.
+cat /run/stdout >/dev/vport0p1 5>&- &
+out=$!
+cat /run/stderr >/dev/vport0p2 5>&- &
+err=$!
+echo "up" >&5
+cd /root || fail "no home"
+dash /zc/command </dev/null >/run/stdout 2>/run/stderr 5>&-
+code=$?
+
+# What the command left behind would keep its output open.
+for dir in /proc/[0-9]*; do
+    case ${dir#/proc/} in
+    1 | $out | $err) ;;
+    *) kill -9 "${dir#/proc/}" 2>/dev/null ;;
+    esac
+done
+wait $out $err
+if [ -e /zc/bring-back ]; then
+    (cd /out && find . | cpio -o -H newc) >/dev/vport0p4 || fail "cannot hand out /out"
+fi
+echo "exit $code" >&5
+poweroff -f
