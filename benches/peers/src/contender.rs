@@ -71,7 +71,7 @@ impl<L: Link> Contender for Pair<L> {
     }
 
     fn takes(&self, test: Test, size: usize) -> bool {
-        test != Test::Calls && L::takes(test, size)
+        [Test::RoundTrip, Test::OneWay].contains(&test) && L::takes(test, size)
     }
 
     fn measure(&self, job: &Job) -> Result<Vec<(Metric, f64)>> {

@@ -17,6 +17,10 @@ pub(crate) enum Test {
     OneWay,
     /// Calls, so many at a time.
     Calls,
+    /// Echoes over TCP, one message at a time on each of so many connections.
+    Echo,
+    /// Echoes over one TCP connection, so many messages at a time.
+    Pipeline,
 }
 
 /// One point of one contender.
@@ -29,7 +33,7 @@ pub(crate) struct Job {
     /// Bytes of a message.
     #[arg(long)]
     pub(crate) size: usize,
-    /// Calls under way at a time.
+    /// Calls or messages under way at a time, or connections with one message each.
     #[arg(long, default_value_t = 1)]
     pub(crate) inflight: usize,
     #[arg(long, default_value_t = 0.5)]

@@ -2,6 +2,7 @@
 
 mod child;
 mod contender;
+mod echo;
 #[allow(clippy::all, clippy::unimplemented, unreachable_pub, dead_code, reason = "generated")]
 mod echo_capnp;
 mod ipc;
@@ -28,6 +29,7 @@ use job::{Job, Test};
 use place::Place;
 use rounds::{Outcome, Plan};
 use samples::{Key, Metric};
+use table::Reference;
 use targets::Target;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -46,6 +48,8 @@ enum Command {
     Ipc(Run),
     /// Calls of an echo service, beside the targets of issue 4.
     Rpc(Run),
+    /// Echoes over TCP, by runtimes and by zc, beside the targets of issue 5.
+    Echo(Run),
     /// One point of one contender: the client.
     #[command(hide = true)]
     Point(Job),
@@ -79,13 +83,13 @@ struct Run {
     list: bool,
 }
 
-/// What one of the two comparisons consists of.
+/// What one of the comparisons consists of.
 struct Comparison {
     contenders: Vec<Box<dyn Contender>>,
     sizes: &'static [usize],
     keys: fn(&[usize]) -> Vec<Key>,
     targets: Vec<Target>,
-    reference: &'static str,
+    reference: Reference,
     programs: place::Programs,
 }
 
@@ -93,6 +97,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ipc(run) => compare(run, ipc_comparison()),
         Command::Rpc(run) => compare(run, rpc_comparison()),
+        Command::Echo(run) => compare(run, echo_comparison()),
         Command::Point(job) => point(&job),
         Command::Serve(job) => find(&job).and_then(|contender| contender.serve(&job)),
     };
@@ -111,7 +116,7 @@ fn ipc_comparison() -> Comparison {
         sizes: &ipc::SIZES,
         keys: ipc::keys,
         targets: ipc::targets(),
-        reference: ipc::REFERENCE,
+        reference: Reference::One(ipc::REFERENCE),
         programs: place::PERF,
     }
 }
@@ -122,8 +127,19 @@ fn rpc_comparison() -> Comparison {
         sizes: &rpc::SIZES,
         keys: rpc::keys,
         targets: rpc::targets(),
-        reference: rpc::REFERENCE,
+        reference: Reference::One(rpc::REFERENCE),
         programs: place::EXAMPLES,
+    }
+}
+
+fn echo_comparison() -> Comparison {
+    Comparison {
+        contenders: echo::contenders(),
+        sizes: &echo::SIZES,
+        keys: echo::keys,
+        targets: echo::targets(),
+        reference: Reference::Best(echo::PEERS),
+        programs: place::PERF,
     }
 }
 
@@ -203,6 +219,6 @@ fn point(job: &Job) -> Result<()> {
 }
 
 fn find(job: &Job) -> Result<Box<dyn Contender>> {
-    let mut all = ipc::contenders().into_iter().chain(rpc::contenders());
+    let mut all = ipc::contenders().into_iter().chain(rpc::contenders()).chain(echo::contenders());
     all.find(|contender| contender.name() == job.contender).ok_or_else(|| "no such contender".into())
 }

@@ -22,9 +22,13 @@ pub(crate) enum Metric {
     RoundTripNs,
     OneWayPerS,
     CallsPerS,
+    EchoesPerS,
+    PipelinedPerS,
     CallNs,
     ServerCpuNs,
     CopiedBytes,
+    /// How much of the time the load had something to do.
+    LoadPercent,
 }
 
 /// What a value is of.
@@ -80,6 +84,17 @@ impl Samples {
 
     pub(crate) fn median(&self, contender: &str, unit: Unit, regime: Option<Regime>) -> Option<f64> {
         median(self.of(contender, unit, regime).into_values())
+    }
+
+    /// Who has the highest median of these.
+    pub(crate) fn best(
+        &self,
+        peers: &[&'static str],
+        unit: Unit,
+        regime: Option<Regime>,
+    ) -> Option<&'static str> {
+        let medians = peers.iter().filter_map(|peer| Some((*peer, self.median(peer, unit, regime)?)));
+        medians.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(peer, _)| peer)
     }
 
     /// All that was measured of anybody, sorted.

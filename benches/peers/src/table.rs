@@ -4,20 +4,49 @@ use crate::samples::{Metric, Regime, Samples, Unit};
 use crate::targets::Target;
 
 /// Medians that stand beside the rate of calls instead of in a table of their own.
-const OF_CALLS: [Metric; 3] = [Metric::CallNs, Metric::ServerCpuNs, Metric::CopiedBytes];
+const OF_CALLS: [Metric; 4] = [Metric::CallNs, Metric::ServerCpuNs, Metric::CopiedBytes, Metric::LoadPercent];
+
+/// Whom the ratios refer to.
+#[derive(Clone, Copy)]
+pub(crate) enum Reference {
+    One(&'static str),
+    /// At each point the one of these with the best median.
+    Best(&'static [&'static str]),
+}
+
+impl Reference {
+    fn of(self, samples: &Samples, unit: Unit) -> Option<&'static str> {
+        match self {
+            Self::One(name) => Some(name),
+            Self::Best(peers) => samples.best(peers, unit, None),
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::One(_) => "/ zc",
+            Self::Best(_) => "/ best",
+        }
+    }
+}
 
 /// One table for each point, contenders in their order.
-pub(crate) fn print(samples: &Samples, contenders: &[&str], reference: &str) {
+pub(crate) fn print(samples: &Samples, contenders: &[&str], reference: Reference) {
+    let over = reference.title();
     for unit in samples.units().into_iter().filter(|unit| !OF_CALLS.contains(&unit.metric)) {
-        let columns =
-            if unit.metric == Metric::CallsPerS { "  p50 us, server CPU us, bytes copied" } else { "" };
-        println!("\n{:<30} {:>12} {:>25} {:>9} {:>3}{columns}", title(unit), "median", "spread", "/ zc", "n");
+        let columns = match unit.metric {
+            Metric::CallsPerS => "  p50 us, server CPU us, bytes copied",
+            Metric::EchoesPerS | Metric::PipelinedPerS => "  server CPU us, load %",
+            _ => "",
+        };
+        let reference = reference.of(samples, unit);
+        println!("\n{:<30} {:>12} {:>25} {:>9} {:>3}{columns}", title(unit), "median", "spread", over, "n");
         for contender in contenders {
             let values = samples.of(contender, unit, None);
             let Some(median) = samples.median(contender, unit, None) else { continue };
             let low = values.values().copied().fold(f64::INFINITY, f64::min);
             let high = values.values().copied().fold(0.0, f64::max);
-            let ratio = samples.ratio(contender, reference, unit, None);
+            let ratio = reference.and_then(|reference| samples.ratio(contender, reference, unit, None));
             println!(
                 "  {contender:<28} {:>12} {:>25} {:>9} {:>3}{}",
                 show(unit, median),
@@ -53,6 +82,9 @@ pub(crate) fn title(unit: Unit) -> String {
         Metric::RoundTripNs => format!("round trip {size}, us"),
         Metric::OneWayPerS => format!("one way {size}, M/s"),
         Metric::CallsPerS => format!("calls {calls}, k/s"),
+        Metric::EchoesPerS => format!("echo {calls}, k/s"),
+        Metric::PipelinedPerS => format!("pipeline {calls}, k/s"),
+        Metric::LoadPercent => format!("load {calls}, %"),
         Metric::CallNs => format!("call {calls}, p50 us"),
         Metric::ServerCpuNs => format!("server CPU {calls}, us"),
         Metric::CopiedBytes => format!("copied per message {calls}, bytes"),
@@ -63,8 +95,8 @@ fn show(unit: Unit, value: f64) -> String {
     match unit.metric {
         Metric::RoundTripNs | Metric::CallNs | Metric::ServerCpuNs => format!("{:.3}", value / 1e3),
         Metric::OneWayPerS => format!("{:.4}", value / 1e6),
-        Metric::CallsPerS => format!("{:.2}", value / 1e3),
-        Metric::CopiedBytes => format!("{value:.0}"),
+        Metric::CallsPerS | Metric::EchoesPerS | Metric::PipelinedPerS => format!("{:.2}", value / 1e3),
+        Metric::LoadPercent | Metric::CopiedBytes => format!("{value:.0}"),
     }
 }
 
@@ -74,9 +106,13 @@ fn more(samples: &Samples, contender: &str, unit: Unit, median: f64) -> String {
         let unit = Unit { metric, ..unit };
         samples.median(contender, unit, None).map_or("-".to_owned(), |value| show(unit, value))
     };
+    let columns = |metrics: &[Metric]| -> String {
+        metrics.iter().map(|metric| format!(" {:>12}", of_call(*metric))).collect()
+    };
     match unit.metric {
         Metric::OneWayPerS => format!("  {:.2} GB/s", median * unit.size as f64 / 1e9),
-        Metric::CallsPerS => OF_CALLS.map(|metric| format!(" {:>12}", of_call(metric))).concat(),
+        Metric::CallsPerS => columns(&[Metric::CallNs, Metric::ServerCpuNs, Metric::CopiedBytes]),
+        Metric::EchoesPerS | Metric::PipelinedPerS => columns(&[Metric::ServerCpuNs, Metric::LoadPercent]),
         _ => String::new(),
     }
 }

@@ -16,7 +16,7 @@ use crate::job::Job;
 /// What one packet of a seqpacket socket carries at most; larger messages are sent in parts.
 const PACKET_BYTES: usize = 128 << 10;
 
-pub(super) struct Descriptors {
+pub(crate) struct Descriptors {
     input: OwnedFd,
     output: OwnedFd,
     part_bytes: usize,
@@ -119,7 +119,7 @@ impl Link for SeqPacket {
     }
 }
 
-pub(super) struct Tcp;
+pub(crate) struct Tcp;
 
 impl Link for Tcp {
     const NAME: &'static str = "tcp";

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "aeron")]
 mod aeron;
-mod descriptors;
+pub(crate) mod descriptors;
 mod eventfd;
 mod iceoryx;
 mod iceoryx_pubsub;
@@ -55,7 +55,7 @@ pub(crate) fn contenders() -> Vec<Box<dyn Contender>> {
 }
 
 fn zc(name: &'static str, polling: &'static str, touch: &'static str, cores: Cores) -> Box<dyn Contender> {
-    Box::new(zc::Zc { name, polling, touch, cores })
+    Box::new(zc::Zc { name, uri: None, transport: "shm", polling, touch, cores })
 }
 
 fn pair<L: crate::contender::Link + 'static>() -> Box<dyn Contender> {

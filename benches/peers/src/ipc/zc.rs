@@ -17,6 +17,10 @@ const SLACK: Duration = Duration::from_secs(10);
 
 pub(crate) struct Zc {
     pub(crate) name: &'static str,
+    /// By default shared memory under a name of this run.
+    pub(crate) uri: Option<&'static str>,
+    /// What the connection must have chosen.
+    pub(crate) transport: &'static str,
     pub(crate) polling: &'static str,
     pub(crate) touch: &'static str,
     pub(crate) cores: Cores,
@@ -25,17 +29,18 @@ pub(crate) struct Zc {
 impl Zc {
     fn perf(&self, test: &str, job: &Job) -> Result<Value> {
         let Cores { server, client } = self.cores;
+        let of_this_run = || format!("zc+shm://{}", job.tag);
         let mut command = Command::new(&job.zc);
         command
-            .args(["perf", test, "--json", "--uri", &format!("zc+shm://{}", job.tag)])
+            .args(["perf", test, "--json", "--uri", &self.uri.map_or_else(of_this_run, str::to_owned)])
             .args(["--polling", self.polling, "--touch", self.touch])
             .args(["--pin", &format!("{server},{client}"), "--size", &job.size.to_string()])
             .args(["--duration-s", &job.seconds.to_string(), "--inflight", &job.depth().to_string()]);
         let printed = output_within(&mut command, job.duration()?.mul_f64(2.0) + SLACK)?;
         let report: Value = serde_json::from_str(&printed)?;
         match report["transport"].as_str() {
-            Some("shm") => Ok(report),
-            other => Err(format!("zc chose {other:?} instead of shm").into()),
+            Some(chosen) if chosen == self.transport => Ok(report),
+            other => Err(format!("zc chose {other:?} instead of {}", self.transport).into()),
         }
     }
 }

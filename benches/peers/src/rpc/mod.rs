@@ -48,7 +48,14 @@ pub(crate) fn contenders() -> Vec<Box<dyn Contender>> {
         Box::new(tarpc::Tarpc { name: TARPC[1], tcp: false }),
         Box::new(capnp::CapnProto { name: CAPNP[0], tcp: true }),
         Box::new(capnp::CapnProto { name: CAPNP[1], tcp: false }),
-        Box::new(Zc { name: BARE, polling: "adaptive", touch: "none", cores: Cores::TWO }),
+        Box::new(Zc {
+            name: BARE,
+            uri: None,
+            transport: "shm",
+            polling: "adaptive",
+            touch: "none",
+            cores: Cores::TWO,
+        }),
     ]
 }
 

@@ -1,6 +1,9 @@
 //! The unsafe system interface, and nothing else.
 
+pub(crate) mod ring;
+
 use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr::{self, NonNull};
@@ -43,6 +46,12 @@ impl Drop for SharedPage {
         // SAFETY: the mapping is ours, of this length, and no reference outlives `self`.
         let _ = unsafe { munmap(self.0.as_ptr().cast(), Self::BYTES) };
     }
+}
+
+/// What owns descriptors by itself, and takes one only by its number.
+pub(crate) fn adopt<T: FromRawFd>(fd: OwnedFd) -> T {
+    // SAFETY: the number is that of an open descriptor, which nobody else owns from here on.
+    unsafe { T::from_raw_fd(fd.into_raw_fd()) }
 }
 
 /// A descriptor whose readiness to read tokio watches.
