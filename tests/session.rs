@@ -4,6 +4,7 @@
 #![cfg(feature = "testing")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -596,4 +597,30 @@ async fn try_recv_finds_what_arrived() {
     assert!(matches!(receiver.poll_recv(&mut cx), Poll::Pending));
     client.send(vec![6]).await.unwrap();
     assert_eq!(receiver.recv().await.unwrap().unwrap(), [6][..]);
+}
+
+#[tokio::test]
+async fn who_always_finds_messages_gives_way() {
+    const MESSAGES: usize = 500;
+    let (client, mut server) = pair().await;
+    for _ in 0..MESSAGES {
+        client.send(vec![7]).await.unwrap();
+    }
+    // All are queued at the receiver: none has to be waited for.
+    client.drain(LONG).await.unwrap();
+    let turns = Arc::new(AtomicUsize::new(0));
+    let others = turns.clone();
+    let other = tokio::spawn(async move {
+        loop {
+            others.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    });
+    tokio::task::yield_now().await;
+    let before = turns.load(Ordering::Relaxed);
+    for _ in 0..MESSAGES {
+        assert!(server.recv().await.unwrap().is_some());
+    }
+    assert!(turns.load(Ordering::Relaxed) > before, "nobody else had a turn");
+    other.abort();
 }

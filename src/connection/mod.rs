@@ -249,6 +249,14 @@ impl Connection {
         }
     }
 
+    /// [`Receiver::try_recv`].
+    ///
+    /// # Errors
+    /// As there; [`ConnectionError::ReceiverTaken`] after [`Connection::split`].
+    pub fn try_recv(&mut self) -> Result<Option<Message>, ConnectionError> {
+        self.receiver.as_mut().ok_or(ConnectionError::ReceiverTaken)?.try_recv()
+    }
+
     /// The connection as a stream of bytes, for code that knows nothing of messages.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::hint::spin_loop;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use futures::Stream;
@@ -57,6 +57,9 @@ impl Receiver {
     ///
     /// Cancel-safe: a dropped future loses no message.
     ///
+    /// A task whose messages are always there gives way now and then, as with tokio's own sockets and channels
+    /// (`tokio::task::coop`): a poll may be pending although a message is there. [`Receiver::try_recv`] never is.
+    ///
     /// # Errors
     /// Why the connection ended before the peer finished. What had arrived is returned first.
     pub async fn recv(&mut self) -> Result<Option<Message>, ConnectionError> {
@@ -109,6 +112,7 @@ impl Receiver {
         fresh: bool,
     ) -> Poll<Result<Option<Message>, ConnectionError>> {
         let core = self.handle.core();
+        ready!(core.reactor.poll_proceed(cx));
         let mut rx = core.lock_rx();
         let mut has_read = false;
         for _ in 0..READS_PER_TURN {

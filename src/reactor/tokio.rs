@@ -12,7 +12,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, coop};
 use tokio::time::Sleep;
 use zc_core::transport::{BoxFuture, Interest, Reactor, Readiness, TaskHandle, Timer};
 
@@ -101,6 +101,10 @@ impl Reactor for TokioReactor {
         // Tokio has the task woken once it has looked at descriptors, timers and the future of `block_on`. A task that wakes
         // itself runs up to 61 times before that (`event_interval`).
         let _ = pin!(tokio::task::yield_now()).poll(cx);
+    }
+
+    fn poll_proceed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        coop::poll_proceed(cx).map(|taken| taken.made_progress())
     }
 }
 

@@ -102,6 +102,11 @@ pub trait Reactor: Send + Sync + 'static {
     fn yield_now(&self, cx: &mut Context<'_>) {
         cx.waker().wake_by_ref();
     }
+    /// Takes one from what the task that is being polled may do before it gives way; pending, with the waker called later, when
+    /// nothing is left. A runtime that has no such budget is always ready, and then who always finds work keeps others waiting.
+    fn poll_proceed(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
 }
 
 /// A watched descriptor.
