@@ -15,7 +15,7 @@ use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::transport::Endpoint;
 use tonic::{Code, Streaming};
-use zc::Fabric;
+use zc::{Fabric, Policy};
 use zc_examples_rpc::echo;
 use zc_examples_rpc::grpc::{GrpcChannel, stock_channel};
 use zc_examples_rpc::pb::Payload;
@@ -54,6 +54,12 @@ fn resident_bytes() -> usize {
 /// What a URI is here for. Over a Unix socket zc would choose shared memory.
 fn transport(uri: &str) -> &'static str {
     if uri.contains("shm") { "shm" } else { "tcp" }
+}
+
+/// Without io_uring: its engine keeps descriptors for seconds after the last connection, which is not what is asked here.
+fn fabric(uri: &str) -> Fabric {
+    let policy = Policy::default().with_override(transport(uri)).unwrap();
+    Fabric::auto_builder().policy(policy).build().unwrap()
 }
 
 /// What connections take of this process. Its tests run one at a time.
@@ -145,9 +151,9 @@ fn a_killed_server_is_unavailable_and_leaves_nothing() {
 }
 
 async fn kill_servers() {
-    let fabric = Fabric::auto().unwrap();
     for (protocol, name) in [(Protocol::ZcHttp, "server"), (Protocol::Http2, "server-http2")] {
         for uri in uris(name) {
+            let fabric = fabric(&uri);
             let before = Held::now();
             let mut first = None;
             for moment in MOMENTS_MS {
@@ -177,9 +183,8 @@ async fn kill_a_server(fabric: &Fabric, uri: &str, protocol: Protocol, moment: D
     let channel = Channel::builder().fall_back(true).build(fabric, &uri_of_it).unwrap();
     let mut client = EchoClient::new(channel.clone());
     let mut chats = open_chats(&mut client).await;
-    // A stream may be moved by another engine here than in the server.
     let report = channel.report().unwrap();
-    assert_eq!(report.chosen() == "shm", transport(uri) == "shm", "{report}");
+    assert_eq!(report.chosen(), transport(uri), "{report}");
     assert_eq!(channel.protocol(), Some(protocol));
     assert_eq!(
         Held::now().mappings > 0,
@@ -205,8 +210,8 @@ async fn kill_a_server(fabric: &Fabric, uri: &str, protocol: Protocol, moment: D
 #[test]
 fn a_server_that_is_killed_while_somebody_connects_leaves_nothing() {
     alone(async {
-        let fabric = Fabric::auto().unwrap();
         for uri in uris("connecting") {
+            let fabric = fabric(&uri);
             let before = Held::now();
             for moment in MOMENTS_US {
                 let mut server = start_server(&uri, Protocol::ZcHttp);
@@ -257,7 +262,7 @@ async fn wait_for_descriptors(before: Held) {
 
 /// zc-http and HTTP/2 on one port.
 async fn serve_mixed(uri: &str) -> (String, JoinHandle<()>) {
-    let listener = Fabric::auto().unwrap().listen_mixed(uri).await.unwrap();
+    let listener = fabric(uri).listen_mixed(uri).await.unwrap();
     let uri = listener.local_uri().to_string();
     let server = tokio::spawn(Server::new().serve(listener, echo::service()));
     tokio::task::yield_now().await;
