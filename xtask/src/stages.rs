@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ const CONFORMANCE: &str = "zc-conformance";
 /// What property tests begin with. They have a stage of their own, in which they try more cases.
 const FUZZ: &str = "fuzz_";
 const KILL_ROUNDS: u32 = 200;
+/// Tests of the suite at a time, for each processor: many wait for something most of their time.
+const SUITE_THREADS: usize = 2;
 
 /// Cases per property in the fuzz stage; an ordinary test run tries proptest's 256.
 const FUZZ_CASES: u32 = 20_000;
@@ -110,23 +113,28 @@ fn unit(context: &Context, runner: &Runner) -> Outcome {
 }
 
 fn integration(context: &Context, runner: &Runner) -> Outcome {
-    targets(context, runner, |package| !package.ends_with(CONFORMANCE), "no package has integration tests")
+    let cmd = targets(context, |package| !package.ends_with(CONFORMANCE));
+    cmd.map_or_else(|| nothing("no package has integration tests"), |cmd| run(runner, &cmd))
 }
 
 fn conformance(context: &Context, runner: &Runner) -> Outcome {
-    targets(context, runner, |package| package.ends_with(CONFORMANCE), "zc-conformance has no tests")
+    let Some(cmd) = targets(context, |package| package.ends_with(CONFORMANCE)) else {
+        return nothing("zc-conformance has no tests");
+    };
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    run(runner, &cmd.env("RUST_TEST_THREADS", (SUITE_THREADS * processors).to_string()))
 }
 
 /// Test targets by name, and not `--tests`: that would run the unit tests a second time. The whole workspace is
 /// named each time, so that all stages share one build.
-fn targets(context: &Context, runner: &Runner, chosen: fn(&Path) -> bool, none: &str) -> Outcome {
+fn targets(context: &Context, chosen: fn(&Path) -> bool) -> Option<Cmd> {
     let chosen: Vec<_> = packages(&context.root).into_iter().filter(|package| chosen(package)).collect();
     let names: BTreeSet<_> = chosen.iter().flat_map(|package| test_targets(package)).collect();
     if names.is_empty() {
-        return nothing(none);
+        return None;
     }
     let names: String = names.iter().map(|name| format!(" --test {name}")).collect();
-    run(runner, &tests(context, &format!("test --workspace --all-features{names}")))
+    Some(tests(context, &format!("test --workspace --all-features{names}")))
 }
 
 fn limits(context: &Context, _: &Runner) -> Outcome {

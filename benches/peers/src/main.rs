@@ -44,11 +44,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Messages between two processes, beside the targets of issue 3.
+    /// Messages between two processes.
     Ipc(Run),
-    /// Calls of an echo service, beside the targets of issue 4.
+    /// Calls of an echo service.
     Rpc(Run),
-    /// Echoes over TCP, by runtimes and by zc, beside the targets of issue 5.
+    /// Echoes over TCP, by runtimes and by zc.
     Echo(Run),
     /// One point of one contender: the client.
     #[command(hide = true)]

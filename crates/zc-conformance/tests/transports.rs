@@ -87,7 +87,9 @@ fn uring_without_copies() -> FabricBuilder {
     uring_with(options)
 }
 
-fn uring_with(options: UringOptions) -> FabricBuilder {
+fn uring_with(mut options: UringOptions) -> FabricBuilder {
+    // What a connection leaves behind is waited for.
+    options.idle = Duration::from_millis(100);
     let uring = UringTransport::new(options);
     match uring.probe() {
         Ok(_) => fabric_over(Arc::new(uring)),

@@ -1,4 +1,4 @@
-//! Issue 5, "What it must show".
+//! What the project aims at.
 
 use super::*;
 use crate::samples::{Metric, Regime, Samples, Unit};

@@ -67,7 +67,7 @@ pub(crate) fn keys(sizes: &[usize]) -> Vec<Key> {
     of(Test::RoundTrip).chain(of(Test::OneWay)).collect()
 }
 
-/// Issue 3, "What it must show".
+/// What the project aims at.
 pub(crate) fn targets() -> Vec<Target> {
     let trip = |size| Unit { metric: Metric::RoundTripNs, size, inflight: 1 };
     let rate = |size| Unit { metric: Metric::OneWayPerS, size, inflight: 1 };

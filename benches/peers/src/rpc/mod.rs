@@ -72,7 +72,7 @@ fn rate(size: usize, inflight: usize) -> Unit {
     Unit { metric: Metric::CallsPerS, size, inflight }
 }
 
-/// Issue 4, "What it must show".
+/// What the project aims at.
 pub(crate) fn targets() -> Vec<Target> {
     let [b64, .., m1] = SIZES;
     let mut targets = vec![
