@@ -51,16 +51,26 @@ impl Contender for Messages {
         block_on(LocalSet::new().run_until(async {
             let fabric = Fabric::auto()?;
             let count = Rc::new(Cell::new(0));
-            let mut tasks = JoinSet::new();
+            // All first: in the middle of the others' traffic a connection takes its turns to come up.
+            let mut connected = Vec::new();
             for _ in 0..connections {
                 let connection = fabric.connect(uri).await?;
                 let chosen = connection.report().chosen();
                 if chosen != self.transport {
                     return Err(format!("zc chose {chosen} instead of {}", self.transport).into());
                 }
-                tasks.spawn_local(drive(connection, job.size, window, count.clone()));
+                let message = pattern(&connection, job.size).await?;
+                connected.push((connection, message));
+            }
+            let mut tasks = JoinSet::new();
+            for (connection, message) in connected {
+                tasks.spawn_local(drive(connection, message, window, count.clone()));
             }
             passes(&mut tasks, warm_up(job)?).await?;
+            // Memory that was never touched makes first messages slow.
+            while count.get() < connections as u64 {
+                passes(&mut tasks, warm_up(job)?).await?;
+            }
             let start = Start::now(&server, count.get());
             passes(&mut tasks, job.duration()?).await?;
             start.until_now(&server, count.get(), rate)
@@ -91,8 +101,12 @@ async fn passes(tasks: &mut JoinSet<Result<()>>, time: std::time::Duration) -> R
 }
 
 /// Sends the same message again and again, so many at a time, and looks at what comes back.
-async fn drive(mut connection: Connection, size: usize, window: usize, count: Rc<Cell<u64>>) -> Result<()> {
-    let message = pattern(&connection, size).await?;
+async fn drive(
+    mut connection: Connection,
+    message: PinnedBuf,
+    window: usize,
+    count: Rc<Cell<u64>>,
+) -> Result<()> {
     let (tx, mut rx) = connection.split();
     let mut under_way = 0;
     loop {
