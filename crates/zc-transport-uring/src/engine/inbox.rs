@@ -22,11 +22,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use parking_lot::Mutex;
-use zc_core::memory::PinnedBuf;
+use zc_core::memory::{CopyLedger, PinnedBuf};
 
 use super::End;
 use super::parked::Parked;
 use super::places::Place;
+use super::relief::Ledger;
 use crate::limits::{MAX_INBOX_BYTES, MIN_PIECE_BYTES};
 use crate::slab::Token;
 use crate::sys::Pieces;
@@ -103,11 +104,13 @@ pub(crate) struct Inbox {
     pub(crate) file: Arc<OwnedFd>,
     /// The engine has an operation to receive with and one for the end for each inbox.
     _place: Place,
+    /// It is received into the engine's area, if it has one, and this is told of what is copied out of there.
+    area: Option<Ledger>,
     state: Mutex<State>,
 }
 
 impl Inbox {
-    pub(crate) fn new(file: Arc<OwnedFd>, place: Place) -> Arc<Self> {
+    pub(super) fn new(file: Arc<OwnedFd>, place: Place, area: Option<Ledger>) -> Arc<Self> {
         let state = State {
             pieces: VecDeque::new(),
             bytes: 0,
@@ -119,7 +122,17 @@ impl Inbox {
             watch: Watch::None,
             reader: Parked::default(),
         };
-        Arc::new(Self { file, _place: place, state: Mutex::new(state) })
+        Arc::new(Self { file, _place: place, area, state: Mutex::new(state) })
+    }
+
+    /// Whether it is received into the engine's area.
+    pub(crate) fn is_into_area(&self) -> bool {
+        self.area.is_some()
+    }
+
+    /// Who is told of what is copied out of there.
+    pub(super) fn ledger(&self) -> Option<&CopyLedger> {
+        self.area.as_ref()?.as_deref()
     }
 
     /// The next piece; an empty one is the end. And what the engine has to do for more.
@@ -279,7 +292,7 @@ impl Inbox {
             1.. => None,
             0 if more => None,
             0 => Some(Over::Ended),
-            _ if is_passing(result) => None,
+            _ if is_passing(result) || self.is_into_area() && is_passing_in_area(result) => None,
             _ => Some(Over::Failed(result.saturating_neg())),
         };
         if state.over.is_none() {
@@ -331,6 +344,11 @@ impl Inbox {
 /// Errors after which receiving goes on: no buffer left, cancelled (to pause, or with its thread), interrupted.
 fn is_passing(result: i32) -> bool {
     [-libc::ENOBUFS, -libc::ECANCELED, -libc::EINTR].contains(&result)
+}
+
+/// Of the area: no room in it, or in the queue of completions. The engine knows when to begin anew.
+fn is_passing_in_area(result: i32) -> bool {
+    [-libc::ENOMEM, -libc::ENOSPC].contains(&result)
 }
 
 impl State {
@@ -406,7 +424,7 @@ mod tests {
 
     fn inbox() -> (Arc<Inbox>, Token) {
         let (file, _) = std::os::unix::net::UnixStream::pair().unwrap();
-        let inbox = Inbox::new(Arc::new(file.into()), Places::new(1).take().unwrap());
+        let inbox = Inbox::new(Arc::new(file.into()), Places::new(1).take().unwrap(), None);
         let token = Slab::new(1).insert(false, ()).unwrap();
         assert!(matches!(inbox.poll_take(Some(&cx())), (Poll::Pending, Next::Arm)));
         assert!(inbox.wants_arming());

@@ -14,6 +14,7 @@ use zc_core::memory::{Deferral, Message, PinnedBuf, PinnedBufMut};
 use super::inbox::{Inbox, Next};
 use super::op::{Op, ZeroCopySend};
 use super::places::{Place, Spilled};
+use super::relief::Ledger;
 use super::{Engine, Handle, Sends};
 use crate::sys::Request;
 use crate::zero_copy::{PeerPlace, ZeroCopyMode, ZeroCopyPolicy};
@@ -26,13 +27,24 @@ impl Engine {
     /// The system's; [`ResourceBusy`](io::ErrorKind::ResourceBusy): the engine has as many as it may
     /// ([`EngineOptions::max_sockets`](crate::EngineOptions::max_sockets)).
     pub fn socket(&self, socket: OwnedFd) -> io::Result<(SocketTx, SocketRx)> {
+        self.socket_of(socket, None)
+    }
+
+    /// The same; what is copied because an area is short is counted here.
+    pub(crate) fn socket_of(&self, socket: OwnedFd, ledger: Ledger) -> io::Result<(SocketTx, SocketRx)> {
         let Some(place) = self.handle.sockets.take() else {
             let text = "the io_uring engine has as many sockets as it may";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
         };
         rustix::io::ioctl_fionbio(&socket, false)?;
         let file = Arc::new(socket);
-        let inbox = Inbox::new(file.clone(), place);
+        // Only TCP itself is received so: no other protocol, and nothing that is put on top of it.
+        let is_tcp = || {
+            rustix::net::sockopt::socket_protocol(&*file)
+                .is_ok_and(|of| of == Some(rustix::net::ipproto::TCP))
+        };
+        let area = (self.handle.zero_copy_receive == Some(Ok(())) && is_tcp()).then_some(ledger);
+        let inbox = Inbox::new(file.clone(), place, area);
         let rx = SocketRx { handle: self.handle.clone(), inbox, looks_again: false };
         Ok((SocketTx { handle: self.handle.clone(), file }, rx))
     }
@@ -250,6 +262,10 @@ impl SocketRx {
     /// Receives at most `len` bytes straight into what is unfilled of `buf`; with `all` so many, unless the stream ends.
     /// The socket must be quiet and everything taken. Dropped in between, what has come is there for `recv`.
     pub fn recv_into(&mut self, buf: PinnedBufMut, len: usize, all: bool) -> Op<PinnedBufMut> {
+        if self.is_into_area() {
+            // What a NIC has put there can't be read otherwise.
+            return Op::refused(&self.handle, "the socket is received into the engine's area");
+        }
         if len == 0 || buf.len() == buf.capacity() {
             // The system would answer as at the end of the stream.
             return Op::refused(&self.handle, "there is no room to receive into");
@@ -277,6 +293,19 @@ impl SocketRx {
     /// begins. [`poll_quiet`](Self::poll_quiet) leads out of it: who receives into memory of its own needs none of the engine's.
     pub(crate) fn is_starved(&self) -> bool {
         self.inbox.is_starved()
+    }
+
+    /// Whether what comes lies in memory into which a NIC receives ([`EngineOptions::zero_copy_receive`](crate::EngineOptions::zero_copy_receive)).
+    pub fn is_into_area(&self) -> bool {
+        self.inbox.is_into_area()
+    }
+
+    /// Whether the kernel copies all that it receives here; `None`: only a NIC knows.
+    pub(crate) fn kernel_copies(&self) -> Option<bool> {
+        match self.is_into_area() {
+            true => self.handle.area_is_copied.then_some(true),
+            false => Some(true),
+        }
     }
 
     /// What it has of the bytes that may lie on the heap.

@@ -16,6 +16,10 @@
 //!   +--------------- so many short ones in a row, between frames -----------+
 //! ```
 //!
+//! What lies in an area into which a NIC receives comes **in pieces** only, however long messages are: no other way of reading
+//! gets at it. A message that is longer than a rope of such pieces is put together by a copy, and one that waits on the
+//! heap for memory, when it is very long, is read no further meanwhile.
+//!
 //! However much the application holds, receiving goes on: records and grants travel behind messages. What the lease
 //! bounds is what the peer may send: its credit. When the pool is exhausted and with it the engine has nothing to receive
 //! into, lanes receive exactly as well: a head and a record need none of the pool's memory. Nor does a message that is there in
@@ -36,7 +40,7 @@ use zc_core::stream::{Life, Parser};
 use zc_core::transport::{Batch, Frame, LaneError, LaneRx, OfferContext, Reactor, Received};
 
 use crate::engine::{Op, SocketRx, Spilled};
-use crate::limits::{DIRECT_BYTES, READS_PER_POLL, SCRATCH_BYTES, SLOW_RECEIVE_MS};
+use crate::limits::{DIRECT_BYTES, LARGE_MIN, READS_PER_POLL, SCRATCH_BYTES, SLOW_RECEIVE_MS};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -75,6 +79,8 @@ pub(super) struct Rx {
     holder: Holder,
     /// What lies on the heap, of what may for all lanes of the engine together.
     spilled: Spilled,
+    /// What comes lies in an area: it can't be read in another way.
+    in_pieces_only: bool,
     mode: Mode,
     direct: Option<Direct>,
     /// Away while it is received into.
@@ -97,10 +103,15 @@ impl Rx {
     pub(super) fn new(
         socket: SocketRx,
         cx: &OfferContext,
-        parser: Parser,
+        mut parser: Parser,
         scratch: PinnedBufMut,
         life: Life,
     ) -> Self {
+        let in_pieces_only = socket.is_into_area();
+        parser.set_exact_min(if in_pieces_only { usize::MAX } else { LARGE_MIN });
+        if socket.kernel_copies().is_none() {
+            parser.kernel_may_not_copy();
+        }
         let holder = Holder::new(parser.leases().clone());
         let spilled = socket.spilled();
         Self {
@@ -108,6 +119,7 @@ impl Rx {
             parser,
             holder,
             spilled,
+            in_pieces_only,
             mode: Mode::Pieces,
             direct: None,
             scratch: Some(scratch),
@@ -254,6 +266,10 @@ impl Rx {
         {
             self.mode = Mode::Pieces;
         }
+        if self.in_pieces_only && self.parser.body_wanted().is_some_and(|len| len >= LARGE_MIN) {
+            // No more of a long one goes to the heap.
+            ready!(self.end_spill(cx))?;
+        }
         if self.mode == Mode::Pieces
             && let Some(piece) = ready!(self.next_piece(cx)).map_err(|e| LaneError::os("read", &e))?
         {
@@ -318,11 +334,8 @@ impl Rx {
     /// Begins to receive what is missing next. Pending: there is no memory for it, and none is in hand.
     fn begin_direct(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<Result<(), LaneError>> {
         let tail = self.tail(cx)?;
-        if let (None, true, Some(len)) = (&tail, self.parser.is_spilled(), self.parser.body_wanted()) {
-            let buf = ready!(self.alloc(cx, len))?;
-            self.parser.begin_body(buf);
-            self.leave_queue();
-            self.count_spilled()?;
+        if tail.is_none() {
+            ready!(self.end_spill(cx))?;
         }
         let missing = self.parser.body_missing().min(DIRECT_BYTES);
         let (buf, len, target) = if let Some(tail) = tail {
@@ -340,6 +353,17 @@ impl Rx {
         let op = socket.recv_into(buf, len, all);
         let began = self.reactor.now();
         self.direct = Some(Direct { op, target, had_bytes, all, began });
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives what waits on the heap its memory. Pending: there is none.
+    fn end_spill(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<Result<(), LaneError>> {
+        if let (true, Some(len)) = (self.parser.is_spilled(), self.parser.body_wanted()) {
+            let buf = ready!(self.alloc(cx, len))?;
+            self.parser.begin_body(buf);
+            self.leave_queue();
+            self.count_spilled()?;
+        }
         Poll::Ready(Ok(()))
     }
 
