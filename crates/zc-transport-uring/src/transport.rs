@@ -226,8 +226,9 @@ impl UringTransport {
     }
 }
 
-const RECEIVES: ZeroCopy =
-    ZeroCopy::Conditional("what comes by the NIC's queue, in messages of at most so many pieces as a rope has");
+const RECEIVES: ZeroCopy = ZeroCopy::Conditional(
+    "what comes by the NIC's queue, in messages of at most so many pieces as a rope has",
+);
 
 /// How many receive buffers a pool can do without for each of so many rings, and how long they are if they must be shorter
 /// than usual.

@@ -101,7 +101,15 @@ fn flags(all: bool) -> i32 {
 impl Request {
     fn new(entry: squeue::Entry, held: Held, files: &[&Arc<OwnedFd>]) -> Self {
         let files = files.iter().map(|file| Arc::clone(file)).collect();
-        Self { entry, held, files, repeatable: true, is_on_fixed: false, is_zero_copy: false, is_into_area: false }
+        Self {
+            entry,
+            held,
+            files,
+            repeatable: true,
+            is_on_fixed: false,
+            is_zero_copy: false,
+            is_into_area: false,
+        }
     }
 
     fn on_fixed(self, known: Known) -> Self {

@@ -182,7 +182,8 @@ impl Area {
         let (token, offset) = (offset & OF_TOKEN, offset & !OF_TOKEN);
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
         let inside = at.checked_add(len).is_some_and(|end| end <= self.bytes);
-        let (true, Ok(short_len)) = (inside && len > 0 && token == self.home.token, u32::try_from(len)) else {
+        let (true, Ok(short_len)) = (inside && len > 0 && token == self.home.token, u32::try_from(len))
+        else {
             return Err(libc::EIO);
         };
         let pages = self.home.pages(offset, short_len);

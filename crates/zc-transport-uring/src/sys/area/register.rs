@@ -98,11 +98,8 @@ fn register(
     entries: u32,
 ) -> io::Result<Registered> {
     let address = |region: &Region| region.base_mut().as_ptr().expose_provenance() as u64;
-    let mut memory = io_uring_zcrx_area_reg {
-        addr: address(area),
-        len: area.len() as u64,
-        ..Default::default()
-    };
+    let mut memory =
+        io_uring_zcrx_area_reg { addr: address(area), len: area.len() as u64, ..Default::default() };
     let mut returns = io_uring_region_desc {
         user_addr: address(refill),
         size: refill.len() as u64,
