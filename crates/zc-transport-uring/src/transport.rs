@@ -218,7 +218,7 @@ impl UringTransport {
         // From here on it waits in the kernel, also for who has the link: nothing may fail any more.
         let socket = engines.pick().socket_of(socket, Some(cx.ledger.clone())).map_err(failed)?;
         let mut caps = caps();
-        if socket.1.is_into_area() {
+        if socket.1.kernel_copies().is_none() {
             caps.zero_copy_rx = RECEIVES;
         }
         caps.max_message = cx.limits.send_max_message;

@@ -10,13 +10,17 @@
 //! ([`ZcrxSource::NoDevice`]): with that the path as such is tested. `docs/uring.md` says what was run, what was not, and what the
 //! administrator has to set up.
 
+use std::os::fd::OwnedFd;
+
+use parking_lot::Mutex;
 use zc_core::memory::MemlockBudget;
 use zc_core::transport::Unavailable;
 
 use crate::ladder::{self, Flavour, Machine, kernel_version};
 use crate::limits::{ZCRX_AREA_BYTES, ZCRX_PROBE_BYTES};
 use crate::probe::probe;
-use crate::sys::{Area, Refused, Ring, Source, locked_bytes};
+use crate::sys::{Area, Flow, Refused, Ring, Source, Steered, locked_bytes};
+use crate::zero_copy::PeerPlace;
 
 /// The first kernel that has it, and takes back at once what comes back.
 const NEEDED: &str = "6.19";
@@ -60,18 +64,67 @@ pub struct ZcrxOptions {
     pub source: ZcrxSource,
     /// Memory to receive into, bytes, all of which is locked
     pub area_bytes: usize,
+    /// Whether the engine has the NIC send what comes for its connections to the queue, by a rule for each (`ethtool -N`) for as long
+    /// as its socket receives; nobody else can in time, see `docs/uring.md`
+    pub steers: bool,
 }
 
 impl ZcrxOptions {
     /// By a receive queue of a NIC.
     pub fn queue(interface: impl Into<String>, queue: u32) -> Self {
         let source = ZcrxSource::Queue { interface: interface.into(), queue };
-        Self { source, area_bytes: ZCRX_AREA_BYTES }
+        Self { source, area_bytes: ZCRX_AREA_BYTES, steers: true }
     }
 
     /// By the kernel, which copies.
     pub fn without_device() -> Self {
-        Self { source: ZcrxSource::NoDevice, area_bytes: ZCRX_AREA_BYTES }
+        Self { source: ZcrxSource::NoDevice, area_bytes: ZCRX_AREA_BYTES, steers: false }
+    }
+}
+
+/// Where connections are sent to, one by one.
+pub(crate) struct Steering {
+    interface: String,
+    queue: u32,
+    /// Why the last one that was not could not be.
+    why_not: Mutex<Option<Unavailable>>,
+}
+
+impl Steering {
+    /// `None`: nobody asked for it.
+    pub(crate) fn of(options: &ZcrxOptions) -> Option<Self> {
+        let ZcrxSource::Queue { interface, queue } = &options.source else { return None };
+        let why_not = Mutex::new(None);
+        options.steers.then(|| Self { interface: interface.clone(), queue: *queue, why_not })
+    }
+
+    /// Has what comes for a socket come by the queue from now on, if the NIC can do that; otherwise the kernel copies it to where
+    /// it belongs. What comes from this host passes no NIC.
+    pub(crate) fn steer(&self, socket: &OwnedFd) -> Option<Steered> {
+        if PeerPlace::of(socket) == PeerPlace::ThisHost {
+            return None;
+        }
+        let flow = Flow::of(socket)?;
+        match Steered::new(&self.interface, self.queue, flow) {
+            Ok(steered) => Some(steered),
+            Err(error) => {
+                *self.why_not.lock() = Some(match error.raw_os_error() {
+                    Some(libc::EOPNOTSUPP) => Unavailable::Other {
+                        code: "no_flow_rules",
+                        remedy: format!(
+                            "`ethtool -K {} ntuple on`, if the driver has such rules",
+                            self.interface
+                        ),
+                    },
+                    _ => Unavailable::os("ETHTOOL_SRXCLSRLINS", &error),
+                });
+                None
+            }
+        }
+    }
+
+    pub(crate) fn why_not(&self) -> Option<Unavailable> {
+        self.why_not.lock().clone()
     }
 }
 

@@ -221,7 +221,7 @@ fn pieces_outlive_their_connection_and_their_engine() {
 #[test]
 fn a_runtime_that_goes_writes_nothing_more() {
     let pool = pool();
-    for round in 0..5 {
+    for round in 0..5usize {
         let mut kept: Vec<(usize, PinnedBuf)> = Vec::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut writer = None;
@@ -347,7 +347,7 @@ fn receives_that_are_given_up_lose_nothing() {
         let Some(engine) = engine(&pool, 64 * PAGE) else { return };
         let (mut rx, mut peer) = socket(&engine);
         let (mut sent, mut got) = (0, Vec::new());
-        for round in 0..60 {
+        for round in 0..60usize {
             if round.is_multiple_of(2) {
                 let len = 1 + round * 700;
                 peer.write_all(&pattern(len, sent)).unwrap();
@@ -510,7 +510,8 @@ async fn sizes_in_order(options: UringOptions) {
     if !is_used(&transport) {
         return;
     }
-    assert!(matches!(b.lane.caps.zero_copy_rx, ZeroCopy::Conditional(_)));
+    // Without a device there is no claim to that.
+    assert_eq!(b.lane.caps.zero_copy_rx, ZeroCopy::Never);
     let expect: Vec<_> = SIZES.iter().enumerate().map(|(i, n)| pattern(*n, i)).collect();
     let messages = expect.iter().cloned().map(Message::from).collect();
     exchange(&mut a.lane, &mut b.lane, &TokioReactor::new(), messages, &expect).await;

@@ -43,7 +43,7 @@ use crate::limits::{
 };
 use crate::probe::{BUFFER_RING, BUNDLES, Features, INCREMENTAL, REPORT_USAGE, SEND_ZC, SENDMSG_ZC};
 use crate::sys::{Area, Buffers, Fixed, Flights, Known, Request, Ring};
-use crate::zcrx::{self, ZcrxOptions};
+use crate::zcrx::{self, Steering, ZcrxOptions};
 use crate::zero_copy::ZeroCopyMode;
 
 pub use direct::{DirectAlignment, DirectError};
@@ -184,6 +184,7 @@ pub(crate) struct Handle {
     zero_copy_receive: Option<Result<(), Unavailable>>,
     /// There is no NIC behind the area.
     area_is_copied: bool,
+    steering: Option<Steering>,
 }
 
 /// What the kernel and the options have of sends out of the memory itself.
@@ -354,6 +355,7 @@ impl Engine {
         // A socket has one operation at a time that receives by itself, and one for its end, so these always find a place.
         let max_flights = max_operations.saturating_add(options.max_sockets.saturating_mul(2));
         let fixed = Fixed::new(&ring, options.registered_regions.min(MAX_REGISTERED_REGIONS));
+        let steering = options.zero_copy_receive.as_ref().filter(|_| area.is_some()).and_then(Steering::of);
         let (has_area, area_is_copied) = (area.is_some(), area.as_ref().is_some_and(Area::is_copied));
         let flights = Flights::new(ring, buffers, max_flights).with_fixed(fixed.clone()).with_area(area);
         let bundles = options.bundles && features.has(BUNDLES);
@@ -377,6 +379,7 @@ impl Engine {
             fixed,
             zero_copy_receive,
             area_is_copied,
+            steering,
         };
         Ok(Self { handle: Arc::new(handle) })
     }
@@ -409,6 +412,12 @@ impl Engine {
     /// asked for it.
     pub fn zero_copy_receive(&self) -> Option<Result<(), Unavailable>> {
         self.handle.zero_copy_receive.clone()
+    }
+
+    /// Why the last connection that was to come by the NIC's queue ([`ZcrxOptions::steers`](crate::ZcrxOptions::steers)) and does not
+    /// could not be sent there: the kernel copies what it receives to where it belongs.
+    pub fn not_steered(&self) -> Option<Unavailable> {
+        self.handle.steering.as_ref()?.why_not()
     }
 
     /// What was found here.

@@ -16,7 +16,7 @@ use super::op::{Op, ZeroCopySend};
 use super::places::{Place, Spilled};
 use super::relief::Ledger;
 use super::{Engine, Handle, Sends};
-use crate::sys::Request;
+use crate::sys::{Request, Steered};
 use crate::zero_copy::{PeerPlace, ZeroCopyMode, ZeroCopyPolicy};
 
 impl Engine {
@@ -44,8 +44,11 @@ impl Engine {
                 .is_ok_and(|of| of == Some(rustix::net::ipproto::TCP))
         };
         let area = (self.handle.zero_copy_receive == Some(Ok(())) && is_tcp()).then_some(ledger);
+        // From here on nobody reads it in another way.
+        let steering = self.handle.steering.as_ref().filter(|_| area.is_some());
+        let steered = steering.and_then(|steering| steering.steer(&file));
         let inbox = Inbox::new(file.clone(), place, area);
-        let rx = SocketRx { handle: self.handle.clone(), inbox, looks_again: false };
+        let rx = SocketRx { handle: self.handle.clone(), inbox, looks_again: false, _steered: steered };
         Ok((SocketTx { handle: self.handle.clone(), file }, rx))
     }
 }
@@ -203,6 +206,8 @@ pub struct SocketRx {
     inbox: Arc<Inbox>,
     /// The last look found nothing, and nobody has waited since.
     looks_again: bool,
+    /// By which queue of a NIC it comes, until nothing is received any more.
+    _steered: Option<Steered>,
 }
 
 impl AsFd for SocketRx {

@@ -13,6 +13,7 @@
 //! flights   ring + slab + buffers: what is in flight
 //! grave     closed rings that the kernel has not let go of
 //! sigpipe   what becomes of that signal
+//! steer     rules of a NIC: which queue a connection comes by
 //! ```
 
 mod area;
@@ -23,6 +24,7 @@ mod grave;
 mod request;
 mod ring;
 mod sigpipe;
+mod steer;
 
 pub(crate) use area::{Area, Source, locked_bytes};
 pub(crate) use buffers::{Buffers, Piece, Pieces};
@@ -31,3 +33,4 @@ pub(crate) use flights::{Event, Flights};
 pub(crate) use request::{Known, Parts, Request};
 pub(crate) use ring::{Opcode, Refused, Ring, Setup};
 pub(crate) use sigpipe::survives_sigpipe;
+pub(crate) use steer::{Flow, Steered};
