@@ -22,6 +22,12 @@ pub const WHOLE_RECV_BUFFER_BYTES: usize = 8 << 10;
 pub const MAX_INBOX_BYTES: usize = 4 << 20;
 /// What a further piece of the same buffer counts: what it takes to keep it in mind.
 pub const MIN_PIECE_BYTES: usize = 256;
+/// Lanes of one engine that read their sockets themselves while they look; further ones look at the ring.
+pub const MAX_HOT_LANES: usize = 2;
+/// So often in a row a lane must find something by a look before it reads its socket itself.
+pub const HOT_LOOKS: u32 = 32;
+/// Of what it then reads at a time.
+pub const HOT_READ_BYTES: usize = 64 << 10;
 /// The longest single transfer; the kernel takes no more.
 pub const MAX_TRANSFER_BYTES: usize = 0x7fff_f000;
 /// Rings of one runtime; more are not set up.

@@ -175,18 +175,22 @@ impl Inbox {
     /// Pending while something receives by itself.
     pub(crate) fn poll_quiet(&self, cx: &Context<'_>) -> (Poll<()>, Next) {
         let mut state = self.state.lock();
-        state.paused = true;
-        let next = match state.mode {
-            Mode::Quiet => return (Poll::Ready(()), Next::Nothing),
-            Mode::Many(token) => {
-                state.mode = Mode::Stopping;
-                Next::Stop(token)
-            }
-            Mode::Queued => Next::Look,
-            Mode::Stopping | Mode::Direct => Next::Nothing,
-        };
+        let next = state.pause();
+        if state.mode == Mode::Quiet {
+            return (Poll::Ready(()), next);
+        }
         state.reader.park(cx);
         (Poll::Pending, next)
+    }
+
+    /// Nothing is to receive by itself until somebody waits for something.
+    pub(crate) fn pause(&self) -> Next {
+        self.state.lock().pause()
+    }
+
+    /// Nothing receives, and all that came is taken.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.state.lock().check_quiet().is_ok()
     }
 
     /// For a receive into a buffer of the caller's: nothing else may be on its way.
@@ -360,6 +364,18 @@ impl State {
         match self.over {
             Some(Over::Engine(end)) => Err(end.into()),
             _ => Ok(()),
+        }
+    }
+
+    fn pause(&mut self) -> Next {
+        self.paused = true;
+        match self.mode {
+            Mode::Many(token) => {
+                self.mode = Mode::Stopping;
+                Next::Stop(token)
+            }
+            Mode::Queued => Next::Look,
+            Mode::Quiet | Mode::Stopping | Mode::Direct => Next::Nothing,
         }
     }
 

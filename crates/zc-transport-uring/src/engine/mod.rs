@@ -38,8 +38,8 @@ use self::relief::Relief;
 use self::spin::SpinBudget;
 use crate::ladder::{self, Flavour};
 use crate::limits::{
-    MAX_LINGERS, MAX_OPERATIONS, MAX_REGISTERED_REGIONS, MAX_SOCKETS, MAX_SPILLED_BYTES, RECV_BUFFER_BYTES,
-    RECV_BUFFERS, WHOLE_RECV_BUFFER_BYTES,
+    MAX_HOT_LANES, MAX_LINGERS, MAX_OPERATIONS, MAX_REGISTERED_REGIONS, MAX_SOCKETS, MAX_SPILLED_BYTES,
+    RECV_BUFFER_BYTES, RECV_BUFFERS, WHOLE_RECV_BUFFER_BYTES,
 };
 use crate::probe::{BUFFER_RING, BUNDLES, Features, INCREMENTAL, REPORT_USAGE, SEND_ZC, SENDMSG_ZC};
 use crate::sys::{Area, Buffers, Fixed, Flights, Known, Request, Ring};
@@ -176,6 +176,8 @@ pub(crate) struct Handle {
     sockets: Places,
     /// For streams that are gone, and wait for the kernel to let go of what they sent.
     lingers: Places,
+    /// For lanes that read past the ring.
+    hot: Places,
     /// Bytes of messages on the heap, for want of memory.
     spilled: Places,
     zero_copy: Sends,
@@ -367,13 +369,15 @@ impl Engine {
         let task = reactor.spawn(Box::pin(driver)).map_err(os("spawning the engine's task"))?;
         task.detach();
         let sockets = Places::new(options.max_sockets);
-        let (lingers, spilled) = (Places::new(MAX_LINGERS), Places::new(options.max_spilled_bytes));
+        let (lingers, hot) = (Places::new(MAX_LINGERS), Places::new(MAX_HOT_LANES));
+        let spilled = Places::new(options.max_spilled_bytes);
         let zero_copy = Sends::of(&features, options.zero_copy);
         let handle = Handle {
             shared,
             features,
             sockets,
             lingers,
+            hot,
             spilled,
             zero_copy,
             fixed,

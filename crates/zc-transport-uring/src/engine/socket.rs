@@ -281,7 +281,7 @@ impl SocketRx {
 
     /// Takes what has come into the pieces, in order, without the ring and without waiting; 0 is the end. The socket must be quiet
     /// and everything taken. `WouldBlock`: nothing has come.
-    pub(crate) fn try_recv_into(&self, pieces: [&mut [u8]; 2]) -> io::Result<usize> {
+    pub(crate) fn try_recv_into<const N: usize>(&self, pieces: [&mut [u8]; N]) -> io::Result<usize> {
         self.inbox.check_quiet()?;
         let mut pieces = pieces.map(IoSliceMut::new);
         if pieces.iter().all(|piece| piece.is_empty()) {
@@ -292,6 +292,22 @@ impl SocketRx {
         let received =
             retry_on_intr(|| rustix::net::recvmsg(&self.inbox.file, &mut pieces, &mut none, flags));
         Ok(received?.bytes)
+    }
+
+    /// Stops receiving by itself as soon as may be, until somebody waits in [`poll_recv`](Self::poll_recv).
+    pub(crate) fn pause(&self) {
+        let _deferral = Deferral::begin();
+        self.follow(self.inbox.pause());
+    }
+
+    /// It receives nothing by itself, and all that came is taken.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.inbox.is_quiet()
+    }
+
+    /// Leave to read past the ring, if there is any left.
+    pub(crate) fn hot_place(&self) -> Option<Place> {
+        self.handle.hot.take()
     }
 
     /// Whether it would receive by itself, and the engine has no buffer and no memory for one. The reader is woken when that

@@ -3,6 +3,7 @@
 //! What can be done at once is done by a plain system call; what has to wait is an operation of the engine's.
 
 mod drive;
+mod hot;
 mod linger;
 mod rx;
 #[cfg(test)]
