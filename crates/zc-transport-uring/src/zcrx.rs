@@ -71,14 +71,14 @@ pub struct ZcrxOptions {
 
 impl ZcrxOptions {
     /// By a receive queue of a NIC.
-    pub fn queue(interface: impl Into<String>, queue: u32) -> Self {
+    pub fn queue(interface: impl Into<String>, queue: u32) -> ZcrxOptions {
         let source = ZcrxSource::Queue { interface: interface.into(), queue };
-        Self { source, area_bytes: ZCRX_AREA_BYTES, steers: true }
+        ZcrxOptions { source, area_bytes: ZCRX_AREA_BYTES, steers: true }
     }
 
     /// By the kernel, which copies.
     pub fn without_device() -> Self {
-        Self { source: ZcrxSource::NoDevice, area_bytes: ZCRX_AREA_BYTES, steers: false }
+        Self { source: ZcrxSource::NoDevice, steers: false, ..Self::queue("", 0) }
     }
 }
 
@@ -143,8 +143,8 @@ impl Steering {
 /// # Errors
 /// The typed reason why not, with a remedy.
 pub fn probe_zero_copy_receive(interface: &str, queue: u32) -> Result<(), Unavailable> {
-    let options =
-        ZcrxOptions { area_bytes: ZCRX_PROBE_BYTES, ..ZcrxOptions::queue(interface.to_owned(), queue) };
+    let mut options = ZcrxOptions::queue(interface, queue);
+    options.area_bytes = ZCRX_PROBE_BYTES;
     open(Flavour::OneThread, &options).map(drop)
 }
 

@@ -31,7 +31,7 @@ use zc_core::transport::*;
 use zc_transport_tcp::StreamLink;
 use zc_transport_uring::{
     Engine, EngineOptions, EngineThread, Flavour, LARGE_MIN, SocketRx, UringOptions, UringTransport,
-    ZcrxOptions, ZcrxSource,
+    ZcrxOptions, ZcrxSource, probe_zero_copy_receive,
 };
 
 const PAGE: usize = 4096;
@@ -459,6 +459,20 @@ fn a_refusal_is_typed_and_the_engine_works() {
             TcpStream::from(peer).write_all(b"hello").unwrap();
             assert_eq!(rx.recv().await.unwrap()[..], *b"hello");
         });
+    }
+}
+
+/// The test machine's cards (virtio-net) have no queues that can be taken over.
+#[test]
+fn cards_of_the_test_machine_refuse() {
+    if std::env::var_os("ZC_ZCRX_MACHINE").is_none() {
+        eprintln!("skipped, it is about the cards of the test machine");
+        return;
+    }
+    for interface in ["eth0", "eth1"] {
+        let why = probe_zero_copy_receive(interface, 0).unwrap_err();
+        eprintln!("{interface}: {why} ({}): {}", why.code(), why.remedy());
+        assert_eq!(why.code(), "driver_no_zero_copy");
     }
 }
 

@@ -345,9 +345,12 @@ impl Core {
 
     /// Begins to receive for those who receive into the area, unless there is no room: then the engine tries again in a while.
     fn arm_into_area(&mut self) {
+        if !self.to_arm.iter().any(|inbox| inbox.is_into_area()) {
+            return;
+        }
         self.flights.settle_area();
         let Some(area) = self.flights.area().filter(|area| !area.is_dry()) else { return };
-        let id = area.id();
+        let id = area.begin();
         self.begin(|inbox| inbox.is_into_area().then(|| Request::recv_into_area(&inbox.file, id)));
     }
 

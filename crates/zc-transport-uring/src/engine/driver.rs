@@ -222,14 +222,12 @@ impl Future for Driver {
             return Poll::Ready(());
         }
         let heard = self.hear(cx).map_err(|error| End::of(&error));
-        match heard.and_then(|()| self.turn(cx)) {
-            Ok(After::Sleep) => {
-                if self.has_area && self.poll_retry(cx).is_ready() {
-                    self.reactor.yield_now(cx);
-                }
-                Poll::Pending
-            }
-            Ok(After::Again) => {
+        let after = heard.and_then(|()| self.turn(cx));
+        // Also while somebody looks again and again, and it does not sleep.
+        let tries_again = self.has_area && after.is_ok() && self.poll_retry(cx).is_ready();
+        match after {
+            Ok(After::Sleep) if !tries_again => Poll::Pending,
+            Ok(After::Sleep | After::Again) => {
                 self.reactor.yield_now(cx);
                 Poll::Pending
             }

@@ -31,6 +31,7 @@ struct Rule {
     extra_mask: [u8; EXTRA_BYTES],
     queue: u64,
     location: u32,
+    end_of_spec: u32,
     count: u32,
 }
 
@@ -80,6 +81,7 @@ impl Rule {
             extra_mask: [0; EXTRA_BYTES],
             queue: 0,
             location: ANYWHERE,
+            end_of_spec: 0,
             count: 0,
         }
     }

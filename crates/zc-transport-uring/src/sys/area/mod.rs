@@ -29,7 +29,7 @@ use super::fixed::Locked;
 use super::ring::Ring;
 use crate::limits::ZCRX_LENT_DIVISOR;
 
-/// What a completion of such a receive says that found no room in the area.
+// What a completion of such a receive says that found no room in the area.
 const NO_ROOM: i32 = -libc::ENOMEM;
 
 /// Who may use what, and what goes back. A lock of its own, taken last of all: pieces come back from anywhere.
@@ -128,6 +128,9 @@ pub(crate) struct Area {
     full: u64,
     /// A receive found no room, and none has come back since.
     is_dry: bool,
+    /// How often the kernel was told to take what came back, and how often until the last receive began.
+    flushes: u64,
+    began_after: u64,
     locked: Option<Locked>,
 }
 
@@ -149,11 +152,24 @@ impl Area {
         // lies beside the pieces of a page that several packets share. A window shows whole pages, so that what is kept
         // counts as such, but only the piece in it is ever sliced and looked at (M5).
         let windows = unsafe { WindowTable::new(memory, count, home.clone()) };
-        let (received, full, is_dry, locked) = (0, 0, false, None);
-        Self { id, is_copied, bytes, home, windows, received, full, is_dry, locked }
+        Self {
+            id,
+            is_copied,
+            bytes,
+            home,
+            windows,
+            received: 0,
+            full: 0,
+            is_dry: false,
+            flushes: 0,
+            began_after: 0,
+            locked: None,
+        }
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    /// A receive begins; the number by which it names the area.
+    pub(crate) fn begin(&mut self) -> u32 {
+        self.began_after = self.flushes;
         self.id
     }
 
@@ -208,7 +224,8 @@ impl Area {
     /// A receive has ended with this result.
     pub(crate) fn ended(&mut self, result: i32) {
         if result == NO_ROOM {
-            self.is_dry = true;
+            // There may be room again: this was found out before it was told.
+            self.is_dry = self.began_after == self.flushes;
             self.full += 1;
         }
     }
@@ -233,6 +250,7 @@ impl Area {
             if ring.flush_refill(self.id).is_err() {
                 break;
             }
+            self.flushes += 1;
             self.is_dry = false;
             state.catch_up();
         }

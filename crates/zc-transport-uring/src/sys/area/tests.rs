@@ -74,6 +74,22 @@ fn without_a_window_a_piece_goes_straight_back() {
     assert!(!area.is_short());
 }
 
+/// A receive may have found no room before the kernel was given what came back, which is told later.
+#[test]
+fn no_room_is_believed_unless_some_has_come_since() {
+    let (mut area, _kernel) = area(4, 4);
+    area.begin();
+    area.ended(-libc::ECANCELED);
+    assert!(!area.is_dry());
+    area.ended(NO_ROOM);
+    assert!(area.is_dry());
+    area.try_again();
+    area.begin();
+    area.flushes += 1;
+    area.ended(NO_ROOM);
+    assert_eq!((area.is_dry(), area.counts().full), (false, 2));
+}
+
 #[test]
 fn pieces_outlive_the_area_and_go_nowhere_then() {
     let (mut area, mut kernel) = area(4, 4);
