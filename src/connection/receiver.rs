@@ -134,8 +134,10 @@ impl Receiver {
                     continue;
                 }
                 if self.waiting.goes_on(Instant::now) {
+                    core.watch.comes_back();
                     break;
                 }
+                core.watch.comes_no_more();
             }
             // Registered in front of the look, so that nothing slips in between.
             core.watch.register(cx.waker());
@@ -170,6 +172,7 @@ fn next(core: &Core, rx: &mut RxState) -> Option<Result<Option<Message>, Connect
     if std::mem::take(&mut rx.waiting) {
         core.watch.unregister();
     }
+    core.watch.comes_no_more();
     core.watch.leave(rx.arrived.eager);
     Some(next)
 }
@@ -196,6 +199,7 @@ impl Drop for Unregister<'_> {
         let core = self.0.handle.core();
         core.lock_rx().waiting = false;
         core.watch.unregister();
+        core.watch.comes_no_more();
         core.watch.hand_on();
     }
 }
@@ -216,6 +220,7 @@ impl Drop for Receiver {
         }
         drop(rx);
         core.watch.unregister();
+        core.watch.comes_no_more();
         core.watch.look();
     }
 }

@@ -97,6 +97,8 @@ pub(super) struct Watch {
     armed: AtomicBool,
     /// Somebody other than the receiver waits for incoming records.
     needy: AtomicBool,
+    /// The receiver comes back to look, without being called.
+    looking: AtomicBool,
     /// The driver is to look now.
     look: AtomicBool,
     /// The driver looks within [`LOOK_INTERVAL`], or has been woken to see to it.
@@ -126,6 +128,20 @@ impl Watch {
     /// The receiver does not wait any more.
     pub(super) fn unregister(&self) {
         self.receiver.take().into_iter().for_each(Deferral::discard);
+    }
+
+    /// The receiver looks again and again: nobody need look for it at once.
+    pub(super) fn comes_back(&self) {
+        if !self.looking.load(SeqCst) {
+            self.looking.store(true, SeqCst);
+        }
+    }
+
+    /// It does not: it sleeps, or has gone.
+    pub(super) fn comes_no_more(&self) {
+        if self.looking.load(SeqCst) {
+            self.looking.store(false, SeqCst);
+        }
     }
 
     /// The lane is about to be polled with our waker. Set in front, so that a waker called meanwhile counts.
@@ -211,7 +227,10 @@ impl Wake for RxWake {
     fn wake_by_ref(self: &Arc<Self>) {
         let watch = &self.0;
         watch.disarm();
-        let Some(receiver) = watch.receiver.take() else { return watch.look() };
+        let Some(receiver) = watch.receiver.take() else {
+            let comes_back = watch.looking.load(SeqCst) && !watch.needy.load(SeqCst);
+            return if comes_back { watch.watch() } else { watch.look() };
+        };
         // Should the receiver's task not come, the driver does.
         if watch.needy.load(SeqCst) {
             watch.look()

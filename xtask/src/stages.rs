@@ -71,6 +71,12 @@ pub(crate) const STAGES: &[Stage] = &[
     stage("vm", "the test machine boots, and RDMA works in it", LIMIT_BUILD, vm::check::vm),
     stage("rdma", "the layout of verbs, and queue pairs on the test machine", LIMIT_BUILD, vm::rdma::rdma),
     stage("xdpvm", "AF_XDP without copies, on the test machine's cards", LIMIT_TESTS, vm::xdp::xdp),
+    stage(
+        "zcrx",
+        "zero-copy receive by io_uring, on the test machine's newer kernel",
+        LIMIT_TESTS,
+        vm::zcrx::zcrx,
+    ),
     Stage {
         soak: true,
         ..stage("idle", "what 10,000 idle connections cost, and 1,000 over shared memory", LIMIT_BUILD, idle)

@@ -8,7 +8,27 @@ use crate::Result;
 use crate::machine::Machine;
 use crate::say::say;
 
-pub(crate) fn run(as_json: bool) -> Result<()> {
+/// A receive queue of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Queue {
+    interface: String,
+    number: u32,
+}
+
+/// `eth1:3`
+pub(crate) fn queue(text: &str) -> std::result::Result<Queue, String> {
+    let parts = text.rsplit_once(':').and_then(|(name, number)| Some((name, number.parse().ok()?)));
+    let (interface, number) = parts.ok_or("an interface and a queue, as in eth1:3")?;
+    Ok(Queue { interface: interface.to_owned(), number })
+}
+
+impl Queue {
+    fn probe(&self) -> std::result::Result<(), Unavailable> {
+        zc_transport_uring::probe_zero_copy_receive(&self.interface, self.number)
+    }
+}
+
+pub(crate) fn run(as_json: bool, queue: Option<&Queue>) -> Result<()> {
     let machine = Machine::look();
     let transports = transports()?;
     let wire = VersionRange::SUPPORTED;
@@ -16,6 +36,12 @@ pub(crate) fn run(as_json: bool) -> Result<()> {
         let mut transports: Vec<_> = transports.iter().map(|(name, probe)| to_json(name, probe)).collect();
         for transport in transports.iter_mut().filter(|transport| transport["name"] == "uring") {
             transport["features"] = uring_json();
+            if let Some(queue) = queue {
+                transport["zero_copy_receive"] = match queue.probe() {
+                    Ok(()) => json!({ "available": true }),
+                    Err(why) => refusal(&why),
+                };
+            }
         }
         for transport in transports.iter_mut().filter(|transport| transport["name"] == "rdma") {
             let devices = rdma_devices().into_iter().map(|one| (one.name, one.addresses.into()));
@@ -45,6 +71,11 @@ pub(crate) fn run(as_json: bool) -> Result<()> {
             found.setup(),
             list.collect::<Vec<_>>().join("\n         ")
         )?;
+    }
+    if let Some(queue @ Queue { interface, number }) = queue {
+        let found =
+            queue.probe().map_or_else(|why| format!("no: {why}; {}", why.remedy()), |()| "yes".to_owned());
+        say!("\nzero-copy receive by queue {number} of {interface}: {found}")?;
     }
     say!(
         "\nsent as it is, without a copy by us:\n{:<8} {:>16} {:>16} {:>16}",
@@ -92,14 +123,16 @@ fn to_json(name: &str, probe: &std::result::Result<Caps, Unavailable>) -> Value 
                 "foreign": caps.sources.foreign,
             },
         }),
-        Err(why) => json!({
-            "name": name,
-            "available": false,
-            "reason": why.code(),
-            "detail": why.to_string(),
-            "remedy": why.remedy(),
-        }),
+        Err(why) => {
+            let mut refusal = refusal(why);
+            refusal["name"] = name.into();
+            refusal
+        }
     }
+}
+
+fn refusal(why: &Unavailable) -> Value {
+    json!({ "available": false, "reason": why.code(), "detail": why.to_string(), "remedy": why.remedy() })
 }
 
 struct RdmaDevice {
@@ -165,4 +198,18 @@ fn word(name: impl std::fmt::Debug) -> String {
         words.push(c.to_ascii_lowercase());
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_is_a_name_and_a_number() {
+        let of = |interface: &str, number| Ok(Queue { interface: interface.to_owned(), number });
+        assert_eq!((queue("eth1:3"), queue("a:b:0")), (of("eth1", 3), of("a:b", 0)));
+        for bad in ["eth1", "eth1:", "eth1:x", ":"] {
+            assert!(queue(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -26,6 +26,9 @@ enum Command {
         /// One JSON object instead of text.
         #[arg(long)]
         json: bool,
+        /// Also ask whether this receive queue can put what comes straight into memory of ours; it is restarted for that.
+        #[arg(long, value_name = "INTERFACE:QUEUE", value_parser = info::queue)]
+        zero_copy_receive: Option<info::Queue>,
     },
     /// Round trips to a `zc perf serve`, one a second, with the selection report.
     Ping {
@@ -44,7 +47,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::Info { json } => info::run(json),
+        Command::Info { json, zero_copy_receive } => info::run(json, zero_copy_receive.as_ref()),
         Command::Ping { uri, count, interval_ms } => ping::run(&uri, count, interval_ms),
         Command::Perf(args) => perf::run(args),
     };

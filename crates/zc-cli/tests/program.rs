@@ -166,6 +166,11 @@ fn info_names_every_transport_with_caps_or_reason_and_remedy() {
     let uring = transports.iter().find(|transport| transport["name"] == "uring").unwrap();
     let found = &uring["features"]["found"];
     assert_eq!(found["send_zc"].is_boolean(), uring["available"] == true, "{uring}");
+    // Loopback has no NIC behind it, whatever the machine.
+    let asked = json("info --json --zero-copy-receive lo:0");
+    let uring = asked["transports"].as_array().unwrap().iter().find(|one| one["name"] == "uring").unwrap();
+    assert_eq!(uring["zero_copy_receive"]["available"], false, "{uring}");
+    assert!(text("info --zero-copy-receive lo:0").contains("zero-copy receive by queue 0 of lo: no: "));
     let words = text("info");
     assert_eq!(words.contains("send_zc"), uring["available"] == true, "{words}");
     assert!(

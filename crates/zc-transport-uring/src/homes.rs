@@ -5,9 +5,9 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use zc_core::memory::{BufPool, Deferral};
-use zc_core::transport::Reactor;
+use zc_core::transport::{Reactor, Unavailable};
 
-use crate::engine::{EngineStats, Kept, Tenant};
+use crate::engine::{Engine, EngineStats, Kept, Tenant};
 use crate::limits::MAX_MOVED_RUNTIMES;
 
 /// Those of one transport.
@@ -99,9 +99,20 @@ impl Homes {
         tenant
     }
 
+    fn all(&self) -> Vec<Arc<Kept>> {
+        self.0.lock().iter().filter_map(|home| home.engines.upgrade()).collect()
+    }
+
+    /// The best that became of zero-copy receive.
+    pub(crate) fn zero_copy_receive(&self) -> Option<Result<(), Unavailable>> {
+        let all = self.all();
+        let engines = all.iter().flat_map(|kept| kept.engines().all());
+        engines.filter_map(Engine::zero_copy_receive).min_by_key(Result::is_err)
+    }
+
     /// Figures of all engines.
     pub(crate) fn stats(&self) -> EngineStats {
-        let all: Vec<_> = self.0.lock().iter().filter_map(|home| home.engines.upgrade()).collect();
+        let all = self.all();
         all.iter().map(|kept| kept.engines().stats()).fold(EngineStats::default(), EngineStats::plus)
     }
 }

@@ -50,18 +50,25 @@ pub(crate) struct Rung {
 
 const DEFER: Rung = Rung {
     name: "single_issuer+defer_taskrun",
-    setup: Setup { single_issuer: true, defer_taskrun: true, coop_taskrun: false },
+    setup: Setup { single_issuer: true, defer_taskrun: true, coop_taskrun: false, wide: false },
     needs: "6.1",
 };
 const COOP: Rung = Rung {
     name: "coop_taskrun",
-    setup: Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: true },
+    setup: Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: true, wide: false },
     needs: "5.19",
 };
 const PLAIN: Rung = Rung {
     name: "plain",
-    setup: Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false },
+    setup: Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false, wide: false },
     needs: OLDEST,
+};
+
+/// As zero-copy receive wants it.
+const WIDE: Rung = Rung {
+    name: "single_issuer+defer_taskrun+cqe32",
+    setup: Setup { single_issuer: true, defer_taskrun: true, coop_taskrun: false, wide: true },
+    needs: "6.1",
 };
 
 /// The first kernel with multishot receive and all else that no engine can do without.
@@ -86,6 +93,14 @@ pub(crate) fn open(flavour: Flavour) -> Result<(Ring, &'static Rung), Unavailabl
         try_out(rung)?;
         Ring::new(rung.setup, SQ_ENTRIES, CQ_ENTRIES)
     })
+}
+
+/// A ring that can have an area to receive into.
+///
+/// # Errors
+/// Why there is none.
+pub(crate) fn open_wide() -> Result<(Ring, &'static Rung), Unavailable> {
+    climb(&[WIDE], |rung| Ring::new(rung.setup, SQ_ENTRIES, CQ_ENTRIES))
 }
 
 fn climb<R>(
@@ -232,7 +247,7 @@ mod tests {
             eprintln!("no io_uring here: {why}");
             return;
         }
-        for rung in [DEFER, COOP, PLAIN] {
+        for rung in [DEFER, COOP, PLAIN, WIDE] {
             match try_out(&rung) {
                 Ok(()) => {}
                 Err(refused) => {

@@ -21,7 +21,7 @@
 //! ladder    setting a ring up, from the best way to the weakest, and why not
 //! probe     what the kernel has
 //! slab      what is in flight, without I/O
-//! zcrx      whether a NIC puts what it receives into memory of ours
+//! zcrx      that a NIC puts what it receives into memory of ours: options, and why not
 //! zero_copy whether to send out of the memory itself, without I/O
 //! sys/      the unsafe part: the ring, and memory that the kernel uses
 //! ```
@@ -44,16 +44,17 @@ pub use engine::{
 };
 pub use ladder::Flavour;
 pub use limits::{
-    ABORT_MS, BATCH_BYTES, CQ_ENTRIES, DIRECT_BYTES, DRAIN_MS, GRAVE_MS, IDLE_MS, LARGE_MIN, MAX_GRAVES,
-    MAX_INBOX_BYTES, MAX_LINGERS, MAX_MOVED_RUNTIMES, MAX_OPERATIONS, MAX_RECV_BUFFERS, MAX_REGION_BYTES,
-    MAX_REGISTERED_REGIONS, MAX_RINGS, MAX_SOCKETS, MAX_SPILLED_BYTES, MAX_TRANSFER_BYTES,
-    MAX_UNASKED_REGION_BYTES, MAX_UNRELEASED_SENDS, MIN_PIECE_BYTES, MIN_RECV_BUFFER_BYTES,
-    RECV_BUFFER_BYTES, RECV_BUFFERS, RECV_POOL_DIVISOR, REFUSED_MS, RELEASE_MS, SCRATCH_BYTES,
-    SLOW_RECEIVE_MS, SQ_ENTRIES, THREADS_PER_RING, UNASKED_MEMLOCK_DIVISOR, WHOLE_RECV_BUFFER_BYTES,
-    ZCRX_AREA_BYTES, ZCRX_REFILL_ENTRIES, ZERO_COPY_MIN_BYTES, ZERO_COPY_PROBES, ZERO_COPY_REST_MAX_MS,
-    ZERO_COPY_REST_MS, ZERO_COPY_SETTLED,
+    ABORT_MS, BATCH_BYTES, CQ_ENTRIES, DIRECT_BYTES, DRAIN_MS, GRAVE_MS, HOT_LOOKS, HOT_READ_BYTES, IDLE_MS,
+    LARGE_MIN, MAX_GRAVES, MAX_HOT_LANES, MAX_INBOX_BYTES, MAX_LINGERS, MAX_MOVED_RUNTIMES, MAX_OPERATIONS,
+    MAX_RECV_BUFFERS, MAX_REGION_BYTES, MAX_REGISTERED_REGIONS, MAX_RINGS, MAX_SOCKETS, MAX_SPILLED_BYTES,
+    MAX_TRANSFER_BYTES, MAX_UNASKED_REGION_BYTES, MAX_UNRELEASED_SENDS, MAX_ZCRX_AREA_BYTES,
+    MAX_ZCRX_REFILL_ENTRIES, MIN_PIECE_BYTES, MIN_RECV_BUFFER_BYTES, RECV_BUFFER_BYTES, RECV_BUFFERS,
+    RECV_POOL_DIVISOR, REFUSED_MS, RELEASE_MS, SCRATCH_BYTES, SLOW_RECEIVE_MS, SQ_ENTRIES, THREADS_PER_RING,
+    UNASKED_MEMLOCK_DIVISOR, WHOLE_RECV_BUFFER_BYTES, ZCRX_AREA_BYTES, ZCRX_LENT_DIVISOR, ZCRX_PROBE_BYTES,
+    ZCRX_RETRY_MS, ZERO_COPY_MIN_BYTES, ZERO_COPY_PROBES, ZERO_COPY_REST_MAX_MS, ZERO_COPY_REST_MS,
+    ZERO_COPY_SETTLED,
 };
 pub use probe::{Feature, Features, probe};
 pub use transport::{EngineThread, UringOptions, UringTransport};
-pub use zcrx::probe_zero_copy_receive;
+pub use zcrx::{ZcrxOptions, ZcrxSource, probe_zero_copy_receive};
 pub use zero_copy::{PeerPlace, ZeroCopyAttempt, ZeroCopyMode, ZeroCopyPolicy};

@@ -22,6 +22,12 @@ pub const WHOLE_RECV_BUFFER_BYTES: usize = 8 << 10;
 pub const MAX_INBOX_BYTES: usize = 4 << 20;
 /// What a further piece of the same buffer counts: what it takes to keep it in mind.
 pub const MIN_PIECE_BYTES: usize = 256;
+/// Lanes of one engine that read their sockets themselves while they look; further ones look at the ring.
+pub const MAX_HOT_LANES: usize = 2;
+/// So often in a row a lane must find something by a look before it reads its socket itself.
+pub const HOT_LOOKS: u32 = 32;
+/// Of what it then reads at a time.
+pub const HOT_READ_BYTES: usize = 64 << 10;
 /// The longest single transfer; the kernel takes no more.
 pub const MAX_TRANSFER_BYTES: usize = 0x7fff_f000;
 /// Rings of one runtime; more are not set up.
@@ -54,9 +60,17 @@ pub const ZERO_COPY_REST_MAX_MS: u64 = 300_000;
 /// Sends without a copy after which the next rest is the shortest again.
 pub const ZERO_COPY_SETTLED: u32 = 64;
 /// Memory that a NIC is offered when it is asked whether it can put what it receives there.
-pub const ZCRX_AREA_BYTES: usize = 1 << 20;
-/// Entries of the ring on which pieces of it would come back.
-pub const ZCRX_REFILL_ENTRIES: u32 = 256;
+pub const ZCRX_PROBE_BYTES: usize = 1 << 20;
+/// Memory into which a NIC puts what it receives, by default; a NIC keeps a part of it ready for its receive ring.
+pub const ZCRX_AREA_BYTES: usize = 64 << 20;
+/// The most that may be asked for, as the kernel has it.
+pub const MAX_ZCRX_AREA_BYTES: usize = 1 << 30;
+/// The most entries of the ring on which pieces of it go back, as the kernel has it; beyond, they wait.
+pub const MAX_ZCRX_REFILL_ENTRIES: u32 = 1 << 15;
+/// Once this part of the area's pages is lent, one of so many, what comes is copied out of it.
+pub const ZCRX_LENT_DIVISOR: usize = 2;
+/// After so long receives are tried again that found no room in the area, if nothing has come back before.
+pub const ZCRX_RETRY_MS: u64 = 10;
 /// How long an engine that ends waits for its operations before it gives them to the undertaker.
 pub const DRAIN_MS: u64 = 1_000;
 /// How long the kernel may take to let go of a closed ring; then connections are cut that keep it, see `ABORT_MS`.

@@ -22,6 +22,7 @@ use crate::limits::{
     RECV_BUFFERS, RECV_POOL_DIVISOR, REFUSED_MS, ZERO_COPY_MIN_BYTES,
 };
 use crate::probe::{BUFFER_RING, probe};
+use crate::zcrx::ZcrxOptions;
 use crate::zero_copy::ZeroCopyMode;
 
 /// A reactor for engines alone, for example of a runtime of one thread in a thread of its own: the ring is then for that thread
@@ -95,6 +96,9 @@ pub struct UringOptions {
     pub registered_regions: u16,
     /// Bytes of messages that may lie on the heap for all streams of a ring while the pool is exhausted; then connections fail
     pub max_spilled_bytes: usize,
+    /// Memory into which a NIC puts what TCP connections receive, see `docs/uring.md`; by default none. It takes a ring for one
+    /// thread. Where it can't be had, connections receive as always: [`UringTransport::zero_copy_receive`] says why
+    pub zero_copy_receive: Option<ZcrxOptions>,
     /// How long the rings of a runtime are kept after its last connection; with none they go with it
     pub idle: Duration,
 }
@@ -112,6 +116,7 @@ impl Default for UringOptions {
             zero_copy: ZeroCopyMode::Probe,
             registered_regions: MAX_REGISTERED_REGIONS,
             max_spilled_bytes: MAX_SPILLED_BYTES,
+            zero_copy_receive: None,
             idle: Duration::from_millis(IDLE_MS),
         }
     }
@@ -156,6 +161,16 @@ impl UringTransport {
         self.homes.stats()
     }
 
+    /// What became of [`UringOptions::zero_copy_receive`], by the engines that lanes of this transport use now: connections over TCP
+    /// receive so, or the typed reason why not. `None`: nobody asked for it, or there is no engine.
+    ///
+    /// ```
+    /// assert_eq!(zc_transport_uring::UringTransport::default().zero_copy_receive(), None);
+    /// ```
+    pub fn zero_copy_receive(&self) -> Option<Result<(), Unavailable>> {
+        self.homes.zero_copy_receive()
+    }
+
     /// The engines of this runtime, which are begun if there are none that work.
     fn engines(&self, cx: &OfferContext) -> Result<Tenant, Unavailable> {
         let own = self.options.thread.as_ref().map(|thread| &thread.0);
@@ -189,6 +204,7 @@ impl UringTransport {
         options.zero_copy = self.options.zero_copy;
         options.registered_regions = self.options.registered_regions;
         options.max_spilled_bytes = self.options.max_spilled_bytes;
+        options.zero_copy_receive.clone_from(&self.options.zero_copy_receive);
         options
     }
 
@@ -200,12 +216,19 @@ impl UringTransport {
         })?;
         let failed = |source| LinkError::Io { operation: "a socket of io_uring", source };
         // From here on it waits in the kernel, also for who has the link: nothing may fail any more.
-        let socket = engines.pick().socket(socket).map_err(failed)?;
+        let socket = engines.pick().socket_of(socket, Some(cx.ledger.clone())).map_err(failed)?;
         let mut caps = caps();
+        if socket.1.kernel_copies().is_none() {
+            caps.zero_copy_rx = RECEIVES;
+        }
         caps.max_message = cx.limits.send_max_message;
         Ok(lane::start(socket, engines, scratch, caps, cx))
     }
 }
+
+const RECEIVES: ZeroCopy = ZeroCopy::Conditional(
+    "what comes by the NIC's queue, in messages of at most so many pieces as a rope has",
+);
 
 /// How many receive buffers a pool can do without for each of so many rings, and how long they are if they must be shorter
 /// than usual.

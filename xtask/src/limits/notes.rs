@@ -122,6 +122,15 @@ pub(super) const NOTES: &[Note] = &[
         "0 to `MAX_REGISTERED_REGIONS`",
         "as `EngineOptions::registered_regions`",
     ),
+    note("UringOptions::zero_copy_receive", "none turns it off", "`ZcrxOptions::area_bytes`, for each ring"),
+    note("EngineOptions::zero_copy_receive", "none turns it off", "`ZcrxOptions::area_bytes`"),
+    note(
+        "ZcrxOptions::area_bytes",
+        "a page to `MAX_ZCRX_AREA_BYTES`",
+        "so much, locked, and about 150 B for each page",
+    ),
+    note("ZcrxOptions::source", "", "none"),
+    note("ZcrxOptions::steers", "", "a rule of the NIC for each connection"),
     note("ChannelBuilder::greeting_timeout", "above 0", "how long a silent connection is kept"),
     note("Limits::max_calls", "above 0", "so many times headers, and `send_buffer_bytes` of body"),
     note(

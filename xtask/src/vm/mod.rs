@@ -22,6 +22,7 @@ mod qemu;
 mod quote;
 pub(crate) mod rdma;
 pub(crate) mod xdp;
+pub(crate) mod zcrx;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -82,6 +82,8 @@ pub struct Parser {
     exact_frames: u32,
     /// Payloads of at least this many bytes begin that.
     exact_min_bytes: usize,
+    /// Whether the kernel copies all that comes; otherwise nobody says how much.
+    kernel_copies: bool,
     received: u64,
 }
 
@@ -109,6 +111,7 @@ impl Parser {
             unread: PinnedBuf::empty(),
             exact_frames: 0,
             exact_min_bytes: DIRECT_MIN,
+            kernel_copies: true,
             received: 0,
         }
     }
@@ -116,6 +119,11 @@ impl Parser {
     /// The stream is taken exactly from payloads of this length on; by default [`DIRECT_MIN`].
     pub fn set_exact_min(&mut self, bytes: usize) {
         self.exact_min_bytes = bytes;
+    }
+
+    /// What is fed may have come without a copy by the kernel, which does not say: so the ledger says of it.
+    pub fn kernel_may_not_copy(&mut self) {
+        self.kernel_copies = false;
     }
 
     /// Takes the stream exactly for a while, also if frames are small.
@@ -442,7 +450,8 @@ impl Parser {
             FrameType::Remote => FrameKind::Remote,
         };
         if is_payload {
-            self.ledger.kernel_copied(KernelCopied::Known(len as u64));
+            let known = KernelCopied::Known(len as u64);
+            self.ledger.kernel_copied(if self.kernel_copies { known } else { KernelCopied::Unknown });
         }
         let ack = head.header.flags.ack_requested;
         out.push(Frame { kind, ack, seq: head.header.seq, payload });

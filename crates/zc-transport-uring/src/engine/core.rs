@@ -11,6 +11,7 @@ use zc_core::memory::{AllocError, Region};
 use super::End;
 use super::inbox::{Inbox, Next};
 use super::parked::Parked;
+use super::relief::Relief;
 use crate::limits::MAX_SPARE_PARTS;
 use crate::slab::Token;
 use crate::sys::{Event, Flights, Parts, Request, Settled};
@@ -113,6 +114,8 @@ pub(crate) struct Core {
     pub(super) is_for_one_thread: bool,
     spare_parts: SpareParts,
     bundles: bool,
+    /// Where pieces go of which too much is lent.
+    pub(super) relief: Relief,
     pub(crate) turns: u64,
     /// To be logged where the lock is not held.
     pub(super) no_memory: Option<AllocError>,
@@ -124,6 +127,7 @@ impl Core {
         max_operations: usize,
         bundles: bool,
         is_for_one_thread: bool,
+        relief: Relief,
     ) -> Self {
         Self {
             is_for_one_thread,
@@ -142,6 +146,7 @@ impl Core {
             max_operations,
             spare_parts: SpareParts::new(),
             bundles,
+            relief,
             turns: 0,
             no_memory: None,
         }
@@ -268,9 +273,15 @@ impl Core {
     }
 
     fn reap(&mut self) -> usize {
-        let Self { to_arm, spare_parts: spare, receiving, watching, .. } = self;
+        let Self { to_arm, spare_parts: spare, receiving, watching, relief, .. } = self;
         let mut stops: Vec<Token> = Vec::new();
-        let count = self.flights.reap(|event| {
+        let count = self.flights.reap(|mut event| {
+            match event.tag {
+                Tag::Many(inbox) if event.is_short => {
+                    event.pieces = relief.copy_out(std::mem::take(&mut event.pieces), inbox.ledger());
+                }
+                _ => {}
+            }
             match event.tag {
                 Tag::Many(_) if !event.more => *receiving -= 1,
                 Tag::End(_) if !event.more => *watching -= 1,
@@ -309,20 +320,45 @@ impl Core {
         if self.stage != Stage::Running {
             return self.to_arm.drain(..).for_each(|inbox| inbox.fail(End::Closed));
         }
-        let Some(group) = self.flights.group() else {
-            return self.to_arm.drain(..).for_each(|inbox| inbox.fail_os(libc::EOPNOTSUPP));
+        self.arm_into_area();
+        if self.to_arm.iter().all(|inbox| inbox.is_into_area()) {
+            // They wait for room there.
+            return self.flights.stop_waiting();
+        }
+        let fail = |to_arm: &mut Vec<Arc<Inbox>>, errno| {
+            let failed = to_arm.extract_if(.., |inbox| !inbox.is_into_area());
+            failed.for_each(|inbox| inbox.fail_os(errno));
         };
+        let Some(group) = self.flights.group() else { return fail(&mut self.to_arm, libc::EOPNOTSUPP) };
         if let Poll::Ready(Err(error)) = self.flights.poll_provide(cx) {
             self.no_memory = Some(error);
-            return self.to_arm.drain(..).for_each(|inbox| inbox.fail_os(libc::ENOMEM));
+            return fail(&mut self.to_arm, libc::ENOMEM);
         }
         // Without one the pool wakes the engine when it has memory again.
         if self.flights.buffer_counts().provided == 0 {
-            return self.to_arm.iter().for_each(|inbox| inbox.starve());
+            let into_buffers = self.to_arm.iter().filter(|inbox| !inbox.is_into_area());
+            return into_buffers.for_each(|inbox| inbox.starve());
         }
-        let Self { to_arm, flights, receiving, watching, bundles, .. } = self;
+        let bundles = self.bundles;
+        self.begin(|inbox| (!inbox.is_into_area()).then(|| Request::recv_many(&inbox.file, group, bundles)));
+    }
+
+    /// Begins to receive for those who receive into the area, unless there is no room: then the engine tries again in a while.
+    fn arm_into_area(&mut self) {
+        if !self.to_arm.iter().any(|inbox| inbox.is_into_area()) {
+            return;
+        }
+        self.flights.settle_area();
+        let Some(area) = self.flights.area().filter(|area| !area.is_dry()) else { return };
+        let id = area.begin();
+        self.begin(|inbox| inbox.is_into_area().then(|| Request::recv_into_area(&inbox.file, id)));
+    }
+
+    /// Begins what `request` gives, and the watch of that socket.
+    fn begin(&mut self, request: impl Fn(&Inbox) -> Option<Request>) {
+        let Self { to_arm, flights, receiving, watching, .. } = self;
         to_arm.retain(|inbox| {
-            let request = Request::recv_many(&inbox.file, group, *bundles);
+            let Some(request) = request(inbox) else { return true };
             let Some(token) = flights.start(false, request, Tag::Many(inbox.clone())) else { return true };
             *receiving += 1;
             if let Next::Stop(token) = inbox.armed(token) {
@@ -338,6 +374,12 @@ impl Core {
             }
             false
         });
+    }
+
+    /// Whether somebody waits for room in the area, of which nobody may tell.
+    pub(super) fn waits_for_room(&mut self) -> bool {
+        let is_dry = self.flights.area().is_some_and(|area| area.is_dry());
+        is_dry && self.to_arm.iter().any(|inbox| inbox.is_into_area())
     }
 
     /// Gives the kernel buffers before it has none left: those that receive then go on, instead of each having to begin anew.
@@ -378,7 +420,7 @@ fn join(queue: &mut Vec<Parked>, cx: &Context<'_>) {
 
 /// Hands a completion to whom it is for.
 fn tell(event: Event<'_, Tag>, spare: &mut SpareParts) -> Option<(Arc<Inbox>, Next)> {
-    let Event { tag, result, more, copied, pieces, left } = event;
+    let Event { tag, result, more, copied, pieces, left, .. } = event;
     if let Tag::Many(inbox) = tag {
         let next = inbox.received(pieces, result, more);
         return Some((inbox.clone(), next));

@@ -21,7 +21,7 @@ use zc_core::transport::{Reactor, Readiness, Timer};
 use super::core::{Core, Stage};
 use super::spin::SpinBudget;
 use super::{End, Shared};
-use crate::limits::{DRAIN_MS, FAREWELL_ROUNDS, LOOKS_PER_TURN};
+use crate::limits::{DRAIN_MS, FAREWELL_ROUNDS, LOOKS_PER_TURN, ZCRX_RETRY_MS};
 use crate::sys::Settled;
 
 pub(super) struct Driver {
@@ -33,6 +33,9 @@ pub(super) struct Driver {
     /// Until when it waits for what is in flight then.
     timer: Option<Box<dyn Timer>>,
     spin: Option<SpinBudget>,
+    /// When those who wait for room in the area try again.
+    retry: Option<Box<dyn Timer>>,
+    has_area: bool,
 }
 
 /// What comes after a turn.
@@ -49,8 +52,9 @@ impl Driver {
         reactor: Arc<dyn Reactor>,
         eventfd: Box<dyn Readiness>,
         spin: Option<SpinBudget>,
+        has_area: bool,
     ) -> Self {
-        Self { shared, reactor, eventfd, closes: false, timer: None, spin }
+        Self { shared, reactor, eventfd, closes: false, timer: None, spin, retry: None, has_area }
     }
 
     /// Takes the signal, if there is one, and waits for the next.
@@ -178,6 +182,29 @@ impl Driver {
         self.timer.as_mut().is_some_and(|timer| timer.poll_expired(cx).is_ready())
     }
 
+    /// While somebody waits for room in the area: returns what nobody is told of are looked for again and again. The runtime is
+    /// asked without the lock. Ready: it is time.
+    fn poll_retry(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.shared.core.lock().waits_for_room() {
+            self.retry = None;
+            return Poll::Pending;
+        }
+        if self.retry.is_none() {
+            // Without a timer it is the next turn that finds out.
+            let Ok(mut timer) = self.reactor.timer() else { return Poll::Pending };
+            timer.reset(self.reactor.now() + Duration::from_millis(ZCRX_RETRY_MS));
+            self.retry = Some(timer);
+        }
+        let expired = self.retry.as_mut().map_or(Poll::Pending, |timer| timer.poll_expired(cx));
+        if expired.is_ready() {
+            self.retry = None;
+            if let Some(area) = self.shared.core.lock().flights.area() {
+                area.try_again();
+            }
+        }
+        expired
+    }
+
     fn end(&self, end: End) {
         let _deferral = Deferral::begin();
         self.shared.has_ended.store(true, Relaxed);
@@ -195,9 +222,12 @@ impl Future for Driver {
             return Poll::Ready(());
         }
         let heard = self.hear(cx).map_err(|error| End::of(&error));
-        match heard.and_then(|()| self.turn(cx)) {
-            Ok(After::Sleep) => Poll::Pending,
-            Ok(After::Again) => {
+        let after = heard.and_then(|()| self.turn(cx));
+        // Also while somebody looks again and again, and it does not sleep.
+        let tries_again = self.has_area && after.is_ok() && self.poll_retry(cx).is_ready();
+        match after {
+            Ok(After::Sleep) if !tries_again => Poll::Pending,
+            Ok(After::Sleep | After::Again) => {
                 self.reactor.yield_now(cx);
                 Poll::Pending
             }

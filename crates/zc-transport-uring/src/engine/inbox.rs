@@ -22,11 +22,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use parking_lot::Mutex;
-use zc_core::memory::PinnedBuf;
+use zc_core::memory::{CopyLedger, PinnedBuf};
 
 use super::End;
 use super::parked::Parked;
 use super::places::Place;
+use super::relief::Ledger;
 use crate::limits::{MAX_INBOX_BYTES, MIN_PIECE_BYTES};
 use crate::slab::Token;
 use crate::sys::Pieces;
@@ -103,11 +104,13 @@ pub(crate) struct Inbox {
     pub(crate) file: Arc<OwnedFd>,
     /// The engine has an operation to receive with and one for the end for each inbox.
     _place: Place,
+    /// It is received into the engine's area, if it has one, and this is told of what is copied out of there.
+    area: Option<Ledger>,
     state: Mutex<State>,
 }
 
 impl Inbox {
-    pub(crate) fn new(file: Arc<OwnedFd>, place: Place) -> Arc<Self> {
+    pub(super) fn new(file: Arc<OwnedFd>, place: Place, area: Option<Ledger>) -> Arc<Self> {
         let state = State {
             pieces: VecDeque::new(),
             bytes: 0,
@@ -119,7 +122,17 @@ impl Inbox {
             watch: Watch::None,
             reader: Parked::default(),
         };
-        Arc::new(Self { file, _place: place, state: Mutex::new(state) })
+        Arc::new(Self { file, _place: place, area, state: Mutex::new(state) })
+    }
+
+    /// Whether it is received into the engine's area.
+    pub(crate) fn is_into_area(&self) -> bool {
+        self.area.is_some()
+    }
+
+    /// Who is told of what is copied out of there.
+    pub(super) fn ledger(&self) -> Option<&CopyLedger> {
+        self.area.as_ref()?.as_deref()
     }
 
     /// The next piece; an empty one is the end. And what the engine has to do for more.
@@ -162,18 +175,22 @@ impl Inbox {
     /// Pending while something receives by itself.
     pub(crate) fn poll_quiet(&self, cx: &Context<'_>) -> (Poll<()>, Next) {
         let mut state = self.state.lock();
-        state.paused = true;
-        let next = match state.mode {
-            Mode::Quiet => return (Poll::Ready(()), Next::Nothing),
-            Mode::Many(token) => {
-                state.mode = Mode::Stopping;
-                Next::Stop(token)
-            }
-            Mode::Queued => Next::Look,
-            Mode::Stopping | Mode::Direct => Next::Nothing,
-        };
+        let next = state.pause();
+        if state.mode == Mode::Quiet {
+            return (Poll::Ready(()), next);
+        }
         state.reader.park(cx);
         (Poll::Pending, next)
+    }
+
+    /// Nothing is to receive by itself until somebody waits for something.
+    pub(crate) fn pause(&self) -> Next {
+        self.state.lock().pause()
+    }
+
+    /// Nothing receives, and all that came is taken.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.state.lock().check_quiet().is_ok()
     }
 
     /// For a receive into a buffer of the caller's: nothing else may be on its way.
@@ -279,7 +296,7 @@ impl Inbox {
             1.. => None,
             0 if more => None,
             0 => Some(Over::Ended),
-            _ if is_passing(result) => None,
+            _ if is_passing(result) || self.is_into_area() && is_passing_in_area(result) => None,
             _ => Some(Over::Failed(result.saturating_neg())),
         };
         if state.over.is_none() {
@@ -333,6 +350,11 @@ fn is_passing(result: i32) -> bool {
     [-libc::ENOBUFS, -libc::ECANCELED, -libc::EINTR].contains(&result)
 }
 
+/// Of the area: no room in it, or in the queue of completions. The engine knows when to begin anew.
+fn is_passing_in_area(result: i32) -> bool {
+    [-libc::ENOMEM, -libc::ENOSPC].contains(&result)
+}
+
 impl State {
     fn check_quiet(&self) -> io::Result<()> {
         if self.mode != Mode::Quiet || !self.pieces.is_empty() {
@@ -342,6 +364,18 @@ impl State {
         match self.over {
             Some(Over::Engine(end)) => Err(end.into()),
             _ => Ok(()),
+        }
+    }
+
+    fn pause(&mut self) -> Next {
+        self.paused = true;
+        match self.mode {
+            Mode::Many(token) => {
+                self.mode = Mode::Stopping;
+                Next::Stop(token)
+            }
+            Mode::Queued => Next::Look,
+            Mode::Quiet | Mode::Stopping | Mode::Direct => Next::Nothing,
         }
     }
 
@@ -406,7 +440,7 @@ mod tests {
 
     fn inbox() -> (Arc<Inbox>, Token) {
         let (file, _) = std::os::unix::net::UnixStream::pair().unwrap();
-        let inbox = Inbox::new(Arc::new(file.into()), Places::new(1).take().unwrap());
+        let inbox = Inbox::new(Arc::new(file.into()), Places::new(1).take().unwrap(), None);
         let token = Slab::new(1).insert(false, ()).unwrap();
         assert!(matches!(inbox.poll_take(Some(&cx())), (Poll::Pending, Next::Arm)));
         assert!(inbox.wants_arming());

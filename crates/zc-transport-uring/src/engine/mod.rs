@@ -15,6 +15,7 @@ mod kept;
 mod op;
 mod parked;
 mod places;
+mod relief;
 mod socket;
 mod spin;
 
@@ -33,14 +34,16 @@ use zc_core::transport::{Reactor, Unavailable};
 use self::core::{Core, Stage};
 use self::driver::Driver;
 use self::places::Places;
+use self::relief::Relief;
 use self::spin::SpinBudget;
 use crate::ladder::{self, Flavour};
 use crate::limits::{
-    MAX_LINGERS, MAX_OPERATIONS, MAX_REGISTERED_REGIONS, MAX_SOCKETS, MAX_SPILLED_BYTES, RECV_BUFFER_BYTES,
-    RECV_BUFFERS, WHOLE_RECV_BUFFER_BYTES,
+    MAX_HOT_LANES, MAX_LINGERS, MAX_OPERATIONS, MAX_REGISTERED_REGIONS, MAX_SOCKETS, MAX_SPILLED_BYTES,
+    RECV_BUFFER_BYTES, RECV_BUFFERS, WHOLE_RECV_BUFFER_BYTES,
 };
 use crate::probe::{BUFFER_RING, BUNDLES, Features, INCREMENTAL, REPORT_USAGE, SEND_ZC, SENDMSG_ZC};
-use crate::sys::{Buffers, Fixed, Flights, Known, Request, Ring};
+use crate::sys::{Area, Buffers, Fixed, Flights, Known, Request, Ring};
+use crate::zcrx::{self, Steering, ZcrxOptions};
 use crate::zero_copy::ZeroCopyMode;
 
 pub use direct::{DirectAlignment, DirectError};
@@ -90,6 +93,9 @@ pub struct EngineOptions {
     pub zero_copy: ZeroCopyMode,
     /// Regions of memory that the ring knows ahead, for direct file operations and for sends out of the memory itself
     pub registered_regions: u16,
+    /// Memory into which a NIC puts what TCP sockets receive; by default none. Where it can't be had, the engine receives as always,
+    /// see [`Engine::zero_copy_receive`]
+    pub zero_copy_receive: Option<ZcrxOptions>,
 }
 
 impl Default for EngineOptions {
@@ -107,6 +113,7 @@ impl Default for EngineOptions {
             spin: None,
             zero_copy: ZeroCopyMode::Probe,
             registered_regions: MAX_REGISTERED_REGIONS,
+            zero_copy_receive: None,
         }
     }
 }
@@ -169,10 +176,17 @@ pub(crate) struct Handle {
     sockets: Places,
     /// For streams that are gone, and wait for the kernel to let go of what they sent.
     lingers: Places,
+    /// For lanes that read past the ring.
+    hot: Places,
     /// Bytes of messages on the heap, for want of memory.
     spilled: Places,
     zero_copy: Sends,
     fixed: Option<Arc<Fixed>>,
+    /// `None`: nobody asked for it.
+    zero_copy_receive: Option<Result<(), Unavailable>>,
+    /// There is no NIC behind the area.
+    area_is_copied: bool,
+    steering: Option<Steering>,
 }
 
 /// What the kernel and the options have of sends out of the memory itself.
@@ -249,6 +263,14 @@ pub struct EngineStats {
     pub registered_bytes: u64,
     /// Operations on such memory.
     pub registered_operations: u64,
+    /// Pieces that came in memory into which a NIC receives.
+    pub area_pieces: u64,
+    /// Pages of that memory that are lent.
+    pub area_lent_pages: usize,
+    /// Bytes that were copied out of it because so much of it was lent.
+    pub area_copied_bytes: u64,
+    /// Receives that found no room in it, and began anew.
+    pub area_full: u64,
 }
 
 impl EngineStats {
@@ -264,6 +286,10 @@ impl EngineStats {
             registered_regions: self.registered_regions + other.registered_regions,
             registered_bytes: self.registered_bytes + other.registered_bytes,
             registered_operations: self.registered_operations + other.registered_operations,
+            area_pieces: self.area_pieces + other.area_pieces,
+            area_lent_pages: self.area_lent_pages + other.area_lent_pages,
+            area_copied_bytes: self.area_copied_bytes + other.area_copied_bytes,
+            area_full: self.area_full + other.area_full,
         }
     }
 }
@@ -313,7 +339,14 @@ impl Engine {
         pool: &BufPool,
         options: EngineOptions,
     ) -> Result<Self, Unavailable> {
-        let (ring, rung) = ladder::open(options.flavour)?;
+        let opened = options.zero_copy_receive.as_ref().map(|wanted| zcrx::open(options.flavour, wanted));
+        let (ring, rung, area, zero_copy_receive) = match opened {
+            Some(Ok((ring, rung, area))) => (ring, rung, Some(area), Some(Ok(()))),
+            refused => {
+                let (ring, rung) = ladder::open(options.flavour)?;
+                (ring, rung, None, refused.and_then(Result::err).map(Err))
+            }
+        };
         let features = Features::of(&ring, rung.name);
         let is_for_one_thread = ring.setup().single_issuer;
         let os = |operation: &'static str| move |error: io::Error| Unavailable::os(operation, &error);
@@ -324,18 +357,34 @@ impl Engine {
         // A socket has one operation at a time that receives by itself, and one for its end, so these always find a place.
         let max_flights = max_operations.saturating_add(options.max_sockets.saturating_mul(2));
         let fixed = Fixed::new(&ring, options.registered_regions.min(MAX_REGISTERED_REGIONS));
-        let flights = Flights::new(ring, buffers, max_flights).with_fixed(fixed.clone());
+        let steering = options.zero_copy_receive.as_ref().filter(|_| area.is_some()).and_then(Steering::of);
+        let (has_area, area_is_copied) = (area.is_some(), area.as_ref().is_some_and(Area::is_copied));
+        let flights = Flights::new(ring, buffers, max_flights).with_fixed(fixed.clone()).with_area(area);
         let bundles = options.bundles && features.has(BUNDLES);
-        let core = Mutex::new(Core::new(flights, max_operations, bundles, is_for_one_thread));
+        let relief = Relief::new(pool, options.max_spilled_bytes);
+        let core = Mutex::new(Core::new(flights, max_operations, bundles, is_for_one_thread, relief));
         let shared = Arc::new(Shared { core, has_ended: AtomicBool::new(false) });
         let spin = options.spin.map(SpinBudget::new);
-        let driver = Driver::new(shared.clone(), reactor.clone(), eventfd, spin);
+        let driver = Driver::new(shared.clone(), reactor.clone(), eventfd, spin, has_area);
         let task = reactor.spawn(Box::pin(driver)).map_err(os("spawning the engine's task"))?;
         task.detach();
         let sockets = Places::new(options.max_sockets);
-        let (lingers, spilled) = (Places::new(MAX_LINGERS), Places::new(options.max_spilled_bytes));
+        let (lingers, hot) = (Places::new(MAX_LINGERS), Places::new(MAX_HOT_LANES));
+        let spilled = Places::new(options.max_spilled_bytes);
         let zero_copy = Sends::of(&features, options.zero_copy);
-        let handle = Handle { shared, features, sockets, lingers, spilled, zero_copy, fixed };
+        let handle = Handle {
+            shared,
+            features,
+            sockets,
+            lingers,
+            hot,
+            spilled,
+            zero_copy,
+            fixed,
+            zero_copy_receive,
+            area_is_copied,
+            steering,
+        };
         Ok(Self { handle: Arc::new(handle) })
     }
 
@@ -363,6 +412,18 @@ impl Engine {
         }
     }
 
+    /// What became of [`EngineOptions::zero_copy_receive`]: TCP sockets receive so, or the typed reason why not. `None`: nobody
+    /// asked for it.
+    pub fn zero_copy_receive(&self) -> Option<Result<(), Unavailable>> {
+        self.handle.zero_copy_receive.clone()
+    }
+
+    /// Why the last connection that was to come by the NIC's queue ([`ZcrxOptions::steers`](crate::ZcrxOptions::steers)) and does not
+    /// could not be sent there: the kernel copies what it receives to where it belongs.
+    pub fn not_steered(&self) -> Option<Unavailable> {
+        self.handle.steering.as_ref()?.why_not()
+    }
+
     /// What was found here.
     pub fn features(&self) -> &Features {
         &self.handle.features
@@ -372,6 +433,7 @@ impl Engine {
     pub fn stats(&self) -> EngineStats {
         let known = self.handle.fixed.as_ref().map(|fixed| fixed.counts()).unwrap_or_default();
         let core = self.handle.shared.core.lock();
+        let area = core.flights.area_counts();
         EngineStats {
             rings: usize::from(core.check().is_ok()),
             in_flight: core.flights.flying(),
@@ -383,6 +445,10 @@ impl Engine {
             registered_regions: known.regions,
             registered_bytes: known.bytes,
             registered_operations: core.flights.on_fixed(),
+            area_pieces: area.received,
+            area_lent_pages: area.lent_pages,
+            area_copied_bytes: core.relief.copied_bytes,
+            area_full: area.full,
         }
     }
 

@@ -14,8 +14,9 @@ use zc_core::memory::{Deferral, Message, PinnedBuf, PinnedBufMut};
 use super::inbox::{Inbox, Next};
 use super::op::{Op, ZeroCopySend};
 use super::places::{Place, Spilled};
+use super::relief::Ledger;
 use super::{Engine, Handle, Sends};
-use crate::sys::Request;
+use crate::sys::{Request, Steered};
 use crate::zero_copy::{PeerPlace, ZeroCopyMode, ZeroCopyPolicy};
 
 impl Engine {
@@ -26,14 +27,28 @@ impl Engine {
     /// The system's; [`ResourceBusy`](io::ErrorKind::ResourceBusy): the engine has as many as it may
     /// ([`EngineOptions::max_sockets`](crate::EngineOptions::max_sockets)).
     pub fn socket(&self, socket: OwnedFd) -> io::Result<(SocketTx, SocketRx)> {
+        self.socket_of(socket, None)
+    }
+
+    /// The same; what is copied because an area is short is counted here.
+    pub(crate) fn socket_of(&self, socket: OwnedFd, ledger: Ledger) -> io::Result<(SocketTx, SocketRx)> {
         let Some(place) = self.handle.sockets.take() else {
             let text = "the io_uring engine has as many sockets as it may";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
         };
         rustix::io::ioctl_fionbio(&socket, false)?;
         let file = Arc::new(socket);
-        let inbox = Inbox::new(file.clone(), place);
-        let rx = SocketRx { handle: self.handle.clone(), inbox, looks_again: false };
+        // Only TCP itself is received so: no other protocol, and nothing that is put on top of it.
+        let is_tcp = || {
+            rustix::net::sockopt::socket_protocol(&*file)
+                .is_ok_and(|of| of == Some(rustix::net::ipproto::TCP))
+        };
+        let area = (self.handle.zero_copy_receive == Some(Ok(())) && is_tcp()).then_some(ledger);
+        // From here on nobody reads it in another way.
+        let steering = self.handle.steering.as_ref().filter(|_| area.is_some());
+        let steered = steering.and_then(|steering| steering.steer(&file));
+        let inbox = Inbox::new(file.clone(), place, area);
+        let rx = SocketRx { handle: self.handle.clone(), inbox, looks_again: false, _steered: steered };
         Ok((SocketTx { handle: self.handle.clone(), file }, rx))
     }
 }
@@ -191,6 +206,8 @@ pub struct SocketRx {
     inbox: Arc<Inbox>,
     /// The last look found nothing, and nobody has waited since.
     looks_again: bool,
+    /// By which queue of a NIC it comes, until nothing is received any more.
+    _steered: Option<Steered>,
 }
 
 impl AsFd for SocketRx {
@@ -250,6 +267,10 @@ impl SocketRx {
     /// Receives at most `len` bytes straight into what is unfilled of `buf`; with `all` so many, unless the stream ends.
     /// The socket must be quiet and everything taken. Dropped in between, what has come is there for `recv`.
     pub fn recv_into(&mut self, buf: PinnedBufMut, len: usize, all: bool) -> Op<PinnedBufMut> {
+        if self.is_into_area() {
+            // What a NIC has put there can't be read otherwise.
+            return Op::refused(&self.handle, "the socket is received into the engine's area");
+        }
         if len == 0 || buf.len() == buf.capacity() {
             // The system would answer as at the end of the stream.
             return Op::refused(&self.handle, "there is no room to receive into");
@@ -260,7 +281,7 @@ impl SocketRx {
 
     /// Takes what has come into the pieces, in order, without the ring and without waiting; 0 is the end. The socket must be quiet
     /// and everything taken. `WouldBlock`: nothing has come.
-    pub(crate) fn try_recv_into(&self, pieces: [&mut [u8]; 2]) -> io::Result<usize> {
+    pub(crate) fn try_recv_into<const N: usize>(&self, pieces: [&mut [u8]; N]) -> io::Result<usize> {
         self.inbox.check_quiet()?;
         let mut pieces = pieces.map(IoSliceMut::new);
         if pieces.iter().all(|piece| piece.is_empty()) {
@@ -273,10 +294,39 @@ impl SocketRx {
         Ok(received?.bytes)
     }
 
+    /// Stops receiving by itself as soon as may be, until somebody waits in [`poll_recv`](Self::poll_recv).
+    pub(crate) fn pause(&self) {
+        let _deferral = Deferral::begin();
+        self.follow(self.inbox.pause());
+    }
+
+    /// It receives nothing by itself, and all that came is taken.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.inbox.is_quiet()
+    }
+
+    /// Leave to read past the ring, if there is any left.
+    pub(crate) fn hot_place(&self) -> Option<Place> {
+        self.handle.hot.take()
+    }
+
     /// Whether it would receive by itself, and the engine has no buffer and no memory for one. The reader is woken when that
     /// begins. [`poll_quiet`](Self::poll_quiet) leads out of it: who receives into memory of its own needs none of the engine's.
     pub(crate) fn is_starved(&self) -> bool {
         self.inbox.is_starved()
+    }
+
+    /// Whether what comes lies in memory into which a NIC receives ([`EngineOptions::zero_copy_receive`](crate::EngineOptions::zero_copy_receive)).
+    pub fn is_into_area(&self) -> bool {
+        self.inbox.is_into_area()
+    }
+
+    /// Whether the kernel copies all that it receives here; `None`: only a NIC knows.
+    pub(crate) fn kernel_copies(&self) -> Option<bool> {
+        match self.is_into_area() {
+            true => self.handle.area_is_copied.then_some(true),
+            false => Some(true),
+        }
     }
 
     /// What it has of the bytes that may lie on the heap.

@@ -3,6 +3,7 @@
 //! What can be done at once is done by a plain system call; what has to wait is an operation of the engine's.
 
 mod drive;
+mod hot;
 mod linger;
 mod rx;
 #[cfg(test)]
@@ -17,7 +18,7 @@ use zc_core::stream::{self, Wakers};
 use zc_core::transport::{Caps, Lane, OfferContext};
 
 use crate::engine::{SocketRx, SocketTx, Tenant};
-use crate::limits::{LARGE_MIN, SCRATCH_BYTES};
+use crate::limits::SCRATCH_BYTES;
 use crate::zero_copy::ZeroCopyPolicy;
 
 /// The little memory that a lane always has.
@@ -50,8 +51,7 @@ fn start_with(
     cx: OfferContext,
 ) -> Lane {
     let (wakers, stages) = (Arc::new(Wakers::default()), cx.pool.with_origin("uring tx"));
-    let (sending, mut parser) = stream::halves(&cx.limits, stages, &cx.ledger, &wakers);
-    parser.set_exact_min(LARGE_MIN);
+    let (sending, parser) = stream::halves(&cx.limits, stages, &cx.ledger, &wakers);
     let leases = parser.leases().clone();
     let shared = tx::Shared::new(socket_tx, policy, engines, &cx, sending, wakers);
     Lane {

@@ -16,6 +16,12 @@
 //!   +--------------- so many short ones in a row, between frames -----------+
 //! ```
 //!
+//! **Past the ring** a lane reads while somebody looks for what comes again and again, see [`hot`](super::hot).
+//!
+//! What lies in an area into which a NIC receives comes **in pieces** only, however long messages are: no other way of reading
+//! gets at it. A message that is longer than a rope of such pieces is put together by a copy, and one that waits on the
+//! heap for memory, when it is very long, is read no further meanwhile.
+//!
 //! However much the application holds, receiving goes on: records and grants travel behind messages. What the lease
 //! bounds is what the peer may send: its credit. When the pool is exhausted and with it the engine has nothing to receive
 //! into, lanes receive exactly as well: a head and a record need none of the pool's memory. Nor does a message that is there in
@@ -35,8 +41,9 @@ use zc_core::memory::{AllocError, AllocWaiter, BufPool, Holder, PinnedBuf, Pinne
 use zc_core::stream::{Life, Parser};
 use zc_core::transport::{Batch, Frame, LaneError, LaneRx, OfferContext, Reactor, Received};
 
+use super::hot::Hot;
 use crate::engine::{Op, SocketRx, Spilled};
-use crate::limits::{DIRECT_BYTES, READS_PER_POLL, SCRATCH_BYTES, SLOW_RECEIVE_MS};
+use crate::limits::{DIRECT_BYTES, LARGE_MIN, READS_PER_POLL, SCRATCH_BYTES, SLOW_RECEIVE_MS};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -75,6 +82,9 @@ pub(super) struct Rx {
     holder: Holder,
     /// What lies on the heap, of what may for all lanes of the engine together.
     spilled: Spilled,
+    /// What comes lies in an area: it can't be read in another way.
+    in_pieces_only: bool,
+    hot: Hot,
     mode: Mode,
     direct: Option<Direct>,
     /// Away while it is received into.
@@ -97,10 +107,15 @@ impl Rx {
     pub(super) fn new(
         socket: SocketRx,
         cx: &OfferContext,
-        parser: Parser,
+        mut parser: Parser,
         scratch: PinnedBufMut,
         life: Life,
     ) -> Self {
+        let in_pieces_only = socket.is_into_area();
+        parser.set_exact_min(if in_pieces_only { usize::MAX } else { LARGE_MIN });
+        if socket.kernel_copies().is_none() {
+            parser.kernel_may_not_copy();
+        }
         let holder = Holder::new(parser.leases().clone());
         let spilled = socket.spilled();
         Self {
@@ -108,6 +123,8 @@ impl Rx {
             parser,
             holder,
             spilled,
+            in_pieces_only,
+            hot: Hot::default(),
             mode: Mode::Pieces,
             direct: None,
             scratch: Some(scratch),
@@ -131,10 +148,14 @@ impl Rx {
         if let Some(error) = &self.failed {
             return Poll::Ready(Err(error.clone()));
         }
+        let sleeps = cx.is_some();
         let done = match self.recv_some(cx, out) {
             Poll::Pending => {
                 // An idle connection holds no memory.
                 self.holder.rest();
+                if sleeps {
+                    self.hot.cool();
+                }
                 return Poll::Pending;
             }
             Poll::Ready(Err(error)) => {
@@ -152,6 +173,7 @@ impl Rx {
     /// receives into is the engine's (M2).
     fn end(&mut self) {
         (self.direct, self.socket, self.scratch, self.armed) = (None, None, None, None);
+        self.hot.cool();
         self.parser.clear();
         self.spilled.set(0);
         self.holder.rest();
@@ -247,12 +269,31 @@ impl Rx {
 
     /// Takes more of the stream; false at its end.
     fn read(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<Result<bool, LaneError>> {
+        // Nothing receives by itself for who only looks.
+        let may_go_on = cx.is_some() || self.hot.is_hot();
         if self.mode == Mode::Exactly
+            && may_go_on
             && self.direct.is_none()
             && !self.parser.reads_exactly()
             && self.parser.body_missing() == 0
         {
             self.mode = Mode::Pieces;
+        }
+        if self.in_pieces_only && self.parser.body_wanted().is_some_and(|len| len >= LARGE_MIN) {
+            // No more of a long one goes to the heap.
+            ready!(self.end_spill(cx))?;
+        }
+        if self.mode == Mode::Pieces
+            && cx.is_none()
+            && self.hot.is_hot()
+            && let Some(socket) = self.socket.as_ref().filter(|socket| socket.is_quiet())
+        {
+            if !self.parser.reads_exactly() {
+                let read = self.hot.read(socket, &mut self.parser, &self.pool);
+                let n = read.map_err(|e| LaneError::os("read", &e))?;
+                return n.map_or(Poll::Pending, |n| Poll::Ready(Ok(n > 0)));
+            }
+            self.mode = Mode::Exactly;
         }
         if self.mode == Mode::Pieces
             && let Some(piece) = ready!(self.next_piece(cx)).map_err(|e| LaneError::os("read", &e))?
@@ -265,6 +306,11 @@ impl Rx {
         }
         if self.direct.is_none() {
             if let Some(n) = self.read_now()? {
+                if cx.is_none()
+                    && let Some(socket) = &self.socket
+                {
+                    self.hot.found(socket);
+                }
                 return Poll::Ready(Ok(n > 0));
             }
             if cx.is_none() {
@@ -296,7 +342,13 @@ impl Rx {
     /// What the kernel has received by itself, none of it at the end of the stream; `None`: it does so no more.
     fn next_piece(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<io::Result<Option<PinnedBuf>>> {
         let Some(socket) = &mut self.socket else { return Poll::Ready(Ok(Some(PinnedBuf::empty()))) };
-        let Some(cx) = cx else { return socket.try_recv().map_ok(Some) };
+        let Some(cx) = cx else {
+            let looked = socket.try_recv();
+            if matches!(&looked, Poll::Ready(Ok(piece)) if !piece.is_empty()) && !self.in_pieces_only {
+                self.hot.found(socket);
+            }
+            return looked.map_ok(Some);
+        };
         if !self.parser.reads_exactly() {
             match socket.poll_recv(cx) {
                 Poll::Pending if socket.is_starved() => self.parser.read_exactly(),
@@ -318,11 +370,8 @@ impl Rx {
     /// Begins to receive what is missing next. Pending: there is no memory for it, and none is in hand.
     fn begin_direct(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<Result<(), LaneError>> {
         let tail = self.tail(cx)?;
-        if let (None, true, Some(len)) = (&tail, self.parser.is_spilled(), self.parser.body_wanted()) {
-            let buf = ready!(self.alloc(cx, len))?;
-            self.parser.begin_body(buf);
-            self.leave_queue();
-            self.count_spilled()?;
+        if tail.is_none() {
+            ready!(self.end_spill(cx))?;
         }
         let missing = self.parser.body_missing().min(DIRECT_BYTES);
         let (buf, len, target) = if let Some(tail) = tail {
@@ -340,6 +389,17 @@ impl Rx {
         let op = socket.recv_into(buf, len, all);
         let began = self.reactor.now();
         self.direct = Some(Direct { op, target, had_bytes, all, began });
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives what waits on the heap its memory. Pending: there is none.
+    fn end_spill(&mut self, cx: &mut Option<&mut Context<'_>>) -> Poll<Result<(), LaneError>> {
+        if let (true, Some(len)) = (self.parser.is_spilled(), self.parser.body_wanted()) {
+            let buf = ready!(self.alloc(cx, len))?;
+            self.parser.begin_body(buf);
+            self.leave_queue();
+            self.count_spilled()?;
+        }
         Poll::Ready(Ok(()))
     }
 

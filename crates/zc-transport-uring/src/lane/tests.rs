@@ -1,6 +1,7 @@
 //! Lanes whose payloads go out of their own memory, towards a peer on loopback, where the kernel then copies.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, reason = "a test")]
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,12 +10,15 @@ use std::time::Duration;
 
 use zc::TokioReactor;
 use zc_core::memory::{CopyLedger, KernelCopied, Message};
-use zc_core::transport::{Batch, Frame, FrameKind, LaneLimits, Reactor, SendReport};
+use zc_core::transport::{Batch, Frame, FrameKind, LaneLimits, LaneRx, Reactor, Received, SendReport};
+use zc_core::wire::{FrameFlags, FrameHeader, FrameType};
 
 use super::*;
 use crate::engine::{EngineOptions, Engines, Kept};
 use crate::ladder::Flavour;
-use crate::limits::{MAX_LINGERS, MAX_UNRELEASED_SENDS, RELEASE_MS, ZERO_COPY_MIN_BYTES};
+use crate::limits::{
+    HOT_LOOKS, MAX_HOT_LANES, MAX_LINGERS, MAX_UNRELEASED_SENDS, RELEASE_MS, ZERO_COPY_MIN_BYTES,
+};
 use crate::zero_copy::{PeerPlace, ZeroCopyMode, ZeroCopyPolicy};
 
 const GUARD: Duration = Duration::from_secs(60);
@@ -263,5 +267,98 @@ fn a_lane_that_goes_gets_its_memory_back_from_a_peer_that_does_not_read() {
             let _ = peer.read_to_end(&mut rest);
             assert!(peer.write_all(&[0; 9]).and_then(|()| peer.write_all(&[0; 9])).is_err(), "it was reset");
         }
+    });
+}
+
+/// A frame as it is on the wire.
+fn frame(len: usize, n: usize) -> Vec<u8> {
+    let header = FrameHeader {
+        kind: FrameType::Data,
+        flags: FrameFlags::default(),
+        length: len as u32,
+        seq: n as u64 + 1,
+    };
+    let mut bytes = header.encode().to_vec();
+    bytes.extend(pattern(len, n));
+    bytes
+}
+
+/// What comes, in order.
+struct Coming<'a> {
+    rx: &'a mut dyn LaneRx,
+    out: Batch<Frame>,
+    queue: VecDeque<Frame>,
+    count: usize,
+}
+
+impl Coming<'_> {
+    /// The next message, of this many bytes; whoever sleeps does not look. False: it is the end.
+    async fn next(&mut self, len: usize, sleeps: bool) -> bool {
+        while self.queue.is_empty() {
+            let received = match sleeps {
+                true => Some(poll_fn(|cx| self.rx.poll_recv(cx, &mut self.out)).await.unwrap()),
+                false => self.rx.try_recv(&mut self.out).unwrap(),
+            };
+            self.queue.extend(self.out.drain());
+            match received {
+                Some(Received::Closed) => return false,
+                Some(_) => {}
+                None => tokio::task::yield_now().await,
+            }
+        }
+        let Some(frame) = self.queue.pop_front() else { return false };
+        let n = self.count;
+        assert_eq!((frame.seq, frame.payload.len()), (n as u64 + 1, len));
+        assert!(frame.payload == *pattern(len, n), "message {n} of {len} bytes");
+        self.rx.release(len);
+        self.count += 1;
+        true
+    }
+}
+
+/// Order and content hold, whatever comes when the way of reading changes.
+#[test]
+fn who_finds_by_looking_reads_past_the_ring_until_he_sleeps() {
+    const LENS: [usize; 8] = [64, 0, 1_000, 16_000, 70_000, 300_000, 1 << 20, 5];
+    on_runtime(async {
+        let Some((mut end, mut peer)) = end(forced()) else { return };
+        let (other, _other_peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (_tx, other) = end.engines.pick().socket(other.into()).unwrap();
+        let free = || std::iter::from_fn(|| other.hot_place()).collect::<Vec<_>>().len();
+        let is_hot = || free() == MAX_HOT_LANES - 1;
+        let rx = &mut *end.lane.rx;
+        let mut coming = Coming { rx, out: Batch::new(), queue: VecDeque::new(), count: 0 };
+        // Nothing receives by itself before somebody has slept.
+        peer.write_all(&frame(5, 0)).unwrap();
+        assert!(coming.next(5, true).await && !is_hot());
+        for (len, sleeps) in LENS.into_iter().flat_map(|len| [(len, false), (len, true)]) {
+            for _ in 0..2 * HOT_LOOKS {
+                peer.write_all(&frame(64, coming.count)).unwrap();
+                assert!(coming.next(64, false).await);
+                tokio::task::yield_now().await;
+            }
+            assert!(is_hot(), "in front of {len} bytes");
+            // A part of a head, the rest and more, and what else there is.
+            let bytes = [frame(len, coming.count), frame(64, coming.count + 1)].concat();
+            let mut to = peer.try_clone().unwrap();
+            let sender = tokio::task::spawn_blocking(move || {
+                let (first, rest) = bytes.split_at(7);
+                let (middle, last) = rest.split_at(rest.len() / 2);
+                for part in [first, middle, last] {
+                    to.write_all(part).unwrap();
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            assert!(coming.next(len, sleeps).await && coming.next(64, sleeps).await);
+            assert!(!sleeps || !is_hot(), "who sleeps is woken by the ring");
+            sender.await.unwrap();
+        }
+        for _ in 0..2 * HOT_LOOKS {
+            peer.write_all(&frame(64, coming.count)).unwrap();
+            assert!(coming.next(64, false).await);
+        }
+        assert!(is_hot());
+        drop(peer);
+        assert!(!coming.next(0, false).await, "the end");
     });
 }

@@ -73,6 +73,12 @@ pub(crate) struct Locked {
     _grant: MemlockGrant,
 }
 
+impl Locked {
+    pub(super) fn new(bytes: u64, grant: MemlockGrant) -> Self {
+        Self { bytes, _grant: grant }
+    }
+}
+
 /// What comes of telling the ring. Letting go of a region and the log are other people's code, so this is dropped where
 /// no lock is held.
 #[derive(Default)]
@@ -310,7 +316,7 @@ impl Registrar for Fixed {
             return Err(error);
         };
         self.states[usize::from(place)].store(WANTED, Release);
-        table.locked[usize::from(place)] = Some(Locked { bytes: bytes as u64, _grant: grant });
+        table.locked[usize::from(place)] = Some(Locked::new(bytes as u64, grant));
         table.wanted.push((place, region.clone()));
         self.has_word.store(true, Release);
         table.driver.wake();

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use io_uring::squeue;
 use zc_core::memory::{AllocError, Region};
 
+use super::area::{Area, AreaCounts};
 use super::buffers::{BufferCounts, Buffers, Pieces};
 use super::fixed::{Fixed, Settled};
 use super::grave::{self, Kept};
@@ -31,8 +32,10 @@ pub(crate) struct Event<'a, T> {
     pub(crate) more: bool,
     /// Of the notification of a zero-copy send: whether the kernel copied.
     pub(crate) copied: Option<bool>,
-    /// What was received into buffers that the kernel chose.
+    /// What was received, where the kernel chose to put it.
     pub(crate) pieces: Pieces,
+    /// It lies in the ring's area, of which so much is lent that it should not stay there.
+    pub(crate) is_short: bool,
     /// The operation is over and has no owner: this is what it had.
     pub(crate) left: Option<Request>,
 }
@@ -53,6 +56,8 @@ pub(crate) struct Flights<T> {
     /// What has no place in the submission queue yet. At most one entry for each operation, and one to cancel it.
     queue: VecDeque<squeue::Entry>,
     buffers: Option<Buffers>,
+    /// Into which a NIC receives.
+    area: Option<Area>,
     /// Memory that the ring knows ahead.
     fixed: Option<Arc<Fixed>>,
     /// Operations that began on such memory.
@@ -64,13 +69,27 @@ pub(crate) struct Flights<T> {
 impl<T> Flights<T> {
     pub(crate) fn new(ring: Ring, buffers: Option<Buffers>, max: usize) -> Self {
         let (ring, slab, queue) = (Some(ring), Slab::new(max), VecDeque::new());
-        Self { ring, slab, queue, buffers, fixed: None, on_fixed: 0, repeated: 0, misnamed: 0 }
+        Self { ring, slab, queue, buffers, area: None, fixed: None, on_fixed: 0, repeated: 0, misnamed: 0 }
     }
 
     /// With what its ring knows ahead.
     pub(crate) fn with_fixed(mut self, fixed: Option<Arc<Fixed>>) -> Self {
         self.fixed = fixed;
         self
+    }
+
+    /// With an area that is registered with its ring.
+    pub(crate) fn with_area(mut self, area: Option<Area>) -> Self {
+        self.area = area;
+        self
+    }
+
+    pub(crate) fn area(&mut self) -> Option<&mut Area> {
+        self.area.as_mut()
+    }
+
+    pub(crate) fn area_counts(&self) -> AreaCounts {
+        self.area.as_ref().map(Area::counts).unwrap_or_default()
     }
 
     pub(crate) fn flying(&self) -> usize {
@@ -201,6 +220,14 @@ impl<T> Flights<T> {
         if let Some((ring, fixed)) = self.ring.as_ref().zip(self.fixed.as_ref()) {
             fixed.settle(ring, goes_on, settled);
         }
+        self.settle_area();
+    }
+
+    /// Has the kernel take what came back to the area, where that is due.
+    pub(crate) fn settle_area(&mut self) {
+        if let Some((ring, area)) = self.ring.as_ref().zip(self.area.as_mut()) {
+            area.settle(ring);
+        }
     }
 
     /// How many system calls it takes to submit what is queued.
@@ -234,11 +261,11 @@ impl<T> Flights<T> {
 
     /// Takes the completions that are there now and tells `each`; how many there were.
     pub(crate) fn reap(&mut self, mut each: impl FnMut(Event<'_, T>)) -> usize {
+        self.settle_area();
         let Some(ring) = &mut self.ring else { return 0 };
         let mut count = 0;
-        for entry in ring.completions() {
+        for mut completion in ring.completions() {
             count += 1;
-            let mut completion = Completion::new(&entry);
             if completion.user_data == NOBODYS {
                 continue;
             }
@@ -253,7 +280,8 @@ impl<T> Flights<T> {
                 }
                 continue;
             }
-            let pieces = match completion.buffer.zip(self.buffers.as_mut()) {
+            let token = Token::from_bits(completion.user_data);
+            let mut pieces = match completion.buffer.zip(self.buffers.as_mut()) {
                 Some((number, buffers)) => {
                     let len = usize::try_from(completion.result).unwrap_or(0);
                     buffers.take(number, len, completion.buffer_more).unwrap_or_else(|| {
@@ -264,12 +292,28 @@ impl<T> Flights<T> {
                 }
                 None => Pieces::new(),
             };
-            let token = Token::from_bits(completion.user_data);
             let Some(flight) = self.slab.flying_mut(token) else {
                 self.slab.step(token, completion.more);
                 continue;
             };
             let is_result = !completion.more && !completion.is_notification;
+            let mut is_short = false;
+            if flight.request.is_into_area()
+                && let Some(area) = &mut self.area
+            {
+                match usize::try_from(completion.result) {
+                    // The end of the stream names no place.
+                    Ok(0) => {}
+                    Ok(len) => match area.take(completion.offset, len) {
+                        Ok(lent) => (pieces, is_short) = (lent, area.is_short()),
+                        Err(errno) => {
+                            self.misnamed += u64::from(errno == libc::EIO);
+                            completion.result = -errno;
+                        }
+                    },
+                    Err(_) => area.ended(completion.result),
+                }
+            }
             if is_result && flight.cancels == 0 && flight.request.may_repeat(completion.result) {
                 self.queue.push_back(flight.request.entry(token));
                 self.repeated += 1;
@@ -278,7 +322,7 @@ impl<T> Flights<T> {
             if is_result {
                 flight.request.landed(completion.result);
             }
-            Self::tell(&mut self.slab, token, &completion, pieces, &mut each);
+            Self::tell(&mut self.slab, token, &completion, (pieces, is_short), &mut each);
         }
         count
     }
@@ -287,18 +331,18 @@ impl<T> Flights<T> {
         slab: &mut Slab<Flight<T>>,
         token: Token,
         completion: &Completion,
-        pieces: Pieces,
+        (pieces, is_short): (Pieces, bool),
         each: &mut impl FnMut(Event<'_, T>),
     ) {
         let copied = completion.is_notification.then(|| completion.was_copied());
         let (result, more) = (completion.result, completion.more);
         match slab.step(token, more) {
             Step::Gone(Flight { request, mut tag, .. }) => {
-                each(Event { tag: &mut tag, result, more, copied, pieces, left: Some(request) });
+                each(Event { tag: &mut tag, result, more, copied, pieces, is_short, left: Some(request) });
             }
             Step::More | Step::Landed => {
                 if let Some(flight) = slab.value_mut(token) {
-                    each(Event { tag: &mut flight.tag, result, more, copied, pieces, left: None });
+                    each(Event { tag: &mut flight.tag, result, more, copied, pieces, is_short, left: None });
                 }
             }
             Step::Unknown => {}
@@ -322,7 +366,8 @@ impl<T> Flights<T> {
         let mut unseen: Vec<_> = self.queue.drain(..).map(|entry| entry.get_user_data()).collect();
         unseen.sort_unstable();
         let mut never_began = Vec::new();
-        let (locked, wanted) = self.fixed.as_ref().map(|fixed| fixed.close()).unwrap_or_default();
+        let (mut locked, wanted) = self.fixed.as_ref().map(|fixed| fixed.close()).unwrap_or_default();
+        locked.extend(self.area.as_mut().and_then(Area::close));
         // Kept from here on: what closes the ring may log, which is other people's code (M4).
         let mut kept = Kept::new(self.buffers.take(), locked);
         for (token, Flight { mut request, tag, .. }) in self.slab.take_flying() {
@@ -332,6 +377,10 @@ impl<T> Flights<T> {
                 continue;
             }
             request.lost();
+            // A ring that goes takes back what is lent while its receives go on: they must find nothing to write (M5).
+            if request.is_into_area() {
+                request.cut();
+            }
             kept.push(request);
         }
         let (gone, goes) = ring.close();
@@ -401,7 +450,7 @@ mod tests {
     /// Other people's code that unwinds while the ring closes takes no memory from the kernel.
     #[test]
     fn a_panic_while_it_closes_lets_go_of_nothing() {
-        let setup = Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false };
+        let setup = Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false, wide: false };
         let Ok(ring) = Ring::new(setup, 4, 8) else { return };
         let Some(fixed) = Fixed::new(&ring, 1) else { return };
         // As long as this is open the kernel uses the memory.
@@ -433,7 +482,7 @@ mod tests {
     /// The kernel does not find what it is to cancel, and has it a moment later.
     #[test]
     fn what_was_not_found_is_cancelled_again() {
-        let setup = Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false };
+        let setup = Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false, wide: false };
         let Ok(ring) = Ring::new(setup, 4, 8) else { return };
         let mut flights = Flights::new(ring, None, 1);
         let pool = BufPool::builder().max_bytes(1 << 20).build();

@@ -224,7 +224,7 @@ mod tests {
     /// A peer that acknowledges nothing keeps the memory of a send from being let go of, until its connection is cut.
     #[test]
     fn a_peer_that_does_not_read_keeps_no_memory_for_ever() {
-        let setup = Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false };
+        let setup = Setup { single_issuer: false, defer_taskrun: false, coop_taskrun: false, wide: false };
         let Ok(ring) = Ring::new(setup, 4, 8) else { return };
         let has = ring.opcodes().unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -8,13 +8,15 @@
 //! ring      the ring itself: set-up, entering, the eventfd and its mask
 //! request   an operation, and what it owns
 //! buffers   the ring of receive buffers: pool memory that the kernel chooses from
+//! area/     memory into which a NIC puts what it receives
 //! fixed     memory that the ring knows ahead
 //! flights   ring + slab + buffers: what is in flight
 //! grave     closed rings that the kernel has not let go of
 //! sigpipe   what becomes of that signal
-//! zcrx      whether a NIC can put what it receives into memory of ours
+//! steer     rules of a NIC: which queue a connection comes by
 //! ```
 
+mod area;
 mod buffers;
 mod fixed;
 mod flights;
@@ -22,14 +24,13 @@ mod grave;
 mod request;
 mod ring;
 mod sigpipe;
-mod zcrx;
+mod steer;
 
-#[cfg(test)]
-pub(crate) use buffers::Piece;
-pub(crate) use buffers::{Buffers, Pieces};
+pub(crate) use area::{Area, Source, locked_bytes};
+pub(crate) use buffers::{Buffers, Piece, Pieces};
 pub(crate) use fixed::{Fixed, Settled};
 pub(crate) use flights::{Event, Flights};
 pub(crate) use request::{Known, Parts, Request};
 pub(crate) use ring::{Opcode, Refused, Ring, Setup};
 pub(crate) use sigpipe::survives_sigpipe;
-pub(crate) use zcrx::{locked_bytes, try_queue};
+pub(crate) use steer::{Flow, Steered};

@@ -81,6 +81,8 @@ pub(crate) struct Request {
     is_on_fixed: bool,
     /// Whether it is over only when the peer has acknowledged what was sent.
     is_zero_copy: bool,
+    /// Whether it receives into the ring's area.
+    is_into_area: bool,
 }
 
 fn fd(file: &Arc<OwnedFd>) -> Fd {
@@ -99,7 +101,15 @@ fn flags(all: bool) -> i32 {
 impl Request {
     fn new(entry: squeue::Entry, held: Held, files: &[&Arc<OwnedFd>]) -> Self {
         let files = files.iter().map(|file| Arc::clone(file)).collect();
-        Self { entry, held, files, repeatable: true, is_on_fixed: false, is_zero_copy: false }
+        Self {
+            entry,
+            held,
+            files,
+            repeatable: true,
+            is_on_fixed: false,
+            is_zero_copy: false,
+            is_into_area: false,
+        }
     }
 
     fn on_fixed(self, known: Known) -> Self {
@@ -122,6 +132,12 @@ impl Request {
             false => opcode::RecvMulti::new(fd(file), group).build(),
         };
         Self { repeatable: false, ..Self::new(entry, Held::Nothing, &[file]) }
+    }
+
+    /// Receives into the area of this number until it is stopped, or there is no room in it.
+    pub(crate) fn recv_into_area(file: &Arc<OwnedFd>, area: u32) -> Self {
+        let entry = opcode::RecvZc::new(fd(file), 0).ifq(area).build();
+        Self { repeatable: false, is_into_area: true, ..Self::new(entry, Held::Nothing, &[file]) }
     }
 
     /// Receives into what is unfilled of `buf`, at most `len` bytes; `all`: as many.
@@ -272,6 +288,19 @@ impl Request {
         }
     }
 
+    /// Whether it receives into the ring's area.
+    pub(super) fn is_into_area(&self) -> bool {
+        self.is_into_area
+    }
+
+    /// The connections of its sockets are cut, and what they had received is gone: nothing is put into the area any more.
+    pub(super) fn cut(&self) {
+        for file in &self.files {
+            // One that is not connected has nothing to receive.
+            let _ = rustix::net::connect_unspec(file);
+        }
+    }
+
     /// If a peer that acknowledges nothing keeps the kernel at it, the connection is cut, and with it goes what was to be sent.
     /// Whether that can have helped.
     pub(super) fn abort(&self) -> bool {
@@ -344,18 +373,28 @@ pub(super) struct Completion {
     pub(super) buffer: Option<u16>,
     /// More will be put into it.
     pub(super) buffer_more: bool,
+    /// Where in an area the bytes lie; of completions that are wide.
+    pub(super) offset: u64,
 }
 
 impl Completion {
     pub(super) fn new(entry: &cqueue::Entry) -> Self {
-        let flags = entry.flags();
+        Self::of(entry.user_data(), entry.result(), entry.flags(), 0)
+    }
+
+    pub(super) fn of_wide(entry: &cqueue::Entry32) -> Self {
+        Self::of(entry.user_data(), entry.result(), entry.flags(), entry.big_cqe()[0])
+    }
+
+    fn of(user_data: u64, result: i32, flags: u32, offset: u64) -> Self {
         Self {
-            user_data: entry.user_data(),
-            result: entry.result(),
+            user_data,
+            result,
             more: cqueue::more(flags),
             is_notification: cqueue::notif(flags),
             buffer: cqueue::buffer_select(flags),
             buffer_more: cqueue::buffer_more(flags),
+            offset,
         }
     }
 

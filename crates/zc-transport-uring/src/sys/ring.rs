@@ -4,12 +4,15 @@
 //! under which number the ring is registered with the thread.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{Ordering::SeqCst, fence};
 use std::thread::ThreadId;
 
-use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
+use io_uring::types::io_uring_zcrx_ifq_reg;
+use io_uring::{EnterFlags, IoUring, Parameters, Probe, SubmissionQueue, Submitter, cqueue, opcode, squeue};
 use rustix::event::EventfdFlags;
+
+use super::request::Completion;
 
 /// Whether the eventfd is masked while the engine runs anyway. That a signal which was masked is found afterwards
 /// takes a full barrier in the kernel between noting work and looking at the mask. On x86-64 the atomic operation in
@@ -25,6 +28,8 @@ pub(crate) struct Setup {
     pub(crate) defer_taskrun: bool,
     /// A thread is not interrupted for a completion: it sees to it when it is in the kernel anyway, or at the next tick.
     pub(crate) coop_taskrun: bool,
+    /// Completions of twice the size, which have room to say where in an area bytes lie.
+    pub(crate) wide: bool,
 }
 
 /// Operations that a kernel may lack.
@@ -82,9 +87,100 @@ impl Refused {
     }
 }
 
+type Wide = IoUring<squeue::Entry, cqueue::Entry32>;
+
+/// One with completions of either size.
+enum Uring {
+    Narrow(IoUring),
+    Wide(Wide),
+}
+
+fn build<C: cqueue::EntryMarker>(
+    setup: Setup,
+    sq_entries: u32,
+    cq_entries: u32,
+) -> io::Result<IoUring<squeue::Entry, C>> {
+    let mut builder = IoUring::<squeue::Entry, C>::builder();
+    builder.dontfork().setup_clamp().setup_cqsize(cq_entries).setup_submit_all();
+    if setup.single_issuer {
+        builder.setup_single_issuer().setup_r_disabled();
+    }
+    if setup.defer_taskrun {
+        builder.setup_defer_taskrun().setup_taskrun_flag();
+    }
+    // Without the flag: it would also tell of work that waits for another thread, which no call of this one does.
+    if setup.coop_taskrun {
+        builder.setup_coop_taskrun();
+    }
+    builder.build(sq_entries)
+}
+
+impl Uring {
+    fn new(setup: Setup, sq_entries: u32, cq_entries: u32) -> io::Result<Self> {
+        match setup.wide {
+            false => build(setup, sq_entries, cq_entries).map(Self::Narrow),
+            true => build(setup, sq_entries, cq_entries).map(Self::Wide),
+        }
+    }
+
+    fn submitter(&self) -> Submitter<'_> {
+        match self {
+            Self::Narrow(uring) => uring.submitter(),
+            Self::Wide(uring) => uring.submitter(),
+        }
+    }
+
+    fn submission(&mut self) -> SubmissionQueue<'_, squeue::Entry> {
+        match self {
+            Self::Narrow(uring) => uring.submission(),
+            Self::Wide(uring) => uring.submission(),
+        }
+    }
+
+    fn params(&self) -> &Parameters {
+        match self {
+            Self::Narrow(uring) => uring.params(),
+            Self::Wide(uring) => uring.params(),
+        }
+    }
+
+    fn fd(&self) -> RawFd {
+        match self {
+            Self::Narrow(uring) => uring.as_raw_fd(),
+            Self::Wide(uring) => uring.as_raw_fd(),
+        }
+    }
+
+    fn signal(&mut self, signals: bool) {
+        match (self, signals) {
+            (Self::Narrow(uring), true) => uring.completion().enable_eventfd(),
+            (Self::Narrow(uring), false) => uring.completion().disable_eventfd(),
+            (Self::Wide(uring), true) => uring.completion().enable_eventfd(),
+            (Self::Wide(uring), false) => uring.completion().disable_eventfd(),
+        }
+    }
+}
+
+/// Completions that lie in the queue.
+enum Completions<'a> {
+    Narrow(cqueue::CompletionQueue<'a, cqueue::Entry>),
+    Wide(cqueue::CompletionQueue<'a, cqueue::Entry32>),
+}
+
+impl Iterator for Completions<'_> {
+    type Item = Completion;
+
+    fn next(&mut self) -> Option<Completion> {
+        match self {
+            Self::Narrow(queue) => queue.next().map(|entry| Completion::new(&entry)),
+            Self::Wide(queue) => queue.next().map(|entry| Completion::of_wide(&entry)),
+        }
+    }
+}
+
 /// One io_uring.
 pub(crate) struct Ring {
-    uring: IoUring,
+    uring: Uring,
     setup: Setup,
     /// Its number with the thread that enabled it, which saves a look-up for each call.
     number: Option<(ThreadId, u32)>,
@@ -96,19 +192,7 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(crate) fn new(setup: Setup, sq_entries: u32, cq_entries: u32) -> Result<Self, Refused> {
-        let mut builder = IoUring::builder();
-        builder.dontfork().setup_clamp().setup_cqsize(cq_entries).setup_submit_all();
-        if setup.single_issuer {
-            builder.setup_single_issuer().setup_r_disabled();
-        }
-        if setup.defer_taskrun {
-            builder.setup_defer_taskrun().setup_taskrun_flag();
-        }
-        // Without the flag: it would also tell of work that waits for another thread, which no call of this one does.
-        if setup.coop_taskrun {
-            builder.setup_coop_taskrun();
-        }
-        let uring = builder.build(sq_entries).map_err(Refused::of("io_uring_setup"))?;
+        let uring = Uring::new(setup, sq_entries, cq_entries).map_err(Refused::of("io_uring_setup"))?;
         let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
         let (gone, held) = pipe.map_err(|error| Refused::of("pipe")(error.into()))?;
         let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
@@ -179,7 +263,10 @@ impl Ring {
     }
 
     pub(crate) fn has_completions(&mut self) -> bool {
-        !self.uring.completion().is_empty()
+        match &mut self.uring {
+            Uring::Narrow(uring) => !uring.completion().is_empty(),
+            Uring::Wide(uring) => !uring.completion().is_empty(),
+        }
     }
 
     /// Submits what is queued and runs what waits for this thread; never sleeps. How many entries were taken.
@@ -191,7 +278,7 @@ impl Ring {
                 flags |= EnterFlags::REGISTERED_RING;
                 number as i32
             }
-            None => self.uring.as_raw_fd(),
+            None => self.uring.fd(),
         };
         let none = std::ptr::null::<libc::sigset_t>();
         // SAFETY: io_uring_enter(2) with plain integers and no signal mask. What the entries point to is
@@ -203,21 +290,24 @@ impl Ring {
     }
 
     /// Takes completions out of the queue, as many as lie there now.
-    pub(crate) fn completions(&mut self) -> impl Iterator<Item = cqueue::Entry> {
-        self.uring.completion()
+    pub(super) fn completions(&mut self) -> impl Iterator<Item = Completion> {
+        match &mut self.uring {
+            Uring::Narrow(uring) => Completions::Narrow(uring.completion()),
+            Uring::Wide(uring) => Completions::Wide(uring.completion()),
+        }
     }
 
     /// No signal from here on.
     pub(crate) fn mask(&mut self) {
         if MASKS_EVENTFD {
-            self.uring.completion().disable_eventfd();
+            self.uring.signal(false);
         }
     }
 
     /// Signals again. Whoever then finds neither completions nor hidden work will get one.
     pub(crate) fn unmask(&mut self) {
         if MASKS_EVENTFD {
-            self.uring.completion().enable_eventfd();
+            self.uring.signal(true);
         }
         fence(SeqCst);
     }
@@ -271,12 +361,30 @@ impl Ring {
         unsafe { self.uring.submitter().register_buffers_update(place, &nothing, None) }
     }
 
+    /// Makes a receive queue and an area for it known, as `wanted` says, and says there how.
+    ///
+    /// # Safety
+    /// The descriptions and the memory that they name are alive while this runs; from then on the kernel holds the pages. Nobody
+    /// reads or writes those otherwise than the kernel asks, until the ring is gone (M1, M2).
+    pub(super) unsafe fn register_receive_queue(&self, wanted: *mut io_uring_zcrx_ifq_reg) -> io::Result<()> {
+        // SAFETY: the caller vouches for what is named.
+        unsafe { register(&self.uring, REGISTER_ZCRX_IFQ, wanted.cast(), 1) }
+    }
+
+    /// Has the kernel take all that lies on the refill ring of a receive queue; only for the thread that enters the ring.
+    pub(super) fn flush_refill(&self, queue: u32) -> io::Result<()> {
+        let mut control = ReceiveControl { queue, operation: FLUSH_REFILL, rest: [0; 8] };
+        let control: *mut ReceiveControl = &mut control;
+        // SAFETY: io_uring_register(2) reads the one description, which is alive.
+        unsafe { register(&self.uring, REGISTER_ZCRX_CTRL, control.cast(), 0) }
+    }
+
     /// Another descriptor of it.
     #[cfg(test)]
     pub(super) fn duplicate(&self) -> OwnedFd {
         use std::os::fd::BorrowedFd;
         // SAFETY: the ring keeps its descriptor open.
-        unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) }.try_clone_to_owned().unwrap()
+        unsafe { BorrowedFd::borrow_raw(self.uring.fd()) }.try_clone_to_owned().unwrap()
     }
 
     /// Closes the ring. The pipe ends when the kernel is done with it; false: that may be as late as the end of the
@@ -295,24 +403,43 @@ struct RingFdUpdate {
     data: u64,
 }
 
+/// `struct zcrx_ctrl`.
+#[repr(C)]
+struct ReceiveControl {
+    queue: u32,
+    operation: u32,
+    rest: [u64; 8],
+}
+
+const FLUSH_REFILL: u32 = 0; // ZCRX_CTRL_FLUSH_RQ
+
 const REGISTER_RING_FDS: u32 = 20;
 const UNREGISTER_RING_FDS: u32 = 21;
+const REGISTER_ZCRX_IFQ: u32 = 32;
+const REGISTER_ZCRX_CTRL: u32 = 36;
 
-fn update_ring_fds(uring: &IoUring, what: u32, update: &mut RingFdUpdate) -> io::Result<()> {
-    let update: *mut RingFdUpdate = update;
-    // SAFETY: io_uring_register(2) reads and writes the one update, which is alive.
-    let done = unsafe { libc::syscall(libc::SYS_io_uring_register, uring.as_raw_fd(), what, update, 1u32) };
+/// # Safety
+/// What `argument` leads to is what the kernel expects there, alive while this runs, and stays so as long as the kernel uses it.
+unsafe fn register(uring: &Uring, what: u32, argument: *mut libc::c_void, count: u32) -> io::Result<()> {
+    // SAFETY: the caller vouches for the argument.
+    let done = unsafe { libc::syscall(libc::SYS_io_uring_register, uring.fd(), what, argument, count) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn register_ring_fd(uring: &IoUring) -> io::Result<u32> {
-    let mut update = RingFdUpdate { offset: u32::MAX, reserved: 0, data: uring.as_raw_fd() as u64 };
+fn update_ring_fds(uring: &Uring, what: u32, update: &mut RingFdUpdate) -> io::Result<()> {
+    let update: *mut RingFdUpdate = update;
+    // SAFETY: io_uring_register(2) reads and writes the one update, which is alive.
+    unsafe { register(uring, what, update.cast(), 1) }
+}
+
+fn register_ring_fd(uring: &Uring) -> io::Result<u32> {
+    let mut update = RingFdUpdate { offset: u32::MAX, reserved: 0, data: uring.fd() as u64 };
     update_ring_fds(uring, REGISTER_RING_FDS, &mut update)?;
     Ok(update.offset)
 }
 
 /// Only for the thread that registered it.
-fn unregister_ring_fd(uring: &IoUring, number: u32) -> bool {
+fn unregister_ring_fd(uring: &Uring, number: u32) -> bool {
     let mut update = RingFdUpdate { offset: number, reserved: 0, data: 0 };
     let done = update_ring_fds(uring, UNREGISTER_RING_FDS, &mut update);
     if let Err(error) = &done {
