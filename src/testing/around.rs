@@ -48,6 +48,15 @@ macro_rules! transport_around {
             ) -> Result<$crate::transport::Offer, $crate::transport::Unavailable> {
                 self.inner().offer(cx)
             }
+            fn offer_soon<'a>(
+                &'a self,
+                cx: &'a $crate::transport::OfferContext,
+            ) -> $crate::transport::BoxFuture<
+                'a,
+                Result<$crate::transport::Offer, $crate::transport::Unavailable>,
+            > {
+                self.inner().offer_soon(cx)
+            }
             fn join<'a>(
                 &'a self,
                 role: $crate::transport::Role,

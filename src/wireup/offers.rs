@@ -3,7 +3,7 @@
 use std::iter;
 use std::sync::Arc;
 
-use zc_core::transport::{LinkAddr, Offer, Role, Transport, Unavailable};
+use zc_core::transport::{LinkAddr, Offer, OfferContext, Role, Transport, Unavailable};
 use zc_core::wire::{ControlMessage, MAX_OFFER, MAX_OFFERS, OfferEntry, PlanEntry, Stage, WireError};
 
 use super::Attempt;
@@ -29,6 +29,30 @@ fn entries(mine: &[Mine]) -> Vec<OfferEntry> {
     mine.iter().map(entry).collect()
 }
 
+/// Our half of a lane over this transport, which `so_far` has none better than.
+async fn offer_of(
+    cx: &OfferContext,
+    transport: &Arc<dyn Transport>,
+    so_far: &[Mine],
+) -> Result<Mine, Unavailable> {
+    transport.suits(cx)?;
+    transport.probe()?;
+    if transport.wants_descriptors() {
+        cx.same_host.clone()?;
+        if !cx.descriptors {
+            return Err(Unavailable::NotApplicable { needs: "a socket, over which descriptors travel" });
+        }
+    }
+    let offer = transport.offer_soon(cx).await?;
+    // One that stands in for another takes no place among the offers.
+    let is_spare = so_far.iter().any(|better| better.transport.wire_name() == transport.wire_name());
+    if offer.bytes.len() > MAX_OFFER || (so_far.len() == MAX_OFFERS && !is_spare) {
+        let remedy = format!("at most {MAX_OFFERS} transports, {MAX_OFFER} bytes each");
+        return Err(Unavailable::Other { code: "offer_too_large", remedy });
+    }
+    Ok(Mine { transport: transport.clone(), offer, spares: Vec::new() })
+}
+
 impl<'a> Attempt<'a> {
     /// Exchanges offers; returns ours and the peer's once the plan is there.
     pub(super) async fn offers(&mut self) -> Result<(Vec<Mine>, Vec<OfferEntry>), Error> {
@@ -40,7 +64,7 @@ impl<'a> Attempt<'a> {
 
     async fn offers_as_client(&mut self) -> Result<(Vec<Mine>, Vec<OfferEntry>), Error> {
         self.find_peer().await;
-        let mine = self.mine();
+        let mine = self.mine().await;
         let sent = self.machine.send_offers(entries(&mine));
         self.wire(sent)?;
         self.flush().await?;
@@ -60,7 +84,7 @@ impl<'a> Attempt<'a> {
         let message = self.next().await?;
         let ControlMessage::Offers(theirs) = message else { return Err(self.unexpected(&message)) };
         self.find_peer().await;
-        let mine = self.mine();
+        let mine = self.mine().await;
         if let Some(why) = self.foreign.clone() {
             let error = self.no_transport();
             return Err(self.refuse(&why.to_string(), error).await);
@@ -93,12 +117,12 @@ impl<'a> Attempt<'a> {
     }
 
     /// Asks every transport, best first; what can't serve is written into the report.
-    fn mine(&mut self) -> Vec<Mine> {
+    async fn mine(&mut self) -> Vec<Mine> {
         let mut mine: Vec<Mine> = Vec::new();
         for (name, transport) in self.candidates() {
             let offered = match (self.refusal(name), transport) {
                 (Some(why), _) => Err(why),
-                (None, Some(transport)) => self.offer_of(transport, &mine),
+                (None, Some(transport)) => offer_of(&self.cx, transport, &mine).await,
                 (None, None) => Err(missing(name)),
             };
             let outcome = match offered {
@@ -135,25 +159,6 @@ impl<'a> Attempt<'a> {
             return Some(Unavailable::ForbiddenByPolicy);
         }
         self.shared.policy.refuses(name)
-    }
-
-    fn offer_of(&self, transport: &Arc<dyn Transport>, so_far: &[Mine]) -> Result<Mine, Unavailable> {
-        transport.suits(&self.cx)?;
-        transport.probe()?;
-        if transport.wants_descriptors() {
-            self.cx.same_host.clone()?;
-            if !self.cx.descriptors {
-                return Err(Unavailable::NotApplicable { needs: "a socket, over which descriptors travel" });
-            }
-        }
-        let offer = transport.offer(&self.cx)?;
-        // One that stands in for another takes no place among the offers.
-        let is_spare = so_far.iter().any(|better| better.transport.wire_name() == transport.wire_name());
-        if offer.bytes.len() > MAX_OFFER || (so_far.len() == MAX_OFFERS && !is_spare) {
-            let remedy = format!("at most {MAX_OFFERS} transports, {MAX_OFFER} bytes each");
-            return Err(Unavailable::Other { code: "offer_too_large", remedy });
-        }
-        Ok(Mine { transport: transport.clone(), offer, spares: Vec::new() })
     }
 
     /// Marks what only we have, and returns those that both have, best first.

@@ -30,6 +30,8 @@ pub const MAX_SESSIONS: usize = 1 << 16;
 pub const MAX_OFFERED: usize = 1 << 12;
 /// So long an offer waits for the peer's at most.
 pub const OFFERED_MS: u64 = 60_000;
+/// So long an interface that was refused is not tried again: to try takes as long as many connections.
+pub const REFUSED_MS: u64 = 1_000;
 /// Addresses that one transport has sockets for.
 pub const MAX_ENGINES: usize = 64;
 /// Packets that a session makes before it hands them to the system.

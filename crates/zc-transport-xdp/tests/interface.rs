@@ -5,11 +5,13 @@
 mod bed;
 mod inside;
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bed::{Bed, GUARD, NAME, skipped, until};
-use zc::transport::{LinkAddr, Transport};
+use zc::transport::{LaneLimits, LinkAddr, OfferContext, Reactor, Transport, UriParams};
 use zc::{Connection, Fabric, Outcome};
 use zc_transport_xdp::device::{Device, DeviceOptions, Umem, UmemOptions};
 use zc_transport_xdp::netlink::Interface;
@@ -74,6 +76,33 @@ fn an_interface_goes_back_to_the_kernel() {
     });
     // The runtime is gone, and with it the engine.
     until("the program to go", || program().is_none().then_some(()));
+}
+
+/// The runtime has one thread, which has nothing to wait for when it is asked for an offer.
+#[test]
+fn no_thread_of_the_runtime_waits_for_an_interface() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let offered = bed.near.run(|| {
+        runtime().block_on(async {
+            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
+            let pool = zc::BufPool::builder().build();
+            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
+            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
+            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            let transport = XdpTransport::default();
+            let mut first = transport.offer_soon(&cx);
+            let is_done = poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_ready())).await;
+            assert!(!is_done, "a thread opens it");
+            // One that is given up gives the interface back, and then the turn.
+            drop(first);
+            tokio::time::timeout(GUARD, transport.offer_soon(&cx)).await.expect("it hangs")
+        })
+    });
+    match offered {
+        Ok(offer) => assert!(!offer.bytes.is_empty()),
+        Err(why) => skipped("AF_XDP", why),
+    }
 }
 
 #[test]

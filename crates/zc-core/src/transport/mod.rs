@@ -140,6 +140,17 @@ pub trait Transport: Send + Sync + 'static {
     /// The typed reason why this transport can't serve this connection.
     fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable>;
 
+    /// The same for a transport whose half takes a while to make (a device to be opened): it is made elsewhere, and no thread of the
+    /// runtime waits. Whoever brings connections up calls this; the default calls [`offer`](Transport::offer).
+    ///
+    /// Dropping the future abandons the attempt.
+    ///
+    /// # Errors
+    /// As [`offer`](Transport::offer).
+    fn offer_soon<'a>(&'a self, cx: &'a OfferContext) -> BoxFuture<'a, Result<Offer, Unavailable>> {
+        Box::pin(std::future::ready(self.offer(cx)))
+    }
+
     /// Brings the lane up. Both sides call it with the two offers; messages that the transport
     /// itself must exchange travel over `link`, at most [`crate::wire::MAX_JOIN_MESSAGES`] writes.
     ///

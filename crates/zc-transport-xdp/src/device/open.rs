@@ -125,9 +125,19 @@ fn max_segments(mode: Mode, multi_buffer: bool, interface: &Interface, options: 
 impl Device {
     /// Takes an interface of this network namespace, and binds all of its queues to the memory.
     pub fn open(name: &str, umem: &Umem, options: &DeviceOptions) -> Result<Self, OpenError> {
+        Self::open_with(name, options, || Ok(umem.clone())).map(|(device, _)| device)
+    }
+
+    /// The same with memory that is made once the interface is ours: whoever may be refused need not make it before. It is made once.
+    pub fn open_with(
+        name: &str,
+        options: &DeviceOptions,
+        memory: impl FnOnce() -> Result<Umem, OpenError>,
+    ) -> Result<(Self, Umem), OpenError> {
         let mut grant = Grant::open(name, options)?;
-        let refused = match bind(&mut grant, umem, options) {
-            Ok(bound) => return Self::assemble(grant, bound, umem, options),
+        let umem = memory()?;
+        let refused = match bind(&mut grant, &umem, options) {
+            Ok(bound) => return Ok((Self::assemble(grant, bound, &umem, options)?, umem)),
             Err(OpenError::Refused { tried }) => tried,
             Err(error) => return Err(error),
         };
@@ -139,8 +149,8 @@ impl Device {
         let generic = DeviceOptions { best: Mode::Generic, ..options.clone() };
         let mut grant = Grant::open(name, &generic)?;
         grant.tried = refused;
-        let bound = bind(&mut grant, umem, &generic)?;
-        Self::assemble(grant, bound, umem, options)
+        let bound = bind(&mut grant, &umem, &generic)?;
+        Ok((Self::assemble(grant, bound, &umem, options)?, umem))
     }
 
     /// Binds what somebody with rights has granted.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::xdp::Face;
+use super::interface::Face;
 use crate::engine::Engine;
 use crate::limits::{MAX_OFFERED, OFFERED_MS};
 use crate::protocol::SessionOptions;
