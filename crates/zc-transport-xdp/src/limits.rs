@@ -38,8 +38,6 @@ pub const MAX_ENGINES: usize = 64;
 pub(crate) const BATCH_PACKETS: usize = 64;
 /// Times that an engine's task receives before others have their turn.
 pub(crate) const RECEIVES_PER_TURN: usize = 16;
-/// Longest datagram that is put on the heap when the pool has no memory.
-pub(crate) const HEAP_DATAGRAM_BYTES: usize = 2048;
 /// Room of a UDP socket in the kernel that is asked for, in either direction, bytes.
 pub const UDP_BUFFER_BYTES: usize = 4 << 20;
 /// Longest datagram on paths that carry longer ones, bytes: of the loopback interface, about seven go in one call.
@@ -52,8 +50,8 @@ pub(crate) const UDP_RECEIVES_PER_CALL: usize = 8;
 pub(crate) const UDP_SEND_BYTES: usize = 65_000;
 /// Datagrams of one call (UDP_MAX_SEGMENTS of old kernels).
 pub(crate) const UDP_SEND_PACKETS: usize = 64;
-/// What came in one call is copied if it is no longer than this, rather than keep a buffer for it.
-pub(crate) const SHOWN_BYTES: usize = 2048;
+/// Shorter datagrams are copied out of what came in one call, rather than keep all of it.
+pub(crate) const UDP_LENT_MIN_BYTES: usize = UDP_RECEIVE_BYTES / 8;
 /// Times that all which has come is looked for, when the peer has ended.
 pub(crate) const MAX_LOOKS: usize = 64;
 /// Packets that are taken from a queue before others have their turn.

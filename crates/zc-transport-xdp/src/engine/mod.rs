@@ -34,7 +34,7 @@ pub(crate) use headers::{Headers, MAX_HEADER_BYTES, udp_payload};
 pub(crate) use port::{Datagram, Destination, Port, Sink};
 
 use crate::limits::{MAX_LOOKS, MAX_SESSIONS};
-use crate::protocol::{GRANULARITY, Memory, Session, Transmit, session_of};
+use crate::protocol::{GRANULARITY, Session, Transmit, session_of};
 
 /// The sessions of one local address.
 pub(crate) struct Engine {
@@ -84,7 +84,6 @@ impl Engine {
         id: u32,
         session: Session,
         to: Destination,
-        memory: Memory,
     ) -> Result<Arc<Conn>, Unavailable> {
         let other = |code, remedy: String| Unavailable::Other { code, remedy };
         let mut table = self.table.lock();
@@ -95,7 +94,7 @@ impl Engine {
             return Err(other("sessions", format!("at most {MAX_SESSIONS} sessions have one address")));
         }
         let runs = std::mem::replace(&mut table.runs, true);
-        let conn = Arc::new(Conn::new(id, session, to, memory));
+        let conn = Arc::new(Conn::new(id, session, to));
         table.conns.insert(id, conn.clone());
         drop(table);
         if !runs {

@@ -22,6 +22,7 @@ pub(super) fn session_options(cx: &OfferContext, datagram_bytes: u16) -> Session
         datagram_bytes,
         max_message: cx.limits.recv_max_message,
         window_bytes: cx.limits.recv_window.max(1),
+        lent_bytes: 2 * cx.limits.recv_window as usize,
         ..SessionOptions::default()
     }
 }
@@ -80,11 +81,11 @@ pub(super) async fn join(
     let side = if role == Role::Client { Side::Client } else { Side::Server };
     let memory = Memory { pool: cx.pool.with_origin("xdp rx"), ledger: cx.ledger.clone() };
     let (seed, now) = (u64::from_le_bytes(seed), engine.now());
-    let session = Session::new(side, &mine, &theirs.offer, &options, memory.clone(), seed, now)
+    let session = Session::new(side, &mine, &theirs.offer, &options, memory, seed, now)
         .map_err(|_| WireError::BadValue { field: "xdp offer" })?;
     // What it copies between its memory and ours is its affair.
     cx.ledger.kernel_copied(KernelCopied::Unknown);
-    let conn = engine.join(mine.session(), session, to, memory)?;
+    let conn = engine.join(mine.session(), session, to)?;
     let lane = lane::start(engine, conn, caps, &cx);
     both_ready(link).await?;
     Ok(lane)
