@@ -29,7 +29,7 @@ pub const MAX_SESSIONS: usize = 1 << 16;
 /// Offers of one transport that wait for their peer's; the oldest goes when there are more.
 pub const MAX_OFFERED: usize = 1 << 12;
 /// So long an offer waits for the peer's at most.
-pub const OFFERED_MS: u64 = 60_000;
+pub const OFFERED_MS: u64 = 30_000;
 /// So long an interface that was refused is not tried again: to try takes as long as many connections.
 pub const REFUSED_MS: u64 = 1_000;
 /// Addresses that one transport has sockets for.
@@ -62,5 +62,9 @@ pub(crate) const DEVICE_AGAIN_MS: u64 = 1;
 pub const DEVICE_STAYS_MS: u64 = 500;
 /// Shorter payload is copied behind its headers, wherever it lies: two descriptors cost more.
 pub(crate) const IN_PLACE_MIN_BYTES: usize = 256;
+/// Longest time that an address can have one look poll the device, microseconds.
+pub const MAX_BUSY_POLL_US: u32 = 1_000;
+/// Packets that one look polls for, unless options say otherwise.
+pub(crate) const BUSY_POLL_PACKETS: u32 = 64;
 /// Frames of an engine's memory, by default: 16 MiB of the shorter ones.
 pub const XDP_FRAMES: u32 = 8192;

@@ -61,6 +61,8 @@ fn an_interface_goes_back_to_the_kernel() {
             return;
         }
         assert_eq!(server.report().chosen(), "xdp");
+        let report = client.report().to_string();
+        assert!(bed.modes.iter().any(|mode| report.contains(&format!("chosen: {mode}"))), "{report}");
         assert!(program().is_some());
         ask(&mut client, &mut server, 3000).await;
         drop((client, server));

@@ -17,7 +17,7 @@ use zc_core::transport::{Reactor, Unavailable};
 use super::XdpOptions;
 use super::device_port::DevicePort;
 use super::registry::{Home, Registry};
-use crate::device::{Device, DeviceOptions, OpenError, Umem, UmemOptions};
+use crate::device::{Device, DeviceOptions, Mode, OpenError, Umem, UmemOptions};
 use crate::engine::Engine;
 use crate::limits::MAX_ADDRESSES;
 use crate::netlink::{Interface, NetlinkError};
@@ -48,6 +48,7 @@ pub(super) struct Face {
     pub(super) mac: [u8; 6],
     pub(super) port: u16,
     pub(super) addresses: Vec<IpAddr>,
+    pub(super) mode: Mode,
 }
 
 /// An engine, and its face.
@@ -170,7 +171,8 @@ impl Request {
     /// Takes the interface. The thread sleeps meanwhile.
     pub(super) fn take(self) -> Result<Taken, Unavailable> {
         Opened::wait_for(&self.key);
-        let XdpOptions { frames, frame_bytes, best, worst, in_place, faults, .. } = self.options;
+        let XdpOptions { frames, frame_bytes, best, worst, in_place, busy_polling, faults, .. } =
+            self.options;
         let name = &*self.key.name;
         let interface = Interface::find(name).map_err(netlink)?;
         let mac = interface.address.ok_or(Unavailable::NotApplicable { needs: "an Ethernet interface" })?;
@@ -185,7 +187,7 @@ impl Request {
         let port = reserved.1;
         let rules = Rules { ports: vec![port], addresses: addresses.clone(), faults: faults.is_some() };
         let memory = UmemOptions { frames, frame_bytes, ..UmemOptions::default() };
-        let mut options = DeviceOptions { rules, best, worst, ..DeviceOptions::default() };
+        let mut options = DeviceOptions { rules, best, worst, busy_polling, ..DeviceOptions::default() };
         // Packets of several frames are only sent where payload stays in frames. Drivers that have no such packets without
         // copies would copy if they were asked for.
         let sends_parts = in_place.unwrap_or(interface.features.zero_copy_segments > 1);
@@ -204,7 +206,7 @@ impl Request {
             set.map_err(|e| Unavailable::os("set faults", &e))?;
         }
         tracing::debug!(report = %device.report(), port, "an interface is open");
-        let face = Face { interface, mac, port, addresses };
+        let face = Face { interface, mac, port, addresses, mode: device.report().mode };
         Ok(Taken { request: self, device, umem, reserved, face })
     }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use zc_core::memory::KernelCopied;
 use zc_core::transport::{
-    Caps, ControlLink, Lane, LinkError, Offer as TransportOffer, OfferContext, Role, Unavailable, WireupError,
+    Caps, ControlLink, Lane, LinkError, Offer as TransportOffer, OfferContext, Reactor, Role, Unavailable,
+    WireupError,
 };
 use zc_core::wire::WireError;
 
@@ -16,15 +17,32 @@ use crate::engine::{Destination, Engine, Headers};
 use crate::lane;
 use crate::protocol::{Memory, OFFER_RANDOM_BYTES, Offer, Session, SessionOptions, Side};
 
+/// The parameter of a URI that says whether the MAC covers payload.
+pub(super) const PAYLOAD_MAC: &str = "payload_mac";
+
 /// What a session may use, as the limits of the connection say.
-pub(super) fn session_options(cx: &OfferContext, datagram_bytes: u16) -> SessionOptions {
-    SessionOptions {
+pub(super) fn session_options(
+    cx: &OfferContext,
+    datagram_bytes: u16,
+    authenticate_payload: bool,
+) -> Result<SessionOptions, Unavailable> {
+    let authenticate_payload = match cx.params.value(PAYLOAD_MAC) {
+        None => authenticate_payload,
+        Some("on") => true,
+        Some("off") => false,
+        Some(_) => {
+            let remedy = format!("say {PAYLOAD_MAC}=on or {PAYLOAD_MAC}=off");
+            return Err(Unavailable::Other { code: "bad_parameter", remedy });
+        }
+    };
+    Ok(SessionOptions {
         datagram_bytes,
+        authenticate_payload,
         max_message: cx.limits.recv_max_message,
         window_bytes: cx.limits.recv_window.max(1),
         lent_bytes: 2 * cx.limits.recv_window as usize,
         ..SessionOptions::default()
-    }
+    })
 }
 
 /// An offer of this engine's.
@@ -33,7 +51,8 @@ pub(super) fn offer(
     port: u16,
     way: Way,
     options: SessionOptions,
-    pending: &mut Pending,
+    pending: &Pending,
+    reactor: &Arc<dyn Reactor>,
 ) -> Result<TransportOffer, Unavailable> {
     loop {
         let mut random = [0; OFFER_RANDOM_BYTES];
@@ -44,8 +63,7 @@ pub(super) fn offer(
         if pending.has(session) || engine.has(session) {
             continue;
         }
-        let now = engine.now();
-        pending.keep(session, engine, way, options, now);
+        pending.keep(session, engine, way, options, reactor)?;
         return Ok(TransportOffer { version: VERSION, bytes: Endpoint { offer, port }.encode() });
     }
 }
@@ -56,7 +74,7 @@ pub(super) async fn join(
     mine: TransportOffer,
     peer: TransportOffer,
     link: &mut dyn ControlLink,
-    caps: Caps,
+    mut caps: Caps,
     cx: OfferContext,
     offered: impl FnOnce(u32) -> Option<Offered>,
 ) -> Result<Lane, WireupError> {
@@ -70,6 +88,7 @@ pub(super) async fn join(
     let to = match way {
         Way::Kernel => Destination::Kernel(to.into()),
         Way::Device { face, next_hop, queue } => {
+            caps.variant = Some(face.mode.name());
             let from = (local(&cx, face.port)?, face.mac);
             let headers = Headers::new(from, (to, next_hop), queue, cx.ledger.clone()).ok_or(NO_ADDRESS)?;
             Destination::Frame(Box::new(headers))

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use zc_core::transport::{
     BoxFuture, Caps, ControlLink, Lane, LinkError, Offer, OfferContext, OneSided, Role, Transport,
@@ -12,13 +11,13 @@ use zc_core::transport::{
 
 use super::device_port::datagram_bytes;
 use super::interface::{self, Key, Open, Request, Taken, Turn, netlink, other};
-use super::join::{self, NO_ADDRESS};
+use super::join::{self, NO_ADDRESS, PAYLOAD_MAC};
 use super::offered::{Pending, Way};
 use super::refusals::Refusals;
 use super::registry::Home;
 use super::udp_port::path_bytes;
-use crate::device::Mode;
-use crate::limits::{DEVICE_STAYS_MS, XDP_FRAMES};
+use crate::device::{BusyPolling, Mode};
+use crate::limits::{BUSY_POLL_PACKETS, DEVICE_STAYS_MS, MAX_BUSY_POLL_US, XDP_FRAMES};
 use crate::netlink::{Interface, Neighbour, NetlinkError, Route};
 use crate::program::Faults;
 use crate::protocol::MIN_DATAGRAM_BYTES;
@@ -48,6 +47,12 @@ pub struct XdpOptions {
     /// Payload that lies in frames stays there, behind headers in a frame of their own; by default where the device itself reads
     /// them, since the kernel copies one piece faster than two
     pub in_place: Option<bool>,
+    /// Have the kernel poll the device while somebody looks for packets, instead of by interrupts (`SO_PREFER_BUSY_POLL`). Each look is a
+    /// system call then
+    pub busy_polling: Option<BusyPolling>,
+    /// The MAC of packets covers payload, too; it does if either side says so. `?payload_mac=off` in an address says
+    /// otherwise for its connections
+    pub authenticate_payload: bool,
     /// How long an interface stays open after its last connection
     pub stays_for: Duration,
     /// For tests: packets that come in are lost and damaged
@@ -62,6 +67,8 @@ impl Default for XdpOptions {
             best: Mode::ZeroCopy,
             worst: Mode::Generic,
             in_place: None,
+            busy_polling: None,
+            authenticate_payload: true,
             stays_for: Duration::from_millis(DEVICE_STAYS_MS),
             faults: None,
         }
@@ -69,7 +76,8 @@ impl Default for XdpOptions {
 }
 
 /// Reliable messages over AF_XDP sockets, where the address names an interface: `zc+xdp://host:port?if=eth1`. With `queue=N` besides,
-/// the connection's packets leave by that queue.
+/// the connection's packets leave by that queue; `busy_poll_us=N` has the kernel poll the device for that long at each look, if this
+/// connection is the one that the interface is opened for.
 ///
 /// All connections over one interface share its sockets, one on each queue. The interface goes back to the kernel a little after the
 /// last of them.
@@ -89,7 +97,7 @@ impl Default for XdpOptions {
 pub struct XdpTransport {
     options: XdpOptions,
     refusals: Refusals,
-    pending: Mutex<Pending>,
+    pending: Pending,
 }
 
 impl std::fmt::Debug for XdpTransport {
@@ -118,7 +126,7 @@ fn next_hop(interface: &Interface, to: IpAddr) -> Result<[u8; 6], Unavailable> {
 impl XdpTransport {
     /// With these options.
     pub fn new(options: XdpOptions) -> Self {
-        Self { options, refusals: Refusals::default(), pending: Mutex::default() }
+        Self { options, refusals: Refusals::default(), pending: Pending::default() }
     }
 
     fn key(cx: &OfferContext) -> Result<Key, Unavailable> {
@@ -127,7 +135,14 @@ impl XdpTransport {
 
     fn request(&self, key: &Key, cx: &OfferContext) -> Result<Request, Unavailable> {
         let local = join::local(cx, 0)?.ip();
-        Ok(Request { key: key.clone(), local, options: self.options.clone() })
+        let mut options = self.options.clone();
+        if let Some(micros) = cx.params.value("busy_poll_us") {
+            let micros = micros.parse().ok().filter(|micros| (1..=MAX_BUSY_POLL_US).contains(micros));
+            let bad = || other("bad_parameter", format!("say busy_poll_us=N, from 1 to {MAX_BUSY_POLL_US}"));
+            let packets = options.busy_polling.map_or(BUSY_POLL_PACKETS, |polling| polling.packets);
+            options.busy_polling = Some(BusyPolling { micros: micros.ok_or_else(bad)?, packets });
+        }
+        Ok(Request { key: key.clone(), local, options })
     }
 
     /// The engine that there is; an error if there is none, and one was refused a moment ago.
@@ -167,10 +182,11 @@ impl XdpTransport {
         let next_hop = next_hop(&face.interface, remote.ip())?;
         let path = path_bytes(local, remote).map_err(|e| Unavailable::os("ask for the path's MTU", &e))?;
         let longest = path.min(datagram_bytes(self.options.frame_bytes as usize));
-        let options = join::session_options(cx, longest.max(MIN_DATAGRAM_BYTES) as u16);
+        let datagram_bytes = longest.max(MIN_DATAGRAM_BYTES) as u16;
+        let options = join::session_options(cx, datagram_bytes, self.options.authenticate_payload)?;
         let port = face.port;
         let way = Way::Device { face, next_hop, queue: queue as usize };
-        join::offer(engine, port, way, options, &mut self.pending.lock())
+        join::offer(engine, port, way, options, &self.pending, &cx.reactor)
     }
 }
 
@@ -207,7 +223,7 @@ impl Transport for XdpTransport {
     }
 
     fn params(&self) -> &'static [&'static str] {
-        &["if", "queue"]
+        &["if", "queue", "busy_poll_us", PAYLOAD_MAC]
     }
 
     fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
@@ -254,7 +270,7 @@ impl Transport for XdpTransport {
             let Some(link) = link.as_deref_mut() else {
                 return Err(LinkError::Address("the control link is gone".into()).into());
             };
-            let offered = |session| self.pending.lock().take(session);
+            let offered = |session| self.pending.take(session);
             join::join(role, mine, peer, link, caps(), cx, offered).await
         })
     }
