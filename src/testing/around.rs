@@ -21,6 +21,12 @@ macro_rules! transport_around {
             fn wire_name(&self) -> &'static str {
                 self.inner().wire_name()
             }
+            fn second_name(&self) -> Option<&'static str> {
+                self.inner().second_name()
+            }
+            fn withdraw(&self, offer: &$crate::transport::Offer) {
+                self.inner().withdraw(offer);
+            }
             fn stands_in_for(&self) -> Option<&'static str> {
                 self.inner().stands_in_for()
             }

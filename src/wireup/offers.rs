@@ -15,24 +15,56 @@ use crate::report::Outcome;
 /// A transport of ours that can serve this connection, with our half of a lane.
 pub(super) struct Mine {
     pub(super) transport: Arc<dyn Transport>,
+    /// What the peer knows it by.
+    pub(super) wire: &'static str,
     pub(super) offer: Offer,
     /// Others of ours that speak the same to the peer, best first.
     pub(super) spares: Vec<Mine>,
 }
 
+impl Drop for Mine {
+    fn drop(&mut self) {
+        self.transport.withdraw(&self.offer);
+    }
+}
+
 fn entries(mine: &[Mine]) -> Vec<OfferEntry> {
     let entry = |m: &Mine| OfferEntry {
-        transport: m.transport.wire_name().into(),
+        transport: m.wire.into(),
         version: m.offer.version,
         bytes: m.offer.bytes.clone(),
     };
     mine.iter().map(entry).collect()
 }
 
+/// Our halves of lanes over this transport, one for each of its names. Where a better one has the first name, one with a second name
+/// needs no other.
+async fn add_offers_of(
+    cx: &OfferContext,
+    transport: &Arc<dyn Transport>,
+    mine: &mut Vec<Mine>,
+) -> Result<(), Unavailable> {
+    let (first, second) = (transport.wire_name(), transport.second_name());
+    let better = mine.iter().position(|better| better.wire == first);
+    if better.is_none() || second.is_none() {
+        let offer = offer_of(cx, transport, first, mine).await?;
+        match better {
+            Some(better) => mine[better].spares.push(offer),
+            None => mine.push(offer),
+        }
+    }
+    if let Some(second) = second {
+        let offer = offer_of(cx, transport, second, mine).await?;
+        mine.push(offer);
+    }
+    Ok(())
+}
+
 /// Our half of a lane over this transport, which `so_far` has none better than.
 async fn offer_of(
     cx: &OfferContext,
     transport: &Arc<dyn Transport>,
+    wire: &'static str,
     so_far: &[Mine],
 ) -> Result<Mine, Unavailable> {
     transport.suits(cx)?;
@@ -44,13 +76,14 @@ async fn offer_of(
         }
     }
     let offer = transport.offer_soon(cx).await?;
+    let mine = Mine { transport: transport.clone(), wire, offer, spares: Vec::new() };
     // One that stands in for another takes no place among the offers.
-    let is_spare = so_far.iter().any(|better| better.transport.wire_name() == transport.wire_name());
-    if offer.bytes.len() > MAX_OFFER || (so_far.len() == MAX_OFFERS && !is_spare) {
+    let is_spare = so_far.iter().any(|better| better.wire == wire);
+    if mine.offer.bytes.len() > MAX_OFFER || (so_far.len() == MAX_OFFERS && !is_spare) {
         let remedy = format!("at most {MAX_OFFERS} transports, {MAX_OFFER} bytes each");
         return Err(Unavailable::Other { code: "offer_too_large", remedy });
     }
-    Ok(Mine { transport: transport.clone(), offer, spares: Vec::new() })
+    Ok(mine)
 }
 
 impl<'a> Attempt<'a> {
@@ -122,18 +155,11 @@ impl<'a> Attempt<'a> {
         for (name, transport) in self.candidates() {
             let offered = match (self.refusal(name), transport) {
                 (Some(why), _) => Err(why),
-                (None, Some(transport)) => offer_of(&self.cx, transport, &mine).await,
+                (None, Some(transport)) => add_offers_of(&self.cx, transport, &mut mine).await,
                 (None, None) => Err(missing(name)),
             };
             let outcome = match offered {
-                Ok(offer) => {
-                    let wire_name = offer.transport.wire_name();
-                    match mine.iter_mut().find(|better| better.transport.wire_name() == wire_name) {
-                        Some(better) => better.spares.push(offer),
-                        None => mine.push(offer),
-                    }
-                    Outcome::NotNeeded
-                }
+                Ok(()) => Outcome::NotNeeded,
                 Err(why) => Outcome::Unavailable(why),
             };
             let wire = transport.map_or(name, |transport| transport.wire_name());
@@ -163,10 +189,13 @@ impl<'a> Attempt<'a> {
 
     /// Marks what only we have, and returns those that both have, best first.
     fn mutual<'m>(&mut self, mine: &'m [Mine], theirs: &[OfferEntry]) -> Vec<&'m Mine> {
-        let (both, alone): (Vec<_>, Vec<_>) = mine
-            .iter()
-            .partition(|mine| theirs.iter().any(|offer| offer.transport == mine.transport.wire_name()));
+        let (both, alone): (Vec<_>, Vec<_>) =
+            mine.iter().partition(|mine| theirs.iter().any(|offer| offer.transport == mine.wire));
         for lone in alone.into_iter().flat_map(|mine| iter::once(mine).chain(&mine.spares)) {
+            // Under its other name the peer may have it.
+            if both.iter().any(|mine| mine.transport.name() == lone.transport.name()) {
+                continue;
+            }
             let lacks = Outcome::Unavailable(Unavailable::PeerLacks);
             self.report.set(lone.transport.name(), Stage::Offers, lacks);
         }
@@ -184,6 +213,6 @@ impl<'a> Attempt<'a> {
             both.truncate(1);
             both.retain(|mine| !self.report.lost_above(mine.transport.name(), &self.shared.policy));
         }
-        both.into_iter().map(|mine| mine.transport.wire_name().to_owned()).collect()
+        both.into_iter().map(|mine| mine.wire.to_owned()).collect()
     }
 }

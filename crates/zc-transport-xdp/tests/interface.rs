@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use bed::{Bed, GUARD, NAME, skipped, until};
 use zc::transport::{LaneLimits, LinkAddr, OfferContext, Reactor, Transport, UriParams};
-use zc::{Connection, Fabric, Outcome};
+use zc::{Connection, Deadlines, Fabric, FabricBuilder, Outcome, Stage};
 use zc_transport_xdp::device::{Device, DeviceOptions, Umem, UmemOptions};
 use zc_transport_xdp::netlink::Interface;
+use zc_transport_xdp::program::Faults;
 use zc_transport_xdp::{UdpTransport, XdpOptions, XdpTransport};
 
 fn both(options: &XdpOptions) -> Vec<Arc<dyn Transport>> {
@@ -133,6 +134,44 @@ fn an_interface_of_somebody_else_is_left_to_him() {
             let Outcome::Unavailable(why) = &xdp.outcome else { panic!("{:?}", xdp.outcome) };
             assert_eq!(why.code(), "interface_in_use");
             assert!(why.remedy().contains(NAME), "{why}");
+            ask(&mut client, &mut server, 100_000).await;
+        }
+    });
+}
+
+/// What comes in by AF_XDP is lost, so no ping comes through; the kernel's own sockets carry the connection then, and the report says
+/// why.
+#[test]
+fn where_an_interface_carries_nothing_udp_does() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let mut options = XdpOptions::default();
+    options.faults = Some(Faults { lost: 1.0, damaged: 0.0 });
+    let deadlines = || {
+        let mut deadlines = Deadlines::default();
+        deadlines.join = Duration::from_secs(2);
+        deadlines
+    };
+    let build = |builder: FabricBuilder| builder.deadlines(deadlines()).build().unwrap();
+    let [near, far] = inside::builders(&bed, || both(&options)).map(build);
+    let [near_udp, _] = inside::builders(&bed, || vec![Arc::new(UdpTransport::default()) as _]).map(build);
+    run(async {
+        let plain = format!("zc+udp://{}:0", bed.near.v4);
+        let named = format!("zc+xdp://{}:0?if={NAME}", bed.near.v4);
+        for (server, at) in [(near, &named), (near_udp, &plain)] {
+            let mut listener = server.listen(at).await.unwrap();
+            let LinkAddr::Tcp(at) = listener.local_uri().addr().clone() else { panic!("no TCP") };
+            let at = format!("zc+xdp://{at}?if={NAME}");
+            let (client, server) = tokio::join!(far.connect(&at), listener.accept());
+            let (mut client, mut server) = (client.unwrap(), server.unwrap());
+            assert_eq!((client.report().chosen(), server.report().chosen()), ("udp", "udp"));
+            let report = client.report();
+            let xdp = report.candidates().iter().find(|candidate| candidate.transport == "xdp").unwrap();
+            let Outcome::Unavailable(why) = &xdp.outcome else { panic!("{:?}", xdp.outcome) };
+            println!("{report}");
+            if xdp.stage == Stage::Offers {
+                return skipped("AF_XDP", why);
+            }
+            assert_eq!(xdp.stage, Stage::Join, "it opened, and did not carry: {why}");
             ask(&mut client, &mut server, 100_000).await;
         }
     });

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
-use zc_core::transport::{Reactor, Timer, Unavailable};
+use zc_core::transport::{Offer, Reactor, Timer, Unavailable};
 
 use super::interface::Face;
+use super::offer::Endpoint;
 use crate::engine::Engine;
 use crate::limits::{MAX_OFFERED, OFFERED_MS};
 use crate::protocol::SessionOptions;
@@ -110,6 +111,15 @@ impl Pending {
             self.0.waker.wake();
         }
         offered
+    }
+}
+
+impl Pending {
+    /// Forgets what this offer stands for.
+    pub(super) fn withdraw(&self, offer: &Offer) {
+        if let Ok(endpoint) = Endpoint::decode(offer.version, &offer.bytes) {
+            drop(self.take(endpoint.offer.session()));
+        }
     }
 }
 

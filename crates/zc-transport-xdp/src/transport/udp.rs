@@ -120,6 +120,14 @@ impl Transport for UdpTransport {
         Some("xdp")
     }
 
+    fn second_name(&self) -> Option<&'static str> {
+        Some("udp")
+    }
+
+    fn withdraw(&self, offer: &Offer) {
+        self.pending.withdraw(offer);
+    }
+
     fn suits(&self, cx: &OfferContext) -> Result<(), Unavailable> {
         if !cx.named && cx.params.value("if").is_none() {
             return Err(Unavailable::NotApplicable { needs: "zc+udp:// or an interface (`?if=`)" });

@@ -258,6 +258,10 @@ impl Transport for XdpTransport {
         })
     }
 
+    fn withdraw(&self, offer: &Offer) {
+        self.pending.withdraw(offer);
+    }
+
     fn join<'a>(
         &'a self,
         role: Role,

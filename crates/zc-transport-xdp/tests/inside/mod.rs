@@ -67,6 +67,12 @@ impl Transport for Inside {
     fn wire_name(&self) -> &'static str {
         self.inner.wire_name()
     }
+    fn second_name(&self) -> Option<&'static str> {
+        self.inner.second_name()
+    }
+    fn withdraw(&self, offer: &Offer) {
+        self.inner.withdraw(offer);
+    }
     fn stands_in_for(&self) -> Option<&'static str> {
         self.inner.stands_in_for()
     }
