@@ -238,6 +238,7 @@ fn lane_error(end: End) -> LaneError {
     match end {
         End::PeerClosed { .. } => LaneError::PeerGone("it closed its session"),
         End::TimedOut => LaneError::PeerGone("nothing came from it for too long"),
+        End::PathMtu => LaneError::Other("the path carries no packets of the agreed length any more".into()),
         End::NoMemory => LaneError::Memory("the pool never had it".into()),
         End::Protocol(field) => WireError::BadValue { field }.into(),
         End::Finished | End::Closed { .. } => LaneError::Closed,

@@ -10,7 +10,7 @@ use super::types::{Dropped, End, Event};
 use super::{Fin, Session};
 use crate::protocol::codec::Reader;
 use crate::protocol::inbox::{Payload, Stored};
-use crate::protocol::limits::{ACK_EVERY_PACKETS, MAX_ACK_DELAY};
+use crate::protocol::limits::{ACK_EVERY_PACKETS, MAX_ACK_DELAY, MIN_DATAGRAM_BYTES};
 use crate::protocol::packet::{AckRanges, Entry, HEAD_BYTES, Head, Malformed, is_genuine};
 
 /// A datagram that came.
@@ -184,7 +184,7 @@ impl Session {
     /// The next message has no memory, and what came behind it holds some. Whether it was so for all of keepalive's time:
     /// then it may well stay so.
     fn is_stuck_for_long(&mut self, now: Instant, next: u64) -> bool {
-        let patience = self.options.keepalive_interval.saturating_add(self.options.keepalive_timeout);
+        let patience = self.patience();
         let before = self.stuck.filter(|(message, _)| *message == next);
         let (_, since) = *self.stuck.insert(before.unwrap_or((next, now)));
         now.saturating_duration_since(since) >= patience
@@ -245,6 +245,9 @@ impl Session {
         for (low, high) in ranges.iter() {
             self.sent.acknowledge(low, high, |number, packet| {
                 bytes += packet.bytes as u64;
+                if packet.bytes > MIN_DATAGRAM_BYTES {
+                    (self.recovery.long_lost_since, self.recovery.long_probe) = (None, false);
+                }
                 fin |= packet.content.fin;
                 newest = newest.max(Some((number, packet.at)));
                 self.outbox.acknowledged(&packet.content.runs);

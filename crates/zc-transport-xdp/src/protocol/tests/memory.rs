@@ -1,11 +1,12 @@
 //! A pool that is too small, or in use.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zc_core::memory::{BufPool, PinnedBufMut};
 
 use super::hostile::{CHUNK, Liar, chunk};
-use super::peer::content;
+use super::peer::{self, Peer, content, sessions};
+use super::sim::{Net, Path};
 use crate::protocol::*;
 
 const MIB: u32 = 1 << 20;
@@ -147,4 +148,21 @@ fn short_packets_keep_few_long_buffers() {
         assert!(frame.payload == content(1, 100)[..]);
     }
     assert_eq!(pool.stats().in_use_bytes, 0);
+}
+
+/// A peer that has no memory does not acknowledge, which is no fault of the path's.
+#[test]
+fn a_peer_without_memory_is_no_narrow_path() {
+    let (options, start) = (SessionOptions::default(), Instant::now());
+    let [(sender, _), (receiver, memory)] = sessions([&options, &options], 1, start);
+    let _held = all_of(&memory.pool);
+    let mut net = Net::new(1, start);
+    let links = [0; 2].map(|_| net.link(Path::new(12.5e6, Duration::from_millis(1), 64e3)));
+    let peers =
+        [Peer::new((sender, peer::memory()), 1, |_| 100_000), Peer::new((receiver, memory), 0, |_| 0)];
+    let [a, b] = peers;
+    net.pair((a, links[0]), (b, links[1]));
+    assert!(!net.run(Duration::from_secs(60), |hosts| hosts.iter().any(|host| !host.events.is_empty())));
+    let stats = net.hosts[1].session.stats();
+    assert!(stats.refused_packets > 0 && stats.received_packets > stats.refused_packets, "{stats:?}");
 }
