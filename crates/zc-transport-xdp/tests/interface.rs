@@ -6,14 +6,16 @@ mod bed;
 mod inside;
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
 use bed::{Bed, GUARD, NAME, skipped, until};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use zc::transport::{LaneLimits, LinkAddr, OfferContext, Reactor, Transport, UriParams};
 use zc::{Connection, Deadlines, Fabric, FabricBuilder, Outcome, Stage};
-use zc_transport_xdp::device::{Device, DeviceOptions, Umem, UmemOptions};
+use zc_transport_xdp::device::{Device, DeviceOptions, Grant, Umem, UmemOptions};
 use zc_transport_xdp::netlink::Interface;
 use zc_transport_xdp::program::Faults;
 use zc_transport_xdp::{UdpTransport, XdpOptions, XdpTransport};
@@ -24,6 +26,12 @@ fn both(options: &XdpOptions) -> Vec<Arc<dyn Transport>> {
 
 fn run<T>(what: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.unwrap().block_on(async { tokio::time::timeout(GUARD, what).await.expect("it hangs") })
+}
+
+/// In this thread alone, where it is and with the rights that it has.
+fn run_alone<T>(what: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.unwrap().block_on(async { tokio::time::timeout(GUARD, what).await.expect("it hangs") })
 }
 
@@ -174,6 +182,64 @@ fn where_an_interface_carries_nothing_udp_does() {
             assert_eq!(xdp.stage, Stage::Join, "it opened, and did not carry: {why}");
             ask(&mut client, &mut server, 100_000).await;
         }
+    });
+}
+
+/// The server has no rights: a thread that has them grants the interface, in parts that could go to another process.
+#[test]
+fn an_interface_is_granted_by_a_broker() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let (ask, asked) = channel::<(String, DeviceOptions)>();
+    let (answer, answered) = channel();
+    let (say, hear) = channel();
+    let bed = &bed;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            bed.near.run(|| {
+                for (name, options) in asked {
+                    answer.send(Grant::open(&name, &options).map(Grant::into_parts)).unwrap();
+                }
+            });
+        });
+        scope.spawn(move || {
+            bed.near.run(|| {
+                let memory = CapabilitySet::IPC_LOCK;
+                let sets = CapabilitySets { effective: memory, permitted: memory, inheritable: memory };
+                set_capabilities(None, sets).unwrap();
+                let channels = Mutex::new((ask, answered));
+                let broker = move |name: &str, options: &DeviceOptions| {
+                    let (ask, answered) = &*channels.lock().unwrap();
+                    ask.send((name.to_owned(), options.clone())).unwrap();
+                    // SAFETY: the sockets are of this process, and whoever opened them has none any more.
+                    unsafe { Grant::from_parts(answered.recv().unwrap()?) }
+                };
+                let transport = XdpTransport::by_broker(XdpOptions::default(), broker);
+                let server = zc::testing::fabric_over(Arc::new(transport)).build().unwrap();
+                run_alone(async {
+                    let mut listener =
+                        server.listen(&format!("zc+xdp://{}:0?if={NAME}", bed.near.v4)).await.unwrap();
+                    say.send(listener.local_uri().to_string()).unwrap();
+                    let Ok(mut connection) = listener.accept().await else { return };
+                    while let Ok(Some(message)) = connection.recv().await {
+                        connection.send(message).await.unwrap();
+                    }
+                });
+            });
+        });
+        bed.far.run(move || {
+            let uri = hear.recv().unwrap();
+            let client = zc::testing::fabric_over(Arc::new(XdpTransport::default())).build().unwrap();
+            run_alone(async {
+                let mut client = match client.connect(&uri).await {
+                    Ok(client) => client,
+                    Err(why) if bed.modes.len() < 3 => return skipped("AF_XDP", why),
+                    Err(why) => panic!("{why}"),
+                };
+                client.send(vec![7; 100_000]).await.unwrap();
+                assert_eq!(client.recv().await.unwrap().unwrap().len(), 100_000);
+                client.drain(GUARD).await.unwrap();
+            });
+        });
     });
 }
 

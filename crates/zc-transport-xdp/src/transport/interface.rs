@@ -17,7 +17,7 @@ use zc_core::transport::{Reactor, Unavailable};
 use super::XdpOptions;
 use super::device_port::DevicePort;
 use super::registry::{Home, Registry};
-use crate::device::{Device, DeviceOptions, Mode, OpenError, Umem, UmemOptions};
+use crate::device::{Device, DeviceOptions, Grant, Mode, OpenError, Umem, UmemOptions};
 use crate::engine::Engine;
 use crate::limits::MAX_ADDRESSES;
 use crate::netlink::{Interface, NetlinkError};
@@ -156,7 +156,11 @@ pub(super) struct Request {
     /// An address that it must have.
     pub(super) local: IpAddr,
     pub(super) options: XdpOptions,
+    pub(super) broker: Arc<Broker>,
 }
+
+/// Who grants interfaces.
+pub(super) type Broker = dyn Fn(&str, &DeviceOptions) -> Result<Grant, OpenError> + Send + Sync;
 
 /// An interface that is ours, and that no runtime knows yet.
 pub(super) struct Taken {
@@ -192,7 +196,8 @@ impl Request {
         // copies would copy if they were asked for.
         let sends_parts = in_place.unwrap_or(interface.features.zero_copy_segments > 1);
         options.multi_buffer = sends_parts.then_some(true);
-        let open = |options: &DeviceOptions| Device::open_with(name, options, || Umem::new(&memory));
+        let granted = |options: &DeviceOptions| (self.broker)(name, options);
+        let open = |options: &DeviceOptions| Device::open_by(options, granted, || Umem::new(&memory));
         let (device, umem) = match open(&options) {
             // Old kernels have no packets of several frames, which we can do without.
             Err(OpenError::Refused { .. }) if options.multi_buffer.is_some() => {
@@ -201,6 +206,8 @@ impl Request {
             }
             opened => opened?,
         };
+        // A broker may not have known it.
+        device.attachment().add_port(port).map_err(|e| Unavailable::os("lead a port's packets here", &e))?;
         if let Some(faults) = faults {
             let set = device.attachment().set_faults(faults);
             set.map_err(|e| Unavailable::os("set faults", &e))?;

@@ -1,6 +1,7 @@
 //! The transport over AF_XDP sockets.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -10,13 +11,13 @@ use zc_core::transport::{
 };
 
 use super::device_port::datagram_bytes;
-use super::interface::{self, Key, Open, Request, Taken, Turn, netlink, other};
+use super::interface::{self, Broker, Key, Open, Request, Taken, Turn, netlink, other};
 use super::join::{self, NO_ADDRESS, PAYLOAD_MAC};
 use super::offered::{Pending, Way};
 use super::refusals::Refusals;
 use super::registry::Home;
 use super::udp_port::path_bytes;
-use crate::device::{BusyPolling, Mode};
+use crate::device::{BusyPolling, DeviceOptions, Grant, Mode, OpenError};
 use crate::limits::{BUSY_POLL_PACKETS, DEVICE_STAYS_MS, MAX_BUSY_POLL_US, XDP_FRAMES};
 use crate::netlink::{Interface, Neighbour, NetlinkError, Route};
 use crate::program::Faults;
@@ -93,11 +94,19 @@ impl Default for XdpOptions {
 ///     Err(why) => println!("{why}"),
 /// }
 /// ```
-#[derive(Default)]
 pub struct XdpTransport {
     options: XdpOptions,
+    broker: Arc<Broker>,
+    /// Somebody else has the rights.
+    is_brokered: bool,
     refusals: Refusals,
     pending: Pending,
+}
+
+impl Default for XdpTransport {
+    fn default() -> Self {
+        Self::new(XdpOptions::default())
+    }
 }
 
 impl std::fmt::Debug for XdpTransport {
@@ -126,7 +135,33 @@ fn next_hop(interface: &Interface, to: IpAddr) -> Result<[u8; 6], Unavailable> {
 impl XdpTransport {
     /// With these options.
     pub fn new(options: XdpOptions) -> Self {
-        Self { options, refusals: Refusals::default(), pending: Pending::default() }
+        Self::of(options, Arc::new(Grant::open), false)
+    }
+
+    /// One whose interfaces are granted by somebody with rights: this process needs none. `broker` is asked for the interface by its name
+    /// whenever that is to be opened, in a thread that may wait; [`device::Grant`](crate::device::Grant) tells how one travels.
+    ///
+    /// ```
+    /// use zc_transport_xdp::device::{DeviceOptions, Grant, OpenError};
+    /// use zc_transport_xdp::{XdpOptions, XdpTransport};
+    ///
+    /// /// Asks a supervisor over a socket, in earnest.
+    /// fn ask(interface: &str, options: &DeviceOptions) -> Result<Grant, OpenError> {
+    ///     Grant::open(interface, options)
+    /// }
+    /// let transport = XdpTransport::by_broker(XdpOptions::default(), ask);
+    /// # let _ = transport;
+    /// ```
+    pub fn by_broker(
+        options: XdpOptions,
+        broker: impl Fn(&str, &DeviceOptions) -> Result<Grant, OpenError> + Send + Sync + 'static,
+    ) -> Self {
+        Self::of(options, Arc::new(broker), true)
+    }
+
+    fn of(options: XdpOptions, broker: Arc<Broker>, is_brokered: bool) -> Self {
+        let (refusals, pending) = (Refusals::default(), Pending::default());
+        Self { options, broker, is_brokered, refusals, pending }
     }
 
     fn key(cx: &OfferContext) -> Result<Key, Unavailable> {
@@ -142,7 +177,7 @@ impl XdpTransport {
             let packets = options.busy_polling.map_or(BUSY_POLL_PACKETS, |polling| polling.packets);
             options.busy_polling = Some(BusyPolling { micros: micros.ok_or_else(bad)?, packets });
         }
-        Ok(Request { key: key.clone(), local, options })
+        Ok(Request { key: key.clone(), local, options, broker: self.broker.clone() })
     }
 
     /// The engine that there is; an error if there is none, and one was refused a moment ago.
@@ -217,6 +252,7 @@ impl Transport for XdpTransport {
             Err(rustix::io::Errno::AFNOSUPPORT) => {
                 Err(Unavailable::NoKernelSupport { needs: "AF_XDP sockets (CONFIG_XDP_SOCKETS)" })
             }
+            Err(rustix::io::Errno::PERM) if self.is_brokered => Ok(caps()),
             Err(rustix::io::Errno::PERM) => Err(Unavailable::MissingCapability { capability: "CAP_NET_RAW" }),
             Err(error) => Err(Unavailable::os("socket(AF_XDP)", &error.into())),
         }
