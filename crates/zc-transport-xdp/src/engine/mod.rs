@@ -116,9 +116,9 @@ impl Engine {
         self.port.alloc(len)
     }
 
-    /// Receives some of what has come, for all sessions, if nobody else does.
-    pub(crate) fn look(&self) {
-        self.receive(false);
+    /// Receives some of what has come, for all sessions, if nobody else does. Whether anything came.
+    pub(crate) fn look(&self) -> bool {
+        self.receive(false)
     }
 
     /// Receives all that has come by now.
@@ -256,13 +256,14 @@ impl Engine {
 /// Hands what comes to the sessions, and settles each once.
 struct Intake<'a> {
     engine: &'a Engine,
-    now: Instant,
+    /// When the first of them came; nobody asks for the time while nothing comes.
+    now: Option<Instant>,
     touched: SmallVec<[Arc<Conn>; 8]>,
 }
 
 impl<'a> Intake<'a> {
     fn new(engine: &'a Engine) -> Self {
-        Self { engine, now: engine.now(), touched: SmallVec::new() }
+        Self { engine, now: None, touched: SmallVec::new() }
     }
 
     fn take(&mut self, datagram: Datagram<'_>) {
@@ -271,6 +272,7 @@ impl<'a> Intake<'a> {
             Datagram::Shown(bytes) => session_of(bytes),
         };
         let Some(id) = id else { return };
+        let now = *self.now.get_or_insert_with(|| self.engine.now());
         // The last one first: packets of one sender come together.
         let known = self.touched.iter().rev().find(|conn| conn.id == id);
         let conn = match known {
@@ -284,12 +286,13 @@ impl<'a> Intake<'a> {
                 &self.touched[self.touched.len() - 1]
             }
         };
-        conn.state.lock().handle(self.now, datagram);
+        conn.state.lock().handle(now, datagram);
     }
 
     fn settle(&mut self) {
+        let Some(now) = self.now else { return };
         for conn in self.touched.drain(..) {
-            self.engine.settle(&conn, &mut conn.state.lock(), self.now);
+            self.engine.settle(&conn, &mut conn.state.lock(), now);
         }
     }
 }

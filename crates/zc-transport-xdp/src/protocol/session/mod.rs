@@ -288,6 +288,11 @@ impl Session {
         self.peer_fin == Some(self.inbox.taken())
     }
 
+    /// The peer has said which frame is its last.
+    pub(crate) fn is_peer_ending(&self) -> bool {
+        self.peer_fin.is_some()
+    }
+
     /// The application took a data frame of so many bytes: the peer may send as much again.
     pub fn release(&mut self, bytes: usize) {
         self.inbox.release(frame_credit_bytes(bytes), 1);
