@@ -57,6 +57,8 @@ pub struct Candidate {
     pub stage: Stage,
     /// How it ended.
     pub outcome: Outcome,
+    /// Of one that was chosen: which of its ways it goes ([`Caps::variant`](zc_core::transport::Caps::variant)).
+    pub variant: Option<&'static str>,
     /// What it is called between the peers: which of several of one wire runs is a choice of each side alone.
     wire: String,
 }
@@ -87,7 +89,7 @@ impl SelectionReport {
             Some(known) => (known.stage, known.outcome) = (stage, outcome),
             None => {
                 let (transport, wire) = (transport.to_owned(), wire.to_owned());
-                self.candidates.push(Candidate { transport, stage, outcome, wire });
+                self.candidates.push(Candidate { transport, stage, outcome, variant: None, wire });
             }
         }
     }
@@ -95,6 +97,15 @@ impl SelectionReport {
     /// The same, for one that is known or speaks what it is called.
     pub(crate) fn set(&mut self, transport: &str, stage: Stage, outcome: Outcome) {
         self.add(transport, transport, stage, outcome);
+    }
+
+    /// It carries the connection, in this way.
+    pub(crate) fn choose(&mut self, transport: &str, variant: Option<&'static str>) {
+        self.set(transport, Stage::Commit, Outcome::Chosen);
+        let chosen = self.candidates.iter_mut().find(|candidate| candidate.transport == transport);
+        if let Some(chosen) = chosen {
+            chosen.variant = variant;
+        }
     }
 
     /// Whether something ranked above `transport` can't be had, although policy allows it and this link
@@ -154,7 +165,7 @@ impl SelectionReport {
         chosen.map_or("", |candidate| candidate.transport.as_str())
     }
 
-    /// `{"chosen": …, "candidates": [{"transport", "stage", "outcome", "reason"?, "detail"?, "remedy"?}]}`:
+    /// `{"chosen": …, "candidates": [{"transport", "stage", "outcome", "variant"?, "reason"?, "detail"?, "remedy"?}]}`:
     /// the last three where the outcome is `unavailable`.
     pub fn to_json(&self) -> Value {
         let candidates: Vec<Value> = self.candidates.iter().map(Candidate::to_json).collect();
@@ -166,7 +177,12 @@ impl Candidate {
     fn to_json(&self) -> Value {
         let mut value = json!({ "transport": self.transport, "stage": self.stage.to_string() });
         match &self.outcome {
-            Outcome::Chosen => value["outcome"] = "chosen".into(),
+            Outcome::Chosen => {
+                value["outcome"] = "chosen".into();
+                if let Some(variant) = self.variant {
+                    value["variant"] = variant.into();
+                }
+            }
             Outcome::NotNeeded => value["outcome"] = "not_needed".into(),
             Outcome::Unavailable(why) => {
                 value["outcome"] = "unavailable".into();
@@ -188,7 +204,10 @@ impl fmt::Display for SelectionReport {
             let stage = candidate.stage.to_string();
             write!(f, "{:<6} {stage:<12} ", candidate.transport)?;
             match &candidate.outcome {
-                Outcome::Chosen => f.write_str("chosen")?,
+                Outcome::Chosen => match candidate.variant {
+                    Some(variant) => write!(f, "chosen: {variant}")?,
+                    None => f.write_str("chosen")?,
+                },
                 Outcome::NotNeeded => f.write_str("not needed")?,
                 Outcome::Unavailable(why) => write!(f, "unavailable: {why}")?,
             }
@@ -205,7 +224,7 @@ mod tests {
     fn text_and_json_say_the_same() {
         let mut report = SelectionReport::default();
         report.set("shm", Stage::Offers, Outcome::Unavailable(Unavailable::ForbiddenByPolicy));
-        report.set("tcp", Stage::Commit, Outcome::Chosen);
+        report.choose("tcp", Some("by pigeon"));
         report.set("rdma", Stage::Offers, Outcome::NotNeeded);
         let policy = Policy::default();
         assert!(!report.lost_above("tcp", &policy), "what policy forbids is not missed");
@@ -221,10 +240,12 @@ mod tests {
         assert_eq!(report.chosen(), "tcp");
         let text = report.to_string();
         assert!(text.contains("no_device; remedy: attach a device"), "{text}");
+        assert!(text.contains("chosen: by pigeon"), "{text}");
         assert_eq!(text.lines().count(), 3);
         let json = report.to_json();
         assert_eq!(json["chosen"], "tcp");
         assert_eq!(json["candidates"][1]["reason"], "no_device");
+        assert_eq!(json["candidates"][2]["variant"], "by pigeon");
     }
 
     #[test]

@@ -112,7 +112,7 @@ pub(crate) struct Parts {
 pub struct Connection {
     sender: Sender,
     receiver: Option<Receiver>,
-    caps: Caps,
+    caps: Box<Caps>,
     role: Role,
     drain: Duration,
     report: Arc<SelectionReport>,
@@ -177,7 +177,7 @@ impl Connection {
         let connection = Self {
             sender: Sender::new(handle.clone()),
             receiver: Some(Receiver::new(handle, options.polling, &caps)),
-            caps,
+            caps: Box::new(caps),
             role,
             drain: options.drain,
             report,

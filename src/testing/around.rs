@@ -21,6 +21,12 @@ macro_rules! transport_around {
             fn wire_name(&self) -> &'static str {
                 self.inner().wire_name()
             }
+            fn second_name(&self) -> Option<&'static str> {
+                self.inner().second_name()
+            }
+            fn withdraw(&self, offer: &$crate::transport::Offer) {
+                self.inner().withdraw(offer);
+            }
             fn stands_in_for(&self) -> Option<&'static str> {
                 self.inner().stands_in_for()
             }
@@ -47,6 +53,15 @@ macro_rules! transport_around {
                 cx: &$crate::transport::OfferContext,
             ) -> Result<$crate::transport::Offer, $crate::transport::Unavailable> {
                 self.inner().offer(cx)
+            }
+            fn offer_soon<'a>(
+                &'a self,
+                cx: &'a $crate::transport::OfferContext,
+            ) -> $crate::transport::BoxFuture<
+                'a,
+                Result<$crate::transport::Offer, $crate::transport::Unavailable>,
+            > {
+                self.inner().offer_soon(cx)
             }
             fn join<'a>(
                 &'a self,

@@ -267,6 +267,10 @@ impl LaneTx for TraceTx {
         self.inner.leave_group(group);
     }
 
+    fn abandon(&mut self, each: &mut dyn FnMut(Frame)) {
+        self.inner.abandon(each);
+    }
+
     fn takes_pipes(&self) -> bool {
         self.inner.takes_pipes()
     }

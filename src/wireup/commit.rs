@@ -69,8 +69,9 @@ impl Attempt<'_> {
         trial: Option<Trial>,
     ) -> Result<Lane, Error> {
         let Some(trial) = trial else { return self.chosen_in_band(mine, &peer).await };
-        self.report.set(mine.transport.name(), Stage::Commit, Outcome::Chosen);
-        Ok(trial.into_lane())
+        let lane = trial.into_lane();
+        self.report.choose(mine.transport.name(), lane.caps.variant);
+        Ok(lane)
     }
 
     /// One that could not begin leaves the link, and another one of ours may speak the same to the peer.
@@ -83,7 +84,7 @@ impl Attempt<'_> {
             let joined = self.join_in_band(&*mine.transport, &mine.offer, peer, &mut link).await?;
             let (error, spare) = match (joined, spares.next()) {
                 (Ok(lane), _) => {
-                    self.report.set(name, Stage::Commit, Outcome::Chosen);
+                    self.report.choose(name, lane.caps.variant);
                     return Ok(lane);
                 }
                 (Err(error), Some(spare)) if link.is_some() => (error, spare),
@@ -106,7 +107,7 @@ impl Attempt<'_> {
         let mut link = self.ways.take().map(|ways| ways.io.into_link());
         let offer = Offer::default();
         let lane = self.join_in_band(&**stream, &offer, &offer, &mut link).await??;
-        self.report.set(name, Stage::Commit, Outcome::Chosen);
+        self.report.choose(name, lane.caps.variant);
         Ok(lane)
     }
 

@@ -63,7 +63,7 @@ impl Attempt<'_> {
 
     fn planned<'m>(&self, index: u8, mine: &'m [Mine], theirs: &[OfferEntry]) -> Result<Try<'m>, Error> {
         let found = self.machine.planned(index).and_then(|name| {
-            let us = mine.iter().find(|mine| mine.transport.wire_name() == name)?;
+            let us = mine.iter().find(|mine| mine.wire == name)?;
             let them = theirs.iter().find(|offer| offer.transport == name)?;
             Some((us, Offer { version: them.version, bytes: them.bytes.clone() }))
         });

@@ -3,7 +3,7 @@
 use std::iter;
 use std::sync::Arc;
 
-use zc_core::transport::{LinkAddr, Offer, Role, Transport, Unavailable};
+use zc_core::transport::{LinkAddr, Offer, OfferContext, Role, Transport, Unavailable};
 use zc_core::wire::{ControlMessage, MAX_OFFER, MAX_OFFERS, OfferEntry, PlanEntry, Stage, WireError};
 
 use super::Attempt;
@@ -15,18 +15,75 @@ use crate::report::Outcome;
 /// A transport of ours that can serve this connection, with our half of a lane.
 pub(super) struct Mine {
     pub(super) transport: Arc<dyn Transport>,
+    /// What the peer knows it by.
+    pub(super) wire: &'static str,
     pub(super) offer: Offer,
     /// Others of ours that speak the same to the peer, best first.
     pub(super) spares: Vec<Mine>,
 }
 
+impl Drop for Mine {
+    fn drop(&mut self) {
+        self.transport.withdraw(&self.offer);
+    }
+}
+
 fn entries(mine: &[Mine]) -> Vec<OfferEntry> {
     let entry = |m: &Mine| OfferEntry {
-        transport: m.transport.wire_name().into(),
+        transport: m.wire.into(),
         version: m.offer.version,
         bytes: m.offer.bytes.clone(),
     };
     mine.iter().map(entry).collect()
+}
+
+/// Our halves of lanes over this transport, one for each of its names. Where a better one has the first name, one with a second name
+/// needs no other.
+async fn add_offers_of(
+    cx: &OfferContext,
+    transport: &Arc<dyn Transport>,
+    mine: &mut Vec<Mine>,
+) -> Result<(), Unavailable> {
+    let (first, second) = (transport.wire_name(), transport.second_name());
+    let better = mine.iter().position(|better| better.wire == first);
+    if better.is_none() || second.is_none() {
+        let offer = offer_of(cx, transport, first, mine).await?;
+        match better {
+            Some(better) => mine[better].spares.push(offer),
+            None => mine.push(offer),
+        }
+    }
+    if let Some(second) = second {
+        let offer = offer_of(cx, transport, second, mine).await?;
+        mine.push(offer);
+    }
+    Ok(())
+}
+
+/// Our half of a lane over this transport, which `so_far` has none better than.
+async fn offer_of(
+    cx: &OfferContext,
+    transport: &Arc<dyn Transport>,
+    wire: &'static str,
+    so_far: &[Mine],
+) -> Result<Mine, Unavailable> {
+    transport.suits(cx)?;
+    transport.probe()?;
+    if transport.wants_descriptors() {
+        cx.same_host.clone()?;
+        if !cx.descriptors {
+            return Err(Unavailable::NotApplicable { needs: "a socket, over which descriptors travel" });
+        }
+    }
+    let offer = transport.offer_soon(cx).await?;
+    let mine = Mine { transport: transport.clone(), wire, offer, spares: Vec::new() };
+    // One that stands in for another takes no place among the offers.
+    let is_spare = so_far.iter().any(|better| better.wire == wire);
+    if mine.offer.bytes.len() > MAX_OFFER || (so_far.len() == MAX_OFFERS && !is_spare) {
+        let remedy = format!("at most {MAX_OFFERS} transports, {MAX_OFFER} bytes each");
+        return Err(Unavailable::Other { code: "offer_too_large", remedy });
+    }
+    Ok(mine)
 }
 
 impl<'a> Attempt<'a> {
@@ -40,7 +97,7 @@ impl<'a> Attempt<'a> {
 
     async fn offers_as_client(&mut self) -> Result<(Vec<Mine>, Vec<OfferEntry>), Error> {
         self.find_peer().await;
-        let mine = self.mine();
+        let mine = self.mine().await;
         let sent = self.machine.send_offers(entries(&mine));
         self.wire(sent)?;
         self.flush().await?;
@@ -60,7 +117,7 @@ impl<'a> Attempt<'a> {
         let message = self.next().await?;
         let ControlMessage::Offers(theirs) = message else { return Err(self.unexpected(&message)) };
         self.find_peer().await;
-        let mine = self.mine();
+        let mine = self.mine().await;
         if let Some(why) = self.foreign.clone() {
             let error = self.no_transport();
             return Err(self.refuse(&why.to_string(), error).await);
@@ -93,23 +150,16 @@ impl<'a> Attempt<'a> {
     }
 
     /// Asks every transport, best first; what can't serve is written into the report.
-    fn mine(&mut self) -> Vec<Mine> {
+    async fn mine(&mut self) -> Vec<Mine> {
         let mut mine: Vec<Mine> = Vec::new();
         for (name, transport) in self.candidates() {
             let offered = match (self.refusal(name), transport) {
                 (Some(why), _) => Err(why),
-                (None, Some(transport)) => self.offer_of(transport, &mine),
+                (None, Some(transport)) => add_offers_of(&self.cx, transport, &mut mine).await,
                 (None, None) => Err(missing(name)),
             };
             let outcome = match offered {
-                Ok(offer) => {
-                    let wire_name = offer.transport.wire_name();
-                    match mine.iter_mut().find(|better| better.transport.wire_name() == wire_name) {
-                        Some(better) => better.spares.push(offer),
-                        None => mine.push(offer),
-                    }
-                    Outcome::NotNeeded
-                }
+                Ok(()) => Outcome::NotNeeded,
                 Err(why) => Outcome::Unavailable(why),
             };
             let wire = transport.map_or(name, |transport| transport.wire_name());
@@ -137,31 +187,15 @@ impl<'a> Attempt<'a> {
         self.shared.policy.refuses(name)
     }
 
-    fn offer_of(&self, transport: &Arc<dyn Transport>, so_far: &[Mine]) -> Result<Mine, Unavailable> {
-        transport.suits(&self.cx)?;
-        transport.probe()?;
-        if transport.wants_descriptors() {
-            self.cx.same_host.clone()?;
-            if !self.cx.descriptors {
-                return Err(Unavailable::NotApplicable { needs: "a socket, over which descriptors travel" });
-            }
-        }
-        let offer = transport.offer(&self.cx)?;
-        // One that stands in for another takes no place among the offers.
-        let is_spare = so_far.iter().any(|better| better.transport.wire_name() == transport.wire_name());
-        if offer.bytes.len() > MAX_OFFER || (so_far.len() == MAX_OFFERS && !is_spare) {
-            let remedy = format!("at most {MAX_OFFERS} transports, {MAX_OFFER} bytes each");
-            return Err(Unavailable::Other { code: "offer_too_large", remedy });
-        }
-        Ok(Mine { transport: transport.clone(), offer, spares: Vec::new() })
-    }
-
     /// Marks what only we have, and returns those that both have, best first.
     fn mutual<'m>(&mut self, mine: &'m [Mine], theirs: &[OfferEntry]) -> Vec<&'m Mine> {
-        let (both, alone): (Vec<_>, Vec<_>) = mine
-            .iter()
-            .partition(|mine| theirs.iter().any(|offer| offer.transport == mine.transport.wire_name()));
+        let (both, alone): (Vec<_>, Vec<_>) =
+            mine.iter().partition(|mine| theirs.iter().any(|offer| offer.transport == mine.wire));
         for lone in alone.into_iter().flat_map(|mine| iter::once(mine).chain(&mine.spares)) {
+            // Under its other name the peer may have it.
+            if both.iter().any(|mine| mine.transport.name() == lone.transport.name()) {
+                continue;
+            }
             let lacks = Outcome::Unavailable(Unavailable::PeerLacks);
             self.report.set(lone.transport.name(), Stage::Offers, lacks);
         }
@@ -179,6 +213,6 @@ impl<'a> Attempt<'a> {
             both.truncate(1);
             both.retain(|mine| !self.report.lost_above(mine.transport.name(), &self.shared.policy));
         }
-        both.into_iter().map(|mine| mine.transport.wire_name().to_owned()).collect()
+        both.into_iter().map(|mine| mine.wire.to_owned()).collect()
     }
 }

@@ -29,15 +29,15 @@ pub const MAX_SESSIONS: usize = 1 << 16;
 /// Offers of one transport that wait for their peer's; the oldest goes when there are more.
 pub const MAX_OFFERED: usize = 1 << 12;
 /// So long an offer waits for the peer's at most.
-pub const OFFERED_MS: u64 = 60_000;
+pub const OFFERED_MS: u64 = 30_000;
+/// So long an interface that was refused is not tried again: to try takes as long as many connections.
+pub const REFUSED_MS: u64 = 1_000;
 /// Addresses that one transport has sockets for.
 pub const MAX_ENGINES: usize = 64;
 /// Packets that a session makes before it hands them to the system.
 pub(crate) const BATCH_PACKETS: usize = 64;
 /// Times that an engine's task receives before others have their turn.
 pub(crate) const RECEIVES_PER_TURN: usize = 16;
-/// Longest datagram that is put on the heap when the pool has no memory.
-pub(crate) const HEAP_DATAGRAM_BYTES: usize = 2048;
 /// Room of a UDP socket in the kernel that is asked for, in either direction, bytes.
 pub const UDP_BUFFER_BYTES: usize = 4 << 20;
 /// Longest datagram on paths that carry longer ones, bytes: of the loopback interface, about seven go in one call.
@@ -50,8 +50,8 @@ pub(crate) const UDP_RECEIVES_PER_CALL: usize = 8;
 pub(crate) const UDP_SEND_BYTES: usize = 65_000;
 /// Datagrams of one call (UDP_MAX_SEGMENTS of old kernels).
 pub(crate) const UDP_SEND_PACKETS: usize = 64;
-/// What came in one call is copied if it is no longer than this, rather than keep a buffer for it.
-pub(crate) const SHOWN_BYTES: usize = 2048;
+/// Shorter datagrams are copied out of what came in one call, rather than keep all of it.
+pub(crate) const UDP_LENT_MIN_BYTES: usize = UDP_RECEIVE_BYTES / 8;
 /// Times that all which has come is looked for, when the peer has ended.
 pub(crate) const MAX_LOOKS: usize = 64;
 /// Packets that are taken from a queue before others have their turn.
@@ -62,5 +62,9 @@ pub(crate) const DEVICE_AGAIN_MS: u64 = 1;
 pub const DEVICE_STAYS_MS: u64 = 500;
 /// Shorter payload is copied behind its headers, wherever it lies: two descriptors cost more.
 pub(crate) const IN_PLACE_MIN_BYTES: usize = 256;
+/// Longest time that an address can have one look poll the device, microseconds.
+pub const MAX_BUSY_POLL_US: u32 = 1_000;
+/// Packets that one look polls for, unless options say otherwise.
+pub(crate) const BUSY_POLL_PACKETS: u32 = 64;
 /// Frames of an engine's memory, by default: 16 MiB of the shorter ones.
 pub const XDP_FRAMES: u32 = 8192;

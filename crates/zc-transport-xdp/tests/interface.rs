@@ -5,14 +5,19 @@
 mod bed;
 mod inside;
 
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use bed::{Bed, GUARD, NAME, skipped, until};
-use zc::transport::{LinkAddr, Transport};
-use zc::{Connection, Fabric, Outcome};
-use zc_transport_xdp::device::{Device, DeviceOptions, Umem, UmemOptions};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+use zc::transport::{LaneLimits, LinkAddr, OfferContext, Reactor, Transport, UriParams};
+use zc::{Connection, Deadlines, Fabric, FabricBuilder, Outcome, Stage};
+use zc_transport_xdp::device::{Device, DeviceOptions, Grant, Umem, UmemOptions};
 use zc_transport_xdp::netlink::Interface;
+use zc_transport_xdp::program::Faults;
 use zc_transport_xdp::{UdpTransport, XdpOptions, XdpTransport};
 
 fn both(options: &XdpOptions) -> Vec<Arc<dyn Transport>> {
@@ -21,6 +26,12 @@ fn both(options: &XdpOptions) -> Vec<Arc<dyn Transport>> {
 
 fn run<T>(what: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.unwrap().block_on(async { tokio::time::timeout(GUARD, what).await.expect("it hangs") })
+}
+
+/// In this thread alone, where it is and with the rights that it has.
+fn run_alone<T>(what: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.unwrap().block_on(async { tokio::time::timeout(GUARD, what).await.expect("it hangs") })
 }
 
@@ -59,6 +70,8 @@ fn an_interface_goes_back_to_the_kernel() {
             return;
         }
         assert_eq!(server.report().chosen(), "xdp");
+        let report = client.report().to_string();
+        assert!(bed.modes.iter().any(|mode| report.contains(&format!("chosen: {mode}"))), "{report}");
         assert!(program().is_some());
         ask(&mut client, &mut server, 3000).await;
         drop((client, server));
@@ -74,6 +87,33 @@ fn an_interface_goes_back_to_the_kernel() {
     });
     // The runtime is gone, and with it the engine.
     until("the program to go", || program().is_none().then_some(()));
+}
+
+/// The runtime has one thread, which has nothing to wait for when it is asked for an offer.
+#[test]
+fn no_thread_of_the_runtime_waits_for_an_interface() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let offered = bed.near.run(|| {
+        runtime().block_on(async {
+            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
+            let pool = zc::BufPool::builder().build();
+            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
+            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
+            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            let transport = XdpTransport::default();
+            let mut first = transport.offer_soon(&cx);
+            let is_done = poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_ready())).await;
+            assert!(!is_done, "a thread opens it");
+            // One that is given up gives the interface back, and then the turn.
+            drop(first);
+            tokio::time::timeout(GUARD, transport.offer_soon(&cx)).await.expect("it hangs")
+        })
+    });
+    match offered {
+        Ok(offer) => assert!(!offer.bytes.is_empty()),
+        Err(why) => skipped("AF_XDP", why),
+    }
 }
 
 #[test]
@@ -104,6 +144,102 @@ fn an_interface_of_somebody_else_is_left_to_him() {
             assert!(why.remedy().contains(NAME), "{why}");
             ask(&mut client, &mut server, 100_000).await;
         }
+    });
+}
+
+/// What comes in by AF_XDP is lost, so no ping comes through; the kernel's own sockets carry the connection then, and the report says
+/// why.
+#[test]
+fn where_an_interface_carries_nothing_udp_does() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let mut options = XdpOptions::default();
+    options.faults = Some(Faults { lost: 1.0, damaged: 0.0 });
+    let deadlines = || {
+        let mut deadlines = Deadlines::default();
+        deadlines.join = Duration::from_secs(2);
+        deadlines
+    };
+    let build = |builder: FabricBuilder| builder.deadlines(deadlines()).build().unwrap();
+    let [near, far] = inside::builders(&bed, || both(&options)).map(build);
+    let [near_udp, _] = inside::builders(&bed, || vec![Arc::new(UdpTransport::default()) as _]).map(build);
+    run(async {
+        let plain = format!("zc+udp://{}:0", bed.near.v4);
+        let named = format!("zc+xdp://{}:0?if={NAME}", bed.near.v4);
+        for (server, at) in [(near, &named), (near_udp, &plain)] {
+            let mut listener = server.listen(at).await.unwrap();
+            let LinkAddr::Tcp(at) = listener.local_uri().addr().clone() else { panic!("no TCP") };
+            let at = format!("zc+xdp://{at}?if={NAME}");
+            let (client, server) = tokio::join!(far.connect(&at), listener.accept());
+            let (mut client, mut server) = (client.unwrap(), server.unwrap());
+            assert_eq!((client.report().chosen(), server.report().chosen()), ("udp", "udp"));
+            let report = client.report();
+            let xdp = report.candidates().iter().find(|candidate| candidate.transport == "xdp").unwrap();
+            let Outcome::Unavailable(why) = &xdp.outcome else { panic!("{:?}", xdp.outcome) };
+            println!("{report}");
+            if xdp.stage == Stage::Offers {
+                return skipped("AF_XDP", why);
+            }
+            assert_eq!(xdp.stage, Stage::Join, "it opened, and did not carry: {why}");
+            ask(&mut client, &mut server, 100_000).await;
+        }
+    });
+}
+
+/// The server has no rights: a thread that has them grants the interface, in parts that could go to another process.
+#[test]
+fn an_interface_is_granted_by_a_broker() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let (ask, asked) = channel::<(String, DeviceOptions)>();
+    let (answer, answered) = channel();
+    let (say, hear) = channel();
+    let bed = &bed;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            bed.near.run(|| {
+                for (name, options) in asked {
+                    answer.send(Grant::open(&name, &options).map(Grant::into_parts)).unwrap();
+                }
+            });
+        });
+        scope.spawn(move || {
+            bed.near.run(|| {
+                let memory = CapabilitySet::IPC_LOCK;
+                let sets = CapabilitySets { effective: memory, permitted: memory, inheritable: memory };
+                set_capabilities(None, sets).unwrap();
+                let channels = Mutex::new((ask, answered));
+                let broker = move |name: &str, options: &DeviceOptions| {
+                    let (ask, answered) = &*channels.lock().unwrap();
+                    ask.send((name.to_owned(), options.clone())).unwrap();
+                    // SAFETY: the sockets are of this process, and whoever opened them has none any more.
+                    unsafe { Grant::from_parts(answered.recv().unwrap()?) }
+                };
+                let transport = XdpTransport::by_broker(XdpOptions::default(), broker);
+                let server = zc::testing::fabric_over(Arc::new(transport)).build().unwrap();
+                run_alone(async {
+                    let mut listener =
+                        server.listen(&format!("zc+xdp://{}:0?if={NAME}", bed.near.v4)).await.unwrap();
+                    say.send(listener.local_uri().to_string()).unwrap();
+                    let Ok(mut connection) = listener.accept().await else { return };
+                    while let Ok(Some(message)) = connection.recv().await {
+                        connection.send(message).await.unwrap();
+                    }
+                });
+            });
+        });
+        bed.far.run(move || {
+            let uri = hear.recv().unwrap();
+            let client = zc::testing::fabric_over(Arc::new(XdpTransport::default())).build().unwrap();
+            run_alone(async {
+                let mut client = match client.connect(&uri).await {
+                    Ok(client) => client,
+                    Err(why) if bed.modes.len() < 3 => return skipped("AF_XDP", why),
+                    Err(why) => panic!("{why}"),
+                };
+                client.send(vec![7; 100_000]).await.unwrap();
+                assert_eq!(client.recv().await.unwrap().unwrap().len(), 100_000);
+                client.drain(GUARD).await.unwrap();
+            });
+        });
     });
 }
 

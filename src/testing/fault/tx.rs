@@ -269,6 +269,12 @@ impl LaneTx for FaultTx {
         }
     }
 
+    fn abandon(&mut self, each: &mut dyn FnMut(Frame)) {
+        if let Some(inner) = &mut self.inner {
+            inner.abandon(each);
+        }
+    }
+
     fn takes_pipes(&self) -> bool {
         self.inner.as_ref().is_some_and(|inner| inner.takes_pipes())
     }

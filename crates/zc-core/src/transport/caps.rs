@@ -140,6 +140,8 @@ pub struct Caps {
     pub one_sided: OneSided,
     /// Who sees the memory.
     pub isolation: Isolation,
+    /// Of a lane: which of several ways it goes, where the transport has several; reports say it.
+    pub variant: Option<&'static str>,
 }
 
 impl Caps {
@@ -160,6 +162,7 @@ impl Caps {
             sources: SourceMatrix { connection: true, pool: true, foreign: true },
             one_sided: OneSided::None,
             isolation: Isolation::PerConnection,
+            variant: None,
         }
     }
 }

@@ -306,6 +306,11 @@ pub trait LaneTx: Send {
     /// copied like that of strangers. What is under way stays valid until it is done with (M2).
     fn leave_group(&mut self, _group: &MemoryGroup) {}
 
+    /// Once the lane has failed: hands out the frames of which the peer's lane is not known to have all, oldest first, for another
+    /// lane. Those that have completions to be reported are not reported here any more. A frame that is not handed out
+    /// may or may not have come; so may all of a lane that hands out none, which is the default.
+    fn abandon(&mut self, _each: &mut dyn FnMut(Frame)) {}
+
     /// Whether this lane sends what waits in a pipe without taking it through memory: pages of a file. If not, whoever
     /// sends a file reads it into memory of the lane.
     fn takes_pipes(&self) -> bool {

@@ -100,6 +100,12 @@ pub trait Transport: Send + Sync + 'static {
         None
     }
 
+    /// Another name, under which it makes a second offer: both sides try it when the lane under the
+    /// [first](Transport::wire_name) name does not carry, whichever transport of theirs that was.
+    fn second_name(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Whether it is meant for such a connection at all. Asked before what the machine can do is: what nobody asked for is not
     /// missed.
     ///
@@ -139,6 +145,20 @@ pub trait Transport: Send + Sync + 'static {
     /// # Errors
     /// The typed reason why this transport can't serve this connection.
     fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable>;
+
+    /// The same for a transport whose half takes a while to make (a device to be opened): it is made elsewhere, and no thread of the
+    /// runtime waits. Whoever brings connections up calls this; the default calls [`offer`](Transport::offer).
+    ///
+    /// Dropping the future abandons the attempt.
+    ///
+    /// # Errors
+    /// As [`offer`](Transport::offer).
+    fn offer_soon<'a>(&'a self, cx: &'a OfferContext) -> BoxFuture<'a, Result<Offer, Unavailable>> {
+        Box::pin(std::future::ready(self.offer(cx)))
+    }
+
+    /// An offer of ours is not needed any more: it was joined, or never will be. What was opened for it alone may go.
+    fn withdraw(&self, _offer: &Offer) {}
 
     /// Brings the lane up. Both sides call it with the two offers; messages that the transport
     /// itself must exchange travel over `link`, at most [`crate::wire::MAX_JOIN_MESSAGES`] writes.

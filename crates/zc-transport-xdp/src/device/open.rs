@@ -125,9 +125,22 @@ fn max_segments(mode: Mode, multi_buffer: bool, interface: &Interface, options: 
 impl Device {
     /// Takes an interface of this network namespace, and binds all of its queues to the memory.
     pub fn open(name: &str, umem: &Umem, options: &DeviceOptions) -> Result<Self, OpenError> {
-        let mut grant = Grant::open(name, options)?;
-        let refused = match bind(&mut grant, umem, options) {
-            Ok(bound) => return Self::assemble(grant, bound, umem, options),
+        let granted = |options: &DeviceOptions| Grant::open(name, options);
+        Self::open_by(options, granted, || Ok(umem.clone())).map(|(device, _)| device)
+    }
+
+    /// The same by whoever grants the interface, for each way of attaching the program once, and with memory that is made once it is
+    /// ours: whoever may be refused need not make it before.
+    pub fn open_by(
+        options: &DeviceOptions,
+        mut granted: impl FnMut(&DeviceOptions) -> Result<Grant, OpenError>,
+        memory: impl FnOnce() -> Result<Umem, OpenError>,
+    ) -> Result<(Self, Umem), OpenError> {
+        options.check()?;
+        let mut grant = granted(options)?;
+        let umem = memory()?;
+        let refused = match bind(&mut grant, &umem, options) {
+            Ok(bound) => return Ok((Self::assemble(grant, bound, &umem, options)?, umem)),
             Err(OpenError::Refused { tried }) => tried,
             Err(error) => return Err(error),
         };
@@ -137,10 +150,10 @@ impl Device {
         // The program is attached anew.
         drop(grant);
         let generic = DeviceOptions { best: Mode::Generic, ..options.clone() };
-        let mut grant = Grant::open(name, &generic)?;
+        let mut grant = granted(&generic)?;
         grant.tried = refused;
-        let bound = bind(&mut grant, umem, &generic)?;
-        Self::assemble(grant, bound, umem, options)
+        let bound = bind(&mut grant, &umem, &generic)?;
+        Ok((Self::assemble(grant, bound, &umem, options)?, umem))
     }
 
     /// Binds what somebody with rights has granted.

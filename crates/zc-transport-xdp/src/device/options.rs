@@ -27,13 +27,20 @@ pub enum Mode {
     Generic,
 }
 
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Mode {
+    /// What reports call it.
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::ZeroCopy => "zero copy",
             Self::Copy => "copy (driver)",
             Self::Generic => "copy (generic)",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
-use zc_core::memory::{Deferral, PinnedBuf, copy_inline};
+use zc_core::memory::Deferral;
 use zc_core::transport::{FrameKind, LaneError};
 use zc_core::wire::{CloseCode, WireError, frame_credit_bytes};
 
 use super::port::{Datagram, Destination, Port};
-use crate::limits::{BATCH_PACKETS, HEAP_DATAGRAM_BYTES};
-use crate::protocol::{End, Event, Memory, Session, Transmit, head_len};
+use crate::limits::BATCH_PACKETS;
+use crate::protocol::{End, Event, Session, Transmit};
 
 /// A session, and the two halves of a lane that may wait for it.
 pub(crate) struct Conn {
@@ -23,11 +23,10 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(id: u32, session: Session, to: Destination, memory: Memory) -> Self {
+    pub(super) fn new(id: u32, session: Session, to: Destination) -> Self {
         let state = State {
             session,
             to,
-            memory,
             batch: Batch::default(),
             due: None,
             waits: Waits::default(),
@@ -87,7 +86,6 @@ struct Batch {
 pub(crate) struct State {
     pub(crate) session: Session,
     to: Destination,
-    memory: Memory,
     batch: Batch,
     /// When the engine looks after it.
     pub(super) due: Option<Instant>,
@@ -108,14 +106,11 @@ pub(crate) struct State {
 impl State {
     /// Takes a datagram of this session.
     pub(super) fn handle(&mut self, now: Instant, datagram: Datagram<'_>) {
-        let datagram = match datagram {
-            Datagram::Lent(datagram) => Some(datagram),
-            Datagram::Shown(bytes) => kept(&self.memory, bytes),
-        };
         // Counted by the session, and what ends it comes as an event.
-        if let Some(datagram) = datagram {
-            let _ = self.session.handle(now, datagram);
-        }
+        let _ = match datagram {
+            Datagram::Lent(datagram) => self.session.handle(now, datagram),
+            Datagram::Shown(bytes) => self.session.handle_shown(now, bytes),
+        };
     }
 
     /// Takes memory for packets, unless it has some with packets in it.
@@ -239,28 +234,11 @@ impl State {
     }
 }
 
-/// A datagram in memory of its own. The pool may have none: then what the peer said about our messages still counts.
-fn kept(memory: &Memory, bytes: &[u8]) -> Option<PinnedBuf> {
-    let (head, payload) = bytes.split_at(head_len(bytes)?);
-    let Ok(mut buf) = memory.pool.try_alloc_spare(bytes.len()) else {
-        let short = bytes.len() <= HEAP_DATAGRAM_BYTES;
-        return short.then(|| {
-            let mut heap = vec![0; bytes.len()];
-            heap.iter_mut().zip(head).for_each(|(to, from)| *to = *from);
-            copy_inline(&mut heap[head.len()..], payload, &memory.ledger);
-            PinnedBuf::from(heap)
-        });
-    };
-    buf.put_slice(head);
-    buf.set_len(bytes.len());
-    copy_inline(&mut buf[head.len()..], payload, &memory.ledger);
-    Some(buf.freeze())
-}
-
 fn lane_error(end: End) -> LaneError {
     match end {
         End::PeerClosed { .. } => LaneError::PeerGone("it closed its session"),
         End::TimedOut => LaneError::PeerGone("nothing came from it for too long"),
+        End::PathMtu => LaneError::Other("the path carries no packets of the agreed length any more".into()),
         End::NoMemory => LaneError::Memory("the pool never had it".into()),
         End::Protocol(field) => WireError::BadValue { field }.into(),
         End::Finished | End::Closed { .. } => LaneError::Closed,

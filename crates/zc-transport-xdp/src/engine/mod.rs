@@ -34,7 +34,7 @@ pub(crate) use headers::{Headers, MAX_HEADER_BYTES, udp_payload};
 pub(crate) use port::{Datagram, Destination, Port, Sink};
 
 use crate::limits::{MAX_LOOKS, MAX_SESSIONS};
-use crate::protocol::{GRANULARITY, Memory, Session, Transmit, session_of};
+use crate::protocol::{GRANULARITY, Session, Transmit, session_of};
 
 /// The sessions of one local address.
 pub(crate) struct Engine {
@@ -84,7 +84,6 @@ impl Engine {
         id: u32,
         session: Session,
         to: Destination,
-        memory: Memory,
     ) -> Result<Arc<Conn>, Unavailable> {
         let other = |code, remedy: String| Unavailable::Other { code, remedy };
         let mut table = self.table.lock();
@@ -95,7 +94,7 @@ impl Engine {
             return Err(other("sessions", format!("at most {MAX_SESSIONS} sessions have one address")));
         }
         let runs = std::mem::replace(&mut table.runs, true);
-        let conn = Arc::new(Conn::new(id, session, to, memory));
+        let conn = Arc::new(Conn::new(id, session, to));
         table.conns.insert(id, conn.clone());
         drop(table);
         if !runs {
@@ -117,9 +116,9 @@ impl Engine {
         self.port.alloc(len)
     }
 
-    /// Receives some of what has come, for all sessions, if nobody else does.
-    pub(crate) fn look(&self) {
-        self.receive(false);
+    /// Receives some of what has come, for all sessions, if nobody else does. Whether anything came.
+    pub(crate) fn look(&self) -> bool {
+        self.receive(false)
     }
 
     /// Receives all that has come by now.
@@ -257,13 +256,14 @@ impl Engine {
 /// Hands what comes to the sessions, and settles each once.
 struct Intake<'a> {
     engine: &'a Engine,
-    now: Instant,
+    /// When the first of them came; nobody asks for the time while nothing comes.
+    now: Option<Instant>,
     touched: SmallVec<[Arc<Conn>; 8]>,
 }
 
 impl<'a> Intake<'a> {
     fn new(engine: &'a Engine) -> Self {
-        Self { engine, now: engine.now(), touched: SmallVec::new() }
+        Self { engine, now: None, touched: SmallVec::new() }
     }
 
     fn take(&mut self, datagram: Datagram<'_>) {
@@ -272,6 +272,7 @@ impl<'a> Intake<'a> {
             Datagram::Shown(bytes) => session_of(bytes),
         };
         let Some(id) = id else { return };
+        let now = *self.now.get_or_insert_with(|| self.engine.now());
         // The last one first: packets of one sender come together.
         let known = self.touched.iter().rev().find(|conn| conn.id == id);
         let conn = match known {
@@ -285,12 +286,13 @@ impl<'a> Intake<'a> {
                 &self.touched[self.touched.len() - 1]
             }
         };
-        conn.state.lock().handle(self.now, datagram);
+        conn.state.lock().handle(now, datagram);
     }
 
     fn settle(&mut self) {
+        let Some(now) = self.now else { return };
         for conn in self.touched.drain(..) {
-            self.engine.settle(&conn, &mut conn.state.lock(), self.now);
+            self.engine.settle(&conn, &mut conn.state.lock(), now);
         }
     }
 }

@@ -10,18 +10,23 @@ use super::Shared;
 
 pub(super) struct Rx {
     shared: Arc<Shared>,
+    lending: Lending,
+    stopped: bool,
+}
+
+/// What becomes of received memory.
+struct Lending {
     leases: Arc<LeaseBudget>,
     holder: Holder,
     pool: BufPool,
     ledger: Arc<CopyLedger>,
-    stopped: bool,
 }
 
 impl Rx {
     pub(super) fn new(shared: Arc<Shared>, leases: Arc<LeaseBudget>, cx: &OfferContext) -> Self {
         let holder = Holder::new(leases.clone());
         let (pool, ledger) = (cx.pool.with_origin("xdp rx"), cx.ledger.clone());
-        Self { shared, leases, holder, pool, ledger, stopped: false }
+        Self { shared, lending: Lending { leases, holder, pool, ledger }, stopped: false }
     }
 
     /// What there is. The waker is kept if there is nothing.
@@ -33,22 +38,24 @@ impl Rx {
         if self.stopped {
             return Poll::Ready(Err(LaneError::Closed));
         }
-        let shared = self.shared.clone();
+        let Self { shared, lending, .. } = self;
         let mut locked = shared.lock();
         let datagram_bytes = locked.state.session.datagram_bytes();
         while !out.is_full()
             && let Some(frame) = locked.state.session.recv()
         {
-            let payload = self.lend(frame.payload, datagram_bytes);
+            let payload = lending.lend(frame.payload, datagram_bytes);
             out.push(Frame { payload, ..frame });
         }
         if !out.is_empty() {
-            // It may have been the last before the peer's end.
-            locked.settle();
+            // It may have been the last before the peer's end. Else there is nothing new to say to the peer.
+            if locked.state.session.is_peer_ending() {
+                locked.settle();
+            }
             return Poll::Ready(Ok(Received::Some));
         }
         // An idle connection holds no memory.
-        self.holder.rest();
+        lending.holder.rest();
         if locked.state.session.is_peer_finished() {
             return Poll::Ready(Ok(Received::Closed));
         }
@@ -60,7 +67,9 @@ impl Rx {
         }
         Poll::Pending
     }
+}
 
+impl Lending {
     /// Counts what is lent against the lease. When it holds much, packets are copied out; a message that was gathered has a buffer of
     /// its own.
     fn lend(&mut self, payload: Message, datagram_bytes: usize) -> Message {
@@ -106,7 +115,7 @@ impl LaneRx for Rx {
     fn release(&mut self, bytes: usize) {
         let mut locked = self.shared.lock();
         locked.state.withhold(bytes);
-        if self.leases.pressure() == Pressure::Hard {
+        if self.lending.leases.pressure() == Pressure::Hard {
             // The driver waits until less is held.
             return self.shared.wake_drive();
         }
@@ -117,19 +126,22 @@ impl LaneRx for Rx {
     }
 
     fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
-        for has_looked in [false, true] {
-            match self.take(None, out) {
-                Poll::Ready(done) => return done.map(Some),
-                Poll::Pending if has_looked => {}
-                Poll::Pending => self.shared.engine.look(),
-            }
+        if let Poll::Ready(done) = self.take(None, out) {
+            return done.map(Some);
         }
-        Ok(None)
+        // Somebody else may be looking, and what he finds is there the next time.
+        if !self.shared.engine.look() {
+            return Ok(None);
+        }
+        match self.take(None, out) {
+            Poll::Ready(done) => done.map(Some),
+            Poll::Pending => Ok(None),
+        }
     }
 
     fn stop(&mut self) {
         self.stopped = true;
-        self.holder.rest();
+        self.lending.holder.rest();
         let mut locked = self.shared.lock();
         locked.state.ignores = true;
         locked.settle();

@@ -108,6 +108,13 @@ impl LaneTx for Tx {
         Poll::Pending
     }
 
+    fn abandon(&mut self, each: &mut dyn FnMut(Frame)) {
+        let mut locked = self.shared.lock();
+        if locked.state.end().is_some() {
+            locked.state.session.abandon().for_each(|(frame, _)| each(frame));
+        }
+    }
+
     /// Ready once the peer has acknowledged everything: who ends its process then loses nothing.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         let mut locked = self.shared.lock();

@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 use zc_core::memory::{
-    AllocError, BufPool, CopyLedger, CopyPlace, MAX_SEGMENTS, Message, PinnedBuf, PinnedBufMut, copy_payload,
+    AllocError, BufPool, CopyLedger, CopyPlace, MAX_SEGMENTS, Message, PinnedBuf, PinnedBufMut, copy_inline,
+    copy_payload,
 };
 use zc_core::transport::{Frame, FrameKind};
 use zc_core::wire::frame_credit_bytes;
 
 use super::SessionOptions;
-use super::limits::{MAX_UNCREDITED_MESSAGES, MAX_WINDOW_MESSAGES};
+use super::limits::{MAX_HEAP_CHUNK_BYTES, MAX_UNCREDITED_MESSAGES, MAX_WINDOW_MESSAGES};
 use super::packet::{ChunkEntry, Malformed};
 
 /// Where received payload goes.
@@ -36,6 +37,32 @@ pub struct Memory {
     pub ledger: Arc<CopyLedger>,
 }
 
+/// The payload of a chunk that came.
+pub(super) enum Payload<'a> {
+    /// It stays where it is for as long as anybody has it.
+    Lent(PinnedBuf),
+    /// It is gone once it was looked at.
+    Shown(&'a [u8]),
+}
+
+impl std::ops::Deref for Payload<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Lent(bytes) => bytes,
+            Self::Shown(bytes) => bytes,
+        }
+    }
+}
+
+/// What a message keeps of packets: how many slices, and how many bytes of memory those that are lent hold, or more.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kept {
+    slices: usize,
+    lent_bytes: usize,
+}
+
 #[derive(Debug)]
 enum Body {
     Rope(SmallVec<[Option<PinnedBuf>; 1]>),
@@ -45,8 +72,8 @@ enum Body {
 #[derive(Debug)]
 enum Slot {
     Unknown,
-    Partial { first: ChunkEntry, left: usize, body: Body, pooled: bool },
-    Done { frame: Frame, kept: usize, pooled: bool },
+    Partial { first: ChunkEntry, left: usize, body: Body, pooled: bool, kept: Kept },
+    Done { frame: Frame, kept: Kept, pooled: bool },
 }
 
 /// What became of a chunk.
@@ -77,6 +104,7 @@ pub(super) struct Inbox {
     max_message: u32,
     rope_segments: usize,
     lent_packets: usize,
+    max_lent_bytes: usize,
     slots: VecDeque<Slot>,
     /// The message of the first slot.
     next: u64,
@@ -91,8 +119,8 @@ pub(super) struct Inbox {
     /// What the peer may spend in total.
     pub(super) granted_bytes: u64,
     pub(super) granted_messages: u64,
-    /// Slices of packets that are kept here.
-    kept: usize,
+    /// What is kept of packets here.
+    kept: Kept,
     /// Messages that are complete and not taken.
     complete: usize,
     /// Messages that cost no credit and are not taken.
@@ -112,6 +140,7 @@ impl Inbox {
             max_message: options.max_message,
             rope_segments: usize::from(options.rope_segments).clamp(1, MAX_SEGMENTS),
             lent_packets: options.lent_packets as usize,
+            max_lent_bytes: options.lent_bytes,
             slots: VecDeque::new(),
             next: 0,
             max_slots: window_messages as usize + MAX_UNCREDITED_MESSAGES,
@@ -121,7 +150,7 @@ impl Inbox {
             known_messages: 0,
             granted_bytes: options.window_bytes.max(1).into(),
             granted_messages: window_messages.into(),
-            kept: 0,
+            kept: Kept::default(),
             complete: 0,
             records: 0,
             pooled: 0,
@@ -152,7 +181,8 @@ impl Inbox {
         }
         let Some(Slot::Done { frame, kept, pooled }) = self.slots.pop_front() else { return None };
         self.next += 1;
-        self.kept -= kept;
+        self.kept.slices -= kept.slices;
+        self.kept.lent_bytes -= kept.lent_bytes;
         self.complete -= 1;
         self.pooled -= usize::from(pooled);
         self.records -= usize::from(frame.kind != FrameKind::Data);
@@ -172,7 +202,7 @@ impl Inbox {
     }
 
     /// A chunk came, with a payload of the length that it says.
-    pub(super) fn store(&mut self, chunk: ChunkEntry, payload: PinnedBuf) -> Result<Stored, Malformed> {
+    pub(super) fn store(&mut self, chunk: ChunkEntry, payload: Payload<'_>) -> Result<Stored, Malformed> {
         let index = self.check(&chunk)?;
         let Some(ahead) = chunk.message.checked_sub(self.next) else { return Ok(Stored::Kept) };
         if ahead >= self.max_slots as u64 {
@@ -278,27 +308,36 @@ impl Inbox {
             buf.set_len(total);
             Body::Gathered { buf, came: vec![0; chunks.div_ceil(64)].into() }
         };
-        Ok(Slot::Partial { first: *chunk, left: chunks, body, pooled })
+        Ok(Slot::Partial { first: *chunk, left: chunks, body, pooled, kept: Kept::default() })
     }
 
     #[inline]
-    fn put(&mut self, at: usize, index: usize, payload: PinnedBuf) -> Result<Stored, AllocError> {
-        let lent = self.kept < self.lent_packets;
-        let Slot::Partial { left, body, pooled, .. } = &mut self.slots[at] else { return Ok(Stored::Kept) };
+    fn put(&mut self, at: usize, index: usize, payload: Payload<'_>) -> Result<Stored, AllocError> {
+        let may_lend = self.kept.slices < self.lent_packets && self.kept.lent_bytes < self.max_lent_bytes;
+        let Slot::Partial { left, body, pooled, kept, .. } = &mut self.slots[at] else {
+            return Ok(Stored::Kept);
+        };
         match body {
             Body::Rope(places) => {
                 if places[index].is_some() {
                     return Ok(Stored::Kept);
                 }
-                let in_place = lent || payload.is_empty();
-                places[index] = Some(if in_place {
-                    payload
-                } else {
-                    let copy = copied_out(&self.memory, &payload, at == 0)?;
-                    self.pooled += usize::from(!std::mem::replace(pooled, true));
-                    copy
+                places[index] = Some(match payload {
+                    _ if payload.is_empty() => PinnedBuf::default(),
+                    Payload::Lent(lent) if may_lend => {
+                        let bytes = lent.kept_bytes();
+                        kept.lent_bytes += bytes;
+                        self.kept.lent_bytes += bytes;
+                        lent
+                    }
+                    other => {
+                        let copy = copied_out(&self.memory, &other, at == 0)?;
+                        self.pooled += usize::from(!std::mem::replace(pooled, true));
+                        copy
+                    }
                 });
-                self.kept += 1;
+                kept.slices += 1;
+                self.kept.slices += 1;
             }
             Body::Gathered { buf, came } => {
                 let (word, bit) = (&mut came[index / 64], 1 << (index % 64));
@@ -323,14 +362,10 @@ impl Inbox {
     #[inline]
     fn complete(&mut self, at: usize) {
         let taken = std::mem::replace(&mut self.slots[at], Slot::Unknown);
-        let Slot::Partial { first, body, pooled, .. } = taken else { return };
-        let mut kept = 0;
+        let Slot::Partial { first, body, pooled, kept, .. } = taken else { return };
         let payload = match body {
             Body::Gathered { buf, .. } => Message::from(buf),
-            Body::Rope(places) => {
-                kept = places.len();
-                rope(places)
-            }
+            Body::Rope(places) => rope(places),
         };
         let frame = Frame { kind: first.kind, ack: first.ack, seq: first.seq, payload };
         self.slots[at] = Slot::Done { frame, kept, pooled };
@@ -358,9 +393,28 @@ fn alloc(pool: &BufPool, len: usize, is_next: bool) -> Result<PinnedBufMut, Allo
     }
 }
 
-fn copied_out(memory: &Memory, payload: &PinnedBuf, is_next: bool) -> Result<PinnedBuf, AllocError> {
-    let mut copy = alloc(&memory.pool, payload.len(), is_next)?;
-    copy.set_len(payload.len());
-    copy_payload(&mut copy, payload, &memory.ledger, CopyPlace::CopyOut);
-    Ok(copy.freeze())
+/// A copy of what is not lent. When the pool has no memory, what is short goes on the heap: the records of those who hold the
+/// memory tell them to let it go.
+fn copied_out(memory: &Memory, payload: &Payload<'_>, is_next: bool) -> Result<PinnedBuf, AllocError> {
+    let copy_to = |to: &mut [u8]| match payload {
+        Payload::Lent(bytes) => copy_payload(to, bytes, &memory.ledger, CopyPlace::CopyOut),
+        Payload::Shown(bytes) => copy_inline(to, bytes, &memory.ledger),
+    };
+    match alloc(&memory.pool, payload.len(), is_next) {
+        Ok(mut copy) => {
+            copy.set_len(payload.len());
+            copy_to(&mut copy);
+            Ok(copy.freeze())
+        }
+        Err(AllocError::Exhausted { .. }) if payload.len() <= MAX_HEAP_CHUNK_BYTES && is_shown(payload) => {
+            let mut heap = vec![0; payload.len()];
+            copy_to(&mut heap);
+            Ok(PinnedBuf::from(heap))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn is_shown(payload: &Payload<'_>) -> bool {
+    matches!(payload, Payload::Shown(_))
 }

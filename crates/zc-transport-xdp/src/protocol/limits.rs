@@ -49,3 +49,5 @@ pub const MAX_BURST_PACKETS: u64 = 10;
 pub const SKIP_EVERY_PACKETS: u64 = 512;
 /// Probes after which a round of silence ends, packets.
 pub const PROBES: u32 = 2;
+/// Longest chunk that is put on the heap when the pool has no memory and its packet does not stay, bytes.
+pub(crate) const MAX_HEAP_CHUNK_BYTES: usize = 2048;

@@ -55,6 +55,5 @@ pub use limits::{
 pub use mac::MAC_BYTES;
 pub use offer::{OFFER_BYTES, OFFER_RANDOM_BYTES, Offer, OfferError, Side, VERSION};
 pub use options::SessionOptions;
-pub(crate) use packet::head_len;
 pub use packet::{CHUNK_ENTRY_BYTES, HEAD_BYTES, session_of};
 pub use session::{Dropped, End, Event, SendError, SendRefused, Session, SessionStats, Transmit};

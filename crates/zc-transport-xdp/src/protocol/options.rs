@@ -36,6 +36,9 @@ pub struct SessionOptions {
     pub rope_segments: u8,
     /// Received packets that may be kept for messages which nobody took; past that payload is copied out, and counted.
     pub lent_packets: u32,
+    /// Bytes of memory that such packets may keep, each counted with all of the block that it lies in; past that payload is copied
+    /// out, too.
+    pub lent_bytes: usize,
     /// Longest time that an acknowledgement waits for company.
     pub ack_delay: Duration,
     /// Silence after which the peer is pinged.
@@ -57,6 +60,7 @@ impl Default for SessionOptions {
             queue_bytes: 8 << 20,
             rope_segments: 8,
             lent_packets: 1024,
+            lent_bytes: 8 << 20,
             ack_delay: Duration::from_millis(1),
             keepalive_interval: Duration::from_secs(5),
             keepalive_timeout: Duration::from_secs(5),

@@ -324,7 +324,7 @@ mod tests {
         }
         assert_eq!(
             slices.iter().map(|s| s.len()).sum::<usize>(),
-            entries.iter().map(|e| usize::from(e.len)).sum()
+            entries.iter().map(|e| usize::from(e.len)).sum::<usize>()
         );
         (entries, runs)
     }

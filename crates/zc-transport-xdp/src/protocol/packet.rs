@@ -43,12 +43,6 @@ pub fn session_of(datagram: &[u8]) -> Option<u32> {
     Head::decode(datagram).ok().map(|head| head.session)
 }
 
-/// Bytes in front of a datagram's payload, if it looks like a packet at all.
-#[inline]
-pub(crate) fn head_len(datagram: &[u8]) -> Option<usize> {
-    Head::decode(datagram).ok().map(|head| head.len)
-}
-
 /// What is wrong with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed(pub(super) &'static str);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use zc_core::memory::KernelCopied;
 use zc_core::transport::{
-    Caps, ControlLink, Lane, LinkError, Offer as TransportOffer, OfferContext, Role, Unavailable, WireupError,
+    Caps, ControlLink, Lane, LinkError, Offer as TransportOffer, OfferContext, Reactor, Role, Unavailable,
+    WireupError,
 };
 use zc_core::wire::WireError;
 
@@ -16,14 +17,32 @@ use crate::engine::{Destination, Engine, Headers};
 use crate::lane;
 use crate::protocol::{Memory, OFFER_RANDOM_BYTES, Offer, Session, SessionOptions, Side};
 
+/// The parameter of a URI that says whether the MAC covers payload.
+pub(super) const PAYLOAD_MAC: &str = "payload_mac";
+
 /// What a session may use, as the limits of the connection say.
-pub(super) fn session_options(cx: &OfferContext, datagram_bytes: u16) -> SessionOptions {
-    SessionOptions {
+pub(super) fn session_options(
+    cx: &OfferContext,
+    datagram_bytes: u16,
+    authenticate_payload: bool,
+) -> Result<SessionOptions, Unavailable> {
+    let authenticate_payload = match cx.params.value(PAYLOAD_MAC) {
+        None => authenticate_payload,
+        Some("on") => true,
+        Some("off") => false,
+        Some(_) => {
+            let remedy = format!("say {PAYLOAD_MAC}=on or {PAYLOAD_MAC}=off");
+            return Err(Unavailable::Other { code: "bad_parameter", remedy });
+        }
+    };
+    Ok(SessionOptions {
         datagram_bytes,
+        authenticate_payload,
         max_message: cx.limits.recv_max_message,
         window_bytes: cx.limits.recv_window.max(1),
+        lent_bytes: 2 * cx.limits.recv_window as usize,
         ..SessionOptions::default()
-    }
+    })
 }
 
 /// An offer of this engine's.
@@ -32,7 +51,8 @@ pub(super) fn offer(
     port: u16,
     way: Way,
     options: SessionOptions,
-    pending: &mut Pending,
+    pending: &Pending,
+    reactor: &Arc<dyn Reactor>,
 ) -> Result<TransportOffer, Unavailable> {
     loop {
         let mut random = [0; OFFER_RANDOM_BYTES];
@@ -43,8 +63,7 @@ pub(super) fn offer(
         if pending.has(session) || engine.has(session) {
             continue;
         }
-        let now = engine.now();
-        pending.keep(session, engine, way, options, now);
+        pending.keep(session, engine, way, options, reactor)?;
         return Ok(TransportOffer { version: VERSION, bytes: Endpoint { offer, port }.encode() });
     }
 }
@@ -55,7 +74,7 @@ pub(super) async fn join(
     mine: TransportOffer,
     peer: TransportOffer,
     link: &mut dyn ControlLink,
-    caps: Caps,
+    mut caps: Caps,
     cx: OfferContext,
     offered: impl FnOnce(u32) -> Option<Offered>,
 ) -> Result<Lane, WireupError> {
@@ -69,6 +88,7 @@ pub(super) async fn join(
     let to = match way {
         Way::Kernel => Destination::Kernel(to.into()),
         Way::Device { face, next_hop, queue } => {
+            caps.variant = Some(face.mode.name());
             let from = (local(&cx, face.port)?, face.mac);
             let headers = Headers::new(from, (to, next_hop), queue, cx.ledger.clone()).ok_or(NO_ADDRESS)?;
             Destination::Frame(Box::new(headers))
@@ -80,11 +100,11 @@ pub(super) async fn join(
     let side = if role == Role::Client { Side::Client } else { Side::Server };
     let memory = Memory { pool: cx.pool.with_origin("xdp rx"), ledger: cx.ledger.clone() };
     let (seed, now) = (u64::from_le_bytes(seed), engine.now());
-    let session = Session::new(side, &mine, &theirs.offer, &options, memory.clone(), seed, now)
+    let session = Session::new(side, &mine, &theirs.offer, &options, memory, seed, now)
         .map_err(|_| WireError::BadValue { field: "xdp offer" })?;
     // What it copies between its memory and ours is its affair.
     cx.ledger.kernel_copied(KernelCopied::Unknown);
-    let conn = engine.join(mine.session(), session, to, memory)?;
+    let conn = engine.join(mine.session(), session, to)?;
     let lane = lane::start(engine, conn, caps, &cx);
     both_ready(link).await?;
     Ok(lane)

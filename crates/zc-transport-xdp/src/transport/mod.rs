@@ -1,9 +1,11 @@
 //! The transports: offers, and what is open for them.
 
 mod device_port;
+mod interface;
 mod join;
 mod offer;
 mod offered;
+mod refusals;
 mod registry;
 mod udp;
 mod udp_port;

@@ -37,6 +37,32 @@ impl<K: PartialEq, T: Clone> Registry<K, T> {
         Self(Vec::new())
     }
 
+    /// The engine that there is.
+    pub(super) fn find(&mut self, home: Home, key: &K) -> Option<(Arc<Engine>, T)> {
+        let mut found = None;
+        self.0.retain(|known| {
+            let Some(engine) = known.engine.upgrade().filter(|engine| engine.works()) else { return false };
+            if known.home == home && known.key == *key {
+                found = Some((engine, known.about.clone()));
+            }
+            true
+        });
+        found
+    }
+
+    /// Whether there is room for another one.
+    pub(super) fn check_room(&self) -> Result<(), Unavailable> {
+        if self.0.len() < MAX_ENGINES {
+            return Ok(());
+        }
+        let remedy = format!("use at most {MAX_ENGINES} addresses or interfaces");
+        Err(Unavailable::Other { code: "too_many_engines", remedy })
+    }
+
+    pub(super) fn add(&mut self, home: Home, key: K, engine: &Arc<Engine>, about: T) {
+        self.0.push(Known { home, key, engine: Arc::downgrade(engine), about });
+    }
+
     /// The engine that there is, or a new one.
     pub(super) fn engine(
         &mut self,
@@ -44,23 +70,12 @@ impl<K: PartialEq, T: Clone> Registry<K, T> {
         key: K,
         open: impl FnOnce() -> Result<(Arc<Engine>, T), Unavailable>,
     ) -> Result<(Arc<Engine>, T), Unavailable> {
-        let mut found = None;
-        self.0.retain(|known| {
-            let Some(engine) = known.engine.upgrade().filter(|engine| engine.works()) else { return false };
-            if known.home == home && known.key == key {
-                found = Some((engine, known.about.clone()));
-            }
-            true
-        });
-        if let Some(found) = found {
+        if let Some(found) = self.find(home, &key) {
             return Ok(found);
         }
-        if self.0.len() >= MAX_ENGINES {
-            let remedy = format!("use at most {MAX_ENGINES} addresses or interfaces");
-            return Err(Unavailable::Other { code: "too_many_engines", remedy });
-        }
+        self.check_room()?;
         let (engine, about) = open()?;
-        self.0.push(Known { home, key, engine: Arc::downgrade(&engine), about: about.clone() });
+        self.add(home, key, &engine, about.clone());
         Ok((engine, about))
     }
 }

@@ -8,7 +8,8 @@ use zc_core::transport::{
     Unavailable, WireupError,
 };
 
-use super::join::{self, NO_ADDRESS};
+use super::interface::namespace;
+use super::join::{self, NO_ADDRESS, PAYLOAD_MAC};
 use super::offered::{Pending, Way};
 use super::registry::{Home, Registry};
 use super::udp_port::{UdpPort, path_bytes};
@@ -33,11 +34,14 @@ pub struct UdpOptions {
     pub datagram_bytes: u16,
     /// Several datagrams with one system call, where the kernel can
     pub together: bool,
+    /// The MAC of packets covers payload, too; it does if either side says so. `?payload_mac=off` in an address says
+    /// otherwise for its connections
+    pub authenticate_payload: bool,
 }
 
 impl Default for UdpOptions {
     fn default() -> Self {
-        Self { datagram_bytes: UDP_DATAGRAM_BYTES, together: true }
+        Self { datagram_bytes: UDP_DATAGRAM_BYTES, together: true, authenticate_payload: true }
     }
 }
 
@@ -54,21 +58,26 @@ impl Default for UdpOptions {
 /// assert_eq!((transport.name(), transport.wire_name()), ("udp", "xdp"));
 /// assert!(transport.probe().is_ok());
 /// ```
-#[derive(Default)]
 pub struct UdpTransport {
     options: UdpOptions,
-    state: Mutex<State>,
-}
-
-struct State {
-    /// By local address, with the port.
-    engines: Registry<IpAddr, u16>,
+    /// With their ports.
+    engines: Mutex<Registry<Place, u16>>,
     pending: Pending,
 }
 
-impl Default for State {
-    fn default() -> Self {
-        Self { engines: Registry::new(), pending: Pending::default() }
+/// Where a socket is: network namespace, address, and, where that is only one on an interface, its scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    namespace: u64,
+    address: IpAddr,
+    scope: u32,
+}
+
+impl Place {
+    /// Of this address, where the thread is.
+    fn here(at: SocketAddr) -> Self {
+        let scope = if let SocketAddr::V6(at) = at { at.scope_id() } else { 0 };
+        Self { namespace: namespace(), address: at.ip(), scope }
     }
 }
 
@@ -81,7 +90,13 @@ impl std::fmt::Debug for UdpTransport {
 impl UdpTransport {
     /// With these options.
     pub fn new(options: UdpOptions) -> Self {
-        Self { options, state: Mutex::default() }
+        Self { options, engines: Mutex::new(Registry::new()), pending: Pending::default() }
+    }
+}
+
+impl Default for UdpTransport {
+    fn default() -> Self {
+        Self::new(UdpOptions::default())
     }
 }
 
@@ -105,6 +120,14 @@ impl Transport for UdpTransport {
         Some("xdp")
     }
 
+    fn second_name(&self) -> Option<&'static str> {
+        Some("udp")
+    }
+
+    fn withdraw(&self, offer: &Offer) {
+        self.pending.withdraw(offer);
+    }
+
     fn suits(&self, cx: &OfferContext) -> Result<(), Unavailable> {
         if !cx.named && cx.params.value("if").is_none() {
             return Err(Unavailable::NotApplicable { needs: "zc+udp:// or an interface (`?if=`)" });
@@ -116,22 +139,27 @@ impl Transport for UdpTransport {
         Ok(caps())
     }
 
+    fn params(&self) -> &'static [&'static str] {
+        &[PAYLOAD_MAC]
+    }
+
     fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
         let (local, remote) = (join::local(cx, 0)?, cx.remote.ok_or(NO_ADDRESS)?);
         let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
         let path = path_bytes(local, remote).map_err(|e| Unavailable::os("ask for the path's MTU", &e))?;
         let longest = usize::from(self.options.datagram_bytes);
         let datagram_bytes = path.min(longest).max(MIN_DATAGRAM_BYTES) as u16;
-        let options = join::session_options(cx, datagram_bytes);
-        let mut state = self.state.lock();
-        let (engine, port) = state.engines.engine(Home::of(cx), local.ip(), || {
+        let options = join::session_options(cx, datagram_bytes, self.options.authenticate_payload)?;
+        let mut engines = self.engines.lock();
+        let (engine, port) = engines.engine(Home::of(cx), Place::here(local), || {
             let pool = cx.pool.with_origin("udp");
             let port = UdpPort::open(local, self.options.together, &*cx.reactor, pool);
             let port = port.map_err(|e| Unavailable::os("open a UDP socket", &e))?;
             let at = port.local().port();
             Ok((Engine::new(Box::new(port), cx.reactor.clone()), at))
         })?;
-        join::offer(engine, port, Way::Kernel, options, &mut state.pending)
+        drop(engines);
+        join::offer(engine, port, Way::Kernel, options, &self.pending, &cx.reactor)
     }
 
     fn join<'a>(
@@ -146,8 +174,75 @@ impl Transport for UdpTransport {
             let Some(link) = link.as_deref_mut() else {
                 return Err(LinkError::Address("the control link is gone".into()).into());
             };
-            let offered = |session| self.state.lock().pending.take(session);
+            let offered = |session| self.pending.take(session);
             join::join(role, mine, peer, link, caps(), cx, offered).await
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use zc::TokioReactor;
+    use zc_core::memory::{BufPool, CopyLedger};
+    use zc_core::transport::{LaneLimits, UriParams};
+
+    use super::*;
+    use crate::limits::OFFERED_MS;
+
+    fn context(params: &[(&str, &str)]) -> OfferContext {
+        let (pool, ledger) = (BufPool::builder().build(), Arc::new(CopyLedger::new()));
+        let mut cx = OfferContext::new(Arc::new(TokioReactor::new()), pool, ledger, LaneLimits::default());
+        let loopback: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        (cx.local, cx.remote) = (Some(loopback), Some(loopback));
+        cx.params =
+            UriParams::new(params.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        cx
+    }
+
+    /// Nobody joined, and nobody makes another offer.
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_joins_is_let_go() {
+        let (transport, cx) = (UdpTransport::default(), context(&[]));
+        let place = Place::here(cx.local.unwrap());
+        let place = Place { address: place.address.to_canonical(), ..place };
+        let is_open = || transport.engines.lock().find(Home::of(&cx), &place).is_some();
+        for _ in 0..2 {
+            transport.offer(&cx).unwrap();
+            tokio::time::sleep(Duration::from_millis(OFFERED_MS / 2)).await;
+            assert!(is_open());
+            tokio::time::sleep(Duration::from_millis(OFFERED_MS)).await;
+            assert!(!is_open(), "its socket is closed");
+        }
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        assert_eq!(tasks(), 0);
+        transport.offer(&cx).unwrap();
+        assert_eq!(tasks(), 1);
+        drop(transport);
+        while tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn addresses_say_what_the_mac_covers() {
+        let transport = UdpTransport::default();
+        // Bit 0 of the flags.
+        let covers_payload =
+            |params| Ok::<_, Unavailable>(transport.offer(&context(params))?.bytes[1] & 1 == 1);
+        assert_eq!(covers_payload(&[]), Ok(true));
+        assert_eq!(covers_payload(&[("payload_mac", "off")]), Ok(false));
+        assert_eq!(covers_payload(&[("payload_mac", "on")]), Ok(true));
+        assert_eq!(covers_payload(&[("payload_mac", "perhaps")]).unwrap_err().code(), "bad_parameter");
+    }
+
+    #[test]
+    fn one_address_on_two_interfaces_is_two_places() {
+        let [one, same, other] =
+            ["[fe80::1%1]:7", "[fe80::1%1]:8", "[fe80::1%2]:7"].map(|at| Place::here(at.parse().unwrap()));
+        assert!(one == same && one != other);
+        assert_ne!(one, Place { namespace: one.namespace + 1, ..one });
     }
 }

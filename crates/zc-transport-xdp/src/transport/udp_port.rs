@@ -14,7 +14,8 @@ use zc_core::transport::{Interest, Reactor, Readiness};
 
 use crate::engine::{Datagram, Destination, Port, Sink};
 use crate::limits::{
-    SHOWN_BYTES, UDP_BUFFER_BYTES, UDP_RECEIVE_BYTES, UDP_RECEIVES_PER_CALL, UDP_SEND_BYTES, UDP_SEND_PACKETS,
+    UDP_BUFFER_BYTES, UDP_LENT_MIN_BYTES, UDP_RECEIVE_BYTES, UDP_RECEIVES_PER_CALL, UDP_SEND_BYTES,
+    UDP_SEND_PACKETS,
 };
 use crate::protocol::Transmit;
 use crate::sys::udp::{self, Came};
@@ -172,14 +173,14 @@ fn is_of_one_datagram(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| errnos.contains(&errno))
 }
 
-/// A short one is shown, so that it keeps no long buffer.
+/// Short ones are shown: who keeps one of many would keep the buffer of all, and a peer decides which are kept.
 fn hand_out(came: Came, buf: &mut Option<PinnedBufMut>, heap: &[u8], sink: &mut Sink<'_>) {
     let Came { bytes, each_bytes } = came;
     if bytes == 0 {
         return;
     }
     match buf.take() {
-        Some(mut all) if bytes > SHOWN_BYTES => {
+        Some(mut all) if each_bytes >= UDP_LENT_MIN_BYTES => {
             all.set_len(bytes);
             let all = all.freeze();
             for start in (0..bytes).step_by(each_bytes) {

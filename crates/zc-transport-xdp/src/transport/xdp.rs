@@ -1,27 +1,26 @@
 //! The transport over AF_XDP sockets.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::Mutex;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use zc_core::transport::{
     BoxFuture, Caps, ControlLink, Lane, LinkError, Offer, OfferContext, OneSided, Role, Transport,
     Unavailable, WireupError,
 };
 
-use super::device_port::{DevicePort, datagram_bytes};
-use super::join::{self, NO_ADDRESS};
+use super::device_port::datagram_bytes;
+use super::interface::{self, Broker, Key, Open, Request, Taken, Turn, netlink, other};
+use super::join::{self, NO_ADDRESS, PAYLOAD_MAC};
 use super::offered::{Pending, Way};
-use super::registry::{Home, Registry};
+use super::refusals::Refusals;
+use super::registry::Home;
 use super::udp_port::path_bytes;
-use crate::device::{Device, DeviceOptions, Mode, OpenError, Umem, UmemOptions};
-use crate::engine::Engine;
-use crate::limits::{DEVICE_STAYS_MS, MAX_ADDRESSES, XDP_FRAMES};
+use crate::device::{BusyPolling, DeviceOptions, Grant, Mode, OpenError};
+use crate::limits::{BUSY_POLL_PACKETS, DEVICE_STAYS_MS, MAX_BUSY_POLL_US, XDP_FRAMES};
 use crate::netlink::{Interface, Neighbour, NetlinkError, Route};
-use crate::program::{Faults, Rules};
+use crate::program::Faults;
 use crate::protocol::MIN_DATAGRAM_BYTES;
 
 /// How an [`XdpTransport`] works.
@@ -49,6 +48,12 @@ pub struct XdpOptions {
     /// Payload that lies in frames stays there, behind headers in a frame of their own; by default where the device itself reads
     /// them, since the kernel copies one piece faster than two
     pub in_place: Option<bool>,
+    /// Have the kernel poll the device while somebody looks for packets, instead of by interrupts (`SO_PREFER_BUSY_POLL`). Each look is a
+    /// system call then
+    pub busy_polling: Option<BusyPolling>,
+    /// The MAC of packets covers payload, too; it does if either side says so. `?payload_mac=off` in an address says
+    /// otherwise for its connections
+    pub authenticate_payload: bool,
     /// How long an interface stays open after its last connection
     pub stays_for: Duration,
     /// For tests: packets that come in are lost and damaged
@@ -63,6 +68,8 @@ impl Default for XdpOptions {
             best: Mode::ZeroCopy,
             worst: Mode::Generic,
             in_place: None,
+            busy_polling: None,
+            authenticate_payload: true,
             stays_for: Duration::from_millis(DEVICE_STAYS_MS),
             faults: None,
         }
@@ -70,7 +77,8 @@ impl Default for XdpOptions {
 }
 
 /// Reliable messages over AF_XDP sockets, where the address names an interface: `zc+xdp://host:port?if=eth1`. With `queue=N` besides,
-/// the connection's packets leave by that queue.
+/// the connection's packets leave by that queue; `busy_poll_us=N` has the kernel poll the device for that long at each look, if this
+/// connection is the one that the interface is opened for.
 ///
 /// All connections over one interface share its sockets, one on each queue. The interface goes back to the kernel a little after the
 /// last of them.
@@ -86,90 +94,25 @@ impl Default for XdpOptions {
 ///     Err(why) => println!("{why}"),
 /// }
 /// ```
-#[derive(Default)]
 pub struct XdpTransport {
     options: XdpOptions,
-    pending: Mutex<Pending>,
+    broker: Arc<Broker>,
+    /// Somebody else has the rights.
+    is_brokered: bool,
+    refusals: Refusals,
+    pending: Pending,
 }
 
-/// Of all transports of the process, since an interface has one owner: by network namespace and name. The options of the first
-/// one count.
-static ENGINES: Mutex<Registry<(u64, String), Arc<Face>>> = Mutex::new(Registry::new());
-
-/// The interfaces that engines of this process have, until they are the kernel's again: that is a little after an engine is gone.
-static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
-
-struct Opened {
-    key: (u64, String),
-    engine: Weak<Engine>,
-    device: Weak<()>,
-}
-
-impl Opened {
-    /// Waits for an engine of ours that is giving the interface back.
-    fn wait_for(key: &(u64, String)) {
-        let start = Instant::now();
-        let is_closing =
-            |one: &Opened| one.key == *key && one.engine.strong_count() == 0 && one.device.strong_count() > 0;
-        while OPENED.lock().iter().any(is_closing) && start.elapsed() < CLOSING_PATIENCE {
-            std::thread::sleep(CLOSING_LOOK);
-        }
+impl Default for XdpTransport {
+    fn default() -> Self {
+        Self::new(XdpOptions::default())
     }
-
-    fn note(self) {
-        let mut all = OPENED.lock();
-        all.retain(|one| one.device.strong_count() > 0);
-        all.push(self);
-    }
-}
-
-/// To close the sockets takes the kernel some milliseconds.
-const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
-const CLOSING_LOOK: Duration = Duration::from_millis(1);
-
-/// Which network namespace this thread is in.
-fn namespace() -> u64 {
-    rustix::fs::stat("/proc/thread-self/ns/net").map_or(0, |stat| stat.st_ino)
-}
-
-/// What packets of an engine look like from outside.
-pub(super) struct Face {
-    interface: Interface,
-    pub(super) mac: [u8; 6],
-    pub(super) port: u16,
-    addresses: Vec<IpAddr>,
 }
 
 impl std::fmt::Debug for XdpTransport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("XdpTransport").field("options", &self.options).finish_non_exhaustive()
     }
-}
-
-fn other(code: &'static str, remedy: impl Into<String>) -> Unavailable {
-    Unavailable::Other { code, remedy: remedy.into() }
-}
-
-fn netlink(error: NetlinkError) -> Unavailable {
-    OpenError::from(error).into()
-}
-
-/// A UDP port that nobody else gets; nothing is read from its socket.
-fn reserve_port() -> std::io::Result<(OwnedFd, u16)> {
-    let open = |family, all: IpAddr| {
-        let socket =
-            rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::UDP))?;
-        if all.is_ipv6() {
-            sockopt::set_ipv6_v6only(&socket, false)?;
-        }
-        sockopt::set_socket_recv_buffer_size(&socket, 0)?;
-        rustix::net::bind(&socket, &SocketAddr::new(all, 0))?;
-        Ok::<_, rustix::io::Errno>(socket)
-    };
-    let socket = open(AddressFamily::INET6, Ipv6Addr::UNSPECIFIED.into());
-    let socket = socket.or_else(|_| open(AddressFamily::INET, Ipv4Addr::UNSPECIFIED.into()))?;
-    let at: SocketAddr = rustix::net::getsockname(&socket)?.try_into()?;
-    Ok((socket, at.port()))
 }
 
 /// Who packets to an address are handed to.
@@ -192,52 +135,93 @@ fn next_hop(interface: &Interface, to: IpAddr) -> Result<[u8; 6], Unavailable> {
 impl XdpTransport {
     /// With these options.
     pub fn new(options: XdpOptions) -> Self {
-        Self { options, pending: Mutex::default() }
+        Self::of(options, Arc::new(Grant::open), false)
     }
 
-    fn open(
+    /// One whose interfaces are granted by somebody with rights: this process needs none. `broker` is asked for the interface by its name
+    /// whenever that is to be opened, in a thread that may wait; [`device::Grant`](crate::device::Grant) tells how one travels.
+    ///
+    /// ```
+    /// use zc_transport_xdp::device::{DeviceOptions, Grant, OpenError};
+    /// use zc_transport_xdp::{XdpOptions, XdpTransport};
+    ///
+    /// /// Asks a supervisor over a socket, in earnest.
+    /// fn ask(interface: &str, options: &DeviceOptions) -> Result<Grant, OpenError> {
+    ///     Grant::open(interface, options)
+    /// }
+    /// let transport = XdpTransport::by_broker(XdpOptions::default(), ask);
+    /// # let _ = transport;
+    /// ```
+    pub fn by_broker(
+        options: XdpOptions,
+        broker: impl Fn(&str, &DeviceOptions) -> Result<Grant, OpenError> + Send + Sync + 'static,
+    ) -> Self {
+        Self::of(options, Arc::new(broker), true)
+    }
+
+    fn of(options: XdpOptions, broker: Arc<Broker>, is_brokered: bool) -> Self {
+        let (refusals, pending) = (Refusals::default(), Pending::default());
+        Self { options, broker, is_brokered, refusals, pending }
+    }
+
+    fn key(cx: &OfferContext) -> Result<Key, Unavailable> {
+        Ok(Key::here(cx.params.value("if").ok_or(NO_INTERFACE)?))
+    }
+
+    fn request(&self, key: &Key, cx: &OfferContext) -> Result<Request, Unavailable> {
+        let local = join::local(cx, 0)?.ip();
+        let mut options = self.options.clone();
+        if let Some(micros) = cx.params.value("busy_poll_us") {
+            let micros = micros.parse().ok().filter(|micros| (1..=MAX_BUSY_POLL_US).contains(micros));
+            let bad = || other("bad_parameter", format!("say busy_poll_us=N, from 1 to {MAX_BUSY_POLL_US}"));
+            let packets = options.busy_polling.map_or(BUSY_POLL_PACKETS, |polling| polling.packets);
+            options.busy_polling = Some(BusyPolling { micros: micros.ok_or_else(bad)?, packets });
+        }
+        Ok(Request { key: key.clone(), local, options, broker: self.broker.clone() })
+    }
+
+    /// The engine that there is; an error if there is none, and one was refused a moment ago.
+    fn known(&self, key: &Key, cx: &OfferContext) -> Result<Option<Open>, Unavailable> {
+        match interface::find(Home::of(cx), key) {
+            None => self.refusals.check(key, cx.reactor.now()).map(|()| None),
+            found => Ok(found),
+        }
+    }
+
+    fn begin(
         &self,
-        key: &(u64, String),
-        local: IpAddr,
+        key: &Key,
+        taken: Result<Taken, Unavailable>,
         cx: &OfferContext,
-    ) -> Result<(Arc<Engine>, Arc<Face>), Unavailable> {
-        Opened::wait_for(key);
-        let name = &*key.1;
-        let XdpOptions { frames, frame_bytes, best, worst, in_place, faults, .. } = self.options;
-        let interface = Interface::find(name).map_err(netlink)?;
-        let mac = interface.address.ok_or(Unavailable::NotApplicable { needs: "an Ethernet interface" })?;
-        let mut addresses = interface.addresses().map_err(netlink)?;
-        // This one counts most.
-        addresses.sort_by_key(|address| *address != local);
-        addresses.truncate(MAX_ADDRESSES);
-        if !addresses.contains(&local) {
-            return Err(other("other_interface", format!("name the interface that has {local}")));
+    ) -> Result<Open, Unavailable> {
+        let began = taken.and_then(|taken| taken.begin(Home::of(cx), &cx.reactor));
+        began.inspect_err(|why| self.refusals.note(key.clone(), cx.reactor.now(), why.clone()))
+    }
+
+    /// An offer of a session over an interface that is open.
+    fn offer_over(&self, (engine, face): Open, cx: &OfferContext) -> Result<Offer, Unavailable> {
+        let (local, remote) = (join::local(cx, 0)?, cx.remote.ok_or(NO_ADDRESS)?);
+        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+        if !face.addresses.contains(&local.ip()) {
+            return Err(other("other_interface", format!("name the interface that has {}", local.ip())));
         }
-        let (reserved, port) = reserve_port().map_err(|e| Unavailable::os("reserve a UDP port", &e))?;
-        let rules = Rules { ports: vec![port], addresses: addresses.clone(), faults: faults.is_some() };
-        let umem = UmemOptions { frames, frame_bytes, ..UmemOptions::default() };
-        let umem = Umem::new(&umem)?;
-        let mut options = DeviceOptions { rules, best, worst, ..DeviceOptions::default() };
-        options.multi_buffer = (in_place != Some(false)).then_some(true);
-        let device = match Device::open(name, &umem, &options) {
-            // Old kernels have no packets of several frames, which we can do without.
-            Err(OpenError::Refused { .. }) if options.multi_buffer.is_some() => {
-                options.multi_buffer = None;
-                Device::open(name, &umem, &options)?
+        let queues = face.interface.rx_queues;
+        let queue = match cx.params.value("queue") {
+            // Connections take turns by their addresses.
+            None => u32::from(remote.port()) % queues,
+            Some(queue) => {
+                let queue = queue.parse().ok().filter(|queue| *queue < queues);
+                queue.ok_or_else(|| other("no_such_queue", format!("name one of {queues}, from 0 on")))?
             }
-            device => device?,
         };
-        if let Some(faults) = faults {
-            let set = device.attachment().set_faults(faults);
-            set.map_err(|e| Unavailable::os("set faults", &e))?;
-        }
-        tracing::debug!(report = %device.report(), port, "an interface is open");
-        let (port_io, device) = DevicePort::new(device, umem, &self.options, (reserved, port), &*cx.reactor)
-            .map_err(|e| Unavailable::os("watch an AF_XDP socket", &e))?;
-        let face = Arc::new(Face { interface, mac, port, addresses });
-        let engine = Engine::new(Box::new(port_io), cx.reactor.clone());
-        Opened { key: key.clone(), engine: Arc::downgrade(&engine), device }.note();
-        Ok((engine, face))
+        let next_hop = next_hop(&face.interface, remote.ip())?;
+        let path = path_bytes(local, remote).map_err(|e| Unavailable::os("ask for the path's MTU", &e))?;
+        let longest = path.min(datagram_bytes(self.options.frame_bytes as usize));
+        let datagram_bytes = longest.max(MIN_DATAGRAM_BYTES) as u16;
+        let options = join::session_options(cx, datagram_bytes, self.options.authenticate_payload)?;
+        let port = face.port;
+        let way = Way::Device { face, next_hop, queue: queue as usize };
+        join::offer(engine, port, way, options, &self.pending, &cx.reactor)
     }
 }
 
@@ -268,41 +252,50 @@ impl Transport for XdpTransport {
             Err(rustix::io::Errno::AFNOSUPPORT) => {
                 Err(Unavailable::NoKernelSupport { needs: "AF_XDP sockets (CONFIG_XDP_SOCKETS)" })
             }
+            Err(rustix::io::Errno::PERM) if self.is_brokered => Ok(caps()),
             Err(rustix::io::Errno::PERM) => Err(Unavailable::MissingCapability { capability: "CAP_NET_RAW" }),
             Err(error) => Err(Unavailable::os("socket(AF_XDP)", &error.into())),
         }
     }
 
     fn params(&self) -> &'static [&'static str] {
-        &["if", "queue"]
+        &["if", "queue", "busy_poll_us", PAYLOAD_MAC]
     }
 
     fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
-        let name = cx.params.value("if").ok_or(NO_INTERFACE)?;
-        let (local, remote) = (join::local(cx, 0)?, cx.remote.ok_or(NO_ADDRESS)?);
-        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-        let key = (namespace(), name.to_owned());
-        let open = || self.open(&key, local.ip(), cx);
-        let (engine, face) = ENGINES.lock().engine(Home::of(cx), key.clone(), open)?;
-        if !face.addresses.contains(&local.ip()) {
-            return Err(other("other_interface", format!("name the interface that has {}", local.ip())));
+        let key = Self::key(cx)?;
+        if let Some(open) = self.known(&key, cx)? {
+            return self.offer_over(open, cx);
         }
-        let queues = face.interface.rx_queues;
-        let queue = match cx.params.value("queue") {
-            // Connections take turns by their addresses.
-            None => u32::from(remote.port()) % queues,
-            Some(queue) => {
-                let queue = queue.parse().ok().filter(|queue| *queue < queues);
-                queue.ok_or_else(|| other("no_such_queue", format!("name one of {queues}, from 0 on")))?
-            }
+        let _turn = Turn::wait_here()?;
+        // Somebody else may have opened it meanwhile.
+        let open = match self.known(&key, cx)? {
+            Some(open) => open,
+            None => self.begin(&key, self.request(&key, cx)?.take(), cx)?,
         };
-        let next_hop = next_hop(&face.interface, remote.ip())?;
-        let path = path_bytes(local, remote).map_err(|e| Unavailable::os("ask for the path's MTU", &e))?;
-        let longest = path.min(datagram_bytes(self.options.frame_bytes as usize));
-        let options = join::session_options(cx, longest.max(MIN_DATAGRAM_BYTES) as u16);
-        let port = face.port;
-        let way = Way::Device { face, next_hop, queue: queue as usize };
-        join::offer(engine, port, way, options, &mut self.pending.lock())
+        self.offer_over(open, cx)
+    }
+
+    fn offer_soon<'a>(&'a self, cx: &'a OfferContext) -> BoxFuture<'a, Result<Offer, Unavailable>> {
+        Box::pin(async move {
+            let key = Self::key(cx)?;
+            if let Some(open) = self.known(&key, cx)? {
+                return self.offer_over(open, cx);
+            }
+            let turn = Turn::wait().await;
+            let open = match self.known(&key, cx)? {
+                Some(open) => open,
+                None => {
+                    let (taken, _turn) = self.request(&key, cx)?.take_elsewhere(turn).await;
+                    self.begin(&key, taken, cx)?
+                }
+            };
+            self.offer_over(open, cx)
+        })
+    }
+
+    fn withdraw(&self, offer: &Offer) {
+        self.pending.withdraw(offer);
     }
 
     fn join<'a>(
@@ -317,7 +310,7 @@ impl Transport for XdpTransport {
             let Some(link) = link.as_deref_mut() else {
                 return Err(LinkError::Address("the control link is gone".into()).into());
             };
-            let offered = |session| self.pending.lock().take(session);
+            let offered = |session| self.pending.take(session);
             join::join(role, mine, peer, link, caps(), cx, offered).await
         })
     }

@@ -1,6 +1,7 @@
 //! Fabrics whose sockets are in another network namespace than the process.
 
 #![allow(dead_code, reason = "no test program uses all of it")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::future::{Future, poll_fn};
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,9 +20,10 @@ use zc::transport::{
 use zc::{Fabric, FabricBuilder};
 use zc_conformance::Setup;
 use zc_transport_tcp::StreamLinks;
+use zc_transport_xdp::netlink::Interface;
 use zc_transport_xdp::{UdpTransport, XdpOptions, XdpTransport};
 
-use crate::bed::{Bed, GUARD, NAME};
+use crate::bed::{Bed, GUARD, NAME, has_cards};
 
 fn namespace_at(path: impl Into<PathBuf>) -> OwnedFd {
     std::fs::File::open(path.into()).unwrap().into()
@@ -64,6 +66,12 @@ impl Transport for Inside {
     }
     fn wire_name(&self) -> &'static str {
         self.inner.wire_name()
+    }
+    fn second_name(&self) -> Option<&'static str> {
+        self.inner.second_name()
+    }
+    fn withdraw(&self, offer: &Offer) {
+        self.inner.withdraw(offer);
     }
     fn stands_in_for(&self) -> Option<&'static str> {
         self.inner.stands_in_for()
@@ -151,28 +159,39 @@ fn here() -> Place {
     Place(Arc::new(namespace_at("/proc/thread-self/ns/net")))
 }
 
+/// What makes a fabric near, and one far.
+pub(crate) fn builders(bed: &Bed, with: impl Fn() -> Vec<Arc<dyn Transport>>) -> [FabricBuilder; 2] {
+    let place = |end: &crate::bed::End| Place(Arc::new(namespace_at(end.namespace.path())));
+    [&bed.near, &bed.far].map(|end| builder(&place(end), &with(), false))
+}
+
 /// A fabric near and one far, and where the near one listens.
 pub(crate) fn fabrics(
     bed: &Bed,
     with: impl Fn() -> Vec<Arc<dyn Transport>>,
     host: impl std::fmt::Display,
 ) -> (Fabric, Fabric, String) {
-    let place = |end: &crate::bed::End| Place(Arc::new(namespace_at(end.namespace.path())));
-    let build = |end| builder(&place(end), &with(), false).build().unwrap();
-    (build(&bed.near), build(&bed.far), format!("zc+xdp://{host}:0?if={NAME}"))
+    let [near, far] = builders(bed, with).map(|builder| builder.build().unwrap());
+    (near, far, format!("zc+xdp://{host}:0?if={NAME}"))
 }
 
 /// The server near, the client far. The thread moves there, and with it the threads and processes that it starts: the other
-/// process of a behaviour is at the far end, and makes a bed of its own only if it plays both.
+/// process of a behaviour is at the far end. One that plays both ends makes a bed of its own, but for the cards, which are there
+/// once, and its parent's.
 pub(crate) fn setup(queues: u32, host: &str, options: XdpOptions) -> Setup {
     let role = std::env::var(zc_conformance::ENV_ROLE).ok();
     let plays_both = role.as_ref().is_none_or(|role| role.starts_with("churn"));
-    let bed = if plays_both { Bed::new(queues, 1500) } else { None };
-    if plays_both && bed.is_none() {
+    let has_parents = role.is_some() && plays_both && has_cards();
+    let bed = if plays_both && !has_parents { Bed::new(queues, 1500) } else { None };
+    if plays_both && !has_parents && bed.is_none() {
         let udp = || fabric_over(Arc::new(UdpTransport::default()));
         return Setup::new(udp, "zc+udp://127.0.0.1:0");
     }
-    let near = bed.as_ref().map_or_else(here, |bed| Place(Arc::new(namespace_at(bed.near.namespace.path()))));
+    let near = match &bed {
+        Some(bed) => Place(Arc::new(namespace_at(bed.near.namespace.path()))),
+        None if has_parents => other_end_of_parent(),
+        None => here(),
+    };
     if let Some(bed) = &bed {
         let far = namespace_at(bed.far.namespace.path());
         move_into_link_name_space(far.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
@@ -183,4 +202,18 @@ pub(crate) fn setup(queues: u32, host: &str, options: XdpOptions) -> Setup {
     let uri = format!("zc+xdp://{host}:0?if={NAME}");
     let setup = Setup::new(move || (&kept, builder(&far, &client, true)).1, uri);
     setup.server(move || (&bed, builder(&near, &server, true)).1)
+}
+
+/// The namespace with an end of the bed that the parent has, and we are not in.
+fn other_end_of_parent() -> Place {
+    let inode = |place: &Place| rustix::fs::fstat(&*place.0).unwrap().st_ino;
+    let ours = inode(&here());
+    let all = std::fs::read_dir(format!("/proc/{}/fd", std::os::unix::process::parent_id())).unwrap();
+    let paths = all.flatten().map(|descriptor| descriptor.path());
+    let namespaces = paths.filter(|path| {
+        std::fs::read_link(path).is_ok_and(|target| target.to_string_lossy().starts_with("net:["))
+    });
+    let mut places = namespaces.map(|path| Place(Arc::new(namespace_at(path))));
+    let found = places.find(|place| inode(place) != ours && place.run(|| Interface::find(NAME)).is_ok());
+    found.expect("the parent has both ends")
 }

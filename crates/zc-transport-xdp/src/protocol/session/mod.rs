@@ -69,6 +69,10 @@ struct Recovery {
     timeouts: u32,
     /// Probes to be sent.
     probes: u32,
+    /// Since when packets are lost that are longer than every path carries, and none came through.
+    long_lost_since: Option<Instant>,
+    /// One of full length that needs no memory is to be sent, to see whether the path still carries such.
+    long_probe: bool,
 }
 
 /// Our FIN.
@@ -196,6 +200,8 @@ impl Session {
                 last_eliciting: now,
                 timeouts: 0,
                 probes: 0,
+                long_lost_since: None,
+                long_probe: false,
             },
             unasked_bytes: 0,
             short_of_data: true,
@@ -282,6 +288,11 @@ impl Session {
         self.peer_fin == Some(self.inbox.taken())
     }
 
+    /// The peer has said which frame is its last.
+    pub(crate) fn is_peer_ending(&self) -> bool {
+        self.peer_fin.is_some()
+    }
+
     /// The application took a data frame of so many bytes: the peer may send as much again.
     pub fn release(&mut self, bytes: usize) {
         self.inbox.release(frame_credit_bytes(bytes), 1);
@@ -346,6 +357,11 @@ impl Session {
             min_rtt: self.rtt.min(),
             short_of_data: self.short_of_data,
         }
+    }
+
+    /// How long what does not get on may take.
+    fn patience(&self) -> Duration {
+        self.options.keepalive_interval.saturating_add(self.options.keepalive_timeout)
     }
 
     fn probe_timeout(&self) -> Duration {

@@ -1,5 +1,6 @@
 //! What comes in.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use zc_core::memory::PinnedBuf;
@@ -8,9 +9,32 @@ use zc_core::wire::CloseCode;
 use super::types::{Dropped, End, Event};
 use super::{Fin, Session};
 use crate::protocol::codec::Reader;
-use crate::protocol::inbox::Stored;
-use crate::protocol::limits::{ACK_EVERY_PACKETS, MAX_ACK_DELAY};
+use crate::protocol::inbox::{Payload, Stored};
+use crate::protocol::limits::{ACK_EVERY_PACKETS, MAX_ACK_DELAY, MIN_DATAGRAM_BYTES};
 use crate::protocol::packet::{AckRanges, Entry, HEAD_BYTES, Head, Malformed, is_genuine};
+
+/// A datagram that came.
+#[derive(Clone, Copy)]
+enum Came<'a> {
+    Lent(&'a PinnedBuf),
+    Shown(&'a [u8]),
+}
+
+impl<'a> Came<'a> {
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Lent(bytes) => bytes,
+            Self::Shown(bytes) => bytes,
+        }
+    }
+
+    fn part(self, range: Range<usize>) -> Payload<'a> {
+        match self {
+            Self::Lent(bytes) => Payload::Lent(bytes.slice(range)),
+            Self::Shown(bytes) => Payload::Shown(&bytes[range]),
+        }
+    }
+}
 
 /// What a packet was, once all its entries are applied.
 #[derive(Default)]
@@ -44,9 +68,22 @@ impl Session {
     /// Why it changed nothing; except for [`Dropped::Protocol`] and [`Dropped::NoMemory`], which end the session, and for
     /// [`Dropped::NoRoom`], of which a part may have been kept, this can be ignored: it is counted.
     pub fn handle(&mut self, now: Instant, datagram: PinnedBuf) -> Result<(), Dropped> {
-        let head = self.admit(now, &datagram)?;
+        self.take(now, Came::Lent(&datagram))
+    }
+
+    /// The same for a datagram that does not stay where it is. What is kept of its payload is copied, once it is known to be
+    /// genuine: no memory is taken before. Nobody may write it meanwhile (M5).
+    ///
+    /// # Errors
+    /// As [`Session::handle`].
+    pub fn handle_shown(&mut self, now: Instant, datagram: &[u8]) -> Result<(), Dropped> {
+        self.take(now, Came::Shown(datagram))
+    }
+
+    fn take(&mut self, now: Instant, datagram: Came<'_>) -> Result<(), Dropped> {
+        let head = self.admit(now, datagram.bytes())?;
         self.stats.received_packets += 1;
-        match self.apply(now, &head, &datagram) {
+        match self.apply(now, &head, datagram) {
             Err(Malformed(what)) => {
                 self.broke_protocol(now, what);
                 Err(Dropped::Protocol(what))
@@ -96,8 +133,9 @@ impl Session {
         Ok(head)
     }
 
-    fn apply(&mut self, now: Instant, head: &Head, datagram: &PinnedBuf) -> Result<Seen, Malformed> {
-        let mut entries = Reader::new(&datagram[HEAD_BYTES..head.len]);
+    fn apply(&mut self, now: Instant, head: &Head, datagram: Came<'_>) -> Result<Seen, Malformed> {
+        let bytes = datagram.bytes();
+        let mut entries = Reader::new(&bytes[HEAD_BYTES..head.len]);
         let mut seen = Seen::default();
         let mut at = head.len;
         while let Some(entry) = Entry::decode(&mut entries)? {
@@ -105,7 +143,7 @@ impl Session {
             match entry {
                 Entry::Chunk(chunk) => {
                     let end = at + usize::from(chunk.len);
-                    if end > datagram.len() {
+                    if end > bytes.len() {
                         return Err(Malformed("payload length"));
                     }
                     let beyond_fin = self.peer_fin.is_some_and(|messages| chunk.message >= messages);
@@ -113,7 +151,7 @@ impl Session {
                         return Err(Malformed("message after the last"));
                     }
                     let next = self.inbox.taken();
-                    match self.inbox.store(chunk, datagram.slice(at..end))? {
+                    match self.inbox.store(chunk, datagram.part(at..end))? {
                         Stored::Kept if chunk.message == next => self.stuck = None,
                         Stored::Kept => {}
                         Stored::NoRoom => seen.no_room = true,
@@ -140,13 +178,13 @@ impl Session {
                 }
             }
         }
-        if at == datagram.len() { Ok(seen) } else { Err(Malformed("payload length")) }
+        if at == bytes.len() { Ok(seen) } else { Err(Malformed("payload length")) }
     }
 
     /// The next message has no memory, and what came behind it holds some. Whether it was so for all of keepalive's time:
     /// then it may well stay so.
     fn is_stuck_for_long(&mut self, now: Instant, next: u64) -> bool {
-        let patience = self.options.keepalive_interval.saturating_add(self.options.keepalive_timeout);
+        let patience = self.patience();
         let before = self.stuck.filter(|(message, _)| *message == next);
         let (_, since) = *self.stuck.insert(before.unwrap_or((next, now)));
         now.saturating_duration_since(since) >= patience
@@ -207,6 +245,9 @@ impl Session {
         for (low, high) in ranges.iter() {
             self.sent.acknowledge(low, high, |number, packet| {
                 bytes += packet.bytes as u64;
+                if packet.bytes > MIN_DATAGRAM_BYTES {
+                    (self.recovery.long_lost_since, self.recovery.long_probe) = (None, false);
+                }
                 fin |= packet.content.fin;
                 newest = newest.max(Some((number, packet.at)));
                 self.outbox.acknowledged(&packet.content.runs);

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use zc_core::wire::KeepaliveAction;
+use zc_core::wire::{CloseCode, KeepaliveAction};
 
 use super::end::Phase;
 use super::types::End;
 use super::{Fin, Session};
 use crate::protocol::congestion::Path;
-use crate::protocol::limits::{MAX_PROBE_INTERVAL, PACKET_THRESHOLD, PROBES};
+use crate::protocol::limits::{MAX_PROBE_INTERVAL, MIN_DATAGRAM_BYTES, PACKET_THRESHOLD, PROBES};
 use crate::protocol::sent::{Content, Oldest, Packet};
 
 /// Probe timeouts that lost packets must span for congestion to count as persistent (RFC 9002, 7.6.1).
@@ -60,6 +60,9 @@ impl Session {
             KeepaliveAction::SendPing(_) => self.ping_due = true,
             KeepaliveAction::Dead => self.end(End::TimedOut),
         }
+        if self.is_path_too_narrow(now) {
+            self.start_closing(now, CloseCode::INTERNAL.0, End::PathMtu);
+        }
     }
 
     fn probe_at(&self) -> Option<Instant> {
@@ -78,9 +81,26 @@ impl Session {
         self.recovery.timeouts += 1;
         self.recovery.probes = PROBES;
         let Some((number, packet)) = self.sent.first_waiting() else { return };
+        self.recovery.long_probe |= self.recovery.long_lost_since.is_some();
         self.outbox.send_again(number, &packet.content.runs);
         let again = Content { runs: Default::default(), ..packet.content };
         self.repeat_control(&again);
+    }
+
+    /// A packet was lost. If it is a long one, and none has come through for a while, a peer that has no memory for messages is told from
+    /// a path that carries no such packets by one that needs none.
+    fn note_lost(&mut self, now: Instant, bytes: usize) {
+        if bytes > MIN_DATAGRAM_BYTES {
+            let since = *self.recovery.long_lost_since.get_or_insert(now);
+            let patience = self.patience() / 8;
+            self.recovery.long_probe |= now.saturating_duration_since(since) >= patience;
+        }
+    }
+
+    /// Whether long packets have been lost for all of keepalive's time.
+    fn is_path_too_narrow(&self, now: Instant) -> bool {
+        let since = self.recovery.long_lost_since;
+        since.is_some_and(|since| now.saturating_duration_since(since) >= self.patience())
     }
 
     fn repeat_control(&mut self, content: &Content) {
@@ -101,6 +121,7 @@ impl Session {
 
     fn lose(&mut self, path: &Path, number: u64, packet: &Packet) {
         self.stats.lost_packets += 1;
+        self.note_lost(path.now, packet.bytes);
         self.outbox.send_again(number, &packet.content.runs);
         self.repeat_control(&packet.content);
         self.congestion.lost(path, packet.at);

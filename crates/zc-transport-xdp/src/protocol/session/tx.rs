@@ -70,7 +70,11 @@ impl Session {
     }
 
     fn wants_to_transmit(&mut self) -> bool {
-        self.ping_due || self.fin_due() || self.outbox.has_more() || self.credit_due()
+        self.ping_due
+            || self.recovery.long_probe
+            || self.fin_due()
+            || self.outbox.has_more()
+            || self.credit_due()
     }
 
     /// Whether it is time for FIN: all has gone out, if not come through.
@@ -83,6 +87,12 @@ impl Session {
         let datagram = self.agreed.datagram_bytes;
         let mut content = Content::default();
         let before = out.head.len();
+        if std::mem::take(&mut self.recovery.long_probe) {
+            while out.len() + packet::PING_BYTES <= datagram {
+                packet::put_ping(&mut out.head);
+            }
+            return Some(content);
+        }
         if self.credit_due() && out.len() + packet::CREDIT_BYTES <= datagram {
             let (messages, bytes) = (self.inbox.granted_messages, self.inbox.granted_bytes);
             packet::put_credit(&mut out.head, messages, bytes);

@@ -168,6 +168,9 @@ pub enum End {
     /// The peer sent a message longer than the pool may ever hold for it, which is 3/4 of its bound. Or the next
     /// message found no memory for the interval and the timeout of keepalive, while others behind it held some.
     NoMemory,
+    /// Packets longer than 1200 bytes do not come through any more, for the interval and the timeout of keepalive: the path's MTU has
+    /// shrunk below what the sides agreed on.
+    PathMtu,
     /// The peer broke the protocol.
     Protocol(&'static str),
 }

@@ -163,3 +163,25 @@ fn goodput_at_one_percent_of_loss() {
         }
     }
 }
+
+/// Short packets still come through, so nobody is silent; what is long never comes.
+#[test]
+fn a_path_that_got_narrower_ends_the_session() {
+    let start = Instant::now();
+    for (longest, ends) in [(usize::MAX, false), (1300, true)] {
+        let mut net = Net::new(1, start);
+        let (there, back) = (net.link(lan()), net.link(lan()));
+        let [a, b] = Peer::pair(&SessionOptions::default(), 1, start, [u64::MAX, 0], |_| 5000);
+        net.pair((a, there), (b, back));
+        assert!(net.run(Duration::from_secs(5), |hosts| hosts[1].received > 100));
+        net.path(there).longest = longest;
+        let ended = |hosts: &mut [Peer]| !hosts[0].events.is_empty() && !hosts[1].events.is_empty();
+        assert_eq!(net.run(Duration::from_secs(20), ended), ends);
+        if ends {
+            assert_eq!(net.hosts[0].events, [Event::Ended(End::PathMtu)]);
+            assert!(matches!(net.hosts[1].events[..], [Event::Ended(End::PeerClosed { .. })]));
+            let undone: Vec<_> = net.hosts[0].session.abandon().collect();
+            assert!(!undone.is_empty(), "for another lane");
+        }
+    }
+}

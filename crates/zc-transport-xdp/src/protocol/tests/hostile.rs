@@ -32,7 +32,7 @@ impl Liar {
         Self { victim, key: agreed.send_key, number: 0, now }
     }
 
-    fn packet(&mut self, entries: impl FnOnce(&mut Vec<u8>), payload: &[u8]) -> Vec<u8> {
+    pub(super) fn packet(&mut self, entries: impl FnOnce(&mut Vec<u8>), payload: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         packet::begin(&mut out);
         entries(&mut out);

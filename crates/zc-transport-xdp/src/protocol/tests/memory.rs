@@ -1,10 +1,12 @@
 //! A pool that is too small, or in use.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zc_core::memory::{BufPool, PinnedBufMut};
 
 use super::hostile::{CHUNK, Liar, chunk};
+use super::peer::{self, Peer, content, sessions};
+use super::sim::{Net, Path};
 use crate::protocol::*;
 
 const MIB: u32 = 1 << 20;
@@ -104,4 +106,63 @@ fn patience_is_for_one_message() {
         assert_eq!(liar.chunk(chunk(1, 0, CHUNK, 100_000)), Err(Dropped::NoRoom));
         liar.now += SECOND;
     }
+}
+
+/// What does not stay where it is is copied once it is known to be genuine.
+#[test]
+fn what_is_forged_takes_no_memory() {
+    let pool = pool(8);
+    let mut liar = liar(&pool);
+    let payload = content(1, 1000);
+    let mut packet = liar.packet(|out| chunk(0, 0, 1000, 1000).write(out), &payload);
+    let last = packet.len() - 1;
+    packet[last] ^= 1;
+    assert_eq!(liar.victim.handle_shown(liar.now, &packet), Err(Dropped::Forged));
+    assert_eq!(pool.stats().reserved_bytes, 0, "nothing was ever taken");
+    packet[last] ^= 1;
+    liar.victim.handle_shown(liar.now, &packet).unwrap();
+    packet.fill(0);
+    assert!(
+        liar.victim.recv().unwrap().payload == payload[..],
+        "what was verified, whatever comes of the packet"
+    );
+    assert!(pool.stats().reserved_bytes > 0);
+}
+
+/// However long the buffers are that short packets came in, a peer has no more of them kept than that.
+#[test]
+fn short_packets_keep_few_long_buffers() {
+    const BUFFER: usize = 64 << 10;
+    let pool = pool(64);
+    let options = SessionOptions { lent_bytes: 4 * BUFFER, ..SessionOptions::default() };
+    let mut liar = Liar::with_pool(&options, &pool);
+    for message in 0..500 {
+        let packet = liar.packet(|out| chunk(message, 0, 100, 100).write(out), &content(1, 100));
+        let mut buffer = pool.try_alloc(BUFFER).unwrap();
+        buffer.put_slice(&packet);
+        liar.victim.handle(liar.now, buffer.freeze()).unwrap();
+    }
+    let kept = pool.stats().in_use_bytes;
+    assert!(kept <= 5 * BUFFER as u64 + 500 * 512, "{kept} bytes for 50,000");
+    while let Some(frame) = liar.victim.recv() {
+        assert!(frame.payload == content(1, 100)[..]);
+    }
+    assert_eq!(pool.stats().in_use_bytes, 0);
+}
+
+/// A peer that has no memory does not acknowledge, which is no fault of the path's.
+#[test]
+fn a_peer_without_memory_is_no_narrow_path() {
+    let (options, start) = (SessionOptions::default(), Instant::now());
+    let [(sender, _), (receiver, memory)] = sessions([&options, &options], 1, start);
+    let _held = all_of(&memory.pool);
+    let mut net = Net::new(1, start);
+    let links = [0; 2].map(|_| net.link(Path::new(12.5e6, Duration::from_millis(1), 64e3)));
+    let peers =
+        [Peer::new((sender, peer::memory()), 1, |_| 100_000), Peer::new((receiver, memory), 0, |_| 0)];
+    let [a, b] = peers;
+    net.pair((a, links[0]), (b, links[1]));
+    assert!(!net.run(Duration::from_secs(60), |hosts| hosts.iter().any(|host| !host.events.is_empty())));
+    let stats = net.hosts[1].session.stats();
+    assert!(stats.refused_packets > 0 && stats.received_packets > stats.refused_packets, "{stats:?}");
 }

@@ -34,6 +34,8 @@ pub(super) struct Path {
     pub(super) loss: f64,
     pub(super) duplication: f64,
     pub(super) corruption: f64,
+    /// Longer datagrams are lost.
+    pub(super) longest: usize,
     /// Held back for up to so long.
     pub(super) reordering: f64,
     pub(super) held: Duration,
@@ -43,7 +45,17 @@ impl Path {
     pub(super) fn new(bytes_per_second: f64, delay: Duration, queue_bytes: f64) -> Self {
         let (loss, duplication, corruption, reordering) = (0.0, 0.0, 0.0, 0.0);
         let held = delay;
-        Self { bytes_per_second, delay, queue_bytes, loss, duplication, corruption, reordering, held }
+        Self {
+            bytes_per_second,
+            delay,
+            queue_bytes,
+            loss,
+            duplication,
+            corruption,
+            longest: usize::MAX,
+            reordering,
+            held,
+        }
     }
 }
 
@@ -153,6 +165,9 @@ impl<H: Host> Net<H> {
     fn transmit(&mut self, host: usize, mut datagram: Vec<u8>) {
         let Node { link, peer } = self.nodes[host];
         let Link { path, free_at } = &mut self.links[link];
+        if datagram.len() > path.longest {
+            return;
+        }
         let begin = self.now.max(*free_at);
         let queued = (begin - self.now).as_secs_f64() * path.bytes_per_second;
         if queued + datagram.len() as f64 > path.queue_bytes || self.rng.chance(path.loss) {
