@@ -121,6 +121,7 @@ impl Driver {
         next = sooner(next, driven?);
         next = sooner(next, self.keep_alive(now)?);
         next = sooner(next, self.end_idle(now));
+        next = sooner(next, self.core.remote.expire(now));
         if let Err(error) = self.dismiss().and_then(|()| self.write()) {
             self.core.fail_sending(error);
         }

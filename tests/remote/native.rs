@@ -146,7 +146,8 @@ impl LaneRemote for Ops {
     fn start(&mut self, key: &RemoteKey, offset: u64, op: RemoteOp) -> Result<RemoteToken, LaneError> {
         self.tokens += 1;
         let token = RemoteToken(self.tokens);
-        let mut done = RemoteCompletion { token, status: RemoteStatus::Done, value: 0, read: None };
+        let status = RemoteStatus::Done;
+        let mut done = RemoteCompletion { token, status, in_part: false, value: 0, read: None };
         done.status = Self::run(key, offset, op, &mut done).err().unwrap_or(RemoteStatus::Done);
         self.begun.push(done);
         Ok(token)

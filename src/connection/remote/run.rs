@@ -89,7 +89,7 @@ impl<'a> Run<'a> {
         self.leave();
         Poll::Ready(match stand.fault {
             None => Ok(self.operation.take()),
-            Some(fault) if stand.done == 0 => Err(RemoteError::not_done(fault)),
+            Some(fault) if stand.done == 0 && !stand.in_part => Err(RemoteError::not_done(fault)),
             Some(fault) => Err(RemoteError::new(fault, Delivery::Unknown)),
         })
     }
