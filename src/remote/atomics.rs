@@ -31,7 +31,9 @@ impl AtomicsBy {
                 Ok(Some(device))
             }
             (Self::Processor, RemoteAtomics::Processor) => Ok(None),
-            (Self::Device(ours), RemoteAtomics::Device(device)) if ours.device() == device.device() => Ok(None),
+            (Self::Device(ours), RemoteAtomics::Device(device)) if ours.device() == device.device() => {
+                Ok(None)
+            }
             (Self::Processor | Self::Device(_), _) => Err(GrantError::MixedAtomics),
         }
     }

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use zc_core::memory::{BufPool, CopyLedger, Deferral, ExportMemory, Message};
 use zc_core::transport::{
-    Batch, LaneError, LaneRemote, OneSided, RemoteAtomics, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp, RemoteToken,
-    Revoked, SendToken,
+    Batch, LaneError, LaneRemote, OneSided, RemoteAtomics, RemoteCompletion, RemoteGrant, RemoteKey,
+    RemoteOp, RemoteToken, Revoked, SendToken,
 };
 use zc_core::wire::{REMOTE_REQUEST_BYTES, RemoteAnswer, RemoteRecord, RemoteRequest};
 

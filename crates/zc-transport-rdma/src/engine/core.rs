@@ -32,6 +32,8 @@ pub(super) struct PairState {
     pub(super) end: Option<EndpointEnd>,
     pub(super) tx: Parked,
     pub(super) rx: Parked,
+    /// Who hears of messages besides `rx`.
+    pub(super) beside: Parked,
     /// The longest message that the peer takes, once it is known.
     pub(super) peer_recv_bytes: usize,
     /// Receive buffers that the peer may use, and has not.
@@ -42,6 +44,13 @@ pub(super) struct PairState {
     awaits_receives: bool,
     /// It takes no receive buffers any more.
     had_last_receive: bool,
+}
+
+impl PairState {
+    /// Of a queue pair that receives nothing.
+    pub(super) fn one_sided() -> Self {
+        Self { had_last_receive: true, ..Self::default() }
+    }
 }
 
 impl Pair {
@@ -76,6 +85,7 @@ impl Pair {
         state.finished.extend(unsent.map(|work| Finished { work, result: Err(end.clone().into()) }));
         state.tx.wake();
         state.rx.wake();
+        state.beside.wake();
     }
 }
 
@@ -192,6 +202,7 @@ impl Core {
                     Ok(info) if state.received.len() < MAX_UNREAD => {
                         state.received.push_back((buf, info));
                         state.rx.wake();
+                        state.beside.wake();
                     }
                     Ok(_) => pair.end(&mut state, EndpointEnd::TooManyUnread),
                     Err(error) => pair.end(&mut state, error.into()),

@@ -30,7 +30,7 @@ use crate::limits::{
 };
 use crate::verbs::{
     CompletionQueue, Context, DeviceCaps, Port, ProtectionDomain, QueuePairCaps, SharedReceiveQueue,
-    VerbsError, WorkError,
+    Showable, VerbsError, WorkError,
 };
 
 /// How an engine is set up.
@@ -201,6 +201,8 @@ struct Shared {
     core: Mutex<Core>,
     /// Whoever posts receive buffers.
     refilling: Mutex<()>,
+    /// Exported memory that its windows show, as long as any does.
+    showable: Mutex<Vec<Weak<Showable>>>,
 }
 
 impl std::fmt::Debug for Engine {

@@ -43,7 +43,7 @@ pub(super) fn open(
         PostError::Refused(error) => error.into(),
         other => Unavailable::Other { code: "receive_buffers", remedy: other.to_string() },
     })?;
-    let (core, refilling) = (Mutex::new(core), Mutex::new(()));
+    let (core, refilling, showable) = (Mutex::new(core), Mutex::new(()), Mutex::default());
     let reactor = reactor.clone();
     Ok(Shared {
         reactor,
@@ -58,6 +58,7 @@ pub(super) fn open(
         options,
         core,
         refilling,
+        showable,
     })
 }
 

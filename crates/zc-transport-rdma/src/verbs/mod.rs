@@ -27,6 +27,7 @@ pub use completion_queue::CompletionQueue;
 pub use context::{AsyncEvent, AtomicScope, Context, Device, DeviceCaps, Port};
 pub(crate) use error::unavailable;
 pub use error::{PostError, VerbsError, WorkError, WorkFault};
+pub(crate) use exported::Showable;
 pub use exported::{ExportedMemory, RemoteAccess};
 pub use flights::{Completion, QueueId, Received};
 pub use protection_domain::ProtectionDomain;
