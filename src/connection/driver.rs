@@ -58,6 +58,8 @@ impl Future for Driver {
             Ok(next) => next,
             Err(error) => {
                 this.core.fail(error);
+                // A peer that we have lost has no access from here on, however long the rest takes.
+                this.core.remote.settle();
                 None
             }
         };

@@ -390,6 +390,7 @@ impl Remote {
         }
         self.window.lock().end();
         if let Some(native) = &mut *self.native.lock() {
+            native.over = true;
             native.under_way.drain(..).for_each(|(_, operation)| operation.wake());
         }
     }
