@@ -137,6 +137,8 @@ impl Remote {
             }
             let key = native.lane.grant(grant)?;
             native.granted.push((key, Arc::downgrade(export)));
+            // From now on it is woken for what the peer asks, whoever looks at the lane besides.
+            Deferral::wake(self.driver.clone());
             Ok(key)
         })
     }
@@ -350,14 +352,28 @@ impl Remote {
 
     /// Hands on what has ended, and lets the next one begin.
     pub(crate) fn collect_native(&self) -> Result<(), LaneError> {
+        self.collect(&self.driver)
+    }
+
+    /// The same for one who looks on, and collects when it no longer does: if nobody else depends on the lane, the driver need not be
+    /// woken for what is found here at once.
+    pub(crate) fn look_native(&self) -> Result<(), LaneError> {
+        let is_alone = self
+            .native
+            .lock()
+            .as_ref()
+            .is_some_and(|native| native.under_way.len() == 1 && native.granted.is_empty());
+        self.collect(if is_alone { Waker::noop() } else { &self.driver })
+    }
+
+    fn collect(&self, waker: &Waker) -> Result<(), LaneError> {
         if self.mode != OneSided::Native {
             return Ok(());
         }
         loop {
             let mut native = self.native.lock();
             let Some(Native { lane, under_way, batch, .. }) = &mut *native else { break };
-            if lane.poll_completions(&mut Context::from_waker(&self.driver), batch)?.is_pending()
-                || batch.is_empty()
+            if lane.poll_completions(&mut Context::from_waker(waker), batch)?.is_pending() || batch.is_empty()
             {
                 break;
             }

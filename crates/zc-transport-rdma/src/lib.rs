@@ -40,8 +40,8 @@ pub use transport::RdmaTransport;
 pub use verbs::{
     AsyncEvent, AtomicScope, Completion, CompletionQueue, Context, Device, DeviceCaps, ExportedMemory,
     Operation, Path, Port, PostError, ProtectionDomain, QueueId, QueuePair, QueuePairCaps, QueuePairState,
-    Received, RemoteAccess, RemotePlace, SharedReceiveQueue, Unfit, VerbsError, WindowId, Work, WorkError,
-    WorkFault,
+    Received, RemoteAccess, RemotePlace, SharedReceiveQueue, Showable, Unfit, VerbsError, WindowId, Work,
+    WorkError, WorkFault,
 };
 pub use wire::{
     END_BYTES, End, MAX_RECV_BYTES, MAX_RECV_COUNT, PathMtu, Psn, QueuePairNumber, VERSION as END_VERSION,

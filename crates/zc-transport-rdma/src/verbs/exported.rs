@@ -52,8 +52,22 @@ impl RemoteAccess {
 }
 
 /// A part of exported memory that is registered so that windows can show it, and only they: no key of the registration lets a
-/// peer in. Windows reach no further than it, whatever a device makes of *their* range.
-pub(crate) struct Showable {
+/// peer in. Windows reach no further than it, whatever a device makes of *their* range (see `QueuePair::open_window`).
+///
+/// ```
+/// use zc_core::memory::{ExportMemory, Region};
+/// use zc_transport_rdma::{Device, ProtectionDomain, Showable};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let Ok(devices) = Device::all() else { return Ok(()) };
+/// let domain = ProtectionDomain::new(&devices[0].open()?)?;
+/// let memory = ExportMemory::new(Region::builder(4096), 4096)?;
+/// let half = Showable::register(&domain, &memory, 2048..4096)?;
+/// assert_eq!(half.bytes(), 2048);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Showable {
     domain: Arc<ProtectionDomain>,
     registration: ManuallyDrop<Registration>,
     /// Only words of it are touched here, atomically (M5).
@@ -62,8 +76,11 @@ pub(crate) struct Showable {
 }
 
 impl Showable {
-    /// Registers that range, which lies inside.
-    pub(crate) fn register(
+    /// Registers that range.
+    ///
+    /// # Errors
+    /// It is none of the memory's, or what the registration says.
+    pub fn register(
         domain: &Arc<ProtectionDomain>,
         memory: &ExportMemory,
         range: Range<u64>,
@@ -100,8 +117,14 @@ impl Showable {
     }
 
     /// Its length.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.range.end - self.range.start
+    }
+}
+
+impl std::fmt::Debug for Showable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Showable").field("range", &self.range).finish_non_exhaustive()
     }
 }
 

@@ -380,7 +380,10 @@ impl QueuePair {
 
     /// What a window will let the peer do with exported memory, once it is [bound](Operation::Bind), until it is
     /// [closed](Self::close_window).
-    pub(crate) fn open_window(
+    ///
+    /// # Errors
+    /// What the library says.
+    pub fn open_window(
         &self,
         memory: Arc<Showable>,
         access: RemoteAccess,
@@ -395,7 +398,10 @@ impl QueuePair {
     }
 
     /// Ends a window at once: the device lets nobody in by it any more. No request that names it is under way.
-    pub(crate) fn close_window(&self, window: WindowId) -> Result<(), VerbsError> {
+    ///
+    /// # Errors
+    /// What the library says. The device may go on as before, and what the window shows is leaked.
+    pub fn close_window(&self, window: WindowId) -> Result<(), VerbsError> {
         self.windows.lock().close(window)
     }
 
