@@ -419,7 +419,6 @@ fn a_window_of_exported_memory_lets_one_peer_do_so_much_until_it_is_closed() {
         assert!(refused(outcome(all, false, &|at| read(at.at(wrong), 8))), "outside: {wrong:#x}");
         assert!(refused(outcome(all, false, &|at| write(at.at(wrong), 8))), "outside: {wrong:#x}");
     }
-    assert!(refused(outcome(all, false, &|at| add(at.at(12)))), "no word");
     let other_key = |at: RemotePlace| RemotePlace { key: at.key ^ 0x10, ..at };
     assert!(refused(outcome(all, false, &|at| write(other_key(at), 8))), "another key");
     for operation in [&read as &dyn Fn(RemotePlace, usize) -> Operation, &write] {

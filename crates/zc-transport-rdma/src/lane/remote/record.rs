@@ -170,8 +170,9 @@ impl Fields {
             3 => Record::Closed { round: self.round },
             4 => Record::Ask(key),
             5 => {
-                // No offset in it runs over.
-                self.value.checked_add(self.length).filter(|_| self.length > 0)?;
+                // No offset in it runs over, and its words are words of the memory.
+                let is_whole = self.length > 0 && self.value.is_multiple_of(8);
+                self.value.checked_add(self.length).filter(|_| is_whole)?;
                 let place = RemotePlace { address: self.value, key: self.words[0] };
                 let access = access_of(self.access)?;
                 Record::Grant(Granted { round: self.round, key, place, len: self.length, access })
@@ -242,8 +243,8 @@ mod tests {
     #[test]
     fn grants_of_nothing_or_beyond_all_memory_are_none() {
         let Record::Grant(granted) = all()[4] else { panic!() };
-        let place = RemotePlace { address: u64::MAX - 4095, ..granted.place };
-        for wrong in [Granted { len: 0, ..granted }, Granted { place, ..granted }] {
+        let at = |address| Granted { place: RemotePlace { address, ..granted.place }, ..granted };
+        for wrong in [Granted { len: 0, ..granted }, at(u64::MAX - 4095), at(granted.place.address + 4)] {
             assert!(Record::decode(&Record::Grant(wrong).encode()).is_err(), "{wrong:?}");
         }
         let mut bytes = all()[4].encode();
