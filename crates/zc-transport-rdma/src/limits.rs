@@ -48,6 +48,8 @@ pub const TURNS: u32 = 8;
 pub const CLOSING_MS: u64 = 1_000;
 /// How long the engine waits before it looks for receive buffers again when the pool had none.
 pub const REFILL_MS: u64 = 5;
+/// How long the engine's task leaves completions to others that look for them, before it sees whether they still do.
+pub const DOZE_MS: u64 = 1;
 /// How long the engine looks for completions before it sleeps, by default.
 pub const SPIN_US: u64 = 20;
 /// Entries of a device's table of GIDs that are read.

@@ -262,7 +262,13 @@ impl<'a> Run<'a> {
         }
         core.remote.leave(&mut self.place);
         // It may be done already.
-        if let Err(error) = core.remote.collect_native() {
+        let looked = if core.polling.spins() {
+            self.is_looking = true;
+            core.remote.look_native()
+        } else {
+            core.remote.collect_native()
+        };
+        if let Err(error) = looked {
             let error = ConnectionError::from(error);
             tx.fail(error.clone());
             core.watch.wake_driver();

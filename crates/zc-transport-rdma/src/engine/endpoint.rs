@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -354,6 +355,32 @@ impl Endpoint {
         let mut state = self.pair.state.lock();
         finished.extend(state.finished.drain(..));
         state.end.clone()
+    }
+
+    /// For one who looks and comes back at once: takes completions to whose they are, unless somebody does so now. Says whether there may be
+    /// something for this endpoint or `other`.
+    pub(crate) fn peek(&self, other: Option<&Self>) -> bool {
+        let _deferral = Deferral::begin();
+        let shared = &self.engine.shared;
+        shared.looks.fetch_add(1, Relaxed);
+        shared.try_turn(shared.reactor.now());
+        std::iter::once(self).chain(other).any(|endpoint| {
+            let state = endpoint.pair.state.lock();
+            !state.finished.is_empty() || !state.received.is_empty() || state.end.is_some()
+        })
+    }
+
+    /// One who looks comes back at once.
+    pub(crate) fn looks_again(&self) {
+        self.engine.shared.looks.fetch_add(1, Relaxed);
+    }
+
+    /// One who has looked, perhaps, is going to sleep: from here on completions wake the engine's task. To be looked at again afterwards.
+    pub(crate) fn arm(&self) {
+        if let Err(error) = self.engine.shared.arm() {
+            // The task hears it, too, and ends.
+            tracing::debug!(%error, "a completion queue can't be armed");
+        }
     }
 
     /// Has `cx` woken with the next message, whoever is to take that.

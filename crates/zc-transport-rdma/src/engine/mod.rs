@@ -14,6 +14,7 @@ mod shares;
 mod start;
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -201,6 +202,10 @@ struct Shared {
     core: Mutex<Core>,
     /// Whoever posts receive buffers.
     refilling: Mutex<()>,
+    /// A signal was asked for, and not heard.
+    armed: AtomicBool,
+    /// Counts looks of those who look again at once.
+    looks: AtomicU64,
     /// Exported memory that its windows show, as long as any does.
     showable: Mutex<Vec<Weak<Showable>>>,
 }

@@ -1,6 +1,7 @@
 //! From a choice to an open device with its queues.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 use zc_core::memory::{AllocError, BufPool, PinnedBufMut};
@@ -58,6 +59,8 @@ pub(super) fn open(
         options,
         core,
         refilling,
+        armed: AtomicBool::new(false),
+        looks: AtomicU64::new(0),
         showable,
     })
 }

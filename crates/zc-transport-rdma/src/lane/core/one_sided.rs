@@ -270,8 +270,15 @@ impl Core {
         }
         if !remote.is_idle() {
             self.endpoint.await_message(&cx);
+            self.endpoint.arm();
         }
         true
+    }
+
+    /// Whether there may be something for the one-sided half; for one who looks again at once.
+    pub(in crate::lane) fn peek_remote(&self) -> bool {
+        let Some(remote) = &self.remote else { return false };
+        self.endpoint.peek(remote.user.endpoint()) || remote.user.has_done() || self.failed.is_some()
     }
 
     /// Hands out what has ended.

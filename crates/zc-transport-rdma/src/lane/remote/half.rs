@@ -1,7 +1,7 @@
 //! The one-sided half of a lane.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use zc_core::memory::{Deferral, ExportMemory};
 use zc_core::transport::{
@@ -57,9 +57,13 @@ impl LaneRemote for Half {
         out: &mut Batch<RemoteCompletion>,
     ) -> Poll<Result<(), LaneError>> {
         let _deferral = Deferral::begin();
-        self.shared.wakers.remote.register(cx.waker());
         let core = &mut *self.shared.core.lock();
-        if !core.await_remote() {
+        // Whoever wants nobody woken looks again.
+        let sleeps = !cx.waker().will_wake(Waker::noop());
+        if sleeps {
+            self.shared.wakers.remote.register(cx.waker());
+        }
+        if !(if sleeps { core.await_remote() } else { core.peek_remote() }) {
             return Poll::Pending;
         }
         // A failure is told below, behind what was done before it.
@@ -67,8 +71,10 @@ impl LaneRemote for Half {
         if std::mem::take(&mut core.tx_news) {
             self.shared.wakers.tx.wake();
         }
-        // Queue pairs may have come up meanwhile.
-        core.await_remote();
+        if sleeps {
+            // Queue pairs may have come up meanwhile.
+            core.await_remote();
+        }
         core.operations_done(out);
         if !out.is_empty() {
             return Poll::Ready(Ok(()));
