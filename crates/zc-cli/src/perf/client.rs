@@ -213,7 +213,9 @@ async fn remote(
                 write(&mut buf, order.size, order.touch, words as u8);
                 memory.write(&key, 0, buf.freeze()).await?;
             }
-            Action::Add => drop(memory.fetch_add(&key, 0, 1).await?),
+            Action::Add => {
+                memory.fetch_add(&key, 0, 1).await?;
+            }
             Action::Swap => {
                 let seen = memory.compare_swap(&key, 0, words, words + 1).await?;
                 if seen != words {

@@ -243,7 +243,11 @@ mod tests {
     #[test]
     fn grants_of_nothing_or_beyond_all_memory_are_none() {
         let Record::Grant(granted) = all()[4] else { panic!() };
-        let at = |address| Granted { place: RemotePlace { address, ..granted.place }, ..granted };
+        let at = |address| {
+            let mut wrong = granted;
+            wrong.place.address = address;
+            wrong
+        };
         for wrong in [Granted { len: 0, ..granted }, at(u64::MAX - 4095), at(granted.place.address + 4)] {
             assert!(Record::decode(&Record::Grant(wrong).encode()).is_err(), "{wrong:?}");
         }
