@@ -128,11 +128,13 @@ impl Driver {
         if self.shared.core.lock().end.is_some() {
             return Ok(Poll::Ready(()));
         }
+        self.shared.dozing.store(false, SeqCst);
         if self.shared.turn(now) > 0 {
             self.since = None;
         } else if !self.looks_on(now) {
             let looks = self.shared.looks.load(Relaxed);
             let dozes = std::mem::replace(&mut self.looks, looks) != looks && !self.shared.armed.load(SeqCst);
+            self.shared.dozing.store(dozes, SeqCst);
             if !dozes {
                 self.shared.arm().map_err(VerbsError::to_io)?;
             }

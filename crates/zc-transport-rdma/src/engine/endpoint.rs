@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -375,8 +375,12 @@ impl Endpoint {
         self.engine.shared.looks.fetch_add(1, Relaxed);
     }
 
-    /// One who has looked, perhaps, is going to sleep: from here on completions wake the engine's task. To be looked at again afterwards.
+    /// One who has looked, perhaps, is going to sleep: if the engine's task relies on that, completions wake it from here on. To be
+    /// looked at again afterwards. (A task that only then begins to doze does so for [`DOZE_MS`](crate::DOZE_MS) at most.)
     pub(crate) fn arm(&self) {
+        if !self.engine.shared.dozing.load(SeqCst) {
+            return;
+        }
         if let Err(error) = self.engine.shared.arm() {
             // The task hears it, too, and ends.
             tracing::debug!(%error, "a completion queue can't be armed");

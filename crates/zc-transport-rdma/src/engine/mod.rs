@@ -204,6 +204,8 @@ struct Shared {
     refilling: Mutex<()>,
     /// A signal was asked for, and not heard.
     armed: AtomicBool,
+    /// The task sleeps without one, for others look.
+    dozing: AtomicBool,
     /// Counts looks of those who look again at once.
     looks: AtomicU64,
     /// Exported memory that its windows show, as long as any does.

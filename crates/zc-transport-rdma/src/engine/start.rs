@@ -60,6 +60,7 @@ pub(super) fn open(
         core,
         refilling,
         armed: AtomicBool::new(false),
+        dozing: AtomicBool::new(false),
         looks: AtomicU64::new(0),
         showable,
     })
