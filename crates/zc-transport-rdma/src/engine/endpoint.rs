@@ -357,22 +357,18 @@ impl Endpoint {
         state.end.clone()
     }
 
-    /// For one who looks and comes back at once: takes completions to whose they are, unless somebody does so now. Says whether there may be
-    /// something for this endpoint or `other`.
-    pub(crate) fn peek(&self, other: Option<&Self>) -> bool {
+    /// For one who looks and comes back at once: takes completions to whose they are, unless somebody does so now.
+    pub(crate) fn peek(&self) {
         let _deferral = Deferral::begin();
         let shared = &self.engine.shared;
         shared.looks.fetch_add(1, Relaxed);
         shared.try_turn(shared.reactor.now());
-        std::iter::once(self).chain(other).any(|endpoint| {
-            let state = endpoint.pair.state.lock();
-            !state.finished.is_empty() || !state.received.is_empty() || state.end.is_some()
-        })
     }
 
-    /// One who looks comes back at once.
-    pub(crate) fn looks_again(&self) {
-        self.engine.shared.looks.fetch_add(1, Relaxed);
+    /// There is something to be taken, or it is over.
+    pub(crate) fn has_news(&self) -> bool {
+        let state = self.pair.state.lock();
+        !state.finished.is_empty() || !state.received.is_empty() || state.end.is_some()
     }
 
     /// One who has looked, perhaps, is going to sleep: if the engine's task relies on that, completions wake it from here on. To be

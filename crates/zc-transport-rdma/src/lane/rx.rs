@@ -29,8 +29,6 @@ impl Rx {
             self.shared.wakers.rx.register(cx.waker());
             core.await_work(false);
             core.endpoint.arm();
-        } else {
-            core.endpoint.looks_again();
         }
         // The failure is told below, behind what came before it.
         let _ = core.look(cx.as_deref());

@@ -256,7 +256,7 @@ impl Core {
         let remote = self.remote.get_or_insert_default();
         let token = remote.user.start(key_of(key), offset, op);
         // A failure comes with the completions: the operation was taken.
-        let _ = self.pump();
+        let _ = self.pump_one_sided();
         Ok(token)
     }
 
@@ -275,10 +275,27 @@ impl Core {
         true
     }
 
-    /// Whether there may be something for the one-sided half; for one who looks again at once.
-    pub(in crate::lane) fn peek_remote(&self) -> bool {
-        let Some(remote) = &self.remote else { return false };
-        self.endpoint.peek(remote.user.endpoint()) || remote.user.has_done() || self.failed.is_some()
+    /// For one who looks again at once: takes what there is for the one-sided half, and leaves messages alone as far as it can.
+    pub(in crate::lane) fn peek_remote(&mut self) {
+        let Some(remote) = &self.remote else { return };
+        self.endpoint.peek();
+        if self.endpoint.has_news() {
+            // Told by who asks for what has ended.
+            let _ = self.look(None).and_then(|()| self.pump());
+        } else if remote.user.endpoint().is_some_and(Endpoint::has_news) {
+            let _ = self.pump_one_sided();
+        }
+    }
+
+    /// Hands over what can go now of one-sided operations.
+    fn pump_one_sided(&mut self) -> Result<(), LaneError> {
+        if self.failed.is_some() {
+            return Ok(());
+        }
+        let advanced = self.advance_one_sided();
+        self.endpoint.flush();
+        self.call_drive();
+        advanced.map_err(|error| self.fail(error))
     }
 
     /// Hands out what has ended.

@@ -82,12 +82,17 @@ impl Core {
         }
         let done = self.try_pump();
         self.endpoint.flush();
+        self.call_drive();
+        done.map_err(|error| self.fail(error))
+    }
+
+    /// Has the drive ask again for memory that there was not.
+    pub(super) fn call_drive(&mut self) {
         if self.starving.calls_drive()
             && let Some(drive) = self.wakers.drive.take()
         {
             Deferral::wake(drive);
         }
-        done.map_err(|error| self.fail(error))
     }
 
     fn try_pump(&mut self) -> Result<(), LaneError> {

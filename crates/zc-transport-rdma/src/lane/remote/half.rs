@@ -58,22 +58,21 @@ impl LaneRemote for Half {
     ) -> Poll<Result<(), LaneError>> {
         let _deferral = Deferral::begin();
         let core = &mut *self.shared.core.lock();
-        // Whoever wants nobody woken looks again.
-        let sleeps = !cx.waker().will_wake(Waker::noop());
-        if sleeps {
+        if cx.waker().will_wake(Waker::noop()) {
+            // Whoever wants nobody woken looks again.
+            core.peek_remote();
+        } else {
             self.shared.wakers.remote.register(cx.waker());
-        }
-        if !(if sleeps { core.await_remote() } else { core.peek_remote() }) {
-            return Poll::Pending;
-        }
-        // A failure is told below, behind what was done before it.
-        let _ = core.look(None).and_then(|()| core.pump());
-        if std::mem::take(&mut core.tx_news) {
-            self.shared.wakers.tx.wake();
-        }
-        if sleeps {
+            if !core.await_remote() {
+                return Poll::Pending;
+            }
+            // A failure is told below, behind what was done before it.
+            let _ = core.look(None).and_then(|()| core.pump());
             // Queue pairs may have come up meanwhile.
             core.await_remote();
+        }
+        if std::mem::take(&mut core.tx_news) {
+            self.shared.wakers.tx.wake();
         }
         core.operations_done(out);
         if !out.is_empty() {
