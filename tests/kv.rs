@@ -34,10 +34,15 @@ const GUARD: Duration = Duration::from_secs(120);
 const ROOM: u32 = 96;
 /// Set in the other process: where to connect to.
 const CHILD: &str = "ZC_KV_CHILD";
-#[cfg(feature = "shm")]
-const KINDS: [&str; 2] = ["shm", "tcp"];
-#[cfg(not(feature = "shm"))]
-const KINDS: [&str; 1] = ["tcp"];
+
+/// On the test machine (`docs/testing.md`) that of its device alone.
+fn kinds() -> &'static [&'static str] {
+    match std::env::var_os("ZC_RDMA_MACHINE") {
+        Some(_) => &["rdma"],
+        None if cfg!(feature = "shm") => &["shm", "tcp"],
+        None => &["tcp"],
+    }
+}
 
 /// A server, and where it is.
 struct Served {
@@ -52,6 +57,7 @@ impl Served {
         let fabric = Fabric::auto().unwrap();
         let uri = match kind {
             "tcp" => "zc+tcp://127.0.0.1:0".to_owned(),
+            "rdma" => "zc+rdma://10.0.0.1:0".to_owned(),
             other => {
                 let n = NEXT.fetch_add(1, Ordering::Relaxed);
                 format!("zc+{other}://kv-{}-{n}", std::process::id())
@@ -85,7 +91,7 @@ impl Drop for Served {
 }
 
 fn over_each<F: Future>(test: impl Fn(&'static str) -> F) {
-    for kind in KINDS {
+    for kind in kinds() {
         let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         rt.block_on(async { tokio::time::timeout(GUARD, test(kind)).await.expect("it hangs") });
     }
@@ -105,7 +111,7 @@ fn what_is_put_is_found_until_it_is_deleted() {
     over_each(|kind| async move {
         let served = Served::start(kind, 256).await;
         let (mut one, mut other) = (served.client().await, served.client().await);
-        assert_eq!(one.is_native(), kind == "shm");
+        assert_eq!(one.is_native(), kind != "tcp");
         assert_eq!(one.get(b"fruit").await.unwrap(), None);
         for value in [&b"apple"[..], b"", b"pear", &[7; 91]] {
             one.put(b"fruit", value).await.unwrap();
@@ -145,7 +151,7 @@ fn the_server_takes_part_in_nothing_that_the_lane_can_do() {
         let after = client.server_counts().await.unwrap();
         assert_eq!(after.0, before.0, "messages");
         // Two reads, three swaps and a write.
-        assert_eq!(after.1 - before.1, if kind == "shm" { 0 } else { 600 }, "operations");
+        assert_eq!(after.1 - before.1, if kind == "tcp" { 600 } else { 0 }, "operations");
         client.get_by_message(b"key").await.unwrap();
         assert_eq!(client.server_counts().await.unwrap().0, before.0 + 1);
     });
@@ -187,7 +193,8 @@ fn a_counter_ends_exact_while_others_come_and_go() {
         }
         let total = served.client().await.get(b"count").await.unwrap().unwrap();
         assert_eq!(number(&total), counted);
-        assert!(kind == "tcp" || leases > CLIENTS, "{leases} leases");
+        assert!(kind != "shm" || leases > CLIENTS, "{leases} leases");
+        assert!(kind != "rdma" || leases == CLIENTS, "{leases} leases: a key ends without a copy there");
         println!("{kind}: counted to {counted} with {leases} leases");
     });
 }

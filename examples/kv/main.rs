@@ -14,8 +14,8 @@
 //! placing   of a key that is not there, and deleting: a message                          does it
 //! ```
 //!
-//! That is so where the lane does one-sided operations natively (shared memory), but for the first one with a key, which
-//! fetches the memory; elsewhere the server's session layer does them, and the same program runs. `layout` says how a reader knows what it may believe, `leases` what becomes of the locks
+//! That is so where the lane does one-sided operations natively (shared memory, RDMA), but for the first one with a key, which
+//! asks for the memory; elsewhere the server's session layer does them, and the same program runs. `layout` says how a reader knows what it may believe, `leases` what becomes of the locks
 //! of clients that die, and what memory a client can cost the server.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]

@@ -23,6 +23,7 @@ use super::error::ConnectionError;
 use super::tracked::Tracked;
 use super::waiters::{FairQueue, Place};
 use super::wake::{Locked, RxWake, TxWake, Watch};
+use crate::options::Polling;
 use crate::remote::Remote;
 
 /// The peer is told at least every so many messages what has been queued here.
@@ -131,6 +132,8 @@ pub(super) struct Core {
     pub(super) handles: AtomicUsize,
     pub(super) started: Instant,
     pub(super) reactor: Arc<dyn Reactor>,
+    /// How one-sided operations wait, which a lane does itself.
+    pub(super) polling: Polling,
     pub(super) leases: Arc<LeaseBudget>,
     pub(super) limits: LaneLimits,
     pub(super) max_inbox: usize,
@@ -154,6 +157,7 @@ pub(super) struct Halves {
     pub(super) remote: (OneSided, Option<Box<dyn LaneRemote>>),
     pub(super) ending: Ending,
     pub(super) own_memory: bool,
+    pub(super) polling: Polling,
 }
 
 impl Core {
@@ -212,6 +216,7 @@ impl Core {
             handles: AtomicUsize::new(0),
             started,
             reactor: halves.reactor,
+            polling: halves.polling,
             leases: halves.leases,
             max_inbox: halves.limits.recv_window as usize / MIN_FRAME_CREDIT_BYTES + INBOX_SLACK,
             limits: halves.limits,

@@ -58,6 +58,8 @@ impl Future for Driver {
             Ok(next) => next,
             Err(error) => {
                 this.core.fail(error);
+                // A peer that we have lost has no access from here on, however long the rest takes.
+                this.core.remote.settle();
                 None
             }
         };
@@ -121,6 +123,7 @@ impl Driver {
         next = sooner(next, driven?);
         next = sooner(next, self.keep_alive(now)?);
         next = sooner(next, self.end_idle(now));
+        next = sooner(next, self.core.remote.expire(now));
         if let Err(error) = self.dismiss().and_then(|()| self.write()) {
             self.core.fail_sending(error);
         }

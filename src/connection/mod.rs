@@ -146,6 +146,7 @@ impl Connection {
             ledger: parts.ledger,
             reactor: reactor.clone(),
             ending: ending.shared(),
+            polling: options.polling,
         });
         let now = core.started;
         let keepalive = (!options.keepalive_interval.is_zero())

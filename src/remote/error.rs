@@ -169,6 +169,13 @@ pub enum GrantError {
     /// The connection ended.
     #[error("the connection has ended")]
     Ended,
+    /// The device does no atomics.
+    #[error("the connection's device does no atomics")]
+    NoAtomics,
+    /// Others that have been granted atomics of this export do them elsewhere: in a device, or another one, or with processors. No
+    /// word would be changed atomically with regard to both.
+    #[error("atomics of this export are done elsewhere for others, and would not be atomic together")]
+    MixedAtomics,
     /// The system has no random numbers.
     #[error("no random numbers: {0}")]
     Random(String),

@@ -3,6 +3,7 @@
 use std::ops::{Range, RangeBounds};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use zc_core::memory::{
@@ -10,6 +11,7 @@ use zc_core::memory::{
 };
 use zc_core::transport::{Access, OneSided, RemoteGrant, RemoteKey, Revoked};
 
+use super::atomics::AtomicsBy;
 use super::error::GrantError;
 use super::notify::{KeySink, Notification, Notifications};
 use super::state::Remote;
@@ -22,10 +24,12 @@ const REPLACE_CHUNK: usize = 4096;
 /// Memory made to be read and written by peers, and by its owner meanwhile. See [`Fabric::export`](crate::Fabric::export).
 ///
 /// The owner never gets a `&[u8]` of it, because a peer may write at any time. Words (8 bytes at a
-/// multiple of 8) are never torn; a longer read may see part of a concurrent write. Operations of the
-/// owner and of peers on the same word are atomic with respect to each other where
-/// [`Caps::one_sided`](zc_core::transport::Caps) is `Emulated`; where it is `Native`, the transport's
-/// documentation says.
+/// multiple of 8) are never torn; a longer read may see part of a concurrent write. `store_u64`, `compare_swap` and `fetch_add` of
+/// the owner and the atomics of all peers on one word are atomic together. While a peer is granted atomics that a device does without
+/// regard for processors (an RDMA device that says `IBV_ATOMIC_HCA`), those three of the owner go through that device and take as long
+/// as a round trip in it; [`read`](Self::read), [`load_u64`](Self::load_u64) and [`write`](Self::write) never do. So that
+/// there is one such device, a grant of atomics that would be done elsewhere at the same time is refused
+/// ([`GrantError::MixedAtomics`]).
 ///
 /// Dropping it revokes all its keys. The accessors copy and are counted in [`Export::ledger`].
 ///
@@ -61,7 +65,7 @@ pub struct Export {
     shared: Arc<Shared>,
 }
 
-pub(super) struct Shared {
+pub(crate) struct Shared {
     memory: RwLock<ExportMemory>,
     in_memfd: bool,
     pub(super) notifications: Notifications,
@@ -70,11 +74,18 @@ pub(super) struct Shared {
 }
 
 /// A key, and the connection that it is valid on.
-type Granted = (RemoteKey, Weak<Remote>);
+struct Granted {
+    key: RemoteKey,
+    remote: Weak<Remote>,
+    /// Its peer changes words without our session layer.
+    has_atomics: bool,
+}
 
 #[derive(Default)]
 struct Grants {
     keys: Vec<Granted>,
+    /// As whom those with `has_atomics` change words.
+    atomics: AtomicsBy,
     /// Of each connection that had a key, while it lives.
     notified: Vec<(Weak<Remote>, Arc<AtomicUsize>)>,
     /// A peer whose grant has ended keeps the memory, and it could not be replaced yet.
@@ -158,7 +169,7 @@ impl Export {
     ///
     /// # Errors
     /// A bad range; at most [`MAX_GRANTS`](crate::MAX_GRANTS) per connection; the connection carries no one-sided
-    /// operations, or has ended.
+    /// operations, or has ended; atomics that would not be atomic together with those of others.
     pub fn grant(
         &self,
         connection: &Connection,
@@ -169,6 +180,43 @@ impl Export {
         let remote = connection.remote_state();
         let key = self.shared.grant(remote, access, range)?;
         connection.watch_for_requests();
+        Ok(key)
+    }
+
+    /// A grant that ends by itself: it is [revoked](Self::revoke) when so much time has passed, by the connection's task, so never
+    /// before and soon after. Where that needs memory that is not there, it is tried again until there is.
+    ///
+    /// # Errors
+    /// As for [`grant`](Self::grant).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let fabric = zc::Fabric::auto()?;
+    /// # let mut listener = fabric.listen("zc+mem://grant-for").await?;
+    /// # let (client, server) = tokio::try_join!(fabric.connect("zc+mem://grant-for"), listener.accept())?;
+    /// use std::time::Duration;
+    /// use zc::RemoteFault;
+    /// use zc::transport::Access;
+    ///
+    /// let export = fabric.export(4096)?;
+    /// let key = export.grant_for(&server, Access::READ, .., Duration::from_millis(20))?;
+    /// while client.remote().read(&key, 0, 8).await.is_ok() {
+    ///     tokio::task::yield_now().await;
+    /// }
+    /// let error = client.remote().read(&key, 0, 8).await.unwrap_err();
+    /// assert!(matches!(error.fault, RemoteFault::Revoked));
+    /// # Ok(()) }
+    /// ```
+    pub fn grant_for(
+        &self,
+        connection: &Connection,
+        access: Access,
+        range: impl RangeBounds<u64>,
+        lasts: Duration,
+    ) -> Result<RemoteKey, GrantError> {
+        let key = self.grant(connection, access, range)?;
+        connection.ends_grant(key, Arc::downgrade(&self.shared), lasts);
         Ok(key)
     }
 
@@ -269,6 +317,15 @@ impl Shared {
         quietly(|| {
             let mut grants = self.grants.lock();
             let notified = grants.notified(remote);
+            let has_atomics = remote.mode() == OneSided::Native && access.contains(Access::ATOMIC);
+            if has_atomics {
+                let wanted = remote.native_atomics(&self.memory().clone())?;
+                if let Some(device) = grants.atomics.join(wanted)? {
+                    // Whoever is at a word with the processor's atomics has the lock.
+                    let mut memory = self.memory.write();
+                    *memory = memory.through(Some(device));
+                }
+            }
             let key = match remote.mode() {
                 OneSided::Emulated => {
                     remote.grant(|key| Grant { export: self.clone(), range, access, key, notified })
@@ -284,9 +341,12 @@ impl Shared {
                     })
                 }
                 _ => Err(GrantError::Unsupported),
-            }?;
-            grants.keys.push((key, Arc::downgrade(remote)));
-            Ok(key)
+            };
+            if let Ok(key) = key {
+                grants.keys.push(Granted { key, remote: Arc::downgrade(remote), has_atomics });
+            }
+            self.settle_atomics(&mut grants);
+            key
         })
     }
 
@@ -294,11 +354,23 @@ impl Shared {
     pub(super) fn revoke(&self, key: &RemoteKey) -> Result<(), RegionError> {
         quietly(|| {
             let mut grants = self.grants.lock();
-            let found = grants.keys.iter().position(|(granted, _)| granted == key);
-            let remote = found.and_then(|at| grants.keys.swap_remove(at).1.upgrade());
+            let found = grants.keys.iter().position(|granted| granted.key == *key);
+            let remote = found.and_then(|at| grants.keys.swap_remove(at).remote.upgrade());
             grants.kept |= remote.is_some_and(|remote| remote.revoke(key) == Revoked::Retired);
-            if grants.kept { self.replace(&mut grants) } else { Ok(()) }
+            let done = if grants.kept { self.replace(&mut grants) } else { Ok(()) };
+            self.settle_atomics(&mut grants);
+            done
         })
+    }
+
+    /// With the last peer that changes words by itself goes the device that we did it through, too.
+    fn settle_atomics(&self, grants: &mut Grants) {
+        if !grants.keys.iter().any(|granted| granted.has_atomics)
+            && std::mem::take(&mut grants.atomics).is_device()
+        {
+            let mut memory = self.memory.write();
+            *memory = memory.through(None);
+        }
     }
 
     /// Goes on with a copy, to which no peer has access but through our session layer. Nobody grants meanwhile.
@@ -309,7 +381,7 @@ impl Shared {
         let is_stale = |remote: &Weak<Remote>| {
             remote.upgrade().is_none_or(|remote| matches!(remote.mode(), OneSided::Native))
         };
-        revoke_all(grants.keys.extract_if(.., |(_, remote)| is_stale(remote)));
+        revoke_all(grants.keys.extract_if(.., |granted| is_stale(&granted.remote)));
         let mut memory = self.memory.write();
         let mut chunk = [0; REPLACE_CHUNK];
         for at in (0..len).step_by(REPLACE_CHUNK) {
@@ -327,7 +399,7 @@ impl Shared {
 impl Grants {
     /// How many notifications of this connection wait, whatever its keys.
     fn notified(&mut self, remote: &Arc<Remote>) -> Arc<AtomicUsize> {
-        self.keys.retain(|(_, remote)| remote.strong_count() > 0);
+        self.keys.retain(|granted| granted.remote.strong_count() > 0);
         self.notified.retain(|(remote, _)| remote.strong_count() > 0);
         let known = self.notified.iter().find(|(other, _)| std::ptr::eq(other.as_ptr(), Arc::as_ptr(remote)));
         if let Some((_, count)) = known {
@@ -340,9 +412,9 @@ impl Grants {
 }
 
 fn revoke_all(granted: impl IntoIterator<Item = Granted>) {
-    for (key, remote) in granted {
-        if let Some(remote) = remote.upgrade() {
-            remote.revoke(&key);
+    for granted in granted {
+        if let Some(remote) = granted.remote.upgrade() {
+            remote.revoke(&granted.key);
         }
     }
 }

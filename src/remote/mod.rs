@@ -15,10 +15,13 @@
 //! ```text
 //! state      Remote: both halves, and who is woken
 //! target     the grants of this side, and the peer's requests on them
+//! expiry     when grants end by themselves
 //! window     our own requests that have no answer yet, and who waits for a place among them
 //! ```
 
+mod atomics;
 mod error;
+mod expiry;
 mod export;
 mod notify;
 mod state;
@@ -32,5 +35,6 @@ pub use self::export::Export;
 pub use self::notify::{MAX_NOTIFICATIONS, MAX_NOTIFICATIONS_PER_CONNECTION, Notification};
 pub use self::target::MAX_GRANTS;
 
+pub(crate) use self::export::Shared;
 pub(crate) use self::state::Remote;
 pub(crate) use self::window::{Expected, Operation};

@@ -3,17 +3,19 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use zc_core::memory::{BufPool, CopyLedger, Deferral, Message};
+use zc_core::memory::{BufPool, CopyLedger, Deferral, ExportMemory, Message};
 use zc_core::transport::{
-    Batch, LaneError, LaneRemote, OneSided, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp, RemoteToken,
-    Revoked, SendToken,
+    Batch, LaneError, LaneRemote, OneSided, RemoteAtomics, RemoteCompletion, RemoteGrant, RemoteKey,
+    RemoteOp, RemoteToken, Revoked, SendToken,
 };
 use zc_core::wire::{REMOTE_REQUEST_BYTES, RemoteAnswer, RemoteRecord, RemoteRequest};
 
 use super::error::GrantError;
+use super::expiry::Expiries;
 use super::export::Shared;
 use super::target::{Grant, MAX_GRANTS, Target};
 use super::window::{Expected, Operation, Window};
@@ -21,6 +23,8 @@ use crate::connection::{Place, quietly};
 
 /// So many operations of a lane that is done with each at once; then others on the runtime have their turn.
 const OPERATIONS_PER_TURN: u64 = 64;
+/// How long a grant that could not be ended when its time had come waits for the next attempt, milliseconds.
+pub(crate) const EXPIRE_RETRY_MS: u64 = 100;
 
 pub(crate) struct Remote {
     mode: OneSided,
@@ -29,6 +33,7 @@ pub(crate) struct Remote {
     /// Wakes the connection's driver.
     driver: Waker,
     target: Mutex<Target>,
+    expiries: Mutex<Expiries>,
     window: Mutex<Window>,
     /// Until the connection has ended.
     native: Mutex<Option<Native>>,
@@ -74,6 +79,7 @@ impl Remote {
             ledger,
             driver,
             target: Mutex::default(),
+            expiries: Mutex::default(),
             window: Mutex::default(),
             native: Mutex::new(lane.map(native)),
             serving: AtomicBool::new(false),
@@ -131,12 +137,52 @@ impl Remote {
             }
             let key = native.lane.grant(grant)?;
             native.granted.push((key, Arc::downgrade(export)));
+            // From now on it is woken for what the peer asks, whoever looks at the lane besides.
+            Deferral::wake(self.driver.clone());
             Ok(key)
         })
     }
 
+    /// With what the atomics of this connection's peer on that memory are atomic together.
+    pub(super) fn native_atomics(&self, memory: &ExportMemory) -> Result<RemoteAtomics, GrantError> {
+        let mut native = self.native.lock();
+        let native = native.as_mut().filter(|native| !native.over).ok_or(GrantError::Ended)?;
+        Ok(native.lane.atomics(memory)?)
+    }
+
+    /// Has a grant end by itself.
+    pub(crate) fn expires(&self, at: Instant, key: RemoteKey, export: Weak<Shared>) {
+        self.expiries.lock().add(at, key, export);
+    }
+
+    /// Ends what has had its time; says when to call again. No lock of the connection is held.
+    pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
+        let (due, next) = {
+            let expiries = self.expiries.lock();
+            let next = expiries.next()?;
+            (expiries.due(now), next)
+        };
+        if due.is_empty() {
+            return Some(next);
+        }
+        let mut again = None;
+        for (key, export) in due {
+            // Of an export that is gone all keys are.
+            let ended = export.upgrade().map_or(Ok(()), |export| export.revoke(&key));
+            match ended {
+                Ok(()) => self.expiries.lock().forget(&key),
+                Err(error) => {
+                    tracing::warn!(%error, "a grant can't be ended yet");
+                    again = Some(now + Duration::from_millis(EXPIRE_RETRY_MS));
+                }
+            }
+        }
+        again.or_else(|| self.expiries.lock().next())
+    }
+
     /// Ends a grant. Requests are served under the same lock, so none is at work afterwards.
     pub(super) fn revoke(&self, key: &RemoteKey) -> Revoked {
+        self.expiries.lock().forget(key);
         if self.mode == OneSided::Native {
             return quietly(|| match &mut *self.native.lock() {
                 Some(native) => native.revoke(key),
@@ -306,14 +352,28 @@ impl Remote {
 
     /// Hands on what has ended, and lets the next one begin.
     pub(crate) fn collect_native(&self) -> Result<(), LaneError> {
+        self.collect(&self.driver)
+    }
+
+    /// The same for one who looks on, and collects when it no longer does: if nobody else depends on the lane, the driver need not be
+    /// woken for what is found here at once.
+    pub(crate) fn look_native(&self) -> Result<(), LaneError> {
+        let is_alone = self
+            .native
+            .lock()
+            .as_ref()
+            .is_some_and(|native| native.under_way.len() == 1 && native.granted.is_empty());
+        self.collect(if is_alone { Waker::noop() } else { &self.driver })
+    }
+
+    fn collect(&self, waker: &Waker) -> Result<(), LaneError> {
         if self.mode != OneSided::Native {
             return Ok(());
         }
         loop {
             let mut native = self.native.lock();
             let Some(Native { lane, under_way, batch, .. }) = &mut *native else { break };
-            if lane.poll_completions(&mut Context::from_waker(&self.driver), batch)?.is_pending()
-                || batch.is_empty()
+            if lane.poll_completions(&mut Context::from_waker(waker), batch)?.is_pending() || batch.is_empty()
             {
                 break;
             }
@@ -321,6 +381,9 @@ impl Remote {
                 // An unknown token is nobody's (M3).
                 let Some(at) = under_way.iter().position(|(token, _)| *token == done.token) else { continue };
                 let (_, operation) = under_way.remove(at);
+                if done.in_part {
+                    operation.ended_in_part();
+                }
                 let len = done.read.as_ref().map_or(0, |read| read.len());
                 let answer = RemoteAnswer { id: 0, status: done.status, len: len as u32, value: done.value };
                 let read = done.read.map_or_else(Message::new, Message::from);
@@ -337,8 +400,13 @@ impl Remote {
         let leftovers = self.target.lock().end();
         self.granted.store(0, Relaxed);
         drop(leftovers);
+        if self.mode != OneSided::Native {
+            // Else `settle` ends them.
+            self.expiries.lock().clear();
+        }
         self.window.lock().end();
         if let Some(native) = &mut *self.native.lock() {
+            native.over = true;
             native.under_way.drain(..).for_each(|(_, operation)| operation.wake());
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use smallvec::SmallVec;
-use zc_core::memory::{BufPool, CopyLedger, Message};
+use zc_core::memory::{BufPool, CopyLedger, ExportError, Message};
 use zc_core::transport::{Access, RemoteKey, SendToken};
 use zc_core::wire::{
     MAX_REMOTE_RECORDS, REMOTE_ANSWER_BYTES, REMOTE_WIRE_KEY_BYTES, RemoteAction, RemoteAnswer,
@@ -183,11 +183,11 @@ impl Target {
             }
             (Ok((grant, at)), RemoteAction::CompareSwap { expected, new }) => {
                 let old = grant.export.memory().compare_swap(at, expected, new);
-                old.map_or_else(|_| status = RemoteStatus::Misaligned, |old| value = old);
+                old.map_or_else(|error| status = refusal(&error), |old| value = old);
             }
             (Ok((grant, at)), RemoteAction::FetchAdd { add }) => {
                 let old = grant.export.memory().fetch_add(at, add);
-                old.map_or_else(|_| status = RemoteStatus::Misaligned, |old| value = old);
+                old.map_or_else(|error| status = refusal(&error), |old| value = old);
             }
         }
         let len = read.as_ref().map_or(0, |(_, _, len)| *len);
@@ -246,6 +246,15 @@ impl Grant {
             place.notify(self.key, value);
         }
         RemoteStatus::Done
+    }
+}
+
+/// What the peer hears of an atomic that was not done. Its place was checked.
+fn refusal(error: &ExportError) -> RemoteStatus {
+    match error {
+        ExportError::Misaligned { .. } => RemoteStatus::Misaligned,
+        // The device that other peers' atomics go through works no more.
+        _ => RemoteStatus::Denied,
     }
 }
 

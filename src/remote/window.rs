@@ -36,6 +36,8 @@ struct State {
     /// Requests that were done.
     done: usize,
     fault: Option<RemoteFault>,
+    /// A request that was not done may have been done in part.
+    in_part: bool,
     value: u64,
     read: Message,
     /// Nobody waits for it any more.
@@ -49,12 +51,13 @@ pub(crate) struct Answered {
     pub(crate) open: usize,
     pub(crate) done: usize,
     pub(crate) fault: Option<RemoteFault>,
+    pub(crate) in_part: bool,
 }
 
 impl Operation {
     pub(crate) fn stand(&self) -> Answered {
         let state = self.0.lock();
-        Answered { open: state.open, done: state.done, fault: state.fault.clone() }
+        Answered { open: state.open, done: state.done, fault: state.fault.clone(), in_part: state.in_part }
     }
 
     /// Waits on with this waker.
@@ -82,6 +85,11 @@ impl Operation {
 
     pub(super) fn begun(&self) {
         self.0.lock().open += 1;
+    }
+
+    /// The request that is answered next was not done, or only in part.
+    pub(super) fn ended_in_part(&self) {
+        self.0.lock().in_part = true;
     }
 
     pub(super) fn answered(

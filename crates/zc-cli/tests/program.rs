@@ -67,7 +67,15 @@ fn perf_prints_one_object_with_the_promised_keys() {
         json(&format!("perf {test} --uri zc+tcp://127.0.0.1:0 --size 1000 --duration-s 0.1 --json"))
     };
     let (latency, throughput) = (of("latency"), of("throughput"));
-    for result in [&latency, &throughput] {
+    let remote = ["read", "write", "add", "swap"].map(|one| (one, of(&format!("remote --operation {one}"))));
+    for (operation, result) in &remote {
+        assert_eq!(
+            (&result["test"], &result["inflight"]),
+            (&format!("remote {operation}").into(), &1.into())
+        );
+        assert!(result["rtt_ns"]["p50"].as_u64().unwrap() > 0);
+    }
+    for result in [&latency, &throughput].into_iter().chain(remote.iter().map(|(_, result)| result)) {
         let promised = [
             "connections",
             "cpu_s",

@@ -48,6 +48,8 @@ pub const TURNS: u32 = 8;
 pub const CLOSING_MS: u64 = 1_000;
 /// How long the engine waits before it looks for receive buffers again when the pool had none.
 pub const REFILL_MS: u64 = 5;
+/// How long the engine's task leaves completions to others that look for them, before it sees whether they still do.
+pub const DOZE_MS: u64 = 1;
 /// How long the engine looks for completions before it sleeps, by default.
 pub const SPIN_US: u64 = 20;
 /// Entries of a device's table of GIDs that are read.
@@ -92,6 +94,20 @@ pub const RESERVED_WORK: usize = 12;
 /// Work requests that a queue pair of a lane may have under way at least: `RESERVED_WORK`, and one for each piece that a peer says at once that it
 /// has read.
 pub const MIN_LANE_DEPTH: u32 = RESERVED_WORK as u32 + MAX_PIECES as u32;
+/// One-sided operations of a connection that were taken and have not ended.
+pub const MAX_REMOTE_OPERATIONS: usize = 64;
+/// Keys of one connection that are valid at a time, each way: as many memory windows its peer may ask for.
+pub const MAX_REMOTE_KEYS: usize = 1024;
+/// Notifications of one connection on their way to the exports of their keys, all exports together; one more is `Busy`.
+pub const NOTIFY_WINDOW: u64 = 256;
+/// Windows that are being bound on a queue pair which serves a peer's one-sided operations: it asks about one at a time.
+pub const BIND_DEPTH: u32 = 4;
+/// How long revoking a key waits for its window to be bound, which no peer has a part in, before the queue pair is given up.
+pub const REVOKE_MS: u64 = 100;
+/// Empty buffers for the words of atomics that a connection keeps.
+pub const SPARE_WORDS: usize = 16;
+/// How long an owner's atomic waits for its own device before it is given up, and with it the way to the device.
+pub const OWN_ATOMIC_MS: u64 = 2_000;
 /// Engines of one transport: one for each device, or address of it, that its connections use.
 pub const MAX_ENGINES: usize = 64;
 /// How long a lane waits before it asks again for memory that the pool did not have.

@@ -143,7 +143,7 @@ impl RdmaTransport {
             }
             .into());
         }
-        Ok(lane::start(endpoint, terms, caps, &cx))
+        Ok(lane::start(endpoint, terms, theirs, caps, &cx))
     }
 }
 
@@ -224,7 +224,7 @@ fn caps() -> Caps {
     caps.zero_copy_rx = ZeroCopy::Conditional("until the soft lease limit");
     caps.user_polled = true;
     caps.sources = SourceMatrix { connection: true, pool: true, foreign: false };
-    caps.one_sided = OneSided::Emulated;
+    caps.one_sided = OneSided::Native;
     caps.isolation = Isolation::PerConnection;
     caps
 }

@@ -13,8 +13,8 @@ use zc_core::wire::WireError;
 use crate::gid::Gid;
 use crate::limits::{MAX_READS, RECEIVE_BYTES};
 
-/// The format.
-pub const VERSION: u16 = 1;
+/// The format, and that of what is said afterwards.
+pub const VERSION: u16 = 2;
 /// The length of an [`End`].
 pub const END_BYTES: usize = 40;
 /// The most receive buffers that a peer can say it has.

@@ -3,7 +3,8 @@
 mod records;
 mod run;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use zc_core::memory::{MAX_SEGMENTS, Message, PinnedBufMut};
 use zc_core::transport::{OneSided, RemoteKey, RemoteOp};
@@ -13,7 +14,8 @@ use self::run::{Run, Todo};
 use super::Connection;
 use super::handle::Handle;
 use super::lane_alloc::LaneAlloc;
-use crate::remote::{Remote, RemoteError, RemoteFault};
+use crate::remote::{Remote, RemoteError, RemoteFault, Shared};
+use crate::time::later;
 
 /// The most bytes that one [`RemoteMemory::read`] returns: as many records as a message has segments.
 pub const MAX_REMOTE_READ: usize = MAX_SEGMENTS * MAX_REMOTE_CHUNK;
@@ -174,6 +176,13 @@ impl Connection {
 
     pub(crate) fn remote_state(&self) -> &Arc<Remote> {
         &self.sender.core().remote
+    }
+
+    /// Has a grant end by itself, by the driver.
+    pub(crate) fn ends_grant(&self, key: RemoteKey, export: Weak<Shared>, lasts: Duration) {
+        let core = self.sender.core();
+        core.remote.expires(later(core.reactor.now(), lasts), key, export);
+        core.watch.wake_driver();
     }
 
     /// From now on the driver looks at the lane when the application does not.

@@ -1,17 +1,20 @@
 //! The future of one one-sided operation.
 
 use std::future::Future;
+use std::hint::spin_loop;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use zc_core::memory::{MAX_SEGMENTS, Message};
-use zc_core::transport::{OneSided, RemoteKey, RemoteOp};
+use zc_core::transport::{LaneError, OneSided, RemoteKey, RemoteOp};
 use zc_core::wire::{Delivery, MAX_REMOTE_CHUNK, REMOTE_WIRE_KEY_BYTES, RemoteAction, RemoteRequest};
 
 use crate::connection::ConnectionError;
 use crate::connection::core::{Core, TxState};
 use crate::connection::waiters::Place;
+use crate::options::Polling;
 use crate::remote::{Expected, Operation, RemoteError, RemoteFault};
 
 /// What is left of an operation.
@@ -41,7 +44,14 @@ pub(super) struct Run<'a> {
     begun: usize,
     /// In the queue for the window.
     place: Option<Place>,
+    /// Since when it looks for what the lane has done.
+    since: Option<Instant>,
+    /// It does so now, so that the driver may not be woken.
+    is_looking: bool,
 }
+
+/// So often one looks before other tasks get their turn, as a receiver does.
+const LOOKS_PER_TURN: usize = 32;
 
 impl Future for Run<'_> {
     type Output = Result<(Message, u64), RemoteError>;
@@ -63,7 +73,21 @@ impl Future for Run<'_> {
                 this.leave();
                 return Poll::Ready(Err(this.error(fault)));
             }
-            return this.poll_answered();
+            if let Poll::Ready(done) = this.poll_answered() {
+                return Poll::Ready(done);
+            }
+        }
+        if begun_all(&this.todo) && this.core.remote.mode() == OneSided::Native && this.looks_on() {
+            return this.poll_looking(cx);
+        }
+        if this.is_looking {
+            // What ends from here on wakes the driver.
+            if let Err(error) = this.rest() {
+                return Poll::Ready(Err(error));
+            }
+            if let Poll::Ready(done) = this.poll_answered() {
+                return Poll::Ready(done);
+            }
         }
         let failed = this.core.lock_tx().failed.clone();
         match failed {
@@ -76,7 +100,52 @@ impl Future for Run<'_> {
 impl<'a> Run<'a> {
     pub(super) fn new(core: &'a Arc<Core>, key: RemoteKey, offset: u64, todo: Todo) -> Self {
         let operation = Arc::new(Operation::default());
-        Self { core, operation, key, offset, todo, begun: 0, place: None }
+        Self { core, operation, key, offset, todo, begun: 0, place: None, since: None, is_looking: false }
+    }
+
+    /// Whether to look again soon instead of sleeping: a device takes less time than a wake-up does.
+    fn looks_on(&mut self) -> bool {
+        match self.core.polling {
+            Polling::Busy => true,
+            Polling::Interrupt => false,
+            Polling::Adaptive { spin } => {
+                let now = Instant::now();
+                now.saturating_duration_since(*self.since.get_or_insert(now)) < spin
+            }
+        }
+    }
+
+    /// Looks no more.
+    fn rest(&mut self) -> Result<(), RemoteError> {
+        self.is_looking = false;
+        self.core.remote.collect_native().map_err(|error| self.lane_failed(error))
+    }
+
+    fn lane_failed(&self, error: LaneError) -> RemoteError {
+        let error = ConnectionError::from(error);
+        self.core.lock_tx().fail(error.clone());
+        self.core.watch.wake_driver();
+        self.error(RemoteFault::Connection(error))
+    }
+
+    /// Looks for what is done, and lets others on the runtime have their turn.
+    fn poll_looking(&mut self, cx: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
+        self.is_looking = true;
+        for _ in 0..LOOKS_PER_TURN {
+            if let Err(error) = self.core.remote.look_native() {
+                return Poll::Ready(Err(self.lane_failed(error)));
+            }
+            if let Poll::Ready(done) = self.poll_answered() {
+                return Poll::Ready(done);
+            }
+            spin_loop();
+        }
+        let failed = self.core.lock_tx().failed.clone();
+        if let Some(error) = failed {
+            return Poll::Ready(Err(self.error(RemoteFault::Connection(error))));
+        }
+        self.core.reactor.yield_now(cx);
+        Poll::Pending
     }
 
     /// Ready when all requests are answered and no other follows.
@@ -89,7 +158,7 @@ impl<'a> Run<'a> {
         self.leave();
         Poll::Ready(match stand.fault {
             None => Ok(self.operation.take()),
-            Some(fault) if stand.done == 0 => Err(RemoteError::not_done(fault)),
+            Some(fault) if stand.done == 0 && !stand.in_part => Err(RemoteError::not_done(fault)),
             Some(fault) => Err(RemoteError::new(fault, Delivery::Unknown)),
         })
     }
@@ -193,7 +262,13 @@ impl<'a> Run<'a> {
         }
         core.remote.leave(&mut self.place);
         // It may be done already.
-        if let Err(error) = core.remote.collect_native() {
+        let looked = if core.polling.spins() {
+            self.is_looking = true;
+            core.remote.look_native()
+        } else {
+            core.remote.collect_native()
+        };
+        if let Err(error) = looked {
             let error = ConnectionError::from(error);
             tx.fail(error.clone());
             core.watch.wake_driver();
@@ -207,6 +282,10 @@ impl Drop for Run<'_> {
     fn drop(&mut self) {
         self.operation.abandon();
         self.leave();
+        if self.is_looking && self.operation.stand().open > 0 {
+            // What it leaves behind is the driver's. A failure is told to who asks next.
+            let _ = self.rest();
+        }
     }
 }
 
@@ -249,6 +328,10 @@ impl Todo {
             Self::Read { .. } | Self::Nothing => None,
         }
     }
+}
+
+fn begun_all(todo: &Todo) -> bool {
+    matches!(todo, Todo::Nothing)
 }
 
 /// How much of a message fits one record, which has a segment more.

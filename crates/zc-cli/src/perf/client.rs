@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use zc::Connection;
+use zc::transport::RemoteKey;
 use zc_core::memory::LedgerSnapshot;
 
 use super::output::Outcome;
-use super::protocol::{Counts, Order, Summary, Test, begin, parse, read, write};
+use super::protocol::{Action, Counts, Order, Summary, Test, begin, parse, read, write};
 use super::{Run, pin_to};
 use crate::machine::cpu_s;
 use crate::{Result, block_on};
@@ -123,12 +124,16 @@ async fn one(
     let (messages, spent, before) = match test {
         Test::Latency => latency(&mut conn, &order, started, warm, duration, &mut rtt, &progress).await?,
         Test::Throughput => throughput(&mut conn, &order, started, warm, duration, &progress).await?,
+        Test::Remote(action) => {
+            let spans = Spans { started, warm, duration };
+            remote(&mut conn, &order, action, spans, &mut rtt, &progress).await?
+        }
     };
     let ledger = conn.ledger().since(&before).into();
     conn.send(zc::Message::new()).await?;
     let summary: Summary = loop {
         let message = conn.recv().await?.ok_or("the server ended without a summary")?;
-        if message.len() > 8 || test == Test::Latency {
+        if message.len() > 8 || test.is_timed() {
             break parse(message)?;
         }
     };
@@ -169,6 +174,67 @@ async fn latency(
                 }
             }
             None if now - started >= warm => {
+                from = Some(now);
+                before = conn.ledger();
+            }
+            None => {}
+        }
+    }
+}
+
+struct Spans {
+    started: Instant,
+    warm: Duration,
+    duration: Duration,
+}
+
+/// Until an operation is complete: it has taken effect then.
+async fn remote(
+    conn: &mut Connection,
+    order: &Order,
+    action: Action,
+    spans: Spans,
+    took: &mut Histogram<u64>,
+    progress: &AtomicU64,
+) -> Result<(u64, Duration, LedgerSnapshot)> {
+    let message = conn.recv().await?.ok_or("the server lends nothing")?;
+    let key = message.as_contiguous().and_then(RemoteKey::from_bytes).ok_or("not a key")?;
+    let (memory, mut words) = (conn.remote(), 0_u64);
+    let (mut operations, mut from, mut before) = (0_u64, None, conn.ledger());
+    loop {
+        let at = Instant::now();
+        match action {
+            Action::Read => {
+                let seen = memory.read(&key, 0, order.size).await?;
+                read(&seen, order.touch);
+            }
+            Action::Write => {
+                let mut buf = conn.alloc(order.size).await?;
+                write(&mut buf, order.size, order.touch, words as u8);
+                memory.write(&key, 0, buf.freeze()).await?;
+            }
+            Action::Add => {
+                memory.fetch_add(&key, 0, 1).await?;
+            }
+            Action::Swap => {
+                let seen = memory.compare_swap(&key, 0, words, words + 1).await?;
+                if seen != words {
+                    return Err(format!("the word was {seen} instead of {words}").into());
+                }
+            }
+        }
+        words += 1;
+        let now = Instant::now();
+        match from {
+            Some(from) => {
+                took.record((now - at).as_nanos() as u64)?;
+                operations += 1;
+                progress.store(operations, Ordering::Relaxed);
+                if now - spans.started >= spans.warm + spans.duration {
+                    return Ok((operations, now - from, before));
+                }
+            }
+            None if now - spans.started >= spans.warm => {
                 from = Some(now);
                 before = conn.ledger();
             }

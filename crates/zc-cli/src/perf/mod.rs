@@ -11,7 +11,7 @@ use clap::{Subcommand, ValueEnum};
 use zc::Polling;
 
 use crate::Result;
-use protocol::{Test, Touch};
+use protocol::{Action, Test, Touch};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -25,6 +25,13 @@ enum Command {
     Latency(Run),
     /// One-way messages that the receiver has processed.
     Throughput(Run),
+    /// One-sided operations on memory of the server, one after the other.
+    Remote {
+        #[arg(long, value_enum, default_value_t = Action::Read)]
+        operation: Action,
+        #[command(flatten)]
+        run: Run,
+    },
     /// The other side alone; the client then takes `--remote`.
     Serve {
         /// Where to listen.
@@ -122,6 +129,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Latency(run) => client::run(Test::Latency, run),
         Command::Throughput(run) => client::run(Test::Throughput, run),
+        Command::Remote { operation, run } => client::run(Test::Remote(operation), run),
         Command::Serve { uri, polling, child, pin } => {
             if let Some(core) = pin {
                 pin_to(core)?;

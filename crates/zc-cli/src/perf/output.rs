@@ -26,19 +26,19 @@ impl Outcome {
         let server: Option<Vec<Counts>> = parts.iter().map(|part| part.server.ledger).collect();
         let server: Option<Counts> = server.map(|all| all.into_iter().sum());
         let q = |q| rtt.value_at_quantile(q);
-        let rtt = (test == Test::Latency).then(|| {
+        let rtt = test.is_timed().then(|| {
             json!({
                 "min": rtt.min(), "p50": q(0.5), "p90": q(0.9), "p99": q(0.99), "p999": q(0.999),
                 "max": rtt.max(), "mean": rtt.mean(),
             })
         });
         Self(json!({
-            "test": if test == Test::Latency { "latency" } else { "throughput" },
+            "test": test.name(),
             "uri": uri,
             "transport": parts[0].transport,
             "size_bytes": run.size,
             "polling": run.polling.name(),
-            "inflight": if test == Test::Latency { 1 } else { run.inflight },
+            "inflight": if test.is_timed() { 1 } else { run.inflight },
             "connections": run.connections,
             "messages": messages,
             "duration_s": spent_s,

@@ -19,6 +19,36 @@ pub(crate) enum Touch {
 pub(crate) enum Test {
     Latency,
     Throughput,
+    Remote(Action),
+}
+
+impl Test {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Latency => "latency",
+            Self::Throughput => "throughput",
+            Self::Remote(Action::Read) => "remote read",
+            Self::Remote(Action::Write) => "remote write",
+            Self::Remote(Action::Add) => "remote add",
+            Self::Remote(Action::Swap) => "remote swap",
+        }
+    }
+
+    /// One thing is under way at a time, and each is timed.
+    pub(crate) fn is_timed(self) -> bool {
+        self != Self::Throughput
+    }
+}
+
+/// A one-sided operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub(crate) enum Action {
+    Read,
+    Write,
+    /// Fetch-and-add to a word.
+    Add,
+    /// Compare-and-swap of a word, which always succeeds.
+    Swap,
 }
 
 /// The client's first message.

@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use zc::Connection;
+use zc::transport::Access;
 
 use super::Waiting;
 use super::protocol::{Order, Summary, Test, parse, read, write};
@@ -10,6 +11,7 @@ use crate::machine::cpu_s;
 use crate::say::{complain, say};
 use crate::{Result, block_on};
 
+const WORD_BYTES: usize = 8;
 /// Largest message that an order may name, bytes.
 const MAX_SIZE: usize = 1 << 30;
 
@@ -58,6 +60,7 @@ async fn one(mut conn: Connection) -> Result<()> {
     let asked = match order.test {
         Test::Latency => echo(&mut conn, &order).await?,
         Test::Throughput => count(&mut conn, &order).await?,
+        Test::Remote(_) => lend(&mut conn, &order).await?,
     };
     // `zc ping` goes when it has had enough, and waits for no summary.
     let Some(messages) = asked else { return Ok(()) };
@@ -88,6 +91,17 @@ async fn echo(conn: &mut Connection, order: &Order) -> Result<Option<u64>> {
         messages += 1;
     }
     Ok(None)
+}
+
+/// Lends memory until the summary is asked for, and says how many operations took this side's session layer.
+async fn lend(conn: &mut Connection, order: &Order) -> Result<Option<u64>> {
+    let fabric = zc::Fabric::auto()?;
+    let export = fabric.export(order.size.max(WORD_BYTES))?;
+    let key = export.grant(conn, Access::ALL, ..)?;
+    conn.send(key.to_bytes()).await?;
+    let asked = conn.recv().await?.map(|_| conn.stats().remote_operations);
+    export.revoke(&key)?;
+    Ok(asked)
 }
 
 /// Counts messages and reports the count often enough that the sender never waits for it alone. Ends as `echo`.

@@ -4,6 +4,8 @@
 //! compare-and-swap. So an owner and a remote operation that meet do not race in the sense of the
 //! language, and no reference to the bytes ever exists (M5).
 
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, fence};
 
@@ -44,6 +46,50 @@ pub enum ExportError {
     /// A change to a peer's memory that is mapped for reading.
     #[error("the memory is there to be read only")]
     ReadOnly,
+    /// The device that peers' atomics go through (see [`WordAtomics`]) did not do one of ours. Whether the word was changed is
+    /// not known.
+    #[error("the device did not change the word: {operation}")]
+    Device {
+        /// What of it failed.
+        operation: &'static str,
+    },
+}
+
+/// Changes words of one [`ExportMemory`] as its peers do, where the processor's own atomics are not atomic together with theirs: an
+/// RDMA device of which `atomic_cap` is `IBV_ATOMIC_HCA` reads a word, and writes it later, and knows nothing of what a processor did
+/// in between. Offsets were checked: whole words inside of the memory. Calls block for a round trip through the device.
+///
+/// ```
+/// use zc_core::memory::{ExportError, WordAtomics};
+///
+/// #[derive(Debug)]
+/// struct Unplugged;
+/// impl WordAtomics for Unplugged {
+///     fn device(&self) -> &str {
+///         "rxe0"
+///     }
+///     fn compare_swap(&self, _: u64, _: u64, _: u64) -> Result<u64, ExportError> {
+///         Err(ExportError::Device { operation: "unplugged" })
+///     }
+///     fn fetch_add(&self, _: u64, _: u64) -> Result<u64, ExportError> {
+///         Err(ExportError::Device { operation: "unplugged" })
+///     }
+/// }
+/// assert!(Unplugged.fetch_add(0, 1).is_err());
+/// ```
+pub trait WordAtomics: Send + Sync + fmt::Debug {
+    /// Which device: operations of one are atomic together, those of two are not.
+    fn device(&self) -> &str;
+    /// Sets the word at `offset` to `new` if it is `expected`. Returns what it was.
+    ///
+    /// # Errors
+    /// [`ExportError::Device`].
+    fn compare_swap(&self, offset: u64, expected: u64, new: u64) -> Result<u64, ExportError>;
+    /// Adds to the word at `offset`, wrapping around. Returns what it was.
+    ///
+    /// # Errors
+    /// [`ExportError::Device`].
+    fn fetch_add(&self, offset: u64, add: u64) -> Result<u64, ExportError>;
 }
 
 /// A region of its own that a peer is given access to. A clone is the same memory.
@@ -73,6 +119,8 @@ pub enum ExportError {
 pub struct ExportMemory {
     region: Region,
     len: u64,
+    /// Words are changed by this device; by the processor if there is none.
+    atomics: Option<Arc<dyn WordAtomics>>,
 }
 
 impl ExportMemory {
@@ -85,7 +133,7 @@ impl ExportMemory {
         if len == 0 || region.len() < len || region.info().kind != RegionKind::Own {
             return Err(RegionError::BadLength(len));
         }
-        Ok(Self { region, len: len as u64 })
+        Ok(Self { region, len: len as u64, atomics: None })
     }
 
     /// What a peer exported, mapped here: all of `region`, which [`PeerMapping`](super::PeerMapping) made. Where it is
@@ -112,7 +160,19 @@ impl ExportMemory {
         if region.info().kind != RegionKind::Peer || !len.is_multiple_of(EXPORT_WORD_BYTES) {
             return Err(RegionError::BadLength(len));
         }
-        Ok(Self { region, len: len as u64 })
+        Ok(Self { region, len: len as u64, atomics: None })
+    }
+
+    /// The same memory, of which words are changed through that device, or by the processor. That is so for this value and its clones:
+    /// whoever makes it sees to it that nobody goes on with another one.
+    #[must_use]
+    pub fn through(&self, atomics: Option<Arc<dyn WordAtomics>>) -> Self {
+        Self { region: self.region.clone(), len: self.len, atomics }
+    }
+
+    /// The device that words are changed through, if it is not the processor.
+    pub fn device(&self) -> Option<&Arc<dyn WordAtomics>> {
+        self.atomics.as_ref()
     }
 
     /// The region, for transports: to register it or to hand its descriptor over.
@@ -182,27 +242,46 @@ impl ExportMemory {
     /// Sets the word at `offset`.
     ///
     /// # Errors
-    /// Out of bounds, misaligned or read-only.
+    /// Out of bounds, misaligned, read-only, or the device.
     pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), ExportError> {
-        self.atomic_mut(offset)?.store(value, Release);
-        Ok(())
+        let word = self.atomic_mut(offset)?;
+        let Some(device) = &self.atomics else {
+            word.store(value, Release);
+            return Ok(());
+        };
+        // The device could write back what it has read in front of a plain store.
+        fence(Release);
+        let mut seen = word.load(Relaxed);
+        loop {
+            match device.compare_swap(offset, seen, value)? {
+                found if found == seen => return Ok(()),
+                found => seen = found,
+            }
+        }
     }
 
     /// Sets the word at `offset` to `new` if it is `expected`. Returns what it was.
     ///
     /// # Errors
-    /// Out of bounds, misaligned or read-only.
+    /// Out of bounds, misaligned, read-only, or the device.
     pub fn compare_swap(&self, offset: u64, expected: u64, new: u64) -> Result<u64, ExportError> {
         let word = self.atomic_mut(offset)?;
-        Ok(word.compare_exchange(expected, new, AcqRel, Acquire).unwrap_or_else(|seen| seen))
+        match &self.atomics {
+            Some(device) => fenced(|| device.compare_swap(offset, expected, new)),
+            None => Ok(word.compare_exchange(expected, new, AcqRel, Acquire).unwrap_or_else(|seen| seen)),
+        }
     }
 
     /// Adds to the word at `offset`, wrapping around. Returns what it was.
     ///
     /// # Errors
-    /// Out of bounds, misaligned or read-only.
+    /// Out of bounds, misaligned, read-only, or the device.
     pub fn fetch_add(&self, offset: u64, add: u64) -> Result<u64, ExportError> {
-        Ok(self.atomic_mut(offset)?.fetch_add(add, AcqRel))
+        let word = self.atomic_mut(offset)?;
+        match &self.atomics {
+            Some(device) => fenced(|| device.fetch_add(offset, add)),
+            None => Ok(word.fetch_add(add, AcqRel)),
+        }
     }
 
     fn check(&self, offset: u64, len: usize) -> Result<usize, ExportError> {
@@ -277,6 +356,14 @@ impl ExportMemory {
     }
 }
 
+/// A device's access, with the order that one of the processor's has.
+fn fenced(access: impl FnOnce() -> Result<u64, ExportError>) -> Result<u64, ExportError> {
+    fence(Release);
+    let seen = access()?;
+    fence(Acquire);
+    Ok(seen)
+}
+
 /// How many bytes lie in front of the first whole word, and how many whole words follow.
 fn split(at: usize, len: usize) -> (usize, usize) {
     let head = (at.next_multiple_of(EXPORT_WORD_BYTES) - at).min(len);
@@ -345,6 +432,55 @@ mod tests {
         assert_eq!(memory.load_u64(8), Ok(9));
         assert!(ExportMemory::new(Region::builder(8), 0).is_err());
         assert!(ExportMemory::new(Region::builder(8), 1 << 20).is_err());
+    }
+
+    /// Counts, and does it by halves as devices do: read, and write later.
+    #[derive(Debug, Default)]
+    struct Slow {
+        memory: std::sync::OnceLock<ExportMemory>,
+        alone: std::sync::Mutex<u32>,
+    }
+
+    impl Slow {
+        fn change(&self, offset: u64, change: impl FnOnce(u64) -> u64) -> Result<u64, ExportError> {
+            let memory = self.memory.get().unwrap();
+            let mut count = self.alone.lock().unwrap();
+            *count += 1;
+            let seen = memory.load_u64(offset)?;
+            std::thread::yield_now();
+            memory.store_u64(offset, change(seen)).map(|()| seen)
+        }
+    }
+
+    impl WordAtomics for Slow {
+        fn device(&self) -> &str {
+            "slow"
+        }
+        fn compare_swap(&self, offset: u64, expected: u64, new: u64) -> Result<u64, ExportError> {
+            self.change(offset, |seen| if seen == expected { new } else { seen })
+        }
+        fn fetch_add(&self, offset: u64, add: u64) -> Result<u64, ExportError> {
+            self.change(offset, |seen| seen.wrapping_add(add))
+        }
+    }
+
+    #[test]
+    fn words_are_changed_through_the_device_that_peers_use() {
+        let (plain, device) = (memory(64), Arc::new(Slow::default()));
+        device.memory.set(plain.clone()).unwrap();
+        let through = plain.through(Some(device.clone()));
+        through.store_u64(8, 5).unwrap();
+        assert_eq!((through.fetch_add(8, 2), through.compare_swap(8, 7, 9)), (Ok(5), Ok(7)));
+        assert_eq!((plain.load_u64(8), *device.alone.lock().unwrap()), (Ok(9), 3));
+        assert!(through.clone().device().is_some() && plain.device().is_none());
+        assert!(matches!(through.fetch_add(4, 1), Err(ExportError::Misaligned { .. })), "checked before");
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| (0..500).for_each(|_| assert!(through.fetch_add(16, 1).is_ok())));
+            }
+        });
+        assert_eq!(through.through(None).fetch_add(16, 1), Ok(1500));
+        assert_eq!(*device.alone.lock().unwrap(), 1503, "the last one was the processor's");
     }
 
     #[test]

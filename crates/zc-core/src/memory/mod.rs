@@ -44,7 +44,7 @@ mod windows;
 pub use buf::PinnedBuf;
 pub use buf_mut::PinnedBufMut;
 pub use deferral::Deferral;
-pub use export::{EXPORT_WORD_BYTES, ExportError, ExportMemory};
+pub use export::{EXPORT_WORD_BYTES, ExportError, ExportMemory, WordAtomics};
 pub use file::{DirectFile, ReadFileError};
 pub use frames::{FrameTable, LendError, Reclaim};
 pub use group::{GroupId, LentBytes, Membership, MemoryGroup, Place};

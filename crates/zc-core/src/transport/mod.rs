@@ -28,8 +28,8 @@ pub use offer::{Offer, OfferContext, Trust, UriParams};
 pub use pipe::{MAX_IDLE_PIPES, MIN_PIPE_BYTES, Pipe, PipePool, PipeShare, Piped, PipedFrame, PipedRejected};
 pub use reactor::{Interest, Reactor, Readiness, TaskHandle, Timer};
 pub use remote::{
-    Access, LaneRemote, MAX_REMOTE_KEY_BYTES, NotifySink, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp,
-    RemoteToken, Revoked,
+    Access, LaneRemote, MAX_REMOTE_KEY_BYTES, NotifySink, RemoteAtomics, RemoteCompletion, RemoteGrant,
+    RemoteKey, RemoteOp, RemoteToken, Revoked,
 };
 pub use unavailable::Unavailable;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::{Batch, LaneError};
-use crate::memory::{ExportMemory, Message, PinnedBufMut};
+use crate::memory::{ExportMemory, Message, PinnedBufMut, WordAtomics};
 use crate::wire::RemoteStatus;
 
 /// The longest [`RemoteKey`], bytes.
@@ -246,19 +246,39 @@ pub struct RemoteToken(pub u64);
 /// use zc_core::wire::RemoteStatus;
 ///
 /// let old = |ended: RemoteCompletion| (ended.status == RemoteStatus::Done).then_some(ended.value);
-/// let token = RemoteToken(1);
-/// assert_eq!(old(RemoteCompletion { token, status: RemoteStatus::Done, value: 41, read: None }), Some(41));
+/// let (token, status) = (RemoteToken(1), RemoteStatus::Done);
+/// assert_eq!(old(RemoteCompletion { token, status, in_part: false, value: 41, read: None }), Some(41));
 /// ```
 #[derive(Debug)]
 pub struct RemoteCompletion {
     /// Which.
     pub token: RemoteToken,
-    /// What became of it. Anything but `Done` means that the memory was not touched.
+    /// What became of it. Anything but `Done` means that the memory was not touched, unless `in_part`.
     pub status: RemoteStatus,
+    /// It was not done, and part of it may have been, as when a key ends while a device is at a long write.
+    pub in_part: bool,
     /// What an atomic's word was before; else 0.
     pub value: u64,
     /// The buffer of a read, filled if it is done.
     pub read: Option<PinnedBufMut>,
+}
+
+/// With what atomics of a lane's peer are atomic together.
+///
+/// ```
+/// use zc_core::transport::RemoteAtomics;
+///
+/// let owner_may_use_the_processor = |atomics: &RemoteAtomics| matches!(atomics, RemoteAtomics::Processor);
+/// assert!(!owner_may_use_the_processor(&RemoteAtomics::None));
+/// ```
+#[derive(Debug, Clone)]
+pub enum RemoteAtomics {
+    /// There are none.
+    None,
+    /// The atomics of this machine's processors.
+    Processor,
+    /// What goes through their device: so the owner has to.
+    Device(Arc<dyn WordAtomics>),
 }
 
 /// One-sided operations of a lane.
@@ -287,6 +307,15 @@ pub trait LaneRemote: Send {
     /// # Errors
     /// It can't be registered, or the lane has failed.
     fn grant(&mut self, grant: RemoteGrant) -> Result<RemoteKey, LaneError>;
+    /// With what the peer's atomics on that memory will be atomic together. Asked in front of a grant that allows them, which is not
+    /// made where they would be mixed with others.
+    ///
+    /// # Errors
+    /// The lane has failed, or there is no way to the device for the owner.
+    fn atomics(&mut self, memory: &ExportMemory) -> Result<RemoteAtomics, LaneError> {
+        let _ = memory;
+        Ok(RemoteAtomics::Processor)
+    }
     /// Ends a grant. When it returns `Done`, no operation of the peer is or will be at work in the memory.
     /// A key that is not valid is `Done`. Dropping the lane revokes what is left, in the same sense.
     fn revoke(&mut self, key: &RemoteKey) -> Revoked;

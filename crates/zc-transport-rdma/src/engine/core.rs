@@ -32,6 +32,8 @@ pub(super) struct PairState {
     pub(super) end: Option<EndpointEnd>,
     pub(super) tx: Parked,
     pub(super) rx: Parked,
+    /// Who hears of messages besides `rx`.
+    pub(super) beside: Parked,
     /// The longest message that the peer takes, once it is known.
     pub(super) peer_recv_bytes: usize,
     /// Receive buffers that the peer may use, and has not.
@@ -42,6 +44,13 @@ pub(super) struct PairState {
     awaits_receives: bool,
     /// It takes no receive buffers any more.
     had_last_receive: bool,
+}
+
+impl PairState {
+    /// Of a queue pair that receives nothing.
+    pub(super) fn one_sided() -> Self {
+        Self { had_last_receive: true, ..Self::default() }
+    }
 }
 
 impl Pair {
@@ -76,6 +85,7 @@ impl Pair {
         state.finished.extend(unsent.map(|work| Finished { work, result: Err(end.clone().into()) }));
         state.tx.wake();
         state.rx.wake();
+        state.beside.wake();
     }
 }
 
@@ -83,6 +93,16 @@ impl Pair {
 struct Closing {
     pair: Arc<Pair>,
     until: Instant,
+}
+
+/// What came of looking.
+struct Turned {
+    /// Completions.
+    found: usize,
+    /// There are too few receive buffers.
+    is_low: bool,
+    /// What is to be destroyed.
+    drained: Vec<Closing>,
 }
 
 pub(super) struct Core {
@@ -161,6 +181,19 @@ impl Core {
         }
     }
 
+    /// Closed ones whose completions have all come, or have had their time: to be destroyed.
+    fn take_drained(&mut self, now: Instant) -> Vec<Closing> {
+        let over = |closing: &mut Closing| {
+            let pair = &closing.pair;
+            // A receive buffer that the device still has for it would be lost.
+            let is_drained = pair.queue_pair.under_way() == 0 && pair.state.lock().had_last_receive;
+            is_drained || now >= closing.until
+        };
+        let drained: Vec<_> = self.closing.extract_if(.., over).collect();
+        drained.iter().for_each(|closing| self.remove(&closing.pair));
+        drained
+    }
+
     fn dispatch(&mut self, completion: Completion) {
         match completion {
             Completion::Sent { queue, work, result } => {
@@ -192,6 +225,7 @@ impl Core {
                     Ok(info) if state.received.len() < MAX_UNREAD => {
                         state.received.push_back((buf, info));
                         state.rx.wake();
+                        state.beside.wake();
                     }
                     Ok(_) => pair.end(&mut state, EndpointEnd::TooManyUnread),
                     Err(error) => pair.end(&mut state, error.into()),
@@ -206,23 +240,32 @@ impl Shared {
     pub(super) fn turn(&self, now: Instant) -> usize {
         // Opened in front of the lock: what is woken may use the engine at once.
         let _deferral = Deferral::begin();
-        let (found, is_low) = self.turn_locked(&mut self.core.lock(), now);
-        self.refill_if(is_low);
-        found
+        let turned = self.turn_locked(&mut self.core.lock(), now);
+        self.after(turned)
     }
 
     /// As [`turn`](Self::turn), unless somebody else is at it.
     pub(super) fn try_turn(&self, now: Instant) {
         let _deferral = Deferral::begin();
         let Some(mut core) = self.core.try_lock() else { return };
-        let (_, is_low) = self.turn_locked(&mut core, now);
+        let turned = self.turn_locked(&mut core, now);
         drop(core);
-        self.refill_if(is_low);
+        self.after(turned);
     }
 
-    /// How many were found, and whether there are too few receive buffers.
-    fn turn_locked(&self, core: &mut Core, now: Instant) -> (usize, bool) {
+    /// What is done without the lock: devices take their time. Says how many completions there were.
+    fn after(&self, turned: Turned) -> usize {
+        // The last that hold them: their queue pairs are destroyed here. Nothing of them is anybody's to wake.
+        drop(turned.drained);
+        if turned.is_low {
+            self.refill();
+        }
+        turned.found
+    }
+
+    fn turn_locked(&self, core: &mut Core, now: Instant) -> Turned {
         let (mut found, mut turns, mut is_empty) = (0, TURNS, false);
+        let mut drained = Vec::new();
         if core.next_deadline().is_some_and(|until| now >= until) {
             // All that is there now: only then may one be destroyed that is not drained.
             turns = self.completions.entries() / POLL_BATCH as u32 + 1;
@@ -246,16 +289,10 @@ impl Shared {
         }
         if is_empty {
             // Else what is still in the queue would be taken for that of a later one of the same number, or be lost.
-            self.destroy_drained(core, now);
+            drained = core.take_drained(now);
         }
         let is_low = core.end.is_none() && core.shares.is_low(self.receives.posted());
-        (found, is_low)
-    }
-
-    fn refill_if(&self, is_low: bool) {
-        if is_low {
-            self.refill();
-        }
+        Turned { found, is_low, drained }
     }
 
     /// Posts receive buffers, as many as the shares need. No lock is held while memory is registered.
@@ -324,20 +361,6 @@ impl Shared {
             drop(core);
             drop(buf);
         }
-    }
-
-    /// Closed ones whose completions have all come, or have had their time.
-    fn destroy_drained(&self, core: &mut Core, now: Instant) {
-        let over = |closing: &mut Closing| {
-            let pair = &closing.pair;
-            // A receive buffer that the device still has for it would be lost.
-            let is_drained = pair.queue_pair.under_way() == 0 && pair.state.lock().had_last_receive;
-            is_drained || now >= closing.until
-        };
-        let drained: Vec<_> = core.closing.extract_if(.., over).collect();
-        drained.iter().for_each(|closing| core.remove(&closing.pair));
-        // The last that hold them: their queue pairs are destroyed here. Nothing of them is anybody's to wake.
-        drop(drained);
     }
 
     pub(super) fn event(&self, event: AsyncEvent) {

@@ -5,11 +5,15 @@
 //!   take completions -> found any, or still looking? -> once more, after the others
 //!                    -> arm -> take completions again -> nothing: sleep
 //! ```
+//!
+//! While somebody looks again and again, signals would only have this task run beside them: it dozes, unarmed, and sees every
+//! [`DOZE_MS`] whether they still do. Whoever looks for a while and then sleeps arms by itself ([`Shared::arm`]).
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,7 +21,7 @@ use zc_core::memory::Deferral;
 use zc_core::transport::{Interest, Readiness, TaskHandle, Timer};
 
 use super::{EndpointEnd, Shared};
-use crate::limits::REFILL_MS;
+use crate::limits::{DOZE_MS, REFILL_MS};
 use crate::verbs::VerbsError;
 
 struct Driver {
@@ -25,8 +29,8 @@ struct Driver {
     signals: Box<dyn Readiness>,
     events: Box<dyn Readiness>,
     timer: Box<dyn Timer>,
-    /// A signal was asked for and has not come.
-    is_armed: bool,
+    /// How often others had looked when it slept last.
+    looks: u64,
     /// Since when it has looked in vain.
     since: Option<Instant>,
     /// Looking is of no use where there is one processor: whoever would complete something could not run.
@@ -41,7 +45,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<Box<dyn TaskHandle>> {
         signals: reactor.register_to_read(shared.completions.signal_fd()?)?,
         events: reactor.register_to_read(shared.context.event_fd()?)?,
         timer: reactor.timer()?,
-        is_armed: false,
+        looks: 0,
         since: None,
         may_spin: processors > 1 && !shared.options.spin.is_zero(),
     };
@@ -51,6 +55,16 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<Box<dyn TaskHandle>> {
 /// Something to be read, or a reason to wait for it.
 fn would_block(nothing: bool) -> io::Result<usize> {
     if nothing { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(1) }
+}
+
+impl Shared {
+    /// Asks for a signal with the next completion, unless that was done. What came before gives none.
+    pub(super) fn arm(&self) -> Result<(), VerbsError> {
+        if self.armed.swap(true, SeqCst) {
+            return Ok(());
+        }
+        self.completions.arm().inspect_err(|_| self.armed.store(false, SeqCst))
+    }
 }
 
 impl Driver {
@@ -73,14 +87,14 @@ impl Driver {
     }
 
     /// Takes the signals of completions, and waits for the next.
-    fn hear_signals(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    fn hear_signals(&self, cx: &mut Context<'_>) -> io::Result<()> {
         let shared = &self.shared;
         let mut take = |_: std::os::fd::BorrowedFd<'_>| {
             would_block(!shared.completions.take_signal().map_err(VerbsError::to_io)?)
         };
         while let Poll::Ready(done) = self.signals.poll_io(cx, Interest::Read, &mut take) {
             done?;
-            self.is_armed = false;
+            shared.armed.store(false, SeqCst);
         }
         Ok(())
     }
@@ -92,14 +106,15 @@ impl Driver {
     }
 
     /// When to look again although nothing was heard.
-    fn set_timer(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    fn set_timer(&mut self, cx: &mut Context<'_>, now: Instant, dozes: bool) -> bool {
         let _deferral = Deferral::begin();
         let deadline = {
             let mut core = self.shared.core.lock();
             core.driver.park(cx);
             core.sleeps += 1;
             let refill = core.is_starving.then(|| now + Duration::from_millis(REFILL_MS));
-            core.next_deadline().into_iter().chain(refill).min()
+            let doze = dozes.then(|| now + Duration::from_millis(DOZE_MS));
+            core.next_deadline().into_iter().chain(refill).chain(doze).min()
         };
         let Some(deadline) = deadline else { return false };
         self.timer.reset(deadline.max(now + Duration::from_millis(1)));
@@ -113,15 +128,18 @@ impl Driver {
         if self.shared.core.lock().end.is_some() {
             return Ok(Poll::Ready(()));
         }
+        self.shared.dozing.store(false, SeqCst);
         if self.shared.turn(now) > 0 {
             self.since = None;
         } else if !self.looks_on(now) {
-            if !self.is_armed {
-                self.shared.completions.arm().map_err(VerbsError::to_io)?;
-                self.is_armed = true;
+            let looks = self.shared.looks.load(Relaxed);
+            let dozes = std::mem::replace(&mut self.looks, looks) != looks && !self.shared.armed.load(SeqCst);
+            self.shared.dozing.store(dozes, SeqCst);
+            if !dozes {
+                self.shared.arm().map_err(VerbsError::to_io)?;
             }
             // What came before it was armed gives no signal.
-            if self.shared.turn(now) == 0 && !self.set_timer(cx, now) {
+            if self.shared.turn(now) == 0 && !self.set_timer(cx, now, dozes) {
                 self.since = None;
                 return Ok(Poll::Pending);
             }

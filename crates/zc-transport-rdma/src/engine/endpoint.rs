@@ -1,18 +1,22 @@
 //! One end of a connection.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use zc_core::memory::{Deferral, PinnedBuf, PinnedBufMut, Region, RegisterError};
+use zc_core::memory::{Deferral, ExportMemory, PinnedBuf, PinnedBufMut, Region, RegisterError};
 
 use super::core::{Pair, PairState};
 use super::{EndpointEnd, Handle};
-use crate::limits::{KEPT_FACTOR, MAX_READS, MIN_SHARE, RECEIVE_BYTES};
+use crate::gid::GidEntry;
+use crate::limits::{BIND_DEPTH, KEPT_FACTOR, MAX_READS, MIN_SHARE, RECEIVE_BYTES};
 use crate::verbs::{
-    Operation, Path, QueuePair, Received, RemoteAccess, RemotePlace, Unfit, VerbsError, WindowId, Work,
+    Context as DeviceContext, DeviceCaps, Operation, Path, QueuePair, QueuePairCaps, Received, RemoteAccess,
+    RemotePlace, Showable, Unfit, VerbsError, WindowId, Work,
 };
 use crate::wire::{End, Psn};
 
@@ -109,6 +113,27 @@ impl std::fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
+    /// Another one of the same engine, over which nothing is received: for reads, writes and atomics of ours, or of the peer's
+    /// on memory that it `shows`.
+    pub(crate) fn one_sided(&self, shows: bool) -> Result<Self, EndpointError> {
+        let shared = &self.engine.shared;
+        let psn = Psn::new(getrandom::u32().map_err(|_| EndpointError::NoRandomness)?);
+        let caps = shared.options.caps();
+        let caps = if shows { QueuePairCaps { depth: BIND_DEPTH, ..caps } } else { caps };
+        let queue_pair = QueuePair::one_sided(&shared.domain, &shared.completions, caps)?;
+        let mut core = shared.core.lock();
+        if let Some(end) = &core.end {
+            let end = end.clone();
+            drop(core);
+            return Err(end.into());
+        }
+        let state = Mutex::new(PairState::one_sided());
+        let pair = Arc::new(Pair { queue_pair, share: 0, is_strict: true, state });
+        core.insert(&pair);
+        drop(core);
+        Ok(Self { pair, engine: self.engine.clone(), psn })
+    }
+
     pub(super) fn new(engine: &Arc<Handle>, is_strict: bool) -> Result<Self, EndpointError> {
         let shared = &engine.shared;
         let psn = Psn::new(getrandom::u32().map_err(|_| EndpointError::NoRandomness)?);
@@ -323,6 +348,93 @@ impl Endpoint {
     /// Takes a receive buffer back.
     pub(crate) fn recycle(&self, buf: PinnedBufMut) {
         self.engine.shared.recycle(buf);
+    }
+
+    /// Takes what is over, without looking for more; says whether all is.
+    pub(crate) fn collect(&self, finished: &mut Vec<Finished>) -> Option<EndpointEnd> {
+        let mut state = self.pair.state.lock();
+        finished.extend(state.finished.drain(..));
+        state.end.clone()
+    }
+
+    /// For one who looks and comes back at once: takes completions to whose they are, unless somebody does so now.
+    pub(crate) fn peek(&self) {
+        let _deferral = Deferral::begin();
+        let shared = &self.engine.shared;
+        shared.looks.fetch_add(1, Relaxed);
+        shared.try_turn(shared.reactor.now());
+    }
+
+    /// There is something to be taken, or it is over.
+    pub(crate) fn has_news(&self) -> bool {
+        let state = self.pair.state.lock();
+        !state.finished.is_empty() || !state.received.is_empty() || state.end.is_some()
+    }
+
+    /// One who has looked, perhaps, is going to sleep: if the engine's task relies on that, completions wake it from here on. To be
+    /// looked at again afterwards. (A task that only then begins to doze does so for [`DOZE_MS`](crate::DOZE_MS) at most.)
+    pub(crate) fn arm(&self) {
+        if !self.engine.shared.dozing.load(SeqCst) {
+            return;
+        }
+        if let Err(error) = self.engine.shared.arm() {
+            // The task hears it, too, and ends.
+            tracing::debug!(%error, "a completion queue can't be armed");
+        }
+    }
+
+    /// Has `cx` woken with the next message, whoever is to take that.
+    pub(crate) fn await_message(&self, cx: &Context<'_>) {
+        let _deferral = Deferral::begin();
+        self.pair.state.lock().beside.park(cx);
+    }
+
+    /// Looks for all that is complete by now, of whomever.
+    pub(crate) fn turn(&self) {
+        let shared = &self.engine.shared;
+        shared.turn(shared.reactor.now());
+    }
+
+    /// The device and the address that it uses of it.
+    pub(crate) fn device(&self) -> (&Arc<DeviceContext>, GidEntry) {
+        (&self.engine.shared.context, self.engine.shared.local)
+    }
+
+    /// What the device can do.
+    pub(crate) fn limits(&self) -> &DeviceCaps {
+        &self.engine.shared.limits
+    }
+
+    /// A range of exported memory for windows of this engine's queue pairs, registered if it is not yet.
+    pub(crate) fn showable(
+        &self,
+        memory: &ExportMemory,
+        range: &Range<u64>,
+    ) -> Result<Arc<Showable>, RegisterError> {
+        // Held while it is registered: others that want the same one find it.
+        let mut all = self.engine.shared.showable.lock();
+        all.retain(|known| known.strong_count() > 0);
+        let known = all.iter().filter_map(Weak::upgrade).find(|known| known.is(memory, range));
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let new = Arc::new(Showable::register(&self.engine.shared.domain, memory, range.clone())?);
+        all.push(Arc::downgrade(&new));
+        Ok(new)
+    }
+
+    /// What the peer may do with that memory, once the window is [bound](Operation::Bind).
+    pub(crate) fn open_window(
+        &self,
+        memory: Arc<Showable>,
+        access: RemoteAccess,
+    ) -> Result<(WindowId, RemotePlace), VerbsError> {
+        self.pair.queue_pair.open_window(memory, access)
+    }
+
+    /// Ends that at once. It is not being bound.
+    pub(crate) fn close_window(&self, window: WindowId) -> Result<(), VerbsError> {
+        self.pair.queue_pair.close_window(window)
     }
 
     pub(crate) fn add_window(&self) -> Result<WindowId, VerbsError> {

@@ -14,6 +14,7 @@ mod shares;
 mod start;
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use crate::limits::{
 };
 use crate::verbs::{
     CompletionQueue, Context, DeviceCaps, Port, ProtectionDomain, QueuePairCaps, SharedReceiveQueue,
-    VerbsError, WorkError,
+    Showable, VerbsError, WorkError,
 };
 
 /// How an engine is set up.
@@ -201,6 +202,14 @@ struct Shared {
     core: Mutex<Core>,
     /// Whoever posts receive buffers.
     refilling: Mutex<()>,
+    /// A signal was asked for, and not heard.
+    armed: AtomicBool,
+    /// The task sleeps without one, for others look.
+    dozing: AtomicBool,
+    /// Counts looks of those who look again at once.
+    looks: AtomicU64,
+    /// Exported memory that its windows show, as long as any does.
+    showable: Mutex<Vec<Weak<Showable>>>,
 }
 
 impl std::fmt::Debug for Engine {

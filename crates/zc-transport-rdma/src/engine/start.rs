@@ -1,6 +1,7 @@
 //! From a choice to an open device with its queues.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 use zc_core::memory::{AllocError, BufPool, PinnedBufMut};
@@ -43,7 +44,7 @@ pub(super) fn open(
         PostError::Refused(error) => error.into(),
         other => Unavailable::Other { code: "receive_buffers", remedy: other.to_string() },
     })?;
-    let (core, refilling) = (Mutex::new(core), Mutex::new(()));
+    let (core, refilling, showable) = (Mutex::new(core), Mutex::new(()), Mutex::default());
     let reactor = reactor.clone();
     Ok(Shared {
         reactor,
@@ -58,6 +59,10 @@ pub(super) fn open(
         options,
         core,
         refilling,
+        armed: AtomicBool::new(false),
+        dozing: AtomicBool::new(false),
+        looks: AtomicU64::new(0),
+        showable,
     })
 }
 

@@ -13,6 +13,7 @@
 //!                        | length | count | flags | count pieces
 //!                   and each piece 0         8     12       16
 //!                        | address | rkey | length |
+//!       5 ONE-SIDED: see the records of `remote`
 //! ```
 //!
 //! Little-endian.
@@ -34,14 +35,16 @@ pub(crate) enum Kind {
     Frame(FrameKind),
     State,
     Announce,
+    OneSided,
 }
 
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind::Frame(FrameKind::Data),
     Kind::Frame(FrameKind::Session),
     Kind::Frame(FrameKind::Remote),
     Kind::State,
     Kind::Announce,
+    Kind::OneSided,
 ];
 
 /// The word beside a message.
@@ -189,7 +192,9 @@ mod tests {
         assert_eq!(word.encode(), 0x1234_0008);
         assert_eq!(Word { kind: Kind::Announce, ack: false, granted: 1 }.encode(), 0x0001_0004);
         assert_eq!(Word::decode(Some(0x1234_0008)), Ok(word));
-        for bad in [None, Some(5), Some(7), Some(0x10), Some(0x8000), Some(ACK | 1), Some(ACK | 3)] {
+        for bad in
+            [None, Some(6), Some(7), Some(0x10), Some(0x8000), Some(ACK | 1), Some(ACK | 3), Some(ACK | 5)]
+        {
             assert!(Word::decode(bad).is_err(), "{bad:x?}");
         }
         let state = State { allowed: 1, done: 2, seq: 3, end: true };

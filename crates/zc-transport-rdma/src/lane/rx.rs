@@ -28,6 +28,7 @@ impl Rx {
         if let Some(cx) = &cx {
             self.shared.wakers.rx.register(cx.waker());
             core.await_work(false);
+            core.endpoint.arm();
         }
         // The failure is told below, behind what came before it.
         let _ = core.look(cx.as_deref());

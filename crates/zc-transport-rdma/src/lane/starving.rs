@@ -18,6 +18,8 @@ pub(crate) enum Need {
     Copy,
     /// A message that is fetched.
     Fetch,
+    /// What is read one-sidedly.
+    OneSided,
 }
 
 /// What a lane waits for that nobody will wake it for.
@@ -28,7 +30,7 @@ pub(crate) struct Starving {
     /// What is to be fetched got memory that can't be registered.
     fetches: bool,
     /// Since when all memory was such, for each need.
-    refused_since: [Option<Instant>; 3],
+    refused_since: [Option<Instant>; 4],
     /// The drive is polled now, was woken, or has said when to poll it.
     is_driven: bool,
 }
@@ -63,7 +65,7 @@ impl Starving {
     pub(crate) fn refused(&mut self, need: Need, now: Instant) -> bool {
         match need {
             Need::Fetch => self.fetches = true,
-            Need::Record | Need::Copy => self.sends = true,
+            Need::Record | Need::Copy | Need::OneSided => self.sends = true,
         }
         let since = *self.refused_since[need as usize].get_or_insert(now);
         now.saturating_duration_since(since) < Duration::from_millis(REGISTER_MS)

@@ -36,6 +36,7 @@ impl Tx {
         }
         self.shared.wakers.tx.register(cx.waker());
         core.await_work(true);
+        core.endpoint.arm();
         core.look(None)?;
         core.pump()?;
         if is_so(core)? { Poll::Ready(Ok(())) } else { Poll::Pending }

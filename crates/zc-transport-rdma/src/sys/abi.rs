@@ -445,7 +445,9 @@ constants! {
     IBV_SEND_INLINE: c_uint = 1 << 3;
     IBV_WC_SUCCESS: c_int = 0;
     IBV_WC_WR_FLUSH_ERR: c_int = 5;
+    IBV_WC_REM_INV_REQ_ERR: c_int = 9;
     IBV_WC_REM_ACCESS_ERR: c_int = 10;
+    IBV_WC_REM_OP_ERR: c_int = 11;
     IBV_WC_RETRY_EXC_ERR: c_int = 12;
     IBV_WC_RNR_RETRY_EXC_ERR: c_int = 13;
     IBV_WC_RECV_RDMA_WITH_IMM: c_int = 129;

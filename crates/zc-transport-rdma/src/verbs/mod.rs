@@ -27,7 +27,7 @@ pub use completion_queue::CompletionQueue;
 pub use context::{AsyncEvent, AtomicScope, Context, Device, DeviceCaps, Port};
 pub(crate) use error::unavailable;
 pub use error::{PostError, VerbsError, WorkError, WorkFault};
-pub use exported::{ExportedMemory, RemoteAccess};
+pub use exported::{ExportedMemory, RemoteAccess, Showable};
 pub use flights::{Completion, QueueId, Received};
 pub use protection_domain::ProtectionDomain;
 pub use queue_pair::{Path, QueuePair, QueuePairCaps, QueuePairState};

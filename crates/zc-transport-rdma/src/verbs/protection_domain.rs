@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
@@ -136,7 +137,22 @@ impl ProtectionDomain {
         region: &Region,
         access: std::ffi::c_int,
     ) -> Result<Registration, RegisterError> {
-        let (base, len) = (region.base_mut(), region.len());
+        self.register_range(region, 0..region.len(), access)
+    }
+
+    /// The same for a part: of the rest the device hears nothing.
+    pub(super) fn register_range(
+        &self,
+        region: &Region,
+        range: Range<usize>,
+        access: std::ffi::c_int,
+    ) -> Result<Registration, RegisterError> {
+        if range.is_empty() || range.end > region.len() {
+            return Err(RegisterError::Unsupported("no part of the region"));
+        }
+        let len = range.len();
+        // SAFETY: inside of the region's mapping (checked above).
+        let base = unsafe { region.base_mut().add(range.start) };
         let grant = MemlockBudget::process().reserve(len)?;
         // SAFETY: the region is mapped, and the caller lets go of it only when it is no more registered (M2, M4). What the
         // device writes there is what requests say, which own their part (M1), or peers to exported memory (M5).
@@ -189,6 +205,10 @@ impl Registration {
     pub(super) fn rkey(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw.as_ptr()).rkey }
+    }
+
+    pub(super) fn raw(&self) -> NonNull<sys::ibv_mr> {
+        self.raw
     }
 
     pub(super) fn base(&self) -> NonNull<u8> {

@@ -13,7 +13,7 @@ use zc_core::memory::{PinnedBuf, Region};
 
 use super::completion_queue::{CompletionQueue, State};
 use super::error::{PostError, VerbsError};
-use super::exported::RemoteAccess;
+use super::exported::{RemoteAccess, Showable};
 use super::flights::{Flight, QueueId};
 use super::protection_domain::{ProtectionDomain, Registered};
 use super::shared_receive_queue::{SharedReceiveQueue, taken};
@@ -114,7 +114,7 @@ pub struct Path {
     pub reads: u8,
 }
 
-/// A reliable connected queue pair, whose receive buffers are a shared queue's.
+/// A reliable connected queue pair, whose receive buffers are a shared queue's, if it has any.
 ///
 /// ```text
 /// Reset --init--> Init --receive--> Receiving --send--> Sending
@@ -140,7 +140,8 @@ pub struct QueuePair {
     windows: ManuallyDrop<Mutex<Windows>>,
     domain: Arc<ProtectionDomain>,
     completions: Arc<CompletionQueue>,
-    receives: Arc<SharedReceiveQueue>,
+    /// None: it receives nothing.
+    receives: Option<Arc<SharedReceiveQueue>>,
     raw: NonNull<sys::ibv_qp>,
     number: QueuePairNumber,
     id: QueueId,
@@ -174,14 +175,38 @@ impl QueuePair {
         receives: &Arc<SharedReceiveQueue>,
         wanted: QueuePairCaps,
     ) -> Result<Self, VerbsError> {
-        let completions = receives.completions();
         // By their handles alone the kernel would take another device's queues for its own.
         if !Arc::ptr_eq(domain, receives.domain()) {
             return Err(VerbsError { operation: "a queue pair of two domains", errno: libc::EINVAL });
         }
+        Self::create(domain, receives.completions(), Some(receives), wanted)
+    }
+
+    /// One that receives nothing: what its peer sends is refused, and only reads, writes and atomics go over it.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn one_sided(
+        domain: &Arc<ProtectionDomain>,
+        completions: &Arc<CompletionQueue>,
+        wanted: QueuePairCaps,
+    ) -> Result<Self, VerbsError> {
+        if !Arc::ptr_eq(domain.context(), completions.context()) {
+            return Err(VerbsError { operation: "a queue pair of two devices", errno: libc::EINVAL });
+        }
+        Self::create(domain, completions, None, wanted)
+    }
+
+    fn create(
+        domain: &Arc<ProtectionDomain>,
+        completions: &Arc<CompletionQueue>,
+        receives: Option<&Arc<SharedReceiveQueue>>,
+        wanted: QueuePairCaps,
+    ) -> Result<Self, VerbsError> {
         let id = completions.open(wanted.depth)?;
         let close = |_: &VerbsError| completions.close(id);
-        let (raw, granted) = create(domain, completions, receives, wanted).inspect_err(close)?;
+        let (raw, granted) =
+            create(domain, completions, receives.map(|all| &**all), wanted).inspect_err(close)?;
         // SAFETY: just made, and laid out so in all versions.
         let number = unsafe { (*raw.as_ptr()).qp_num };
         let Some(number) = QueuePairNumber::new(number) else {
@@ -193,7 +218,7 @@ impl QueuePair {
             windows: ManuallyDrop::new(Mutex::new(Windows::new(domain))),
             domain: domain.clone(),
             completions: completions.clone(),
-            receives: receives.clone(),
+            receives: receives.cloned(),
             raw,
             number,
             id,
@@ -351,6 +376,33 @@ impl QueuePair {
         let region = memory.region().ok_or(Unfit::NotRegistered)?;
         self.domain.lkey(region).map_err(|_| Unfit::NotRegistered)?;
         self.windows.lock().aim(window, memory).ok_or(Unfit::Window)
+    }
+
+    /// What a window will let the peer do with exported memory, once it is [bound](Operation::Bind), until it is
+    /// [closed](Self::close_window).
+    ///
+    /// # Errors
+    /// What the library says.
+    pub fn open_window(
+        &self,
+        memory: Arc<Showable>,
+        access: RemoteAccess,
+    ) -> Result<(WindowId, RemotePlace), VerbsError> {
+        let mut windows = self.windows.lock();
+        let window = windows.add()?;
+        let place = windows.open(window, memory, access);
+        // It is new, so it shows nothing yet.
+        place
+            .map(|place| (window, place))
+            .ok_or(VerbsError { operation: "a memory window", errno: libc::EBUSY })
+    }
+
+    /// Ends a window at once: the device lets nobody in by it any more. No request that names it is under way.
+    ///
+    /// # Errors
+    /// What the library says. The device may go on as before, and what the window shows is leaked.
+    pub fn close_window(&self, window: WindowId) -> Result<(), VerbsError> {
+        self.windows.lock().close(window)
     }
 
     /// What a window has shown: for when the device has said that it is invalid.
@@ -625,23 +677,25 @@ fn attributes(state: c_int) -> sys::ibv_qp_attr {
 fn create(
     domain: &ProtectionDomain,
     completions: &CompletionQueue,
-    receives: &SharedReceiveQueue,
+    receives: Option<&SharedReceiveQueue>,
     wanted: QueuePairCaps,
 ) -> Result<(NonNull<sys::ibv_qp>, sys::ibv_qp_cap), VerbsError> {
     let mut inline_bytes = wanted.inline_bytes;
+    // A queue of its own, into which nothing is put; some devices have none of length 0.
+    let own_receives = u32::from(receives.is_none());
     loop {
         let cap = sys::ibv_qp_cap {
             max_send_wr: wanted.depth,
-            max_recv_wr: 0,
+            max_recv_wr: own_receives,
             max_send_sge: wanted.segments,
-            max_recv_sge: 0,
+            max_recv_sge: own_receives,
             max_inline_data: inline_bytes,
         };
         let mut attr = sys::ibv_qp_init_attr {
             qp_context: null_mut(),
             send_cq: completions.raw(),
             recv_cq: completions.raw(),
-            srq: receives.raw(),
+            srq: receives.map_or(null_mut(), SharedReceiveQueue::raw),
             cap,
             qp_type: sys::IBV_QPT_RC,
             sq_sig_all: 0,

@@ -1,11 +1,13 @@
-//! Memory windows of one queue pair: a peer reads so much of registered memory, over this queue pair alone, for so long.
+//! Memory windows of one queue pair: a peer uses so much of registered memory, over this queue pair alone, for so long.
 //!
 //! ```text
 //! free --aim: memory, a new key--> aimed --Bind--> the peer may read --Invalidate--> --let_go--> free
+//!                        add --open: exported memory--> aimed --Bind--> the peer may do what is granted --close--> gone
 //! ```
 //!
 //! What a window shows is held here until the window is let go of, which its user does when the device has said that the key
-//! is invalid; or until the windows are gone, in front of the queue pair, which has failed then and answers nobody (M2).
+//! is invalid; or until the window is gone, which ends what it shows at once and without a queue (M2). All go in front of the
+//! queue pair, which has failed then and answers nobody.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use zc_core::memory::PinnedBuf;
 
 use super::error::VerbsError;
+use super::exported::{RemoteAccess, Showable};
 use super::protection_domain::ProtectionDomain;
 use super::work::RemotePlace;
 use crate::sys;
@@ -39,13 +42,20 @@ struct Window {
     raw: NonNull<sys::ibv_mw>,
     /// As it will be once it is bound, or is.
     key: u32,
-    memory: Option<PinnedBuf>,
+    shown: Option<Shown>,
+}
+
+/// What a window shows.
+enum Shown {
+    /// To be read.
+    Memory(PinnedBuf),
+    Export(Arc<Showable>, RemoteAccess),
 }
 
 /// All of a queue pair.
 pub(super) struct Windows {
     domain: Arc<ProtectionDomain>,
-    all: Vec<Window>,
+    all: Vec<Option<Window>>,
 }
 
 // SAFETY: names for memory of the library, whose objects may be used from any thread (its manual); used under a lock.
@@ -64,55 +74,114 @@ impl Windows {
         let raw = VerbsError::non_null("ibv_alloc_mw", raw)?;
         // SAFETY: just made, and laid out so in all versions.
         let key = unsafe { (*raw.as_ptr()).rkey };
-        self.all.push(Window { raw, key, memory: None });
-        Ok(WindowId(self.all.len() as u32 - 1))
+        let at = self.all.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.all.push(None);
+            self.all.len() - 1
+        });
+        self.all[at] = Some(Window { raw, key, shown: None });
+        Ok(WindowId(at as u32))
+    }
+
+    fn window(&self, window: WindowId) -> Option<&Window> {
+        self.all.get(window.0 as usize)?.as_ref()
+    }
+
+    fn window_mut(&mut self, window: WindowId) -> Option<&mut Window> {
+        self.all.get_mut(window.0 as usize)?.as_mut()
     }
 
     /// Has the window show that memory, when it is bound; under another key than before. None: it shows something, or is not ours.
     pub(super) fn aim(&mut self, window: WindowId, memory: PinnedBuf) -> Option<RemotePlace> {
-        let window = self.all.get_mut(window.0 as usize).filter(|window| window.memory.is_none())?;
-        window.key = next_key(window.key);
         let address = memory.as_ptr().expose_provenance() as u64;
-        window.memory = Some(memory);
+        self.show(window, Shown::Memory(memory), address)
+    }
+
+    /// The same for exported memory.
+    pub(super) fn open(
+        &mut self,
+        window: WindowId,
+        memory: Arc<Showable>,
+        access: RemoteAccess,
+    ) -> Option<RemotePlace> {
+        let address = memory.address();
+        self.show(window, Shown::Export(memory, access), address)
+    }
+
+    fn show(&mut self, window: WindowId, shown: Shown, address: u64) -> Option<RemotePlace> {
+        let window = self.window_mut(window).filter(|window| window.shown.is_none())?;
+        window.key = next_key(window.key);
+        window.shown = Some(shown);
         Some(RemotePlace { address, key: window.key })
+    }
+
+    /// Ends a window, whether it is bound or not: when this returns the device lets nobody in by it. No request that names it is
+    /// under way.
+    pub(super) fn close(&mut self, window: WindowId) -> Result<(), VerbsError> {
+        let gone = self.all.get_mut(window.0 as usize).and_then(Option::take);
+        gone.map_or(Ok(()), |gone| gone.end(&self.domain))
     }
 
     /// The key that a window shows its memory under.
     pub(super) fn key(&self, window: WindowId) -> Option<u32> {
-        self.all.get(window.0 as usize).filter(|window| window.memory.is_some()).map(|window| window.key)
+        self.window(window).filter(|window| window.shown.is_some()).map(|window| window.key)
     }
 
     pub(super) fn let_go(&mut self, window: WindowId) -> Option<PinnedBuf> {
-        self.all.get_mut(window.0 as usize)?.memory.take()
+        let shown = &mut self.window_mut(window)?.shown;
+        match shown.take()? {
+            Shown::Memory(memory) => Some(memory),
+            export @ Shown::Export(..) => {
+                *shown = Some(export);
+                None
+            }
+        }
     }
 
-    /// What a request binds, for reading.
+    /// What a request binds.
     pub(super) fn description(
         &self,
         window: WindowId,
         mr: impl FnOnce(&PinnedBuf) -> Option<NonNull<sys::ibv_mr>>,
     ) -> Option<sys::send_wr_bind_mw> {
-        let window = self.all.get(window.0 as usize)?;
-        let memory = window.memory.as_ref()?;
+        let window = self.window(window)?;
+        let (mr, addr, length, flags) = match window.shown.as_ref()? {
+            Shown::Memory(memory) => {
+                let addr = memory.as_ptr().expose_provenance() as u64;
+                (mr(memory)?, addr, memory.len() as u64, sys::IBV_ACCESS_REMOTE_READ)
+            }
+            // Registered as long as it is held here.
+            Shown::Export(memory, access) => {
+                (memory.raw(), memory.address(), memory.bytes(), access.remote_flags())
+            }
+        };
+        let (mr, mw_access_flags) = (mr.as_ptr(), flags as u32);
         Some(sys::send_wr_bind_mw {
             mw: window.raw.as_ptr(),
             rkey: window.key,
-            bind_info: sys::ibv_mw_bind_info {
-                mr: mr(memory)?.as_ptr(),
-                addr: memory.as_ptr().expose_provenance() as u64,
-                length: memory.len() as u64,
-                mw_access_flags: sys::IBV_ACCESS_REMOTE_READ as u32,
-            },
+            bind_info: sys::ibv_mw_bind_info { mr, addr, length, mw_access_flags },
         })
     }
 
     /// A request that binds it was handed over: the next one starts from the key that it has then.
     pub(super) fn was_bound(&mut self, window: WindowId) {
-        if let Some(window) = self.all.get(window.0 as usize) {
+        if let Some(window) = self.window(window) {
             // SAFETY: allocated, and not freed before `self`; the lock around `self` keeps others away (M4). The library's
             // manual leaves the field to the user for this type of windows.
             unsafe { (*window.raw.as_ptr()).rkey = window.key };
         }
+    }
+}
+
+impl Window {
+    fn end(self, domain: &Arc<ProtectionDomain>) -> Result<(), VerbsError> {
+        let none = VerbsError { operation: "ibv_dealloc_mw", errno: libc::EOPNOTSUPP };
+        let Some(dealloc) = domain.context().operations().dealloc_mw else { return Err(none) };
+        // SAFETY: freed once; nothing is posted any more that names it (M4).
+        let returned = unsafe { dealloc(self.raw.as_ptr()) };
+        VerbsError::check("ibv_dealloc_mw", returned).inspect_err(|error| {
+            tracing::error!(%error, "a memory window and what it shows are leaked (M4)");
+            std::mem::forget((self.shown, domain.clone()));
+        })
     }
 }
 
@@ -124,18 +193,12 @@ fn next_key(key: u32) -> u32 {
 impl Drop for Windows {
     /// Before the queue pair, which devices keep while a window is bound to it.
     fn drop(&mut self) {
-        let context = self.domain.context();
-        if !context.is_ours() {
+        if !self.domain.context().is_ours() {
             return;
         }
-        let Some(dealloc) = context.operations().dealloc_mw else { return };
-        for window in self.all.drain(..) {
-            // SAFETY: freed once; nothing is posted any more that names it (M4).
-            let returned = unsafe { dealloc(window.raw.as_ptr()) };
-            if let Err(error) = VerbsError::check("ibv_dealloc_mw", returned) {
-                tracing::error!(%error, "a memory window and what it shows are leaked (M4)");
-                std::mem::forget((window.memory, self.domain.clone()));
-            }
+        for window in self.all.drain(..).flatten() {
+            // Logged there.
+            let _ = window.end(&self.domain);
         }
     }
 }

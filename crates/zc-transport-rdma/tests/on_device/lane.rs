@@ -11,16 +11,19 @@ use zc_transport_rdma::*;
 use super::engine::within;
 use super::rig::device;
 
-const URI: &str = "zc+rdma://10.0.0.1:0";
+pub(crate) const URI: &str = "zc+rdma://10.0.0.1:0";
 
-fn fabric(options: RdmaOptions) -> Fabric {
+pub(crate) fn fabric(options: RdmaOptions) -> Fabric {
     fabric_over(Arc::new(RdmaTransport::new(options)))
         .pool(BufPool::builder().max_bytes(64 << 20).build())
         .build()
         .unwrap()
 }
 
-async fn pair(client: &Fabric, listener: &mut Listener) -> Result<(Connection, Connection), Error> {
+pub(crate) async fn pair(
+    client: &Fabric,
+    listener: &mut Listener,
+) -> Result<(Connection, Connection), Error> {
     let uri = listener.local_uri().to_string();
     let (connected, accepted) = within(async { tokio::join!(client.connect(&uri), listener.accept()) }).await;
     Ok((connected?, accepted?))

@@ -12,6 +12,7 @@
 mod conformance;
 mod engine;
 mod lane;
+mod one_sided;
 mod processes;
 mod queues;
 mod rig;

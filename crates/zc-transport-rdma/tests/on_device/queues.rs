@@ -378,3 +378,69 @@ fn a_window_shows_memory_to_one_queue_pair_until_it_is_invalid() {
     rig.post(&b, read(RemotePlace { key: keys[1], ..place }));
     assert_eq!(sent(&rig.completions(1)), [(1, Err(WorkFault::RemoteAccess))], "the key of last time");
 }
+
+/// A window of exported memory lets its peer do what it says, in its range, and nobody else; and nobody when it is closed. The
+/// device refuses, whatever a peer knows or asks for.
+#[test]
+fn a_window_of_exported_memory_lets_one_peer_do_so_much_until_it_is_closed() {
+    let Some(rig) = Rig::new() else { return };
+    let memory = ExportMemory::new(Region::builder(8192), 8192).unwrap();
+    let part = std::sync::Arc::new(Showable::register(&rig.domain, &memory, 4096..6144).unwrap());
+    let all = RemoteAccess { read: true, write: true, atomic: true };
+    let only = |read, write, atomic| RemoteAccess { read, write, atomic };
+    let read = |from, len| Operation::Read { into: rig.pool.try_alloc(len).unwrap(), len, from };
+    let write = |to, len| Operation::Write { payload: rig.message(&vec![9; len]), to, immediate: None };
+    let add = |at| Operation::FetchAdd { into: rig.pool.try_alloc(8).unwrap(), at, add: 1 };
+    // What is done through a window that allows so much; and whether it is closed before.
+    let outcome = |access: RemoteAccess, closed: bool, operation: &dyn Fn(RemotePlace) -> Operation| {
+        let (begins, serves) = (rig.one_sided(), rig.one_sided());
+        rig.connect_both(&begins, &serves);
+        let (window, place) = serves.open_window(part.clone(), access).unwrap();
+        rig.post(&serves, Work::new(1, Operation::Bind { window }).signalled());
+        assert_eq!(sent(&rig.completions(1)), [(1, Ok(()))]);
+        if closed {
+            serves.close_window(window).unwrap();
+        }
+        rig.post(&begins, Work::new(2, operation(place)).signalled());
+        let (_, result) = sent(&rig.completions(1))[0];
+        result
+    };
+    let refused = |result: Result<(), WorkFault>| {
+        matches!(result, Err(WorkFault::RemoteAccess | WorkFault::RemoteRequest))
+    };
+    assert_eq!(outcome(all, false, &|at| read(at, 2048)), Ok(()));
+    assert_eq!(outcome(only(false, true, false), false, &|at| write(at, 2048)), Ok(()));
+    assert_eq!(outcome(only(false, false, true), false, &|at| add(at.at(8))), Ok(()));
+    let before = memory.load_u64(4096 + 8).unwrap();
+    assert!(refused(outcome(only(true, true, false), false, &|at| add(at.at(8)))), "no atomics");
+    assert!(refused(outcome(only(true, false, true), false, &|at| write(at, 8))), "no writing");
+    assert!(refused(outcome(only(false, true, true), false, &|at| read(at, 8))), "no reading");
+    for wrong in [0_u64.wrapping_sub(8), 2044, 4096] {
+        assert!(refused(outcome(all, false, &|at| read(at.at(wrong), 8))), "outside: {wrong:#x}");
+        assert!(refused(outcome(all, false, &|at| write(at.at(wrong), 8))), "outside: {wrong:#x}");
+    }
+    let other_key = |at: RemotePlace| RemotePlace { key: at.key ^ 0x10, ..at };
+    assert!(refused(outcome(all, false, &|at| write(other_key(at), 8))), "another key");
+    for operation in [&read as &dyn Fn(RemotePlace, usize) -> Operation, &write] {
+        assert!(refused(outcome(all, true, &|at| operation(at, 8))), "closed");
+    }
+    assert_eq!(memory.load_u64(4096 + 8).unwrap(), before, "what was refused did nothing");
+    for untouched in [4096 - 8, 6144, 8184] {
+        assert_eq!(memory.load_u64(untouched).unwrap(), 0);
+    }
+    // Of another pair, with everything right but that.
+    let ((begins, serves), (stranger, other)) =
+        ((rig.one_sided(), rig.one_sided()), (rig.one_sided(), rig.one_sided()));
+    rig.connect_both(&begins, &serves);
+    rig.connect_both(&stranger, &other);
+    let (window, place) = serves.open_window(part.clone(), all).unwrap();
+    rig.post(&serves, Work::new(1, Operation::Bind { window }).signalled());
+    rig.completions(1);
+    rig.post(&stranger, Work::new(2, read(place, 8)));
+    assert_eq!(sent(&rig.completions(1)), [(2, Err(WorkFault::RemoteAccess))]);
+    // And what is sent to those that receive nothing takes no buffer from anybody.
+    rig.post_receives(2);
+    rig.post(&begins, Work::send(3, rig.message(b"for nobody")).signalled());
+    assert!(matches!(sent(&rig.completions(1))[..], [(3, Err(_))]));
+    assert_eq!(rig.receives.posted(), 2);
+}

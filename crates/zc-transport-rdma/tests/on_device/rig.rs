@@ -48,6 +48,17 @@ impl Rig {
             .unwrap()
     }
 
+    pub(crate) fn one_sided(&self) -> QueuePair {
+        let caps = QueuePairCaps { depth: 8, ..QueuePairCaps::default() };
+        QueuePair::one_sided(&self.domain, &self.completions, caps).unwrap()
+    }
+
+    pub(crate) fn connect_both(&self, a: &QueuePair, b: &QueuePair) {
+        let (of_a, of_b) = (Psn::new(7), Psn::new(70_000));
+        self.connect(a, of_a, b.number(), of_b);
+        self.connect(b, of_b, a.number(), of_a);
+    }
+
     pub(crate) fn gid(&self) -> GidEntry {
         let gids = self.context.gids().unwrap();
         DeviceChoice::default().choose(gids.into_iter().map(|gid| ((), gid))).unwrap().1

@@ -218,7 +218,7 @@ fn completion(token: RemoteToken, status: RemoteStatus, op: RemoteOp) -> RemoteC
         RemoteOp::Read { into, .. } => Some(into),
         _ => None,
     };
-    RemoteCompletion { token, status, value: 0, read }
+    RemoteCompletion { token, status, in_part: false, value: 0, read }
 }
 
 impl LaneRemote for Remote {

@@ -15,6 +15,7 @@ use zc_core::stream::Life;
 use zc_core::transport::{Frame, FrameKind, LaneError, LaneLimits, OfferContext, SendReport, SendToken};
 use zc_core::wire::WireError;
 
+mod one_sided;
 mod receiving;
 mod sending;
 
@@ -22,6 +23,7 @@ use super::credit::Credit;
 use super::inbound::Inbound;
 use super::outbound::{Cut, Left, Out, Reports, Shown, cut};
 use super::record::{Announce, Kind, MAX_ANNOUNCE_BYTES, Piece, STATE_BYTES, State, Word};
+use super::remote::Remote;
 use super::slots::Slots;
 use super::starving::{Need, Starving};
 use crate::engine::{Endpoint, EndpointEnd, Finished};
@@ -30,6 +32,7 @@ use crate::limits::{
     MIN_EAGER_BYTES, RECORD_PIECES, RESERVED_WORK,
 };
 use crate::verbs::{Operation, Received, WindowId, Work, WorkFault, unavailable};
+use crate::wire::End;
 
 /// Whom an end of work may concern.
 #[derive(Default)]
@@ -37,6 +40,16 @@ pub(super) struct Wakers {
     pub(super) tx: AtomicWaker,
     pub(super) rx: AtomicWaker,
     pub(super) drive: AtomicWaker,
+    pub(super) remote: AtomicWaker,
+}
+
+/// Wakes the one-sided half alone.
+struct WakeRemote(Arc<Wakers>);
+
+impl ArcWake for WakeRemote {
+    fn wake_by_ref(this: &Arc<Self>) {
+        this.0.remote.wake();
+    }
 }
 
 impl ArcWake for Wakers {
@@ -60,6 +73,8 @@ enum About {
     Report(SendToken),
     Read(u64),
     Window(WindowId),
+    /// A notification of ours.
+    Notification,
 }
 
 const TAG_BITS: u32 = 60;
@@ -71,6 +86,7 @@ impl About {
             Self::Report(token) => 1 << TAG_BITS | token.0,
             Self::Read(id) => 2 << TAG_BITS | id,
             Self::Window(window) => 3 << TAG_BITS | u64::from(window.0),
+            Self::Notification => 4 << TAG_BITS,
         }
     }
 
@@ -80,6 +96,7 @@ impl About {
             1 => Self::Report(SendToken(low)),
             2 => Self::Read(low),
             3 => Self::Window(WindowId(low as u32)),
+            4 => Self::Notification,
             _ => Self::Nothing,
         }
     }
@@ -103,7 +120,11 @@ pub(super) struct Core {
     wakers: Arc<Wakers>,
     /// All of them.
     waker: Waker,
+    /// The one-sided half alone.
+    remote_waker: Waker,
     terms: Terms,
+    /// What the peer said of its queue pair.
+    peer: End,
     limits: LaneLimits,
     tx_pool: BufPool,
     rx_pool: BufPool,
@@ -139,6 +160,8 @@ pub(super) struct Core {
     pub(super) peer_ended: bool,
     /// Reading was given up.
     pub(super) is_stopped: bool,
+    /// Of one-sided operations, once there were any.
+    remote: Option<Box<Remote>>,
     /// Why nothing more is sent.
     failed: Option<LaneError>,
     /// Why nothing more comes.
@@ -156,15 +179,23 @@ fn end_error(end: &EndpointEnd) -> LaneError {
 }
 
 impl Core {
-    pub(super) fn new(endpoint: Endpoint, terms: Terms, wakers: Arc<Wakers>, cx: &OfferContext) -> Self {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        terms: Terms,
+        peer: End,
+        wakers: Arc<Wakers>,
+        cx: &OfferContext,
+    ) -> Self {
         let limits = cx.limits;
         let max_read = endpoint.message_bytes() as usize;
         Self {
             slots: Slots::new(terms.theirs, terms.ours, endpoint.share()),
             endpoint,
             waker: futures::task::waker(wakers.clone()),
+            remote_waker: futures::task::waker(Arc::new(WakeRemote(wakers.clone()))),
             wakers,
             terms,
+            peer,
             limits,
             tx_pool: cx.pool.with_origin("rdma tx"),
             rx_pool: cx.pool.with_origin("rdma rx"),
@@ -192,6 +223,7 @@ impl Core {
             expected_seq: 1,
             peer_ended: false,
             is_stopped: false,
+            remote: None,
             failed: None,
             ended: None,
         }
@@ -213,6 +245,10 @@ impl Core {
         self.failed.get_or_insert(error);
         self.queue.clear();
         (self.queued_bytes, self.record_bytes) = (0, 0);
+        if let Some(remote) = &mut self.remote {
+            remote.fail();
+            self.wakers.remote.wake();
+        }
     }
 
     /// Takes what has come and what is over. `cx` is the receiving half's.
@@ -266,7 +302,12 @@ impl Core {
                     self.reports.tell(token, SendReport::Sent);
                 }
             }
-            About::Window(_) | About::Nothing => {}
+            About::Notification if is_done => {
+                if let Some(remote) = &mut self.remote {
+                    remote.user.told();
+                }
+            }
+            About::Window(_) | About::Notification | About::Nothing => {}
         }
     }
 

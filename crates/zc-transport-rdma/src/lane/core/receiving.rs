@@ -18,6 +18,10 @@ impl Core {
                 let state = self.record(buf, State::decode)?;
                 self.take_state(&state)?;
             }
+            Kind::OneSided => {
+                let record = self.record(buf, one_sided::decode)?;
+                self.heard_one_sided(record)?;
+            }
             Kind::Announce => {
                 let announce = self.record(buf, Announce::decode)?;
                 let seq = if announce.is_remote { 0 } else { self.expected_seq };

@@ -82,17 +82,23 @@ impl Core {
         }
         let done = self.try_pump();
         self.endpoint.flush();
+        self.call_drive();
+        done.map_err(|error| self.fail(error))
+    }
+
+    /// Has the drive ask again for memory that there was not.
+    pub(super) fn call_drive(&mut self) {
         if self.starving.calls_drive()
             && let Some(drive) = self.wakers.drive.take()
         {
             Deferral::wake(drive);
         }
-        done.map_err(|error| self.fail(error))
     }
 
     fn try_pump(&mut self) -> Result<(), LaneError> {
         self.fetch()?;
         self.grant();
+        self.advance_one_sided()?;
         while self.endpoint.room() > RESERVED_WORK && self.slots.may_send_frame() && self.send_next()? {}
         // What went out may have said it.
         self.tell_state()
@@ -144,7 +150,7 @@ impl Core {
     }
 
     /// Memory for a record of at most so many bytes.
-    fn record_memory(&mut self, len: usize) -> Result<Option<RecordMemory>, LaneError> {
+    pub(super) fn record_memory(&mut self, len: usize) -> Result<Option<RecordMemory>, LaneError> {
         // What travels in the request itself may lie anywhere.
         let is_inline = len <= self.endpoint.inline_bytes();
         match self.tx_pool.try_alloc(len) {
@@ -162,7 +168,11 @@ impl Core {
     }
 
     /// Memory for a copy of payload, which the device knows unless it is `is_inline`.
-    fn copy_memory(&mut self, len: usize, is_inline: bool) -> Result<Option<PinnedBufMut>, LaneError> {
+    pub(super) fn copy_memory(
+        &mut self,
+        len: usize,
+        is_inline: bool,
+    ) -> Result<Option<PinnedBufMut>, LaneError> {
         match self.tx_pool.try_alloc(len) {
             Ok(buf) => {
                 let is_fit = is_inline || self.is_registered(&buf, Need::Copy)?;
@@ -177,7 +187,13 @@ impl Core {
         }
     }
 
-    fn send(&mut self, kind: Kind, ack: bool, payload: Message, about: About) -> Result<(), LaneError> {
+    pub(super) fn send(
+        &mut self,
+        kind: Kind,
+        ack: bool,
+        payload: Message,
+        about: About,
+    ) -> Result<(), LaneError> {
         let word = Word { kind, ack, granted: self.slots.word() };
         self.slots.spend();
         let work = Work::new(about.tag(), Operation::Send { payload, immediate: Some(word.encode()) });
@@ -310,7 +326,7 @@ impl Core {
 
     /// All that was taken is in the device's hands.
     pub(in crate::lane) fn is_flushed(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.is_empty() && self.remote.as_ref().is_none_or(|remote| remote.out.first().is_none())
     }
 
     /// All that was taken has arrived, and the peer reads nothing of ours any more.
@@ -320,7 +336,7 @@ impl Core {
 }
 
 /// Where a record of our own lies.
-enum RecordMemory {
+pub(super) enum RecordMemory {
     Pool(PinnedBufMut),
     Heap,
 }
@@ -339,7 +355,7 @@ impl RecordMemory {
 }
 
 /// The first `len` bytes of a message, in one buffer.
-fn gather(
+pub(super) fn gather(
     message: &Message,
     len: usize,
     mut into: PinnedBufMut,

@@ -1,0 +1,556 @@
+//! Our operations on the peer's memory, in order.
+//!
+//! ```text
+//! waiting --key known, in its range--> flying: work requests --all complete--> done
+//!    ^                                    '-- refused by the peer's device: ended, as revoked
+//!    '---------- flushed: the device has done nothing of them -- another round -'
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+
+use zc_core::memory::{Message, PinnedBufMut};
+use zc_core::transport::{Access, RemoteCompletion, RemoteOp, RemoteToken};
+use zc_core::wire::{RemoteStatus, WireError};
+
+use super::record::{Granted, Key, QueueEnd, Record};
+use super::{Outbox, connect, lie};
+use crate::engine::{Endpoint, EndpointEnd, EndpointError, Finished, Unsent};
+use crate::limits::{MAX_REMOTE_KEYS, MAX_REMOTE_OPERATIONS, NOTIFY_WINDOW, SPARE_WORDS};
+use crate::verbs::{self, RemoteAccess, RemotePlace, Work, WorkFault};
+use crate::wire::End;
+
+/// What is to be done.
+pub(in crate::lane) enum What {
+    /// The buffer is the device's while it is read into.
+    Read {
+        into: Option<PinnedBufMut>,
+        len: usize,
+        /// What was in it before.
+        before: usize,
+    },
+    Write {
+        message: Message,
+        notify: Option<u64>,
+    },
+    CompareSwap {
+        expected: u64,
+        new: u64,
+    },
+    FetchAdd {
+        add: u64,
+    },
+}
+
+/// An operation that was taken.
+pub(in crate::lane) struct Operation {
+    pub(in crate::lane) token: RemoteToken,
+    /// `None`: a key that is none of ours.
+    pub(in crate::lane) key: Option<Key>,
+    pub(in crate::lane) offset: u64,
+    pub(in crate::lane) what: What,
+}
+
+/// How an operation has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::lane) struct Ended {
+    pub(in crate::lane) status: RemoteStatus,
+    pub(in crate::lane) in_part: bool,
+}
+
+/// An operation that was begun.
+pub(in crate::lane) struct Flying {
+    pub(in crate::lane) operation: Operation,
+    pub(in crate::lane) place: RemotePlace,
+    /// By which its work requests are known.
+    pub(in crate::lane) id: u64,
+    /// Bytes that were handed over to the device.
+    pub(in crate::lane) handed: usize,
+    /// All of it was.
+    pub(in crate::lane) is_handed: bool,
+    /// Work requests without a completion.
+    pub(in crate::lane) works: u32,
+    value: u64,
+    /// The device gave up one of them, and has done nothing of that.
+    is_flushed: bool,
+    /// By the peer's device.
+    is_refused: bool,
+    /// It has a place among the notifications under way.
+    has_place: bool,
+    /// Its notification was handed over.
+    is_told: bool,
+    ended: Option<Ended>,
+}
+
+impl Flying {
+    pub(in crate::lane) fn len(&self) -> usize {
+        match &self.operation.what {
+            What::Read { len, .. } => *len,
+            What::Write { message, .. } => message.len(),
+            What::CompareSwap { .. } | What::FetchAdd { .. } => 8,
+        }
+    }
+
+    /// Reads and atomics, which those behind them may overtake.
+    fn is_slow(&self) -> bool {
+        !matches!(self.operation.what, What::Write { .. })
+    }
+
+    /// It has ended, its notification included.
+    fn is_over(&self) -> bool {
+        self.has_left() && (self.ended.is_some() || self.works == 0)
+    }
+
+    /// The device won't do anything of it any more, and has done all of it or refused it.
+    fn has_left(&self) -> bool {
+        self.ended.is_some() || self.is_handed && !self.is_flushed && (self.works == 0 || self.is_told)
+    }
+
+    fn notification(&self) -> Option<u64> {
+        match self.operation.what {
+            What::Write { notify, .. } => notify,
+            _ => None,
+        }
+    }
+
+    /// The device has done something of it and won't go on.
+    fn is_begun(&self) -> bool {
+        matches!(self.operation.what, What::Write { .. }) && self.handed > 0
+    }
+}
+
+/// What a key stands for.
+#[derive(Clone, Copy)]
+struct Known {
+    place: RemotePlace,
+    len: u64,
+    access: Access,
+}
+
+impl Known {
+    /// Where the operation begins, if it is allowed.
+    fn check(&self, operation: &Operation) -> Result<RemotePlace, RemoteStatus> {
+        let offset = operation.offset;
+        let (needed, len, is_aligned) = match &operation.what {
+            What::Read { len, .. } => (Access::READ, *len as u64, true),
+            What::Write { message, .. } => (Access::WRITE, message.len() as u64, true),
+            What::CompareSwap { .. } | What::FetchAdd { .. } => (Access::ATOMIC, 8, offset.is_multiple_of(8)),
+        };
+        if !self.access.contains(needed) {
+            Err(RemoteStatus::Denied)
+        } else if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            Err(RemoteStatus::OutOfBounds)
+        } else if !is_aligned {
+            Err(RemoteStatus::Misaligned)
+        } else {
+            Ok(self.place.at(offset))
+        }
+    }
+}
+
+/// The queue pair that begins operations.
+#[derive(Default)]
+enum Way {
+    #[default]
+    None,
+    /// The peer has been told, and has not answered.
+    Opening(Endpoint),
+    Open(Endpoint),
+}
+
+/// What the first operation that waits may do.
+pub(in crate::lane) enum Next {
+    /// It is over, and flies no more.
+    Ended,
+    /// Hand it to the device.
+    Begun,
+    /// The peer has to say something first.
+    Wait,
+}
+
+#[derive(Default)]
+pub(in crate::lane) struct User {
+    way: Way,
+    round: u32,
+    /// The peer has ended the round.
+    is_closed: bool,
+    known: HashMap<Key, Known>,
+    asked: Option<Key>,
+    waiting: VecDeque<Operation>,
+    pub(in crate::lane) flying: VecDeque<Flying>,
+    tokens: u64,
+    /// Notifications of ours, and how many of them the peer has handed on.
+    notified: u64,
+    taken: u64,
+    finished: Vec<Finished>,
+    /// For the words of atomics.
+    words: Vec<PinnedBufMut>,
+}
+
+impl User {
+    pub(in crate::lane) fn has_room(&self) -> bool {
+        self.waiting.len() + self.flying.len() < MAX_REMOTE_OPERATIONS
+    }
+
+    pub(in crate::lane) fn start(&mut self, key: Option<Key>, offset: u64, op: RemoteOp) -> RemoteToken {
+        self.tokens += 1;
+        let token = RemoteToken(self.tokens);
+        let what = match op {
+            RemoteOp::Read { into, len } => What::Read { before: into.len(), into: Some(into), len },
+            RemoteOp::Write { message, notify } => What::Write { message, notify },
+            RemoteOp::CompareSwap { expected, new } => What::CompareSwap { expected, new },
+            RemoteOp::FetchAdd { add } => What::FetchAdd { add },
+        };
+        self.waiting.push_back(Operation { token, key, offset, what });
+        token
+    }
+
+    pub(in crate::lane) fn is_idle(&self) -> bool {
+        self.known.is_empty() && self.waiting.is_empty() && self.flying.is_empty()
+    }
+
+    pub(super) fn fail(&mut self) {
+        if let Way::Opening(endpoint) | Way::Open(endpoint) = &self.way {
+            endpoint.fail(EndpointEnd::QueuePairFailed);
+        }
+    }
+
+    /// Where operations begin now.
+    pub(in crate::lane) fn endpoint(&self) -> Option<&Endpoint> {
+        match &self.way {
+            Way::Open(endpoint) => Some(endpoint),
+            _ => None,
+        }
+    }
+
+    // What the peer says.
+
+    pub(in crate::lane) fn opened(&mut self, theirs: &End, end: QueueEnd) -> Result<(), EndpointError> {
+        if end.round != self.round {
+            return Ok(());
+        }
+        match std::mem::take(&mut self.way) {
+            Way::Opening(endpoint) => {
+                connect(&endpoint, theirs, end, RemoteAccess::default())?;
+                self.way = Way::Open(endpoint);
+            }
+            other => self.way = other,
+        }
+        Ok(())
+    }
+
+    /// The peer has none to serve us, or it has failed.
+    pub(in crate::lane) fn closed(&mut self, round: u32) {
+        if round != self.round {
+            return;
+        }
+        if let Way::Opening(_) = self.way {
+            // It can't be had at all, now.
+            self.way = Way::None;
+            self.asked = None;
+            self.end_first(RemoteStatus::Busy);
+        }
+        self.is_closed = true;
+    }
+
+    pub(in crate::lane) fn granted(&mut self, granted: Granted) -> Result<(), WireError> {
+        if granted.round != self.round || self.asked != Some(granted.key) {
+            return Ok(());
+        }
+        if self.known.len() >= MAX_REMOTE_KEYS {
+            return Err(lie("rdma one-sided keys"));
+        }
+        self.asked = None;
+        let Granted { place, len, access, key, .. } = granted;
+        self.known.insert(key, Known { place, len, access });
+        Ok(())
+    }
+
+    pub(in crate::lane) fn refused(&mut self, key: Key, later: bool) {
+        if self.asked == Some(key) {
+            self.asked = None;
+            self.end_first(if later { RemoteStatus::Busy } else { RemoteStatus::Revoked });
+        }
+    }
+
+    pub(in crate::lane) fn revoked(&mut self, key: Key) {
+        self.known.remove(&key);
+    }
+
+    pub(in crate::lane) fn taken(&mut self, count: u64) -> Result<(), WireError> {
+        if count < self.taken || count > self.notified {
+            return Err(lie("rdma notifications taken"));
+        }
+        self.taken = count;
+        Ok(())
+    }
+
+    // Beginning.
+
+    /// The first of those that wait ends without a word to the device, behind those that fly.
+    fn end_first(&mut self, status: RemoteStatus) {
+        if let Some(operation) = self.waiting.pop_front() {
+            self.fly(operation, RemotePlace { address: 0, key: 0 }, Some(Ended { status, in_part: false }));
+        }
+    }
+
+    fn fly(&mut self, operation: Operation, place: RemotePlace, ended: Option<Ended>) {
+        let id = operation.token.0;
+        self.flying.push_back(Flying {
+            operation,
+            place,
+            id,
+            handed: 0,
+            is_handed: false,
+            works: 0,
+            value: 0,
+            is_flushed: false,
+            is_refused: false,
+            has_place: false,
+            is_told: false,
+            ended,
+        });
+    }
+
+    /// Whether the last one that flies was not handed over in whole: nothing else is until it was.
+    pub(in crate::lane) fn is_handing_over(&self) -> bool {
+        self.flying.back().is_some_and(|last| !last.is_handed && last.ended.is_none())
+    }
+
+    /// Looks at the first of those that wait. `endpoint` is the messages'.
+    pub(in crate::lane) fn next(&mut self, endpoint: &Endpoint, out: &mut Outbox) -> Next {
+        let Some(first) = self.waiting.front() else { return Next::Wait };
+        let is_told = matches!(first.what, What::Write { notify: Some(_), .. });
+        let Some(key) = first.key else {
+            self.end_first(RemoteStatus::Revoked);
+            return Next::Ended;
+        };
+        if self.is_closed {
+            // Another round, when nothing flies any more.
+            return Next::Wait;
+        }
+        if let Way::None = self.way
+            && let Err(error) = self.open(endpoint, out)
+        {
+            tracing::warn!(%error, "no queue pair for one-sided operations");
+            self.end_first(RemoteStatus::Busy);
+            return Next::Ended;
+        }
+        let checked = self.known.get(&key).zip(self.waiting.front()).map(|(known, first)| known.check(first));
+        let Some(checked) = checked else {
+            if self.asked.is_none() {
+                out.push(Record::Ask(key));
+                self.asked = Some(key);
+            }
+            return Next::Wait;
+        };
+        match checked {
+            Err(status) => {
+                self.end_first(status);
+                Next::Ended
+            }
+            Ok(_) if is_told && self.notified - self.taken >= NOTIFY_WINDOW => {
+                self.end_first(RemoteStatus::Busy);
+                Next::Ended
+            }
+            Ok(place) => {
+                if let Some(operation) = self.waiting.pop_front() {
+                    self.fly(operation, place, None);
+                }
+                if let Some(last) = self.flying.back_mut() {
+                    last.has_place = is_told;
+                    self.notified += u64::from(is_told);
+                }
+                Next::Begun
+            }
+        }
+    }
+
+    /// Begins a round.
+    fn open(&mut self, endpoint: &Endpoint, out: &mut Outbox) -> Result<(), EndpointError> {
+        let ours = endpoint.one_sided(false)?;
+        self.round = self.round.wrapping_add(1);
+        let End { number, psn, .. } = ours.describe();
+        out.push(Record::Open(QueueEnd { round: self.round, number, psn }));
+        self.way = Way::Opening(ours);
+        Ok(())
+    }
+
+    /// Whether one is to wait for reads and atomics in front of it, which devices may do after it: only among themselves those keep
+    /// their order.
+    pub(in crate::lane) fn must_fence(&self) -> bool {
+        self.flying.iter().any(|flying| flying.is_slow() && flying.works > 0)
+    }
+
+    pub(in crate::lane) fn word(&mut self) -> Option<PinnedBufMut> {
+        self.words.pop()
+    }
+
+    fn keep_word(&mut self, word: PinnedBufMut) {
+        if self.words.len() < SPARE_WORDS {
+            self.words.push(word);
+        }
+    }
+
+    /// What was begun last is not taken by its queue pair, which has failed.
+    pub(in crate::lane) fn not_taken(&mut self, work: Work, why: Unsent) -> Result<(), EndpointEnd> {
+        self.finish(Finished { work, result: Err(why) })
+    }
+
+    // Ending.
+
+    /// Takes what is complete. An error is none of one operation's.
+    pub(in crate::lane) fn look(&mut self) -> Result<(), EndpointEnd> {
+        let Way::Open(endpoint) = &self.way else {
+            if self.is_closed && self.flying.iter().all(Flying::has_left) {
+                self.again();
+            }
+            return Ok(());
+        };
+        let mut finished = std::mem::take(&mut self.finished);
+        let end = endpoint.collect(&mut finished);
+        let is_idle = end.is_some() && endpoint.is_idle();
+        for one in finished.drain(..) {
+            self.finish(one)?;
+        }
+        self.finished = finished;
+        match end {
+            Some(end) if is_idle => self.recover(end),
+            None if self.is_closed && self.flying.iter().all(Flying::has_left) => {
+                self.again();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(&mut self, finished: Finished) -> Result<(), EndpointEnd> {
+        let Finished { work, result } = finished;
+        let Some(at) = self.flying.iter().position(|flying| flying.id == work.tag) else { return Ok(()) };
+        let flying = &mut self.flying[at];
+        flying.works = flying.works.saturating_sub(1);
+        let is_done = result.is_ok();
+        match result {
+            Ok(()) => {}
+            Err(why) if is_flushed(&why) => flying.is_flushed = true,
+            Err(why) if is_refused(&why) => {
+                let in_part = flying.is_begun();
+                flying.is_refused = true;
+                flying.ended.get_or_insert(Ended { status: RemoteStatus::Revoked, in_part });
+            }
+            Err(Unsent::Ended(end)) => return Err(end),
+            Err(why) => {
+                tracing::debug!(%why, "a one-sided operation can't be done");
+                return Err(EndpointEnd::QueuePairFailed);
+            }
+        }
+        match work.operation {
+            verbs::Operation::Read { into: buf, .. } => {
+                if let What::Read { into, .. } = &mut flying.operation.what {
+                    *into = Some(buf);
+                }
+            }
+            verbs::Operation::CompareSwap { into, .. } | verbs::Operation::FetchAdd { into, .. } => {
+                if let (true, Some(word)) = (is_done, into.first_chunk()) {
+                    flying.value = u64::from_ne_bytes(*word);
+                }
+                self.keep_word(into);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The queue pair has failed, and the device has nothing any more.
+    fn recover(&mut self, end: EndpointEnd) -> Result<(), EndpointEnd> {
+        let was_refused = self.flying.iter().any(|flying| flying.is_refused);
+        if !was_refused && !self.flying.iter().all(Flying::has_left) {
+            // What was flushed may have been done.
+            return Err(end);
+        }
+        // The peer's device did nothing that comes after what it refused.
+        self.again();
+        Ok(())
+    }
+
+    /// Another round begins with the next operation. What was given up by the device waits once more.
+    fn again(&mut self) {
+        (self.way, self.is_closed, self.asked) = (Way::None, false, None);
+        self.known.clear();
+        while self.flying.back().is_some_and(|flying| !flying.has_left())
+            && let Some(Flying { mut operation, has_place, .. }) = self.flying.pop_back()
+        {
+            self.notified -= u64::from(has_place);
+            if let What::Read { into: Some(into), before, .. } = &mut operation.what {
+                // All of it is read again.
+                into.truncate(*before);
+            }
+            self.waiting.push_front(operation);
+        }
+    }
+
+    /// Notifications whose writes are complete, in their order.
+    pub(in crate::lane) fn tell(&mut self, out: &mut Outbox) {
+        for flying in &mut self.flying {
+            if !flying.has_left() {
+                return;
+            }
+            let Some(value) = flying.notification().filter(|_| !flying.is_told) else { continue };
+            flying.is_told = true;
+            if let (None, Some(key)) = (flying.ended, flying.operation.key) {
+                out.push(Record::Notify { key, value });
+                // Over when the peer has it.
+                flying.works = 1;
+            } else {
+                self.notified -= u64::from(std::mem::take(&mut flying.has_place));
+            }
+        }
+    }
+
+    /// The peer has the first notification that was handed over.
+    pub(in crate::lane) fn told(&mut self) {
+        let told = |flying: &&mut Flying| flying.is_told && flying.works > 0;
+        if let Some(flying) = self.flying.iter_mut().find(told) {
+            flying.works -= 1;
+        }
+    }
+
+    /// What has ended, in order.
+    pub(in crate::lane) fn next_done(&mut self) -> Option<RemoteCompletion> {
+        let first = self.flying.front()?;
+        let is_untold = first.ended.is_none() && first.notification().is_some() && !first.is_told;
+        if !first.is_over() || is_untold {
+            return None;
+        }
+        let Flying { operation, ended, value, .. } = self.flying.pop_front()?;
+        let Ended { status, in_part } = ended.unwrap_or(Ended { status: RemoteStatus::Done, in_part: false });
+        let read = match operation.what {
+            What::Read { into, .. } => into,
+            _ => None,
+        };
+        Some(RemoteCompletion { token: operation.token, status, in_part, value, read })
+    }
+
+    pub(in crate::lane) fn has_done(&self) -> bool {
+        self.flying.front().is_some_and(Flying::is_over)
+    }
+}
+
+/// The device has done nothing of it.
+fn is_flushed(why: &Unsent) -> bool {
+    match why {
+        Unsent::Ended(EndpointEnd::Work(error)) => error.fault() == WorkFault::Flushed,
+        // Not handed over.
+        Unsent::Ended(_) | Unsent::Full => true,
+        Unsent::Unfit(_) => false,
+    }
+}
+
+/// The peer's device has refused it.
+fn is_refused(why: &Unsent) -> bool {
+    match why {
+        Unsent::Ended(EndpointEnd::Work(error)) => {
+            matches!(error.fault(), WorkFault::RemoteAccess | WorkFault::RemoteRequest)
+        }
+        _ => false,
+    }
+}

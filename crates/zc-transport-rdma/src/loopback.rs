@@ -1,0 +1,165 @@
+//! An owner's way to its own memory through its own device, for a device whose atomics know nothing of processors.
+//!
+//! ```text
+//! Export::fetch_add --> a queue pair --the device--> its other end --> the word      as all peers' operations
+//! ```
+//!
+//! The two are in a protection domain of their own, so that no peer's queue pair can use the key; and have a completion queue of
+//! their own, at which the caller looks until its operation is complete.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use zc_core::memory::{BufPool, ExportError, ExportMemory, PinnedBufMut, RegisterError, WordAtomics};
+
+use crate::gid::GidEntry;
+use crate::limits::OWN_ATOMIC_MS;
+use crate::verbs::{
+    Completion, CompletionQueue, Context, ExportedMemory, Operation, Path, ProtectionDomain, QueuePair,
+    QueuePairCaps, RemoteAccess, RemotePlace, VerbsError, Work,
+};
+use crate::wire::Psn;
+
+/// One at a time, at either end.
+const DEPTH: u32 = 2;
+const ENTRIES: u32 = 2 * DEPTH;
+const WORD_BYTES: usize = size_of::<u64>();
+/// So often it looks before others on this processor have their turn.
+const LOOKS: u32 = 256;
+/// For one word.
+const POOL_BYTES: usize = 1 << 20;
+
+/// The way to one memory.
+pub(crate) struct Loopback {
+    device: Arc<Context>,
+    /// None: it does not work any more.
+    way: Mutex<Option<Way>>,
+}
+
+struct Way {
+    begins: QueuePair,
+    _serves: QueuePair,
+    completions: Arc<CompletionQueue>,
+    exported: ExportedMemory,
+    word: Option<PinnedBufMut>,
+    found: Vec<Completion>,
+}
+
+impl std::fmt::Debug for Loopback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loopback").field("device", &self.device.name()).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no way.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoWay {
+    #[error(transparent)]
+    Verbs(#[from] VerbsError),
+    #[error("memory can't be registered: {0}")]
+    Register(#[from] RegisterError),
+    #[error("no memory: {0}")]
+    Memory(#[from] zc_core::memory::AllocError),
+    #[error("the system has no random numbers")]
+    NoRandomness,
+}
+
+impl Loopback {
+    /// Connects two queue pairs at that address to each other.
+    pub(crate) fn new(device: &Arc<Context>, local: GidEntry, memory: &ExportMemory) -> Result<Self, NoWay> {
+        let domain = ProtectionDomain::new(device)?;
+        let completions = CompletionQueue::new(device, ENTRIES)?;
+        let caps = QueuePairCaps { depth: DEPTH, segments: 1, inline_bytes: 0 };
+        let queue_pair = || QueuePair::one_sided(&domain, &completions, caps);
+        let (begins, serves) = (queue_pair()?, queue_pair()?);
+        let psn = || getrandom::u32().map(Psn::new).map_err(|_| NoWay::NoRandomness);
+        let (psn_of_begins, psn_of_serves) = (psn()?, psn()?);
+        let mtu = device.port(local.port)?.mtu;
+        let atomics = RemoteAccess { atomic: true, ..RemoteAccess::default() };
+        let connect = |one: &QueuePair, psn, other: &QueuePair, other_psn, access| {
+            one.init(local.port, access)?;
+            let path = Path { local, gid: local.gid, number: other.number(), psn: other_psn, mtu, reads: 1 };
+            one.receive(&path)?;
+            one.send(psn, 1)
+        };
+        connect(&serves, psn_of_serves, &begins, psn_of_begins, atomics)?;
+        connect(&begins, psn_of_begins, &serves, psn_of_serves, RemoteAccess::default())?;
+        let exported = ExportedMemory::register(&domain, memory, atomics)?;
+        let word = BufPool::builder().max_bytes(POOL_BYTES).build().try_alloc(WORD_BYTES)?;
+        let way = Way { begins, _serves: serves, completions, exported, word: Some(word), found: Vec::new() };
+        Ok(Self { device: device.clone(), way: Mutex::new(Some(way)) })
+    }
+
+    fn run(
+        &self,
+        offset: u64,
+        operation: impl FnOnce(PinnedBufMut, RemotePlace) -> Operation,
+    ) -> Result<u64, ExportError> {
+        let mut guard = self.way.lock();
+        let way = guard.as_mut().ok_or(ExportError::Device { operation: "an earlier one failed" })?;
+        let done = way.run(offset, operation);
+        if done.is_err() {
+            // What it has under way is given back when it is taken down.
+            *guard = None;
+        }
+        done
+    }
+}
+
+impl Way {
+    fn run(
+        &mut self,
+        offset: u64,
+        operation: impl FnOnce(PinnedBufMut, RemotePlace) -> Operation,
+    ) -> Result<u64, ExportError> {
+        let failed = |operation| ExportError::Device { operation };
+        let word = self.word.take().ok_or(failed("no word"))?;
+        let work = Work::new(0, operation(word, self.exported.place().at(offset))).signalled();
+        self.begins.prepare(&work).map_err(|_| failed("prepare"))?;
+        let posted = self.begins.post(&mut VecDeque::from([work])).map_err(|_| failed("ibv_post_send"))?;
+        if posted != 1 {
+            return Err(failed("no room"));
+        }
+        let until = Instant::now() + Duration::from_millis(OWN_ATOMIC_MS);
+        loop {
+            for _ in 0..LOOKS {
+                self.completions.poll(&mut self.found).map_err(|_| failed("ibv_poll_cq"))?;
+                if let Some(done) = self.found.pop() {
+                    return self.take(done).ok_or(failed("a work completion"));
+                }
+                std::hint::spin_loop();
+            }
+            if Instant::now() >= until {
+                return Err(failed("no completion in time"));
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// The word as it was.
+    fn take(&mut self, done: Completion) -> Option<u64> {
+        let Completion::Sent { work, result: Ok(()), .. } = done else { return None };
+        let (Operation::CompareSwap { into, .. } | Operation::FetchAdd { into, .. }) = work.operation else {
+            return None;
+        };
+        let seen = into.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+        self.word = Some(into);
+        seen
+    }
+}
+
+impl WordAtomics for Loopback {
+    fn device(&self) -> &str {
+        self.device.name()
+    }
+
+    fn compare_swap(&self, offset: u64, expected: u64, new: u64) -> Result<u64, ExportError> {
+        self.run(offset, |into, at| Operation::CompareSwap { into, at, compare: expected, swap: new })
+    }
+
+    fn fetch_add(&self, offset: u64, add: u64) -> Result<u64, ExportError> {
+        self.run(offset, |into, at| Operation::FetchAdd { into, at, add })
+    }
+}
