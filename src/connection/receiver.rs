@@ -130,10 +130,11 @@ impl Receiver {
                     found
                 });
                 if found {
+                    core.watch.was_answered();
                     has_read = true;
                     continue;
                 }
-                if self.waiting.goes_on(Instant::now) {
+                if self.waiting.goes_on(Instant::now) && !core.watch.is_called() {
                     core.watch.comes_back();
                     break;
                 }

@@ -99,6 +99,8 @@ pub(super) struct Watch {
     needy: AtomicBool,
     /// The receiver comes back to look, without being called.
     looking: AtomicBool,
+    /// It was called while it did: a look that finds nothing is no answer to that.
+    called: AtomicBool,
     /// The driver is to look now.
     look: AtomicBool,
     /// The driver looks within [`LOOK_INTERVAL`], or has been woken to see to it.
@@ -137,11 +139,24 @@ impl Watch {
         }
     }
 
-    /// It does not: it sleeps, or has gone.
+    /// It does not: it sleeps, was served, or has gone.
     pub(super) fn comes_no_more(&self) {
         if self.looking.load(SeqCst) {
             self.looking.store(false, SeqCst);
+            self.called.store(false, SeqCst);
         }
+    }
+
+    /// A look has found something: should more take a poll with a waker, the lane calls again.
+    pub(super) fn was_answered(&self) {
+        if self.is_called() {
+            self.called.store(false, SeqCst);
+        }
+    }
+
+    /// Whether the lane has called who looks: some of what it does takes a poll with a waker.
+    pub(super) fn is_called(&self) -> bool {
+        self.called.load(SeqCst)
     }
 
     /// The lane is about to be polled with our waker. Set in front, so that a waker called meanwhile counts.
@@ -228,8 +243,11 @@ impl Wake for RxWake {
         let watch = &self.0;
         watch.disarm();
         let Some(receiver) = watch.receiver.take() else {
-            let comes_back = watch.looking.load(SeqCst) && !watch.needy.load(SeqCst);
-            return if comes_back { watch.watch() } else { watch.look() };
+            if !watch.looking.load(SeqCst) || watch.needy.load(SeqCst) {
+                return watch.look();
+            }
+            watch.called.store(true, SeqCst);
+            return watch.watch();
         };
         // Should the receiver's task not come, the driver does.
         if watch.needy.load(SeqCst) {

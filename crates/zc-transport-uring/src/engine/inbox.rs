@@ -188,9 +188,10 @@ impl Inbox {
         self.state.lock().pause()
     }
 
-    /// Nothing receives, and all that came is taken.
+    /// Nothing receives, all that came is taken, and nothing is known of an end: who reads the socket itself misses that.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.state.lock().check_quiet().is_ok()
+        let state = self.state.lock();
+        state.over.is_none() && state.check_quiet().is_ok()
     }
 
     /// For a receive into a buffer of the caller's: nothing else may be on its way.
@@ -449,6 +450,22 @@ mod tests {
 
     fn cx() -> Context<'static> {
         Context::from_waker(std::task::Waker::noop())
+    }
+
+    /// Who reads the socket itself would not hear of it.
+    #[test]
+    fn what_is_known_of_the_end_is_told_before_anybody_reads_past_the_ring() {
+        for (result, expected) in [(-libc::ECONNRESET, Err(libc::ECONNRESET)), (0, Ok(0))] {
+            let (inbox, token) = inbox();
+            assert_eq!(inbox.armed(token), Next::Nothing);
+            assert!(matches!(inbox.pause(), Next::Stop(_)));
+            assert!(!inbox.is_quiet());
+            assert_eq!(inbox.received(Pieces::new(), result, false), Next::Nothing);
+            assert!(!inbox.is_quiet());
+            let (told, _) = inbox.poll_take(None);
+            let Poll::Ready(told) = told else { panic!("nothing is told") };
+            assert_eq!(told.map(|piece| piece.len()).map_err(|e| e.raw_os_error().unwrap()), expected);
+        }
     }
 
     /// The owner stops while the engine is about to begin: what has begun then ends.

@@ -28,15 +28,21 @@ impl Hot {
         self.place.is_some()
     }
 
-    /// A look has found something at the ring.
-    pub(super) fn found(&mut self, socket: &SocketRx) {
+    /// A look has found something.
+    pub(super) fn found(&mut self, socket: &SocketRx, pool: &BufPool) {
         self.found = self.found.saturating_add(1);
-        if self.found >= HOT_LOOKS && self.place.is_none() {
+        if self.found < HOT_LOOKS || self.is_hot() {
+            return;
+        }
+        self.found = 0;
+        // The ring has buffers, also while the pool has nothing.
+        self.chunk = pool.try_alloc_spare(HOT_READ_BYTES).ok();
+        if self.chunk.is_some() {
             self.place = socket.hot_place();
-            match self.is_hot() {
-                true => socket.pause(),
-                false => self.found = 0,
-            }
+        }
+        match self.is_hot() {
+            true => socket.pause(),
+            false => self.chunk = None,
         }
     }
 
@@ -45,17 +51,16 @@ impl Hot {
         *self = Self::default();
     }
 
-    /// One read of what comes next in the stream, none of it at its end; `None`: nothing has come, or there is no
-    /// memory to read into.
-    pub(super) fn read(
-        &mut self,
-        socket: &SocketRx,
-        parser: &mut Parser,
-        pool: &BufPool,
-    ) -> io::Result<Option<usize>> {
+    /// Whether there is memory for the next read.
+    pub(super) fn has_chunk(&mut self, pool: &BufPool) -> bool {
         if self.chunk.is_none() {
             self.chunk = pool.try_alloc_spare(HOT_READ_BYTES).ok();
         }
+        self.chunk.is_some()
+    }
+
+    /// One read of what comes next in the stream, none of it at its end; `None`: nothing has come.
+    pub(super) fn read(&mut self, socket: &SocketRx, parser: &mut Parser) -> io::Result<Option<usize>> {
         let Some(chunk) = &mut self.chunk else { return Ok(None) };
         // What goes on in pieces, or waits on the heap, is fed.
         let is_fed = parser.body_missing() > 0 && (parser.is_rope() || parser.is_spilled());

@@ -285,15 +285,20 @@ impl Rx {
         }
         if self.mode == Mode::Pieces
             && cx.is_none()
-            && self.hot.is_hot()
             && let Some(socket) = self.socket.as_ref().filter(|socket| socket.is_quiet())
         {
-            if !self.parser.reads_exactly() {
-                let read = self.hot.read(socket, &mut self.parser, &self.pool);
+            // Nothing will come in pieces.
+            if self.hot.is_hot() && !self.hot.has_chunk(&self.pool) {
+                // A head and a record need none.
+                self.parser.read_exactly();
+            }
+            if self.parser.reads_exactly() {
+                self.mode = Mode::Exactly;
+            } else if self.hot.is_hot() {
+                let read = self.hot.read(socket, &mut self.parser);
                 let n = read.map_err(|e| LaneError::os("read", &e))?;
                 return n.map_or(Poll::Pending, |n| Poll::Ready(Ok(n > 0)));
             }
-            self.mode = Mode::Exactly;
         }
         if self.mode == Mode::Pieces
             && let Some(piece) = ready!(self.next_piece(cx)).map_err(|e| LaneError::os("read", &e))?
@@ -309,7 +314,7 @@ impl Rx {
                 if cx.is_none()
                     && let Some(socket) = &self.socket
                 {
-                    self.hot.found(socket);
+                    self.hot.found(socket, &self.pool);
                 }
                 return Poll::Ready(Ok(n > 0));
             }
@@ -345,7 +350,7 @@ impl Rx {
         let Some(cx) = cx else {
             let looked = socket.try_recv();
             if matches!(&looked, Poll::Ready(Ok(piece)) if !piece.is_empty()) && !self.in_pieces_only {
-                self.hot.found(socket);
+                self.hot.found(socket, &self.pool);
             }
             return looked.map_ok(Some);
         };

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use zc::TokioReactor;
 use zc_core::memory::{CopyLedger, KernelCopied, Message};
-use zc_core::transport::{Batch, Frame, FrameKind, LaneLimits, LaneRx, Reactor, Received, SendReport};
+use zc_core::transport::{
+    Batch, Frame, FrameKind, LaneError, LaneLimits, LaneRx, Reactor, Received, SendReport,
+};
 use zc_core::wire::{FrameFlags, FrameHeader, FrameType};
 
 use super::*;
@@ -326,7 +328,7 @@ fn who_finds_by_looking_reads_past_the_ring_until_he_sleeps() {
         let (_tx, other) = end.engines.pick().socket(other.into()).unwrap();
         let free = || std::iter::from_fn(|| other.hot_place()).collect::<Vec<_>>().len();
         let is_hot = || free() == MAX_HOT_LANES - 1;
-        let rx = &mut *end.lane.rx;
+        let (rx, pool) = (&mut *end.lane.rx, end.pool.clone());
         let mut coming = Coming { rx, out: Batch::new(), queue: VecDeque::new(), count: 0 };
         // Nothing receives by itself before somebody has slept.
         peer.write_all(&frame(5, 0)).unwrap();
@@ -358,7 +360,52 @@ fn who_finds_by_looking_reads_past_the_ring_until_he_sleeps() {
             assert!(coming.next(64, false).await);
         }
         assert!(is_hot());
+        // Without memory heads and records are read all the same, and messages wait for some.
+        let all: Vec<_> = std::iter::from_fn(|| pool.try_alloc(64 << 10).ok()).collect();
+        for len in [0, 0, 64] {
+            peer.write_all(&frame(len, coming.count)).unwrap();
+            if len > 0 {
+                drop(all);
+                assert!(coming.next(len, false).await);
+                break;
+            }
+            assert!(coming.next(len, false).await);
+        }
+        for _ in 0..2 * HOT_LOOKS {
+            peer.write_all(&frame(64, coming.count)).unwrap();
+            assert!(coming.next(64, false).await);
+        }
+        assert!(is_hot());
         drop(peer);
         assert!(!coming.next(0, false).await, "the end");
+    });
+}
+
+#[test]
+fn who_reads_past_the_ring_hears_of_a_reset() {
+    on_runtime(async {
+        let Some((mut end, mut peer)) = end(forced()) else { return };
+        for n in 0..2 * HOT_LOOKS as usize {
+            peer.write_all(&frame(64, n)).unwrap();
+            let mut out = Batch::new();
+            // The first one has receiving begin.
+            if n == 0 {
+                poll_fn(|cx| end.lane.rx.poll_recv(cx, &mut out)).await.unwrap();
+            }
+            while out.is_empty() && end.lane.rx.try_recv(&mut out).unwrap().is_none() {
+                tokio::task::yield_now().await;
+            }
+        }
+        rustix::net::sockopt::set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        let mut out = Batch::new();
+        let error = loop {
+            match end.lane.rx.try_recv(&mut out) {
+                Ok(None) => tokio::task::yield_now().await,
+                Ok(Some(received)) => panic!("{received:?}"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, LaneError::PeerGone("connection reset")), "{error:?}");
     });
 }

@@ -131,8 +131,13 @@ impl Steered {
         #[allow(clippy::disallowed_methods, reason = "a name, not payload")]
         place.copy_from_slice(interface.as_bytes());
         let mut rule = Rule::of(flow, queue).ok_or_else(invalid)?;
-        let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))?;
-        let control = OwnedFd::from(socket);
+        // Bound to nothing: it takes no port.
+        let control = rustix::net::socket_with(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::DGRAM,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )?;
         call(&control, name, &mut rule)?;
         Ok(Self { control, interface: name, location: rule.location })
     }

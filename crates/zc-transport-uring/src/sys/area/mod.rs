@@ -252,7 +252,12 @@ impl Area {
             }
             self.flushes += 1;
             self.is_dry = false;
+            let before = state.refill.queued();
             state.catch_up();
+            if state.refill.queued() >= before {
+                // The kernel says that it took them, and has taken none: the next turn asks again.
+                break;
+            }
         }
     }
 
