@@ -72,8 +72,6 @@ pub(in crate::lane) struct Flying {
     value: u64,
     /// The device gave up one of them, and has done nothing of that.
     is_flushed: bool,
-    /// By the peer's device.
-    is_refused: bool,
     /// It has a place among the notifications under way.
     has_place: bool,
     /// Its notification was handed over.
@@ -173,6 +171,8 @@ pub(in crate::lane) struct User {
     round: u32,
     /// The peer has ended the round.
     is_closed: bool,
+    /// The peer's device has refused something in this round: whoever that was may have been told of it by now.
+    was_refused: bool,
     known: HashMap<Key, Known>,
     asked: Option<Key>,
     waiting: VecDeque<Operation>,
@@ -304,7 +304,6 @@ impl User {
             works: 0,
             value: 0,
             is_flushed: false,
-            is_refused: false,
             has_place: false,
             is_told: false,
             ended,
@@ -425,6 +424,7 @@ impl User {
 
     fn finish(&mut self, finished: Finished) -> Result<(), EndpointEnd> {
         let Finished { work, result } = finished;
+        self.was_refused |= result.as_ref().is_err_and(is_refused);
         let Some(at) = self.flying.iter().position(|flying| flying.id == work.tag) else { return Ok(()) };
         let flying = &mut self.flying[at];
         flying.works = flying.works.saturating_sub(1);
@@ -434,7 +434,6 @@ impl User {
             Err(why) if is_flushed(&why) => flying.is_flushed = true,
             Err(why) if is_refused(&why) => {
                 let in_part = flying.is_begun();
-                flying.is_refused = true;
                 flying.ended.get_or_insert(Ended { status: RemoteStatus::Revoked, in_part });
             }
             Err(Unsent::Ended(end)) => return Err(end),
@@ -462,8 +461,7 @@ impl User {
 
     /// The queue pair has failed, and the device has nothing any more.
     fn recover(&mut self, end: EndpointEnd) -> Result<(), EndpointEnd> {
-        let was_refused = self.flying.iter().any(|flying| flying.is_refused);
-        if !was_refused && !self.flying.iter().all(Flying::has_left) {
+        if !self.was_refused && !self.flying.iter().all(Flying::has_left) {
             // What was flushed may have been done.
             return Err(end);
         }
@@ -474,7 +472,8 @@ impl User {
 
     /// Another round begins with the next operation. What was given up by the device waits once more.
     fn again(&mut self) {
-        (self.way, self.is_closed, self.asked) = (Way::None, false, None);
+        (self.way, self.asked) = (Way::None, None);
+        (self.is_closed, self.was_refused) = (false, false);
         self.known.clear();
         while self.flying.back().is_some_and(|flying| !flying.has_left())
             && let Some(Flying { mut operation, has_place, .. }) = self.flying.pop_back()
