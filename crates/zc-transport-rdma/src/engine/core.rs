@@ -82,7 +82,9 @@ impl Pair {
             tracing::debug!(%error, "a queue pair can't be failed");
         }
         let unsent = state.staged.drain(..);
-        state.finished.extend(unsent.map(|work| Finished { work, result: Err(end.clone().into()) }));
+        state
+            .finished
+            .extend(unsent.map(|work| Finished { work, result: Err(Unsent::NotTaken(end.clone())) }));
         state.tx.wake();
         state.rx.wake();
         state.beside.wake();

@@ -60,9 +60,12 @@ pub enum Unsent {
     /// More is staged, or over and not taken, than the endpoint keeps.
     #[error("too much work is staged, or over and was not taken")]
     Full,
-    /// The endpoint is over.
+    /// The endpoint is over, and the device had it.
     #[error(transparent)]
     Ended(#[from] EndpointEnd),
+    /// The endpoint was over before the device had it. The reason is that of the endpoint, and none of this work's.
+    #[error("not handed over: {0}")]
+    NotTaken(#[source] EndpointEnd),
 }
 
 /// Work that is over, with its memory.
@@ -235,7 +238,7 @@ impl Endpoint {
         if let Some(end) = &state.end {
             let end = end.clone();
             drop(state);
-            return Err((work, end.into()));
+            return Err((work, Unsent::NotTaken(end)));
         }
         let of_port = self.engine.shared.port.message_bytes as usize;
         let is_send = matches!(work.operation, Operation::Send { .. });
@@ -363,6 +366,11 @@ impl Endpoint {
         let shared = &self.engine.shared;
         shared.looks.fetch_add(1, Relaxed);
         shared.try_turn(shared.reactor.now());
+    }
+
+    /// It takes no more work.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.pair.state.lock().end.is_some()
     }
 
     /// There is something to be taken, or it is over.

@@ -98,7 +98,10 @@ impl Core {
                 matches!(last.operation.what, What::CompareSwap { .. } | What::FetchAdd { .. })
             });
             let word = if is_atomic { user.word() } else { None };
-            let Some(endpoint) = user.endpoint() else { return Ok(false) };
+            let Some(endpoint) = user.endpoint().filter(|endpoint| !endpoint.has_ended()) else {
+                // Goes back to those that wait, with another round.
+                return Ok(false);
+            };
             let terms = Wire {
                 room: endpoint.room(),
                 max: endpoint.message_bytes() as usize,
@@ -159,6 +162,8 @@ impl Core {
                 Some(Ok(())) => {}
                 Some(Err((work, why))) => {
                     user.not_taken(work, why).map_err(|end| end_error(&end))?;
+                    // It may have ended since it was looked at, and nothing else of it come back.
+                    self.wakers.remote.wake();
                     return Ok(false);
                 }
                 None => return Ok(false),

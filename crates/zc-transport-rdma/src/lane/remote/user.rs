@@ -145,14 +145,56 @@ impl Known {
     }
 }
 
+/// What is used of a queue pair for beginning operations.
+pub(in crate::lane) trait Queue: Sized {
+    /// Another one of the same engine.
+    fn another(&self) -> Result<Self, EndpointError>;
+    fn describe(&self) -> End;
+    fn connect(&self, theirs: &End, peer: QueueEnd) -> Result<(), EndpointError>;
+    /// Takes what is over; says whether all is.
+    fn collect(&self, finished: &mut Vec<Finished>) -> Option<EndpointEnd>;
+    fn has_ended(&self) -> bool;
+    /// Nothing is staged or under way, or over and not to be taken yet.
+    fn is_idle(&self) -> bool;
+    fn fail(&self, end: EndpointEnd);
+}
+
+impl Queue for Endpoint {
+    fn another(&self) -> Result<Self, EndpointError> {
+        self.one_sided(false)
+    }
+
+    fn describe(&self) -> End {
+        Self::describe(self)
+    }
+
+    fn connect(&self, theirs: &End, peer: QueueEnd) -> Result<(), EndpointError> {
+        connect(self, theirs, peer, RemoteAccess::default())
+    }
+
+    fn collect(&self, finished: &mut Vec<Finished>) -> Option<EndpointEnd> {
+        Self::collect(self, finished)
+    }
+
+    fn has_ended(&self) -> bool {
+        Self::has_ended(self)
+    }
+
+    fn is_idle(&self) -> bool {
+        Self::is_idle(self)
+    }
+
+    fn fail(&self, end: EndpointEnd) {
+        Self::fail(self, end);
+    }
+}
+
 /// The queue pair that begins operations.
-#[derive(Default)]
-enum Way {
-    #[default]
+enum Way<Q> {
     None,
     /// The peer has been told, and has not answered.
-    Opening(Endpoint),
-    Open(Endpoint),
+    Opening(Q),
+    Open(Q),
 }
 
 /// What the first operation that waits may do.
@@ -165,9 +207,8 @@ pub(in crate::lane) enum Next {
     Wait,
 }
 
-#[derive(Default)]
-pub(in crate::lane) struct User {
-    way: Way,
+pub(in crate::lane) struct User<Q = Endpoint> {
+    way: Way<Q>,
     round: u32,
     /// The peer has ended the round.
     is_closed: bool,
@@ -186,7 +227,27 @@ pub(in crate::lane) struct User {
     words: Vec<PinnedBufMut>,
 }
 
-impl User {
+impl<Q> Default for User<Q> {
+    fn default() -> Self {
+        Self {
+            way: Way::None,
+            round: 0,
+            is_closed: false,
+            was_refused: false,
+            known: HashMap::new(),
+            asked: None,
+            waiting: VecDeque::new(),
+            flying: VecDeque::new(),
+            tokens: 0,
+            notified: 0,
+            taken: 0,
+            finished: Vec::new(),
+            words: Vec::new(),
+        }
+    }
+}
+
+impl<Q: Queue> User<Q> {
     pub(in crate::lane) fn has_room(&self) -> bool {
         self.waiting.len() + self.flying.len() < MAX_REMOTE_OPERATIONS
     }
@@ -215,7 +276,7 @@ impl User {
     }
 
     /// Where operations begin now.
-    pub(in crate::lane) fn endpoint(&self) -> Option<&Endpoint> {
+    pub(in crate::lane) fn endpoint(&self) -> Option<&Q> {
         match &self.way {
             Way::Open(endpoint) => Some(endpoint),
             _ => None,
@@ -228,9 +289,9 @@ impl User {
         if end.round != self.round {
             return Ok(());
         }
-        match std::mem::take(&mut self.way) {
+        match std::mem::replace(&mut self.way, Way::None) {
             Way::Opening(endpoint) => {
-                connect(&endpoint, theirs, end, RemoteAccess::default())?;
+                endpoint.connect(theirs, end)?;
                 self.way = Way::Open(endpoint);
             }
             other => self.way = other,
@@ -316,14 +377,14 @@ impl User {
     }
 
     /// Looks at the first of those that wait. `endpoint` is the messages'.
-    pub(in crate::lane) fn next(&mut self, endpoint: &Endpoint, out: &mut Outbox) -> Next {
+    pub(in crate::lane) fn next(&mut self, endpoint: &Q, out: &mut Outbox) -> Next {
         let Some(first) = self.waiting.front() else { return Next::Wait };
         let is_told = matches!(first.what, What::Write { notify: Some(_), .. });
         let Some(key) = first.key else {
             self.end_first(RemoteStatus::Revoked);
             return Next::Ended;
         };
-        if self.is_closed {
+        if self.is_closed || self.endpoint().is_some_and(Queue::has_ended) {
             // Another round, when nothing flies any more.
             return Next::Wait;
         }
@@ -365,8 +426,8 @@ impl User {
     }
 
     /// Begins a round.
-    fn open(&mut self, endpoint: &Endpoint, out: &mut Outbox) -> Result<(), EndpointError> {
-        let ours = endpoint.one_sided(false)?;
+    fn open(&mut self, endpoint: &Q, out: &mut Outbox) -> Result<(), EndpointError> {
+        let ours = endpoint.another()?;
         self.round = self.round.wrapping_add(1);
         let End { number, psn, .. } = ours.describe();
         out.push(Record::Open(QueueEnd { round: self.round, number, psn }));
@@ -475,9 +536,11 @@ impl User {
         (self.way, self.asked) = (Way::None, None);
         (self.is_closed, self.was_refused) = (false, false);
         self.known.clear();
-        while self.flying.back().is_some_and(|flying| !flying.has_left())
-            && let Some(Flying { mut operation, has_place, .. }) = self.flying.pop_back()
-        {
+        // Wherever it stands: one behind it may have ended otherwise.
+        let (left, back): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.flying).into_iter().partition(Flying::has_left);
+        self.flying = left;
+        for Flying { mut operation, has_place, .. } in back.into_iter().rev() {
             self.notified -= u64::from(has_place);
             if let What::Read { into: Some(into), before, .. } = &mut operation.what {
                 // All of it is read again.
@@ -538,9 +601,8 @@ impl User {
 fn is_flushed(why: &Unsent) -> bool {
     match why {
         Unsent::Ended(EndpointEnd::Work(error)) => error.fault() == WorkFault::Flushed,
-        // Not handed over.
-        Unsent::Ended(_) | Unsent::Full => true,
-        Unsent::Unfit(_) => false,
+        Unsent::NotTaken(_) | Unsent::Full => true,
+        Unsent::Ended(_) | Unsent::Unfit(_) => false,
     }
 }
 
@@ -553,3 +615,6 @@ fn is_refused(why: &Unsent) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;
