@@ -330,11 +330,9 @@ impl Endpoint {
         state.awaits_sends |= sends;
     }
 
-    /// Nothing is staged or under way.
+    /// Nothing is staged or under way: what there was can be collected.
     pub(crate) fn is_idle(&self) -> bool {
-        // The state first: completions take the other one under it, and let go of that in between.
-        let is_unstaged = self.pair.state.lock().staged.is_empty();
-        is_unstaged && self.pair.queue_pair.under_way() == 0
+        self.pair.state.lock().is_idle()
     }
 
     /// Receive buffers of this connection.
@@ -492,7 +490,7 @@ impl Endpoint {
                 shared.try_turn(shared.reactor.now());
             }
             let mut state = self.pair.state.lock();
-            let is_empty = self.pair.queue_pair.under_way() == 0 && state.staged.is_empty();
+            let is_empty = state.is_idle();
             match take(&mut state, cx, is_empty) {
                 (true, _) => return Poll::Ready(Ok(())),
                 (false, counts) => match &state.end {
