@@ -271,7 +271,8 @@ impl Core {
         let cx = Context::from_waker(&self.remote_waker);
         remote.owner.await_work(&cx);
         if let Some(endpoint) = remote.user.endpoint() {
-            endpoint.await_work(&cx, false);
+            // The end of silent work counts only while there is something that takes its room.
+            endpoint.await_work(&cx, remote.user.is_handing_over());
         }
         if !remote.is_idle() {
             self.endpoint.await_message(&cx);
@@ -287,7 +288,9 @@ impl Core {
         if self.endpoint.has_news() {
             // Told by who asks for what has ended.
             let _ = self.look(None).and_then(|()| self.pump());
-        } else if remote.user.endpoint().is_some_and(Endpoint::has_news) {
+        } else if remote.user.endpoint().is_some_and(|endpoint| {
+            endpoint.has_news() || remote.user.is_handing_over() && endpoint.room() > 0
+        }) {
             let _ = self.pump_one_sided();
         }
     }
