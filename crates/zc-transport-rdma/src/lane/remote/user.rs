@@ -219,8 +219,10 @@ pub(in crate::lane) struct User<Q = Endpoint> {
     waiting: VecDeque<Operation>,
     pub(in crate::lane) flying: VecDeque<Flying>,
     tokens: u64,
-    /// Notifications of ours, and how many of them the peer has handed on.
+    /// Notifications of ours, how many of them the peer was told, and how many of those it has handed on: never more than the one in
+    /// front.
     notified: u64,
+    told: u64,
     taken: u64,
     finished: Vec<Finished>,
     /// For the words of atomics.
@@ -240,6 +242,7 @@ impl<Q> Default for User<Q> {
             flying: VecDeque::new(),
             tokens: 0,
             notified: 0,
+            told: 0,
             taken: 0,
             finished: Vec::new(),
             words: Vec::new(),
@@ -338,7 +341,7 @@ impl<Q: Queue> User<Q> {
     }
 
     pub(in crate::lane) fn taken(&mut self, count: u64) -> Result<(), WireError> {
-        if count < self.taken || count > self.notified {
+        if count < self.taken || count > self.told {
             return Err(lie("rdma notifications taken"));
         }
         self.taken = count;
@@ -408,7 +411,7 @@ impl<Q: Queue> User<Q> {
                 self.end_first(status);
                 Next::Ended
             }
-            Ok(_) if is_told && self.notified - self.taken >= NOTIFY_WINDOW => {
+            Ok(_) if is_told && self.notified.saturating_sub(self.taken) >= NOTIFY_WINDOW => {
                 self.end_first(RemoteStatus::Busy);
                 Next::Ended
             }
@@ -541,7 +544,7 @@ impl<Q: Queue> User<Q> {
             std::mem::take(&mut self.flying).into_iter().partition(Flying::has_left);
         self.flying = left;
         for Flying { mut operation, has_place, .. } in back.into_iter().rev() {
-            self.notified -= u64::from(has_place);
+            self.notified = self.notified.saturating_sub(u64::from(has_place));
             if let What::Read { into: Some(into), before, .. } = &mut operation.what {
                 // All of it is read again.
                 into.truncate(*before);
@@ -560,10 +563,12 @@ impl<Q: Queue> User<Q> {
             flying.is_told = true;
             if let (None, Some(key)) = (flying.ended, flying.operation.key) {
                 out.push(Record::Notify { key, value });
+                self.told += 1;
                 // Over when the peer has it.
                 flying.works = 1;
             } else {
-                self.notified -= u64::from(std::mem::take(&mut flying.has_place));
+                let had_place = std::mem::take(&mut flying.has_place);
+                self.notified = self.notified.saturating_sub(u64::from(had_place));
             }
         }
     }

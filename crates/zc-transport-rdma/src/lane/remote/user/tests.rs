@@ -221,3 +221,32 @@ fn one_that_has_ended_otherwise_does_not_keep_those_in_front_of_it_from_the_next
     rig.user.look().unwrap();
     assert_eq!(rig.done(), [(tokens[1], RemoteStatus::Done)]);
 }
+
+#[test]
+fn a_peer_can_take_no_notification_that_it_was_not_told() {
+    let mut rig = Rig::default();
+    rig.write(Some(5));
+    rig.write(Some(6));
+    rig.open(1, Access::WRITE);
+    let (done, refused) = (rig.begin(), rig.begin());
+    assert!(rig.user.taken(1).is_err(), "its write is under way");
+    rig.device().borrow_mut().finished.push(Finished { work: done, result: Ok(()) });
+    rig.user.look().unwrap();
+    rig.user.tell(&mut rig.out);
+    assert_eq!(rig.said(), [Record::Notify { key: KEY, value: 5 }]);
+    rig.user.taken(1).unwrap();
+
+    rig.ends(refused, REFUSED);
+    rig.device().borrow_mut().is_drained = true;
+    rig.user.look().unwrap();
+    rig.user.tell(&mut rig.out);
+    assert_eq!(rig.said(), [], "nobody hears of a write that was refused");
+    assert!(rig.user.taken(2).is_err());
+    // As many as ever find a place.
+    for n in 0..=NOTIFY_WINDOW {
+        rig.write(Some(n));
+    }
+    rig.open(2, Access::WRITE);
+    (0..NOTIFY_WINDOW).for_each(|_| drop(rig.begin()));
+    assert!(matches!(rig.next(), Next::Ended), "one too many");
+}
