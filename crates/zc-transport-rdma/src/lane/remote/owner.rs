@@ -225,6 +225,10 @@ impl Owner {
         if self.notifications.len() as u64 >= NOTIFY_WINDOW {
             return Err(lie("rdma notifications"));
         }
+        // That of a key which has ended is dropped later. With one that does not let it write, the peer can't have written.
+        if self.grants.get(&key).is_some_and(|grant| !grant.grant.access.contains(Access::WRITE)) {
+            return Err(lie("rdma notification of a key that lets nobody write"));
+        }
         self.notifications.push_back((key, value));
         Ok(())
     }
