@@ -18,7 +18,7 @@ use crate::verbs::{
     Context as DeviceContext, DeviceCaps, Operation, Path, QueuePair, QueuePairCaps, Received, RemoteAccess,
     RemotePlace, Showable, Unfit, VerbsError, WindowId, Work,
 };
-use crate::wire::{End, Psn};
+use crate::wire::{End, Psn, QueuePairNumber};
 
 /// Why there is no endpoint, or why it was not connected.
 ///
@@ -364,6 +364,10 @@ impl Endpoint {
         let shared = &self.engine.shared;
         shared.looks.fetch_add(1, Relaxed);
         shared.try_turn(shared.reactor.now());
+    }
+
+    pub(crate) fn number(&self) -> QueuePairNumber {
+        self.pair.queue_pair.number()
     }
 
     /// It takes no more work.

@@ -10,6 +10,7 @@ use crate::lane::remote::{Next, Outbox, RECORD_BYTES, Record, User, What, key_of
 use crate::limits::GATHER_BYTES;
 use crate::loopback::Loopback;
 use crate::verbs::AtomicScope;
+use crate::wire::QueuePairNumber;
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Record, WireError> {
     Record::decode(bytes)
@@ -265,20 +266,22 @@ impl Core {
         Ok(token)
     }
 
-    /// Has the one-sided half woken when there is something for it. False: there never was.
-    pub(in crate::lane) fn await_remote(&self) -> bool {
-        let Some(remote) = &self.remote else { return false };
+    /// Has the one-sided half woken when there is something for it; says for what. None: there never was anything.
+    pub(in crate::lane) fn await_remote(&self) -> Option<Awaited> {
+        let remote = self.remote.as_ref()?;
         let cx = Context::from_waker(&self.remote_waker);
-        remote.owner.await_work(&cx);
-        if let Some(endpoint) = remote.user.endpoint() {
-            // The end of silent work counts only while there is something that takes its room.
-            endpoint.await_work(&cx, remote.user.is_handing_over());
-        }
+        let serving = remote.owner.await_work(&cx);
+        // The end of silent work counts only while there is something that takes its room.
+        let sends = remote.user.is_handing_over();
+        let using = remote.user.endpoint().map(|endpoint| {
+            endpoint.await_work(&cx, sends);
+            (endpoint.number(), sends)
+        });
         if !remote.is_idle() {
             self.endpoint.await_message(&cx);
             self.endpoint.arm();
         }
-        true
+        Some(Awaited { serving, using })
     }
 
     /// For one who looks again at once: takes what there is for the one-sided half, and leaves messages alone as far as it can.
@@ -322,6 +325,14 @@ impl Core {
             remote.shut();
         }
     }
+}
+
+/// Whose ends of work the one-sided half is woken for.
+#[derive(PartialEq, Eq)]
+pub(in crate::lane) struct Awaited {
+    serving: Option<QueuePairNumber>,
+    /// And whether silent ones count.
+    using: Option<(QueuePairNumber, bool)>,
 }
 
 /// What the queue pair takes.

@@ -21,7 +21,7 @@ use super::{Outbox, connect, lie};
 use crate::engine::{Endpoint, EndpointEnd, Finished};
 use crate::limits::{MAX_REMOTE_KEYS, NOTIFY_WINDOW, REVOKE_MS};
 use crate::verbs::{Operation, RemoteAccess, RemotePlace, Showable, WindowId, Work};
-use crate::wire::End;
+use crate::wire::{End, QueuePairNumber};
 
 /// What a key stands for.
 struct Grant {
@@ -279,11 +279,11 @@ impl Owner {
         }
     }
 
-    /// Has `cx` woken when a window is bound, or the queue pair fails.
-    pub(in crate::lane) fn await_work(&self, cx: &Context<'_>) {
-        if let Some(serving) = &self.serving {
-            serving.await_work(cx, false);
-        }
+    /// Has `cx` woken when a window is bound, or the queue pair fails. Says which that is.
+    pub(in crate::lane) fn await_work(&self, cx: &Context<'_>) -> Option<QueuePairNumber> {
+        let serving = self.serving.as_ref()?;
+        serving.await_work(cx, false);
+        Some(serving.number())
     }
 
     /// Nothing is granted, so that the peer has nothing to ask.
