@@ -366,6 +366,11 @@ impl Remote {
         if self.mode != OneSided::Native {
             return Ok(());
         }
+        // Operations of any task end here, under the lane's lock: those are woken after it.
+        quietly(|| self.collect_quietly(waker))
+    }
+
+    fn collect_quietly(&self, waker: &Waker) -> Result<(), LaneError> {
         loop {
             let mut native = self.native.lock();
             let Some(Native { lane, under_way, batch, .. }) = &mut *native else { break };
