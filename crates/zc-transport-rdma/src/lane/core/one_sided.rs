@@ -36,7 +36,7 @@ impl Core {
             }
             Record::Closed { round } => user.closed(round),
             Record::Grant(granted) => user.granted(granted)?,
-            Record::Refuse { key, later } => user.refused(key, later),
+            Record::Refuse { round, key, later } => user.refused(round, key, later),
             Record::Revoke(key) => user.revoked(key),
             Record::Taken(count) => user.taken(count)?,
         }

@@ -96,7 +96,7 @@ impl Owner {
         if self.question == Some(key) {
             self.finish_binding();
             self.question = None;
-            out.push(Record::Refuse { key, later: false });
+            out.push(Record::Refuse { round: self.round, key, later: false });
         }
         let Some(grant) = self.grants.remove(&key) else { return Revoked::Done };
         let Some(shown) = grant.shown else { return Revoked::Done };
@@ -194,7 +194,7 @@ impl Owner {
             return Ok(());
         };
         let Some(grant) = self.grants.get_mut(&key) else {
-            out.push(Record::Refuse { key, later: false });
+            out.push(Record::Refuse { round: self.round, key, later: false });
             return Ok(());
         };
         if grant.shown.is_some() {
@@ -214,7 +214,7 @@ impl Owner {
             }
             Err(error) => {
                 tracing::warn!(%error, "no window for a peer's one-sided operations");
-                out.push(Record::Refuse { key, later: true });
+                out.push(Record::Refuse { round: self.round, key, later: true });
             }
         }
         Ok(())
@@ -309,7 +309,7 @@ impl Grant {
                 len: self.memory.bytes(),
                 access: self.grant.access,
             }),
-            None => Record::Refuse { key, later: true },
+            None => Record::Refuse { round, key, later: true },
         }
     }
 }

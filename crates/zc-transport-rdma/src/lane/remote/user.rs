@@ -329,8 +329,9 @@ impl<Q: Queue> User<Q> {
         Ok(())
     }
 
-    pub(in crate::lane) fn refused(&mut self, key: Key, later: bool) {
-        if self.asked == Some(key) {
+    /// That of another round is no answer to what was asked in this one.
+    pub(in crate::lane) fn refused(&mut self, round: u32, key: Key, later: bool) {
+        if round == self.round && self.asked == Some(key) {
             self.asked = None;
             self.end_first(if later { RemoteStatus::Busy } else { RemoteStatus::Revoked });
         }

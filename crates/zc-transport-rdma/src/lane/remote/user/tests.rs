@@ -250,3 +250,34 @@ fn a_peer_can_take_no_notification_that_it_was_not_told() {
     (0..NOTIFY_WINDOW).for_each(|_| drop(rig.begin()));
     assert!(matches!(rig.next(), Next::Ended), "one too many");
 }
+
+#[test]
+fn an_answer_of_another_round_is_none() {
+    let mut rig = Rig::default();
+    let tokens = [rig.write(None), rig.write(None)];
+    rig.open(1, Access::WRITE);
+    let (refused, flushed) = (rig.begin(), rig.begin());
+    // Asked for in the first round, refused in it; but the answer comes in the second one.
+    const OTHER: Key = [2; 16];
+    rig.user.start(Some(OTHER), 0, RemoteOp::FetchAdd { add: 1 });
+    assert!(matches!(rig.next(), Next::Wait));
+    assert_eq!(rig.said(), [Record::Ask(OTHER)]);
+    rig.ends(refused, REFUSED);
+    rig.ends(flushed, FLUSHED);
+    rig.device().borrow_mut().is_drained = true;
+    rig.user.look().unwrap();
+    assert_eq!(rig.done(), [(tokens[0], RemoteStatus::Revoked)]);
+    rig.open(2, Access::WRITE);
+    let work = rig.begin();
+    rig.device().borrow_mut().finished.push(Finished { work, result: Ok(()) });
+    rig.user.look().unwrap();
+    assert_eq!(rig.done(), [(tokens[1], RemoteStatus::Done)]);
+    assert!(matches!(rig.next(), Next::Wait));
+    assert_eq!(rig.said(), [Record::Ask(OTHER)]);
+
+    rig.user.refused(1, OTHER, true);
+    assert!(matches!(rig.next(), Next::Wait));
+    assert_eq!((rig.said(), rig.done()), (vec![], vec![]), "one question, which is open");
+    rig.user.refused(2, OTHER, true);
+    assert_eq!(rig.done().len(), 1);
+}
