@@ -17,6 +17,7 @@ use zc_core::transport::{Access, LaneError, RemoteGrant, RemoteKey, Revoked};
 use zc_core::wire::WireError;
 
 use super::record::{Granted, Key, QueueEnd, Record, key_of};
+use super::rounds::Rounds;
 use super::{Outbox, connect, lie};
 use crate::engine::{Endpoint, EndpointEnd, Finished};
 use crate::limits::{MAX_REMOTE_KEYS, NOTIFY_WINDOW, REVOKE_MS};
@@ -45,6 +46,7 @@ pub(in crate::lane) struct Owner {
     serving: Option<Endpoint>,
     /// The last one that the peer began.
     round: u32,
+    rounds: Rounds,
     /// What the peer asked and was not told, for its window is being bound.
     question: Option<Key>,
     /// Notifications for which their exports had no room.
@@ -166,6 +168,12 @@ impl Owner {
         out.forget_answers();
         self.end_round();
         self.round = begun.round;
+        if !self.rounds.begin(endpoint.now()) {
+            // To the user that is `Busy`, and others of the engine do not wait for queue pairs that come and go.
+            tracing::debug!("a peer begins too many rounds of one-sided operations");
+            out.push(Record::Closed { round: self.round });
+            return Ok(());
+        }
         let serving = endpoint.one_sided(true).and_then(|serving| {
             connect(&serving, theirs, begun, EVERYTHING)?;
             Ok(serving)
