@@ -70,6 +70,8 @@ pub(in crate::lane) struct Flying {
     /// Work requests without a completion.
     pub(in crate::lane) works: u32,
     value: u64,
+    /// One of them was done.
+    is_partly_done: bool,
     /// The device gave up one of them, and has done nothing of that.
     is_flushed: bool,
     /// It has a place among the notifications under way.
@@ -112,7 +114,7 @@ impl Flying {
 
     /// The device has done something of it and won't go on.
     fn is_begun(&self) -> bool {
-        matches!(self.operation.what, What::Write { .. }) && self.handed > 0
+        self.is_partly_done || matches!(self.operation.what, What::Write { .. }) && self.handed > 0
     }
 }
 
@@ -368,6 +370,7 @@ impl<Q: Queue> User<Q> {
             is_handed: false,
             works: 0,
             value: 0,
+            is_partly_done: false,
             is_flushed: false,
             has_place: false,
             is_told: false,
@@ -495,7 +498,7 @@ impl<Q: Queue> User<Q> {
         flying.works = flying.works.saturating_sub(1);
         let is_done = result.is_ok();
         match result {
-            Ok(()) => {}
+            Ok(()) => flying.is_partly_done = true,
             Err(why) if is_flushed(&why) => flying.is_flushed = true,
             Err(why) if is_refused(&why) => {
                 let in_part = flying.is_begun();

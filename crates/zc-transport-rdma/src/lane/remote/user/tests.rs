@@ -281,3 +281,30 @@ fn an_answer_of_another_round_is_none() {
     rig.user.refused(2, OTHER, true);
     assert_eq!(rig.done().len(), 1);
 }
+
+#[test]
+fn a_read_that_is_refused_after_a_part_of_it_may_have_looked() {
+    let mut rig = Rig::default();
+    let pool = zc_core::memory::BufPool::builder().max_bytes(1 << 20).build();
+    for parts in [1, 2] {
+        let into = pool.try_alloc(64).unwrap();
+        rig.user.start(Some(KEY), 0, RemoteOp::Read { into, len: 64 });
+        rig.open(parts, Access::READ);
+        assert!(matches!(rig.next(), Next::Begun));
+        for part in 1..=parts {
+            let last = rig.user.flying.back_mut().unwrap();
+            let What::Read { into, .. } = &mut last.operation.what else { panic!() };
+            let read = verbs::Operation::Read { into: into.take().unwrap(), len: 32, from: last.place };
+            (last.works, last.is_handed) = (1, part == parts);
+            let work = Work::new(last.id, read);
+            match part == parts {
+                true => rig.ends(work, REFUSED),
+                false => rig.device().borrow_mut().finished.push(Finished { work, result: Ok(()) }),
+            }
+            rig.device().borrow_mut().is_drained = part == parts;
+            rig.user.look().unwrap();
+        }
+        let done = rig.user.next_done().unwrap();
+        assert_eq!((done.status, done.in_part), (RemoteStatus::Revoked, parts > 1));
+    }
+}
