@@ -35,6 +35,8 @@ struct Grant {
 struct Shown {
     window: WindowId,
     place: RemotePlace,
+    /// Of the request that binds it: windows have the name of one that is gone.
+    bind: u64,
     /// The device has said so.
     is_bound: bool,
 }
@@ -47,6 +49,8 @@ pub(in crate::lane) struct Owner {
     /// The last one that the peer began.
     round: u32,
     rounds: Rounds,
+    /// Requests that bind so far, in all rounds.
+    binds: u64,
     /// What the peer asked and was not told, for its window is being bound.
     question: Option<Key>,
     /// Notifications for which their exports had no room.
@@ -211,9 +215,10 @@ impl Owner {
         }
         match serving.open_window(grant.memory.clone(), remote_access(grant.grant.access)) {
             Ok((window, place)) => {
-                grant.shown = Some(Shown { window, place, is_bound: false });
+                self.binds += 1;
+                grant.shown = Some(Shown { window, place, bind: self.binds, is_bound: false });
                 self.question = Some(key);
-                let bind = Work::new(window.0.into(), Operation::Bind { window }).signalled();
+                let bind = Work::new(self.binds, Operation::Bind { window }).signalled();
                 match serving.stage(bind) {
                     Ok(()) => serving.flush(),
                     // The queue pair has failed: seen when it is looked at.
@@ -262,7 +267,7 @@ impl Owner {
             };
             let Some(grant) = self.grants.get_mut(&key) else { continue };
             let Some(shown) = &mut grant.shown else { continue };
-            if u64::from(shown.window.0) == work.tag {
+            if shown.bind == work.tag {
                 shown.is_bound = true;
                 self.question = None;
                 out.push(grant.answer(self.round, key));
