@@ -123,7 +123,12 @@ impl Endpoint {
         let psn = Psn::new(getrandom::u32().map_err(|_| EndpointError::NoRandomness)?);
         let caps = shared.options.caps();
         let caps = if shows { QueuePairCaps { depth: BIND_DEPTH, ..caps } } else { caps };
-        let queue_pair = QueuePair::one_sided(&shared.domain, &shared.completions, caps)?;
+        let queue_pair = || QueuePair::one_sided(&shared.domain, &shared.completions, caps);
+        let queue_pair = queue_pair().or_else(|_| {
+            // As below: that of the last round has room which nobody has looked for.
+            shared.turn(shared.reactor.now());
+            queue_pair()
+        })?;
         let mut core = shared.core.lock();
         if let Some(end) = &core.end {
             let end = end.clone();
