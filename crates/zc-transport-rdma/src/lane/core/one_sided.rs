@@ -95,10 +95,6 @@ impl Core {
     fn hand_over(&mut self, user: &mut User) -> Result<bool, LaneError> {
         let is_fenced = user.must_fence();
         loop {
-            let is_atomic = user.flying.back().is_some_and(|last| {
-                matches!(last.operation.what, What::CompareSwap { .. } | What::FetchAdd { .. })
-            });
-            let word = if is_atomic { user.word() } else { None };
             let Some(endpoint) = user.endpoint().filter(|endpoint| !endpoint.has_ended()) else {
                 // Goes back to those that wait, with another round.
                 return Ok(false);
@@ -118,6 +114,9 @@ impl Core {
             if terms.room == 0 {
                 return Ok(false);
             }
+            let is_atomic = matches!(last.operation.what, What::CompareSwap { .. } | What::FetchAdd { .. });
+            let word = if is_atomic { user.word() } else { None };
+            let Some(last) = user.flying.back_mut() else { return Ok(true) };
             let at = last.place.at(last.handed as u64);
             let (operation, len) = match &mut last.operation.what {
                 What::Read { into, len, .. } => {
@@ -162,7 +161,7 @@ impl Core {
                 Some(Ok(())) if is_handed => return Ok(true),
                 Some(Ok(())) => {}
                 Some(Err((work, why))) => {
-                    user.not_taken(work, why).map_err(|end| end_error(&end))?;
+                    user.not_taken(work, why, len).map_err(|end| end_error(&end))?;
                     // It may have ended since it was looked at, and nothing else of it come back.
                     self.wakers.remote.wake();
                     return Ok(false);

@@ -458,9 +458,39 @@ impl<Q: Queue> User<Q> {
         }
     }
 
-    /// What was begun last is not taken by its queue pair, which has failed.
-    pub(in crate::lane) fn not_taken(&mut self, work: Work, why: Unsent) -> Result<(), EndpointEnd> {
-        self.finish(Finished { work, result: Err(why) })
+    /// What was begun last is not taken by its queue pair: `len` bytes of it.
+    pub(in crate::lane) fn not_taken(
+        &mut self,
+        work: Work,
+        why: Unsent,
+        len: usize,
+    ) -> Result<(), EndpointEnd> {
+        if why != Unsent::Full {
+            return self.finish(Finished { work, result: Err(why) });
+        }
+        // It goes on: as if that had not been handed over.
+        let Some(last) = self.flying.back_mut() else { return Ok(()) };
+        last.handed = last.handed.saturating_sub(len);
+        last.is_handed = false;
+        last.works = last.works.saturating_sub(u32::from(!work.silent));
+        self.take_back(work);
+        Ok(())
+    }
+
+    /// The memory that a request had, for the operation or the next one.
+    fn take_back(&mut self, work: Work) {
+        match work.operation {
+            verbs::Operation::Read { into: buf, .. } => {
+                let of = self.flying.iter_mut().find(|flying| flying.id == work.tag);
+                if let Some(What::Read { into, .. }) = of.map(|flying| &mut flying.operation.what) {
+                    *into = Some(buf);
+                }
+            }
+            verbs::Operation::CompareSwap { into, .. } | verbs::Operation::FetchAdd { into, .. } => {
+                self.keep_word(into);
+            }
+            _ => {}
+        }
     }
 
     // Ending.
@@ -510,20 +540,13 @@ impl<Q: Queue> User<Q> {
                 return Err(EndpointEnd::QueuePairFailed);
             }
         }
-        match work.operation {
-            verbs::Operation::Read { into: buf, .. } => {
-                if let What::Read { into, .. } = &mut flying.operation.what {
-                    *into = Some(buf);
-                }
-            }
-            verbs::Operation::CompareSwap { into, .. } | verbs::Operation::FetchAdd { into, .. } => {
-                if let (true, Some(word)) = (is_done, into.first_chunk()) {
-                    flying.value = u64::from_ne_bytes(*word);
-                }
-                self.keep_word(into);
-            }
-            _ => {}
+        if let verbs::Operation::CompareSwap { into, .. } | verbs::Operation::FetchAdd { into, .. } =
+            &work.operation
+            && let (true, Some(word)) = (is_done, into.first_chunk())
+        {
+            flying.value = u64::from_ne_bytes(*word);
         }
+        self.take_back(work);
         Ok(())
     }
 
@@ -610,8 +633,8 @@ impl<Q: Queue> User<Q> {
 fn is_flushed(why: &Unsent) -> bool {
     match why {
         Unsent::Ended(EndpointEnd::Work(error)) => error.fault() == WorkFault::Flushed,
-        Unsent::NotTaken(_) | Unsent::Full => true,
-        Unsent::Ended(_) | Unsent::Unfit(_) => false,
+        Unsent::NotTaken(_) => true,
+        Unsent::Ended(_) | Unsent::Full | Unsent::Unfit(_) => false,
     }
 }
 

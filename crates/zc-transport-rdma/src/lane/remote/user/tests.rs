@@ -184,7 +184,7 @@ fn what_the_device_never_had_is_done_in_the_next_round_in_its_order() {
     let (refused, flushed, late) = (rig.begin(), rig.begin(), rig.begin());
     rig.ends(refused, REFUSED);
     // It ended while the third was being handed over.
-    rig.user.not_taken(late, Unsent::NotTaken(failure(REFUSED))).unwrap();
+    rig.user.not_taken(late, Unsent::NotTaken(failure(REFUSED)), 4).unwrap();
     rig.user.look().unwrap();
     assert_eq!(rig.done(), [(tokens[0], RemoteStatus::Revoked)]);
     assert!(matches!(rig.next(), Next::Wait), "no more is handed to one that has ended");
@@ -307,4 +307,20 @@ fn a_read_that_is_refused_after_a_part_of_it_may_have_looked() {
         let done = rig.user.next_done().unwrap();
         assert_eq!((done.status, done.in_part), (RemoteStatus::Revoked, parts > 1));
     }
+}
+
+#[test]
+fn what_finds_no_room_is_handed_over_later() {
+    let mut rig = Rig::default();
+    let token = rig.write(None);
+    rig.open(1, Access::WRITE);
+    let work = rig.begin();
+    rig.user.not_taken(work, Unsent::Full, 4).unwrap();
+    assert!(rig.user.is_handing_over());
+    rig.user.look().unwrap();
+    assert_eq!(rig.done(), []);
+    let last = rig.user.flying.back_mut().unwrap();
+    assert_eq!((last.handed, last.works), (0, 0));
+    (last.handed, last.is_handed) = (4, true);
+    assert_eq!(rig.done(), [(token, RemoteStatus::Done)]);
 }
