@@ -566,10 +566,12 @@ impl<Q: Queue> User<Q> {
         (self.way, self.asked) = (Way::None, None);
         (self.is_closed, self.was_refused) = (false, false);
         self.known.clear();
-        // Wherever it stands: one behind it may have ended otherwise.
-        let (left, back): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.flying).into_iter().partition(Flying::has_left);
-        self.flying = left;
+        let first = self.flying.iter().position(|flying| !flying.has_left());
+        let behind = first.map(|first| self.flying.split_off(first)).unwrap_or_default();
+        // One that ended without a word to the device is looked at again in its turn: they complete in order.
+        let (left, back): (Vec<_>, Vec<_>) =
+            behind.into_iter().partition(|flying| flying.has_left() && flying.handed > 0);
+        self.flying.extend(left);
         for Flying { mut operation, has_place, .. } in back.into_iter().rev() {
             self.notified = self.notified.saturating_sub(u64::from(has_place));
             if let What::Read { into: Some(into), before, .. } = &mut operation.what {

@@ -214,12 +214,14 @@ fn one_that_has_ended_otherwise_does_not_keep_those_in_front_of_it_from_the_next
     rig.ends(flushed, FLUSHED);
     rig.device().borrow_mut().is_drained = true;
     rig.user.look().unwrap();
-    assert_eq!(rig.done(), [(tokens[0], RemoteStatus::Revoked), (none, RemoteStatus::Revoked)]);
+    assert_eq!(rig.done(), [(tokens[0], RemoteStatus::Revoked)]);
     rig.open(2, Access::WRITE);
     let work = rig.begin();
+    assert!(matches!(rig.next(), Next::Ended));
+    assert_eq!(rig.done(), [], "in their order");
     rig.device().borrow_mut().finished.push(Finished { work, result: Ok(()) });
     rig.user.look().unwrap();
-    assert_eq!(rig.done(), [(tokens[1], RemoteStatus::Done)]);
+    assert_eq!(rig.done(), [(tokens[1], RemoteStatus::Done), (none, RemoteStatus::Revoked)]);
 }
 
 #[test]
