@@ -249,7 +249,8 @@ impl Export {
     }
 
     /// Ends a grant. When it returns, no operation of the peer touches the memory any more; those that come
-    /// fail with [`RemoteFault::Revoked`](crate::RemoteFault::Revoked). A key that is not valid is none to revoke.
+    /// fail with [`RemoteFault::Revoked`](crate::RemoteFault::Revoked). (Over RDMA some devices finish a packet that they are copying
+    /// just then, as Soft-RoCE does while another key shows the same range.) A key that is not valid is none to revoke.
     ///
     /// Where the peer can't be kept from the memory (a shared-memory peer keeps its mapping), the export goes
     /// on with a copy, and all keys of native connections to the old memory are revoked with this one. An operation
