@@ -115,7 +115,8 @@ impl Driver {
         if is_empty && let Some(end) = &self.link_end {
             return Err(end.clone().into());
         }
-        let mut next = self.look_at;
+        // Also while it closes: that is up to the peer for as long as `drain`, and its device is let in all the time.
+        let mut next = sooner(self.look_at, self.core.remote.expire(now));
         if self.core.lock_tx().failed.is_some() {
             // Receiving goes on as long as the lane lets it: it tells its end by itself.
             return Ok(sooner(next, driven.unwrap_or_default()));
@@ -123,7 +124,6 @@ impl Driver {
         next = sooner(next, driven?);
         next = sooner(next, self.keep_alive(now)?);
         next = sooner(next, self.end_idle(now));
-        next = sooner(next, self.core.remote.expire(now));
         if let Err(error) = self.dismiss().and_then(|()| self.write()) {
             self.core.fail_sending(error);
         }

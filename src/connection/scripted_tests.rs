@@ -13,9 +13,10 @@ use futures::{FutureExt, SinkExt, StreamExt};
 use parking_lot::Mutex;
 use zc_core::memory::{BufPool, CopyLedger, LeaseBudget, Message, PinnedBufMut};
 use zc_core::transport::{
-    AllocFailure, Batch, Caps, ControlLink, Frame, FrameKind, Lane, LaneDrive, LaneError, LaneLimits, LaneRx,
-    LaneTx, LinkAddr, Reactor, Readiness, Received, Role, SendRejected, SendReport, SendToken, TaskHandle,
-    Timer,
+    Access, AllocFailure, Batch, Caps, ControlLink, Frame, FrameKind, Lane, LaneDrive, LaneError, LaneLimits,
+    LaneRemote, LaneRx, LaneTx, LinkAddr, OneSided, Reactor, Readiness, Received, RemoteCompletion,
+    RemoteGrant, RemoteKey, RemoteOp, RemoteToken, Revoked, Role, SendRejected, SendReport, SendToken,
+    TaskHandle, Timer,
 };
 use zc_core::wire::{CloseCode, SessionRecord};
 
@@ -24,6 +25,7 @@ use crate::event::{Closed, Connected, Observer, TracingObserver};
 use crate::identity::PeerIdentity;
 use crate::options::{ConnectionOptions, Polling};
 use crate::reactor::TokioReactor;
+use crate::remote::Export;
 use crate::report::SelectionReport;
 
 /// Takes everything and sends it nowhere.
@@ -781,4 +783,86 @@ async fn a_lane_that_goes_on_in_another_turn_is_not_empty() {
     let error = conn.recv().await.unwrap_err();
     assert!(matches!(error, ConnectionError::Lane(LaneError::PeerGone(_))), "{error}");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+/// The peer does not say that it has what was sent.
+struct Unheard(Sinkhole);
+
+impl LaneTx for Unheard {
+    fn poll_alloc(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<Result<PinnedBufMut, AllocFailure>> {
+        self.0.poll_alloc(cx, len)
+    }
+    fn poll_ready(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<Result<(), LaneError>> {
+        self.0.poll_ready(cx, len)
+    }
+    fn start_send(&mut self, frame: Frame, tracked: bool) -> Result<SendToken, SendRejected> {
+        self.0.start_send(frame, tracked)
+    }
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        self.0.poll_flush(cx)
+    }
+    fn poll_completions(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<(SendToken, SendReport)>,
+    ) -> Poll<Result<(), LaneError>> {
+        self.0.poll_completions(cx, out)
+    }
+    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        Poll::Pending
+    }
+}
+
+/// Lends memory, and says when it was taken back.
+struct Lends(Arc<Mutex<Option<tokio::time::Instant>>>);
+
+impl LaneRemote for Lends {
+    fn grant(&mut self, _: RemoteGrant) -> Result<RemoteKey, LaneError> {
+        Ok(RemoteKey::from_bytes(&[1; 16]).unwrap())
+    }
+    fn revoke(&mut self, _: &RemoteKey) -> Revoked {
+        self.0.lock().get_or_insert_with(tokio::time::Instant::now);
+        Revoked::Done
+    }
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        Poll::Pending
+    }
+    fn start(&mut self, _: &RemoteKey, _: u64, _: RemoteOp) -> Result<RemoteToken, LaneError> {
+        Err(LaneError::Closed)
+    }
+    fn poll_completions(
+        &mut self,
+        _: &mut Context<'_>,
+        _: &mut Batch<RemoteCompletion>,
+    ) -> Poll<Result<(), LaneError>> {
+        Poll::Pending
+    }
+}
+
+/// The lane lives on after the peer's CLOSE, for as long as `drain` if the peer wants, and with it what the peer was lent.
+#[tokio::test(start_paused = true)]
+async fn grants_end_in_time_while_the_connection_closes() {
+    let ended = Arc::new(Mutex::new(None));
+    let limits = LaneLimits::default();
+    let mut caps = Caps::stream();
+    caps.one_sided = OneSided::Native;
+    let close = record(SessionRecord::Close { code: CloseCode::NORMAL, last_seq: 0, reason: String::new() });
+    let lane = Lane {
+        tx: Box::new(Unheard(Sinkhole(0))),
+        rx: Box::new(Script([close].into())),
+        drive: None,
+        remote: Some(Box::new(Lends(ended.clone()))),
+        caps,
+        leases: LeaseBudget::new(limits.lease_soft, limits.lease_hard),
+    };
+    let options = ConnectionOptions { polling: Polling::Interrupt, ..ConnectionOptions::default() };
+    let lasts = options.drain / 10;
+    let mut conn = start_whole(lane, None, Arc::new(TokioReactor::new()), Arc::new(TracingObserver), options);
+    let export = Export::new(4096, false).unwrap();
+    let granted = tokio::time::Instant::now();
+    export.grant_for(&conn, Access::WRITE, .., lasts).unwrap();
+    assert!(conn.recv().await.unwrap().is_none());
+    tokio::time::sleep(3 * lasts).await;
+    let ended = ended.lock().expect("it has had its time");
+    assert!(ended >= granted + lasts, "not before");
 }

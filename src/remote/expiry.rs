@@ -27,6 +27,11 @@ impl Expiries {
         self.0.retain(|expiry| expiry.key != *key);
     }
 
+    /// It could not be ended.
+    pub(super) fn postpone(&mut self, key: &RemoteKey, until: Instant) {
+        self.0.iter_mut().filter(|expiry| expiry.key == *key).for_each(|expiry| expiry.at = until);
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }

@@ -71,7 +71,11 @@ pub(crate) struct Shared {
     pub(super) notifications: Notifications,
     ledger: CopyLedger,
     grants: Mutex<Grants>,
+    make: Make,
 }
+
+/// Makes memory of that length, in a memfd or not.
+type Make = fn(usize, bool) -> Result<ExportMemory, RegionError>;
 
 /// A key, and the connection that it is valid on.
 struct Granted {
@@ -95,12 +99,17 @@ struct Grants {
 impl Export {
     /// `in_memfd`: some transport may hand it to another process.
     pub(crate) fn new(len: usize, in_memfd: bool) -> Result<Self, RegionError> {
+        Self::made_by(memory, len, in_memfd)
+    }
+
+    pub(super) fn made_by(make: Make, len: usize, in_memfd: bool) -> Result<Self, RegionError> {
         let shared = Shared {
-            memory: RwLock::new(memory(len, in_memfd)?),
+            memory: RwLock::new(make(len, in_memfd)?),
             in_memfd,
             notifications: Notifications::default(),
             ledger: CopyLedger::new(),
             grants: Mutex::default(),
+            make,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -240,7 +249,8 @@ impl Export {
     }
 
     /// Ends a grant. When it returns, no operation of the peer touches the memory any more; those that come
-    /// fail with [`RemoteFault::Revoked`](crate::RemoteFault::Revoked). A key that is not valid is none to revoke.
+    /// fail with [`RemoteFault::Revoked`](crate::RemoteFault::Revoked). (Over RDMA some devices finish a packet that they are copying
+    /// just then, as Soft-RoCE does while another key shows the same range.) A key that is not valid is none to revoke.
     ///
     /// Where the peer can't be kept from the memory (a shared-memory peer keeps its mapping), the export goes
     /// on with a copy, and all keys of native connections to the old memory are revoked with this one. An operation
@@ -280,6 +290,10 @@ impl Export {
 
 #[cfg(test)]
 impl Export {
+    pub(super) fn weak(&self) -> std::sync::Weak<Shared> {
+        Arc::downgrade(&self.shared)
+    }
+
     /// A grant without a connection around it.
     pub(super) fn granted_to(&self, remote: &Arc<Remote>, access: Access, range: Range<u64>) -> RemoteKey {
         let Ok(key) = self.shared.grant(remote, access, range) else { panic!("it is not granted") };
@@ -356,9 +370,13 @@ impl Shared {
             let mut grants = self.grants.lock();
             let found = grants.keys.iter().position(|granted| granted.key == *key);
             let remote = found.and_then(|at| grants.keys.swap_remove(at).remote.upgrade());
-            grants.kept |= remote.is_some_and(|remote| remote.revoke(key) == Revoked::Retired);
+            grants.kept |= remote.as_ref().is_some_and(|remote| remote.revoke(key) == Revoked::Retired);
             let done = if grants.kept { self.replace(&mut grants) } else { Ok(()) };
             self.settle_atomics(&mut grants);
+            // Else it is tried again when its time has come.
+            if let (Ok(()), Some(remote)) = (&done, remote) {
+                remote.forget_expiry(key);
+            }
             done
         })
     }
@@ -376,7 +394,7 @@ impl Shared {
     /// Goes on with a copy, to which no peer has access but through our session layer. Nobody grants meanwhile.
     fn replace(&self, grants: &mut Grants) -> Result<(), RegionError> {
         let len = self.memory().len();
-        let fresh = self::memory(usize::try_from(len).unwrap_or(usize::MAX), self.in_memfd)?;
+        let fresh = (self.make)(usize::try_from(len).unwrap_or(usize::MAX), self.in_memfd)?;
         // Before it is copied: what peers are told is done afterwards would not be in the copy.
         let is_stale = |remote: &Weak<Remote>| {
             remote.upgrade().is_none_or(|remote| matches!(remote.mode(), OneSided::Native))
@@ -415,11 +433,12 @@ fn revoke_all(granted: impl IntoIterator<Item = Granted>) {
     for granted in granted {
         if let Some(remote) = granted.remote.upgrade() {
             remote.revoke(&granted.key);
+            remote.forget_expiry(&granted.key);
         }
     }
 }
 
-fn memory(len: usize, in_memfd: bool) -> Result<ExportMemory, RegionError> {
+pub(super) fn memory(len: usize, in_memfd: bool) -> Result<ExportMemory, RegionError> {
     let builder = Region::builder(len).name("export");
     let builder = match in_memfd {
         // Prefaulted: a page that a peer touches and that can't be made would end its process.

@@ -157,32 +157,28 @@ impl Remote {
 
     /// Ends what has had its time; says when to call again. No lock of the connection is held.
     pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
-        let (due, next) = {
-            let expiries = self.expiries.lock();
-            let next = expiries.next()?;
-            (expiries.due(now), next)
-        };
-        if due.is_empty() {
-            return Some(next);
-        }
-        let mut again = None;
+        let due = self.expiries.lock().due(now);
         for (key, export) in due {
             // Of an export that is gone all keys are.
             let ended = export.upgrade().map_or(Ok(()), |export| export.revoke(&key));
             match ended {
-                Ok(()) => self.expiries.lock().forget(&key),
+                Ok(()) => self.forget_expiry(&key),
                 Err(error) => {
                     tracing::warn!(%error, "a grant can't be ended yet");
-                    again = Some(now + Duration::from_millis(EXPIRE_RETRY_MS));
+                    self.expiries.lock().postpone(&key, now + Duration::from_millis(EXPIRE_RETRY_MS));
                 }
             }
         }
-        again.or_else(|| self.expiries.lock().next())
+        self.expiries.lock().next()
+    }
+
+    /// The key has ended for good: not only its window, which is gone before the memory that the peer may have kept is replaced.
+    pub(super) fn forget_expiry(&self, key: &RemoteKey) {
+        self.expiries.lock().forget(key);
     }
 
     /// Ends a grant. Requests are served under the same lock, so none is at work afterwards.
     pub(super) fn revoke(&self, key: &RemoteKey) -> Revoked {
-        self.expiries.lock().forget(key);
         if self.mode == OneSided::Native {
             return quietly(|| match &mut *self.native.lock() {
                 Some(native) => native.revoke(key),
@@ -370,6 +366,11 @@ impl Remote {
         if self.mode != OneSided::Native {
             return Ok(());
         }
+        // Operations of any task end here, under the lane's lock: those are woken after it.
+        quietly(|| self.collect_quietly(waker))
+    }
+
+    fn collect_quietly(&self, waker: &Waker) -> Result<(), LaneError> {
         loop {
             let mut native = self.native.lock();
             let Some(Native { lane, under_way, batch, .. }) = &mut *native else { break };

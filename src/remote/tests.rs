@@ -1,11 +1,12 @@
 //! Records of any kind and order, against a model that knows what may change.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use zc_core::memory::{BufPool, CopyLedger, CopyPlace, ExportMemory, Message};
+use zc_core::memory::{BufPool, CopyLedger, CopyPlace, ExportMemory, Message, RegionError};
 use zc_core::transport::{
     Access, Batch, LaneError, LaneRemote, OneSided, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp,
     RemoteToken, Revoked, SendToken,
@@ -14,8 +15,8 @@ use zc_core::wire::{
     MAX_REMOTE_RECORDS, REMOTE_ANSWER_BYTES, RemoteAction, RemoteAnswer, RemoteRequest, RemoteStatus,
 };
 
-use super::export::Export;
-use super::state::Remote;
+use super::export::{Export, memory};
+use super::state::{EXPIRE_RETRY_MS, Remote};
 use super::window::{Expected, Operation};
 
 /// xorshift64*: the same cases in every run.
@@ -290,4 +291,99 @@ fn what_is_done_before_a_key_is_revoked_is_in_the_copy() {
     let keys: Vec<_> = (0..3).map(|_| export.granted_to(&remote, Access::ALL, 0..SIZE)).collect();
     export.revoke(&keys[1]).unwrap();
     assert_eq!(export.load_u64(0).unwrap(), 3, "of all keys that ended with this one");
+}
+
+/// As long as it lacks memory, the peer keeps what its grant showed it; and other grants end in their time.
+#[test]
+fn a_grant_that_could_not_be_ended_in_time_is_ended_when_there_is_memory() {
+    static LACKS: AtomicBool = AtomicBool::new(false);
+    let make = |len, in_memfd| {
+        let errno = std::io::Error::from_raw_os_error(libc::ENOMEM);
+        if LACKS.load(Relaxed) { Err(RegionError::Os { what: "mmap", errno }) } else { memory(len, in_memfd) }
+    };
+    let export = Export::made_by(make, SIZE as usize, false).unwrap();
+    let granted = Arc::new(Mutex::new(Vec::<ExportMemory>::new()));
+    let lane = Keeps { granted: granted.clone(), meanwhile: None };
+    let pool = BufPool::builder().max_bytes(1 << 20).build();
+    let ledger = Arc::new(CopyLedger::new());
+    let remote = Remote::new(OneSided::Native, Some(Box::new(lane)), pool, ledger, Waker::noop().clone());
+    let (now, retry) = (Instant::now(), Duration::from_millis(EXPIRE_RETRY_MS));
+    let (soon, early) = (now + retry / 10, now + retry / 2);
+    let grant = |at| remote.expires(at, export.granted_to(&remote, Access::ALL, 0..SIZE), export.weak());
+    grant(now);
+    grant(early);
+    let kept = granted.lock()[0].clone();
+
+    LACKS.store(true, Relaxed);
+    assert_eq!(remote.expire(now), Some(early), "the other one is not late for it");
+    assert_eq!(remote.expire(soon), Some(early), "not yet");
+    assert!(is_shared(&kept, &export), "it could not be replaced");
+    assert_eq!(remote.expire(early), Some(now + retry));
+    assert_eq!(remote.expire(now + retry), Some(early + retry));
+    assert!(is_shared(&kept, &export));
+
+    LACKS.store(false, Relaxed);
+    assert_eq!(remote.expire(early + retry), Some(now + 2 * retry));
+    assert!(!is_shared(&kept, &export), "replaced, though nobody asked for it");
+    assert_eq!(remote.expire(now + 2 * retry), None);
+}
+
+/// A lane whose one operation has ended.
+struct Done(Option<RemoteCompletion>);
+
+impl LaneRemote for Done {
+    fn grant(&mut self, _: RemoteGrant) -> Result<RemoteKey, LaneError> {
+        Err(LaneError::Closed)
+    }
+    fn revoke(&mut self, _: &RemoteKey) -> Revoked {
+        Revoked::Done
+    }
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        Poll::Ready(Ok(()))
+    }
+    fn start(&mut self, _: &RemoteKey, _: u64, _: RemoteOp) -> Result<RemoteToken, LaneError> {
+        let (token, status) = (RemoteToken(1), RemoteStatus::Done);
+        self.0 = Some(RemoteCompletion { token, status, in_part: false, value: 7, read: None });
+        Ok(token)
+    }
+    fn poll_completions(
+        &mut self,
+        _: &mut Context<'_>,
+        out: &mut Batch<RemoteCompletion>,
+    ) -> Poll<Result<(), LaneError>> {
+        let Some(done) = self.0.take() else { return Poll::Pending };
+        out.push(done);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// An executor that polls inside `wake`: the operation it polls goes on with the same lane.
+struct Inline {
+    remote: Arc<Remote>,
+    told: Mutex<mpsc::Sender<bool>>,
+}
+
+impl std::task::Wake for Inline {
+    fn wake(self: Arc<Self>) {
+        self.told.lock().send(self.remote.is_lent()).unwrap();
+    }
+}
+
+#[test]
+fn whose_operation_has_ended_may_use_the_lane_at_once() {
+    for look in [Remote::look_native, Remote::collect_native] {
+        let pool = BufPool::builder().max_bytes(1 << 20).build();
+        let ledger = Arc::new(CopyLedger::new());
+        let lane = Some(Box::new(Done(None)) as Box<dyn LaneRemote>);
+        let remote = Remote::new(OneSided::Native, lane, pool, ledger, Waker::noop().clone());
+        let operation = Arc::new(Operation::default());
+        let (told, heard) = mpsc::channel();
+        let inline = Inline { remote: remote.clone(), told: Mutex::new(told) };
+        operation.register(&Waker::from(Arc::new(inline)));
+        let key = RemoteKey::from_bytes(&[1; 16]).unwrap();
+        let op = || Some(RemoteOp::FetchAdd { add: 1 });
+        assert!(remote.begin_native(&key, 0, op, &operation).is_ready());
+        std::thread::spawn(move || look(&remote).unwrap());
+        assert!(!heard.recv_timeout(Duration::from_secs(60)).expect("it waits for its own lock"));
+    }
 }

@@ -102,6 +102,9 @@ pub const MAX_REMOTE_KEYS: usize = 1024;
 pub const NOTIFY_WINDOW: u64 = 256;
 /// Windows that are being bound on a queue pair which serves a peer's one-sided operations: it asks about one at a time.
 pub const BIND_DEPTH: u32 = 4;
+/// How often in a second a peer's one-sided operations begin anew after a refusal, with queue pairs that are made for it; beyond that they are
+/// `Busy`.
+pub const MAX_ROUNDS_PER_SECOND: u32 = 64;
 /// How long revoking a key waits for its window to be bound, which no peer has a part in, before the queue pair is given up.
 pub const REVOKE_MS: u64 = 100;
 /// Empty buffers for the words of atomics that a connection keeps.

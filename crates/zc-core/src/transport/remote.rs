@@ -317,6 +317,7 @@ pub trait LaneRemote: Send {
         Ok(RemoteAtomics::Processor)
     }
     /// Ends a grant. When it returns `Done`, no operation of the peer is or will be at work in the memory.
+    /// (Some devices finish a packet that they are copying just then, as Soft-RoCE does while another key shows the same range.)
     /// A key that is not valid is `Done`. Dropping the lane revokes what is left, in the same sense.
     fn revoke(&mut self, key: &RemoteKey) -> Revoked;
     /// Ready means: one operation will be taken.
@@ -326,7 +327,8 @@ pub trait LaneRemote: Send {
     /// # Errors
     /// The lane has failed; nothing was done.
     fn start(&mut self, key: &RemoteKey, offset: u64, op: RemoteOp) -> Result<RemoteToken, LaneError>;
-    /// Operations that have ended, in order.
+    /// Operations that have ended, in order. One who comes with [`Waker::noop`](std::task::Waker::noop) looks again at once, and is
+    /// followed by one with another waker before anybody sleeps: a lane may look at less for it, and keep the waker that it has.
     fn poll_completions(
         &mut self,
         cx: &mut Context<'_>,

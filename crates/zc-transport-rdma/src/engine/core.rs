@@ -27,6 +27,8 @@ pub(super) struct Pair {
 pub(super) struct PairState {
     /// Not handed to the device yet.
     pub(super) staged: VecDeque<Work>,
+    /// Handed over, and not come back here: polled is not enough, for who polls takes them to their pairs one after the other.
+    under_way: usize,
     pub(super) finished: VecDeque<Finished>,
     pub(super) received: VecDeque<(PinnedBufMut, Received)>,
     pub(super) end: Option<EndpointEnd>,
@@ -51,13 +53,22 @@ impl PairState {
     pub(super) fn one_sided() -> Self {
         Self { had_last_receive: true, ..Self::default() }
     }
+
+    /// Nothing is staged or under way: what there was is in `finished`, or was silent.
+    pub(super) fn is_idle(&self) -> bool {
+        self.staged.is_empty() && self.under_way == 0
+    }
 }
 
 impl Pair {
     /// Hands over what is staged, as far as there is room.
     pub(super) fn flush(&self, state: &mut PairState) {
         while !state.staged.is_empty() && state.end.is_none() {
-            match self.queue_pair.post(&mut state.staged) {
+            let staged = state.staged.len();
+            let posted = self.queue_pair.post(&mut state.staged);
+            // Also of a batch that was refused the device may have some.
+            state.under_way += staged - state.staged.len();
+            match posted {
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(PostError::Unfit(unfit)) => {
@@ -82,7 +93,9 @@ impl Pair {
             tracing::debug!(%error, "a queue pair can't be failed");
         }
         let unsent = state.staged.drain(..);
-        state.finished.extend(unsent.map(|work| Finished { work, result: Err(end.clone().into()) }));
+        state
+            .finished
+            .extend(unsent.map(|work| Finished { work, result: Err(Unsent::NotTaken(end.clone())) }));
         state.tx.wake();
         state.rx.wake();
         state.beside.wake();
@@ -199,6 +212,7 @@ impl Core {
             Completion::Sent { queue, work, result } => {
                 let Some(pair) = self.by_id.get(&queue) else { return };
                 let mut state = pair.state.lock();
+                state.under_way = state.under_way.saturating_sub(1);
                 if let Err(error) = result {
                     pair.end(&mut state, error.into());
                 }

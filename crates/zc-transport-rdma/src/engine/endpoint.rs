@@ -18,7 +18,7 @@ use crate::verbs::{
     Context as DeviceContext, DeviceCaps, Operation, Path, QueuePair, QueuePairCaps, Received, RemoteAccess,
     RemotePlace, Showable, Unfit, VerbsError, WindowId, Work,
 };
-use crate::wire::{End, Psn};
+use crate::wire::{End, Psn, QueuePairNumber};
 
 /// Why there is no endpoint, or why it was not connected.
 ///
@@ -60,9 +60,12 @@ pub enum Unsent {
     /// More is staged, or over and not taken, than the endpoint keeps.
     #[error("too much work is staged, or over and was not taken")]
     Full,
-    /// The endpoint is over.
+    /// The endpoint is over, and the device had it.
     #[error(transparent)]
     Ended(#[from] EndpointEnd),
+    /// The endpoint was over before the device had it. The reason is that of the endpoint, and none of this work's.
+    #[error("not handed over: {0}")]
+    NotTaken(#[source] EndpointEnd),
 }
 
 /// Work that is over, with its memory.
@@ -120,7 +123,12 @@ impl Endpoint {
         let psn = Psn::new(getrandom::u32().map_err(|_| EndpointError::NoRandomness)?);
         let caps = shared.options.caps();
         let caps = if shows { QueuePairCaps { depth: BIND_DEPTH, ..caps } } else { caps };
-        let queue_pair = QueuePair::one_sided(&shared.domain, &shared.completions, caps)?;
+        let queue_pair = || QueuePair::one_sided(&shared.domain, &shared.completions, caps);
+        let queue_pair = queue_pair().or_else(|_| {
+            // As below: that of the last round has room which nobody has looked for.
+            shared.turn(shared.reactor.now());
+            queue_pair()
+        })?;
         let mut core = shared.core.lock();
         if let Some(end) = &core.end {
             let end = end.clone();
@@ -235,7 +243,7 @@ impl Endpoint {
         if let Some(end) = &state.end {
             let end = end.clone();
             drop(state);
-            return Err((work, end.into()));
+            return Err((work, Unsent::NotTaken(end)));
         }
         let of_port = self.engine.shared.port.message_bytes as usize;
         let is_send = matches!(work.operation, Operation::Send { .. });
@@ -327,11 +335,9 @@ impl Endpoint {
         state.awaits_sends |= sends;
     }
 
-    /// Nothing is staged or under way.
+    /// Nothing is staged or under way: what there was can be collected.
     pub(crate) fn is_idle(&self) -> bool {
-        // The state first: completions take the other one under it, and let go of that in between.
-        let is_unstaged = self.pair.state.lock().staged.is_empty();
-        is_unstaged && self.pair.queue_pair.under_way() == 0
+        self.pair.state.lock().is_idle()
     }
 
     /// Receive buffers of this connection.
@@ -363,6 +369,15 @@ impl Endpoint {
         let shared = &self.engine.shared;
         shared.looks.fetch_add(1, Relaxed);
         shared.try_turn(shared.reactor.now());
+    }
+
+    pub(crate) fn number(&self) -> QueuePairNumber {
+        self.pair.queue_pair.number()
+    }
+
+    /// It takes no more work.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.pair.state.lock().end.is_some()
     }
 
     /// There is something to be taken, or it is over.
@@ -484,7 +499,7 @@ impl Endpoint {
                 shared.try_turn(shared.reactor.now());
             }
             let mut state = self.pair.state.lock();
-            let is_empty = self.pair.queue_pair.under_way() == 0 && state.staged.is_empty();
+            let is_empty = state.is_idle();
             match take(&mut state, cx, is_empty) {
                 (true, _) => return Poll::Ready(Ok(())),
                 (false, counts) => match &state.end {

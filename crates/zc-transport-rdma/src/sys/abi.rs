@@ -447,7 +447,6 @@ constants! {
     IBV_WC_WR_FLUSH_ERR: c_int = 5;
     IBV_WC_REM_INV_REQ_ERR: c_int = 9;
     IBV_WC_REM_ACCESS_ERR: c_int = 10;
-    IBV_WC_REM_OP_ERR: c_int = 11;
     IBV_WC_RETRY_EXC_ERR: c_int = 12;
     IBV_WC_RNR_RETRY_EXC_ERR: c_int = 13;
     IBV_WC_RECV_RDMA_WITH_IMM: c_int = 129;

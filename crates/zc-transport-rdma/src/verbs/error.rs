@@ -118,7 +118,8 @@ pub enum WorkFault {
     Flushed,
     /// The peer does not let us use that memory.
     RemoteAccess,
-    /// The peer's device can't do what it was asked for.
+    /// The peer's device does not do what it was asked for, and has done nothing of it. (One that fails while it does is
+    /// [`Other`](Self::Other).)
     RemoteRequest,
     /// Nobody acknowledged.
     NotAcknowledged,
@@ -134,7 +135,7 @@ impl WorkError {
         match self.status {
             sys::IBV_WC_WR_FLUSH_ERR => WorkFault::Flushed,
             sys::IBV_WC_REM_ACCESS_ERR => WorkFault::RemoteAccess,
-            sys::IBV_WC_REM_INV_REQ_ERR | sys::IBV_WC_REM_OP_ERR => WorkFault::RemoteRequest,
+            sys::IBV_WC_REM_INV_REQ_ERR => WorkFault::RemoteRequest,
             sys::IBV_WC_RETRY_EXC_ERR => WorkFault::NotAcknowledged,
             sys::IBV_WC_RNR_RETRY_EXC_ERR => WorkFault::NoReceiveBuffer,
             _ => WorkFault::Other,

@@ -38,7 +38,8 @@ use crate::sys;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WindowId(pub(crate) u32);
 
-struct Window {
+/// One of them. Its end takes a call, before which nobody else may find it.
+pub(super) struct Window {
     raw: NonNull<sys::ibv_mw>,
     /// As it will be once it is bound, or is.
     key: u32,
@@ -114,11 +115,10 @@ impl Windows {
         Some(RemotePlace { address, key: window.key })
     }
 
-    /// Ends a window, whether it is bound or not: when this returns the device lets nobody in by it. No request that names it is
-    /// under way.
-    pub(super) fn close(&mut self, window: WindowId) -> Result<(), VerbsError> {
-        let gone = self.all.get_mut(window.0 as usize).and_then(Option::take);
-        gone.map_or(Ok(()), |gone| gone.end(&self.domain))
+    /// A window that is to be ended, whether it is bound or not. Nobody who hands over requests is between describing one that
+    /// names it and the library's answer.
+    pub(super) fn take(&mut self, window: WindowId) -> Option<Window> {
+        self.all.get_mut(window.0 as usize)?.take()
     }
 
     /// The key that a window shows its memory under.
@@ -165,18 +165,20 @@ impl Windows {
     /// A request that binds it was handed over: the next one starts from the key that it has then.
     pub(super) fn was_bound(&mut self, window: WindowId) {
         if let Some(window) = self.window(window) {
-            // SAFETY: allocated, and not freed before `self`; the lock around `self` keeps others away (M4). The library's
-            // manual leaves the field to the user for this type of windows.
+            // SAFETY: allocated, and freed only when it is out of `all` or with it; the lock around `self` keeps others away (M4).
+            // The library's manual leaves the field to the user for this type of windows.
             unsafe { (*window.raw.as_ptr()).rkey = window.key };
         }
     }
 }
 
 impl Window {
-    fn end(self, domain: &Arc<ProtectionDomain>) -> Result<(), VerbsError> {
+    /// When this returns, the device lets nobody in by it.
+    pub(super) fn end(self, domain: &Arc<ProtectionDomain>) -> Result<(), VerbsError> {
         let none = VerbsError { operation: "ibv_dealloc_mw", errno: libc::EOPNOTSUPP };
         let Some(dealloc) = domain.context().operations().dealloc_mw else { return Err(none) };
-        // SAFETY: freed once; nothing is posted any more that names it (M4).
+        // SAFETY: freed once, for it is owned here. It was taken out of its queue pair's windows while nobody handed over
+        // requests, or goes with the queue pair: the library reads no request any more that names it (M4).
         let returned = unsafe { dealloc(self.raw.as_ptr()) };
         VerbsError::check("ibv_dealloc_mw", returned).inspect_err(|error| {
             tracing::error!(%error, "a memory window and what it shows are leaked (M4)");

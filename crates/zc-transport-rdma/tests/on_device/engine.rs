@@ -182,7 +182,7 @@ async fn an_endpoint_whose_peer_is_gone_ends() {
     assert!(done.iter().all(|one| one.result.is_err()), "{done:?}");
     assert!(matches!(end_of(&a).await, EndpointEnd::Work(_)));
     let refused = a.stage(Work::send(9, message(&pool, b"late"))).map_err(|(work, why)| (work.tag, why));
-    assert!(matches!(refused, Err((9, Unsent::Ended(_)))));
+    assert!(matches!(refused, Err((9, Unsent::NotTaken(_)))));
     drop((a, done));
     until(|| engine.stats().closing == 0).await;
     assert_eq!(engine.stats().under_way, engine.stats().posted_receives as usize);

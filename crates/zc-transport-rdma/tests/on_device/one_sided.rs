@@ -1,11 +1,12 @@
 //! One-sided operations over lanes: what the suite does not look at.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use zc::transport::{Access, OneSided, RemoteKey};
 use zc::{Connection, Export, Fabric, RemoteFault, RemoteMemory};
-use zc_transport_rdma::{AtomicScope, NOTIFY_WINDOW, RdmaOptions};
+use zc_transport_rdma::{AtomicScope, GATHER_BYTES, NOTIFY_WINDOW, RdmaOptions};
 
 use super::engine::within;
 use super::lane::{URI, fabric, pair};
@@ -36,10 +37,14 @@ impl Lease {
 }
 
 async fn lent(clients: usize) -> Option<Lent> {
+    lent_of(clients, EXPORT_BYTES).await
+}
+
+async fn lent_of(clients: usize, bytes: usize) -> Option<Lent> {
     drop(device()?);
     let (ours, theirs) = (fabric(RdmaOptions::default()), fabric(RdmaOptions::default()));
     let mut listener = theirs.listen(URI).await.unwrap();
-    let export = theirs.export(EXPORT_BYTES).unwrap();
+    let export = theirs.export(bytes).unwrap();
     let mut all = Vec::new();
     for _ in 0..clients {
         let (client, server) = pair(&ours, &mut listener).await.unwrap();
@@ -163,12 +168,28 @@ async fn four_clients_count_exactly_and_a_lock_excludes() {
     assert_eq!(export.load_u64(GUARDED_AT).unwrap(), EACH * 5);
 }
 
+/// Work requests of which only the last one has an end that anybody hears of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_of_more_requests_than_the_queue_pair_takes() {
+    const BYTES: usize = 20 << 20;
+    assert!(BYTES > RdmaOptions::default().send_depth as usize * GATHER_BYTES);
+    let Some(Lent { export, clients, .. }) = lent_of(1, BYTES).await else { return };
+    let (memory, key) = (clients[0].memory(), clients[0].key);
+    // Of no pool: it goes in copies of that length.
+    let bytes: Vec<u8> = (0..BYTES).map(|at| (at / 4096 + at % 251) as u8).collect();
+    within(memory.write(&key, 0, bytes.clone())).await.unwrap();
+    let mut seen = vec![0; BYTES];
+    export.read(0, &mut seen).unwrap();
+    assert!(seen == bytes, "not what was written");
+}
+
 /// What the device refuses ends that operation alone. Others of the connection that were behind it go on, and messages never stop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_ends_harms_nothing_but_its_own_operations() {
     let Some(Lent { export, mut clients, .. }) = lent(1).await else { return };
     let Lease { client, server, key: good } = &mut clients[0];
     let memory = client.remote();
+    let mut counted = 0;
     for round in 0..10_u64 {
         let bad = export.grant(server, Access::WRITE, 4096..8192).unwrap();
         let writing = {
@@ -182,12 +203,25 @@ async fn a_key_that_ends_harms_nothing_but_its_own_operations() {
                 }
             })
         };
+        // Several at a time, until after the refusal: it finds some of them behind it.
+        let is_over = Arc::new(AtomicBool::new(false));
         let counting = {
-            let (memory, key) = (memory.clone(), *good);
+            let (memory, key, is_over) = (memory.clone(), *good, is_over.clone());
             tokio::spawn(async move {
-                for _ in 0..100 {
-                    memory.fetch_add(&key, COUNTER_AT, 1).await.unwrap();
+                let mut count = 0_u64;
+                while !is_over.load(Relaxed) {
+                    let (one, read, written, other) = tokio::join!(
+                        memory.fetch_add(&key, COUNTER_AT, 1),
+                        memory.read(&key, 0, 32),
+                        memory.write(&key, 8192, vec![5; 6000]),
+                        memory.fetch_add(&key, COUNTER_AT, 1),
+                    );
+                    written.unwrap();
+                    assert_eq!(read.unwrap().len(), 32);
+                    assert_eq!(one.unwrap() + 1, other.unwrap(), "nobody else counts");
+                    count += 2;
                 }
+                count
             })
         };
         tokio::time::sleep(Duration::from_millis(10 + round)).await;
@@ -195,14 +229,15 @@ async fn a_key_that_ends_harms_nothing_but_its_own_operations() {
         export.write(4096, &[7; 4096]).unwrap();
         let (error, _) = within(writing).await.unwrap();
         assert!(matches!(error.fault, RemoteFault::Revoked), "{error}");
-        within(counting).await.unwrap();
+        is_over.store(true, Relaxed);
+        counted += within(counting).await.unwrap();
         let mut seen = [0; 4096];
         export.read(4096, &mut seen).unwrap();
         assert_eq!(seen, [7; 4096], "written after it was revoked");
         client.send(&b"still here"[..]).await.unwrap();
         assert_eq!(within(server.recv()).await.unwrap().unwrap(), b"still here"[..]);
     }
-    assert_eq!(export.load_u64(COUNTER_AT).unwrap(), 1000, "each was done once");
+    assert_eq!(export.load_u64(COUNTER_AT).unwrap(), counted, "each was done once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

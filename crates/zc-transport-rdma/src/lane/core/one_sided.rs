@@ -10,6 +10,7 @@ use crate::lane::remote::{Next, Outbox, RECORD_BYTES, Record, User, What, key_of
 use crate::limits::GATHER_BYTES;
 use crate::loopback::Loopback;
 use crate::verbs::AtomicScope;
+use crate::wire::QueuePairNumber;
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Record, WireError> {
     Record::decode(bytes)
@@ -35,7 +36,7 @@ impl Core {
             }
             Record::Closed { round } => user.closed(round),
             Record::Grant(granted) => user.granted(granted)?,
-            Record::Refuse { key, later } => user.refused(key, later),
+            Record::Refuse { round, key, later } => user.refused(round, key, later),
             Record::Revoke(key) => user.revoked(key),
             Record::Taken(count) => user.taken(count)?,
         }
@@ -94,11 +95,10 @@ impl Core {
     fn hand_over(&mut self, user: &mut User) -> Result<bool, LaneError> {
         let is_fenced = user.must_fence();
         loop {
-            let is_atomic = user.flying.back().is_some_and(|last| {
-                matches!(last.operation.what, What::CompareSwap { .. } | What::FetchAdd { .. })
-            });
-            let word = if is_atomic { user.word() } else { None };
-            let Some(endpoint) = user.endpoint() else { return Ok(false) };
+            let Some(endpoint) = user.endpoint().filter(|endpoint| !endpoint.has_ended()) else {
+                // Goes back to those that wait, with another round.
+                return Ok(false);
+            };
             let terms = Wire {
                 room: endpoint.room(),
                 max: endpoint.message_bytes() as usize,
@@ -114,6 +114,9 @@ impl Core {
             if terms.room == 0 {
                 return Ok(false);
             }
+            let is_atomic = matches!(last.operation.what, What::CompareSwap { .. } | What::FetchAdd { .. });
+            let word = if is_atomic { user.word() } else { None };
+            let Some(last) = user.flying.back_mut() else { return Ok(true) };
             let at = last.place.at(last.handed as u64);
             let (operation, len) = match &mut last.operation.what {
                 What::Read { into, len, .. } => {
@@ -158,7 +161,9 @@ impl Core {
                 Some(Ok(())) if is_handed => return Ok(true),
                 Some(Ok(())) => {}
                 Some(Err((work, why))) => {
-                    user.not_taken(work, why).map_err(|end| end_error(&end))?;
+                    user.not_taken(work, why, len).map_err(|end| end_error(&end))?;
+                    // It may have ended since it was looked at, and nothing else of it come back.
+                    self.wakers.remote.wake();
                     return Ok(false);
                 }
                 None => return Ok(false),
@@ -260,19 +265,22 @@ impl Core {
         Ok(token)
     }
 
-    /// Has the one-sided half woken when there is something for it. False: there never was.
-    pub(in crate::lane) fn await_remote(&self) -> bool {
-        let Some(remote) = &self.remote else { return false };
+    /// Has the one-sided half woken when there is something for it; says for what. None: there never was anything.
+    pub(in crate::lane) fn await_remote(&self) -> Option<Awaited> {
+        let remote = self.remote.as_ref()?;
         let cx = Context::from_waker(&self.remote_waker);
-        remote.owner.await_work(&cx);
-        if let Some(endpoint) = remote.user.endpoint() {
-            endpoint.await_work(&cx, false);
-        }
+        let serving = remote.owner.await_work(&cx);
+        // The end of silent work counts only while there is something that takes its room.
+        let sends = remote.user.is_handing_over();
+        let using = remote.user.endpoint().map(|endpoint| {
+            endpoint.await_work(&cx, sends);
+            (endpoint.number(), sends)
+        });
         if !remote.is_idle() {
             self.endpoint.await_message(&cx);
             self.endpoint.arm();
         }
-        true
+        Some(Awaited { serving, using })
     }
 
     /// For one who looks again at once: takes what there is for the one-sided half, and leaves messages alone as far as it can.
@@ -282,7 +290,9 @@ impl Core {
         if self.endpoint.has_news() {
             // Told by who asks for what has ended.
             let _ = self.look(None).and_then(|()| self.pump());
-        } else if remote.user.endpoint().is_some_and(Endpoint::has_news) {
+        } else if remote.user.endpoint().is_some_and(|endpoint| {
+            endpoint.has_news() || remote.user.is_handing_over() && endpoint.room() > 0
+        }) {
             let _ = self.pump_one_sided();
         }
     }
@@ -314,6 +324,14 @@ impl Core {
             remote.shut();
         }
     }
+}
+
+/// Whose ends of work the one-sided half is woken for.
+#[derive(PartialEq, Eq)]
+pub(in crate::lane) struct Awaited {
+    serving: Option<QueuePairNumber>,
+    /// And whether silent ones count.
+    using: Option<(QueuePairNumber, bool)>,
 }
 
 /// What the queue pair takes.

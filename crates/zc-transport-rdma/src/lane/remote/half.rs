@@ -63,13 +63,16 @@ impl LaneRemote for Half {
             core.peek_remote();
         } else {
             self.shared.wakers.remote.register(cx.waker());
-            if !core.await_remote() {
-                return Poll::Pending;
+            let Some(mut awaited) = core.await_remote() else { return Poll::Pending };
+            loop {
+                // A failure is told below, behind what was done before it.
+                let _ = core.look(None).and_then(|()| core.pump());
+                // Queue pairs may have come up meanwhile: what happened on them before they were awaited woke nobody.
+                match core.await_remote() {
+                    Some(now) if now != awaited => awaited = now,
+                    _ => break,
+                }
             }
-            // A failure is told below, behind what was done before it.
-            let _ = core.look(None).and_then(|()| core.pump());
-            // Queue pairs may have come up meanwhile.
-            core.await_remote();
         }
         if std::mem::take(&mut core.tx_news) {
             self.shared.wakers.tx.wake();

@@ -15,6 +15,7 @@
 mod half;
 mod owner;
 mod record;
+mod rounds;
 mod user;
 
 use std::collections::VecDeque;

@@ -17,11 +17,12 @@ use zc_core::transport::{Access, LaneError, RemoteGrant, RemoteKey, Revoked};
 use zc_core::wire::WireError;
 
 use super::record::{Granted, Key, QueueEnd, Record, key_of};
+use super::rounds::Rounds;
 use super::{Outbox, connect, lie};
 use crate::engine::{Endpoint, EndpointEnd, Finished};
 use crate::limits::{MAX_REMOTE_KEYS, NOTIFY_WINDOW, REVOKE_MS};
 use crate::verbs::{Operation, RemoteAccess, RemotePlace, Showable, WindowId, Work};
-use crate::wire::End;
+use crate::wire::{End, QueuePairNumber};
 
 /// What a key stands for.
 struct Grant {
@@ -34,6 +35,8 @@ struct Grant {
 struct Shown {
     window: WindowId,
     place: RemotePlace,
+    /// Of the request that binds it: windows have the name of one that is gone.
+    bind: u64,
     /// The device has said so.
     is_bound: bool,
 }
@@ -45,6 +48,9 @@ pub(in crate::lane) struct Owner {
     serving: Option<Endpoint>,
     /// The last one that the peer began.
     round: u32,
+    rounds: Rounds,
+    /// Requests that bind so far, in all rounds.
+    binds: u64,
     /// What the peer asked and was not told, for its window is being bound.
     question: Option<Key>,
     /// Notifications for which their exports had no room.
@@ -96,7 +102,7 @@ impl Owner {
         if self.question == Some(key) {
             self.finish_binding();
             self.question = None;
-            out.push(Record::Refuse { key, later: false });
+            out.push(Record::Refuse { round: self.round, key, later: false });
         }
         let Some(grant) = self.grants.remove(&key) else { return Revoked::Done };
         let Some(shown) = grant.shown else { return Revoked::Done };
@@ -166,6 +172,12 @@ impl Owner {
         out.forget_answers();
         self.end_round();
         self.round = begun.round;
+        if !self.rounds.begin(endpoint.now()) {
+            // To the user that is `Busy`, and others of the engine do not wait for queue pairs that come and go.
+            tracing::debug!("a peer begins too many rounds of one-sided operations");
+            out.push(Record::Closed { round: self.round });
+            return Ok(());
+        }
         let serving = endpoint.one_sided(true).and_then(|serving| {
             connect(&serving, theirs, begun, EVERYTHING)?;
             Ok(serving)
@@ -194,7 +206,7 @@ impl Owner {
             return Ok(());
         };
         let Some(grant) = self.grants.get_mut(&key) else {
-            out.push(Record::Refuse { key, later: false });
+            out.push(Record::Refuse { round: self.round, key, later: false });
             return Ok(());
         };
         if grant.shown.is_some() {
@@ -203,9 +215,10 @@ impl Owner {
         }
         match serving.open_window(grant.memory.clone(), remote_access(grant.grant.access)) {
             Ok((window, place)) => {
-                grant.shown = Some(Shown { window, place, is_bound: false });
+                self.binds += 1;
+                grant.shown = Some(Shown { window, place, bind: self.binds, is_bound: false });
                 self.question = Some(key);
-                let bind = Work::new(window.0.into(), Operation::Bind { window }).signalled();
+                let bind = Work::new(self.binds, Operation::Bind { window }).signalled();
                 match serving.stage(bind) {
                     Ok(()) => serving.flush(),
                     // The queue pair has failed: seen when it is looked at.
@@ -214,7 +227,7 @@ impl Owner {
             }
             Err(error) => {
                 tracing::warn!(%error, "no window for a peer's one-sided operations");
-                out.push(Record::Refuse { key, later: true });
+                out.push(Record::Refuse { round: self.round, key, later: true });
             }
         }
         Ok(())
@@ -224,6 +237,10 @@ impl Owner {
     pub(in crate::lane) fn notified(&mut self, key: Key, value: u64) -> Result<(), WireError> {
         if self.notifications.len() as u64 >= NOTIFY_WINDOW {
             return Err(lie("rdma notifications"));
+        }
+        // That of a key which has ended is dropped later. With one that does not let it write, the peer can't have written.
+        if self.grants.get(&key).is_some_and(|grant| !grant.grant.access.contains(Access::WRITE)) {
+            return Err(lie("rdma notification of a key that lets nobody write"));
         }
         self.notifications.push_back((key, value));
         Ok(())
@@ -250,7 +267,7 @@ impl Owner {
             };
             let Some(grant) = self.grants.get_mut(&key) else { continue };
             let Some(shown) = &mut grant.shown else { continue };
-            if u64::from(shown.window.0) == work.tag {
+            if shown.bind == work.tag {
                 shown.is_bound = true;
                 self.question = None;
                 out.push(grant.answer(self.round, key));
@@ -275,11 +292,11 @@ impl Owner {
         }
     }
 
-    /// Has `cx` woken when a window is bound, or the queue pair fails.
-    pub(in crate::lane) fn await_work(&self, cx: &Context<'_>) {
-        if let Some(serving) = &self.serving {
-            serving.await_work(cx, false);
-        }
+    /// Has `cx` woken when a window is bound, or the queue pair fails. Says which that is.
+    pub(in crate::lane) fn await_work(&self, cx: &Context<'_>) -> Option<QueuePairNumber> {
+        let serving = self.serving.as_ref()?;
+        serving.await_work(cx, false);
+        Some(serving.number())
     }
 
     /// Nothing is granted, so that the peer has nothing to ask.
@@ -305,7 +322,7 @@ impl Grant {
                 len: self.memory.bytes(),
                 access: self.grant.access,
             }),
-            None => Record::Refuse { key, later: true },
+            None => Record::Refuse { round, key, later: true },
         }
     }
 }

@@ -9,7 +9,7 @@
 //!      3 CLOSED   round: there is none to serve them, or none any more
 //!      4 ASK      key
 //!      5 GRANT    round, key, access, value: address, length, word: the device's key
-//!      6 REFUSE   key; length 1: not now, else never
+//!      6 REFUSE   round, key; length 1: not now, else never
 //!      7 REVOKE   key
 //!      8 NOTIFY   key, value
 //!      9 TAKEN    value: notifications of the other side's that it may forget, since the start
@@ -60,7 +60,7 @@ pub(crate) enum Record {
     Closed { round: u32 },
     Ask(Key),
     Grant(Granted),
-    Refuse { key: Key, later: bool },
+    Refuse { round: u32, key: Key, later: bool },
     Revoke(Key),
     Notify { key: Key, value: u64 },
     Taken(u64),
@@ -126,7 +126,9 @@ impl Record {
                 length: len,
                 words: [place.key, 0],
             },
-            Self::Refuse { key, later } => Fields { kind: 6, key, length: later.into(), ..none },
+            Self::Refuse { round, key, later } => {
+                Fields { kind: 6, round, key, length: later.into(), ..none }
+            }
             Self::Revoke(key) => Fields { kind: 7, key, ..none },
             Self::Notify { key, value } => Fields { kind: 8, key, value, ..none },
             Self::Taken(value) => Fields { kind: 9, value, ..none },
@@ -177,7 +179,7 @@ impl Fields {
                 let access = access_of(self.access)?;
                 Record::Grant(Granted { round: self.round, key, place, len: self.length, access })
             }
-            6 => Record::Refuse { key, later: self.length == 1 },
+            6 => Record::Refuse { round: self.round, key, later: self.length == 1 },
             7 => Record::Revoke(key),
             8 => Record::Notify { key, value: self.value },
             9 => Record::Taken(self.value),
@@ -206,8 +208,8 @@ mod tests {
                 len: 4096,
                 access: Access::READ | Access::ATOMIC,
             }),
-            Record::Refuse { key: [3; 16], later: true },
-            Record::Refuse { key: [3; 16], later: false },
+            Record::Refuse { round: 8, key: [3; 16], later: true },
+            Record::Refuse { round: 8, key: [3; 16], later: false },
             Record::Revoke([4; 16]),
             Record::Notify { key: [5; 16], value: u64::MAX },
             Record::Taken(256),

@@ -70,10 +70,10 @@ pub(in crate::lane) struct Flying {
     /// Work requests without a completion.
     pub(in crate::lane) works: u32,
     value: u64,
+    /// One of them was done.
+    is_partly_done: bool,
     /// The device gave up one of them, and has done nothing of that.
     is_flushed: bool,
-    /// By the peer's device.
-    is_refused: bool,
     /// It has a place among the notifications under way.
     has_place: bool,
     /// Its notification was handed over.
@@ -114,7 +114,7 @@ impl Flying {
 
     /// The device has done something of it and won't go on.
     fn is_begun(&self) -> bool {
-        matches!(self.operation.what, What::Write { .. }) && self.handed > 0
+        self.is_partly_done || matches!(self.operation.what, What::Write { .. }) && self.handed > 0
     }
 }
 
@@ -147,14 +147,56 @@ impl Known {
     }
 }
 
+/// What is used of a queue pair for beginning operations.
+pub(in crate::lane) trait Queue: Sized {
+    /// Another one of the same engine.
+    fn another(&self) -> Result<Self, EndpointError>;
+    fn describe(&self) -> End;
+    fn connect(&self, theirs: &End, peer: QueueEnd) -> Result<(), EndpointError>;
+    /// Takes what is over; says whether all is.
+    fn collect(&self, finished: &mut Vec<Finished>) -> Option<EndpointEnd>;
+    fn has_ended(&self) -> bool;
+    /// Nothing is staged or under way, or over and not to be taken yet.
+    fn is_idle(&self) -> bool;
+    fn fail(&self, end: EndpointEnd);
+}
+
+impl Queue for Endpoint {
+    fn another(&self) -> Result<Self, EndpointError> {
+        self.one_sided(false)
+    }
+
+    fn describe(&self) -> End {
+        Self::describe(self)
+    }
+
+    fn connect(&self, theirs: &End, peer: QueueEnd) -> Result<(), EndpointError> {
+        connect(self, theirs, peer, RemoteAccess::default())
+    }
+
+    fn collect(&self, finished: &mut Vec<Finished>) -> Option<EndpointEnd> {
+        Self::collect(self, finished)
+    }
+
+    fn has_ended(&self) -> bool {
+        Self::has_ended(self)
+    }
+
+    fn is_idle(&self) -> bool {
+        Self::is_idle(self)
+    }
+
+    fn fail(&self, end: EndpointEnd) {
+        Self::fail(self, end);
+    }
+}
+
 /// The queue pair that begins operations.
-#[derive(Default)]
-enum Way {
-    #[default]
+enum Way<Q> {
     None,
     /// The peer has been told, and has not answered.
-    Opening(Endpoint),
-    Open(Endpoint),
+    Opening(Q),
+    Open(Q),
 }
 
 /// What the first operation that waits may do.
@@ -167,26 +209,50 @@ pub(in crate::lane) enum Next {
     Wait,
 }
 
-#[derive(Default)]
-pub(in crate::lane) struct User {
-    way: Way,
+pub(in crate::lane) struct User<Q = Endpoint> {
+    way: Way<Q>,
     round: u32,
     /// The peer has ended the round.
     is_closed: bool,
+    /// The peer's device has refused something in this round: whoever that was may have been told of it by now.
+    was_refused: bool,
     known: HashMap<Key, Known>,
     asked: Option<Key>,
     waiting: VecDeque<Operation>,
     pub(in crate::lane) flying: VecDeque<Flying>,
     tokens: u64,
-    /// Notifications of ours, and how many of them the peer has handed on.
+    /// Notifications of ours, how many of them the peer was told, and how many of those it has handed on: never more than the one in
+    /// front.
     notified: u64,
+    told: u64,
     taken: u64,
     finished: Vec<Finished>,
     /// For the words of atomics.
     words: Vec<PinnedBufMut>,
 }
 
-impl User {
+impl<Q> Default for User<Q> {
+    fn default() -> Self {
+        Self {
+            way: Way::None,
+            round: 0,
+            is_closed: false,
+            was_refused: false,
+            known: HashMap::new(),
+            asked: None,
+            waiting: VecDeque::new(),
+            flying: VecDeque::new(),
+            tokens: 0,
+            notified: 0,
+            told: 0,
+            taken: 0,
+            finished: Vec::new(),
+            words: Vec::new(),
+        }
+    }
+}
+
+impl<Q: Queue> User<Q> {
     pub(in crate::lane) fn has_room(&self) -> bool {
         self.waiting.len() + self.flying.len() < MAX_REMOTE_OPERATIONS
     }
@@ -215,7 +281,7 @@ impl User {
     }
 
     /// Where operations begin now.
-    pub(in crate::lane) fn endpoint(&self) -> Option<&Endpoint> {
+    pub(in crate::lane) fn endpoint(&self) -> Option<&Q> {
         match &self.way {
             Way::Open(endpoint) => Some(endpoint),
             _ => None,
@@ -228,9 +294,9 @@ impl User {
         if end.round != self.round {
             return Ok(());
         }
-        match std::mem::take(&mut self.way) {
+        match std::mem::replace(&mut self.way, Way::None) {
             Way::Opening(endpoint) => {
-                connect(&endpoint, theirs, end, RemoteAccess::default())?;
+                endpoint.connect(theirs, end)?;
                 self.way = Way::Open(endpoint);
             }
             other => self.way = other,
@@ -265,8 +331,9 @@ impl User {
         Ok(())
     }
 
-    pub(in crate::lane) fn refused(&mut self, key: Key, later: bool) {
-        if self.asked == Some(key) {
+    /// That of another round is no answer to what was asked in this one.
+    pub(in crate::lane) fn refused(&mut self, round: u32, key: Key, later: bool) {
+        if round == self.round && self.asked == Some(key) {
             self.asked = None;
             self.end_first(if later { RemoteStatus::Busy } else { RemoteStatus::Revoked });
         }
@@ -277,7 +344,7 @@ impl User {
     }
 
     pub(in crate::lane) fn taken(&mut self, count: u64) -> Result<(), WireError> {
-        if count < self.taken || count > self.notified {
+        if count < self.taken || count > self.told {
             return Err(lie("rdma notifications taken"));
         }
         self.taken = count;
@@ -303,8 +370,8 @@ impl User {
             is_handed: false,
             works: 0,
             value: 0,
+            is_partly_done: false,
             is_flushed: false,
-            is_refused: false,
             has_place: false,
             is_told: false,
             ended,
@@ -317,14 +384,14 @@ impl User {
     }
 
     /// Looks at the first of those that wait. `endpoint` is the messages'.
-    pub(in crate::lane) fn next(&mut self, endpoint: &Endpoint, out: &mut Outbox) -> Next {
+    pub(in crate::lane) fn next(&mut self, endpoint: &Q, out: &mut Outbox) -> Next {
         let Some(first) = self.waiting.front() else { return Next::Wait };
         let is_told = matches!(first.what, What::Write { notify: Some(_), .. });
         let Some(key) = first.key else {
             self.end_first(RemoteStatus::Revoked);
             return Next::Ended;
         };
-        if self.is_closed {
+        if self.is_closed || self.endpoint().is_some_and(Queue::has_ended) {
             // Another round, when nothing flies any more.
             return Next::Wait;
         }
@@ -348,7 +415,7 @@ impl User {
                 self.end_first(status);
                 Next::Ended
             }
-            Ok(_) if is_told && self.notified - self.taken >= NOTIFY_WINDOW => {
+            Ok(_) if is_told && self.notified.saturating_sub(self.taken) >= NOTIFY_WINDOW => {
                 self.end_first(RemoteStatus::Busy);
                 Next::Ended
             }
@@ -366,8 +433,8 @@ impl User {
     }
 
     /// Begins a round.
-    fn open(&mut self, endpoint: &Endpoint, out: &mut Outbox) -> Result<(), EndpointError> {
-        let ours = endpoint.one_sided(false)?;
+    fn open(&mut self, endpoint: &Q, out: &mut Outbox) -> Result<(), EndpointError> {
+        let ours = endpoint.another()?;
         self.round = self.round.wrapping_add(1);
         let End { number, psn, .. } = ours.describe();
         out.push(Record::Open(QueueEnd { round: self.round, number, psn }));
@@ -391,9 +458,39 @@ impl User {
         }
     }
 
-    /// What was begun last is not taken by its queue pair, which has failed.
-    pub(in crate::lane) fn not_taken(&mut self, work: Work, why: Unsent) -> Result<(), EndpointEnd> {
-        self.finish(Finished { work, result: Err(why) })
+    /// What was begun last is not taken by its queue pair: `len` bytes of it.
+    pub(in crate::lane) fn not_taken(
+        &mut self,
+        work: Work,
+        why: Unsent,
+        len: usize,
+    ) -> Result<(), EndpointEnd> {
+        if why != Unsent::Full {
+            return self.finish(Finished { work, result: Err(why) });
+        }
+        // It goes on: as if that had not been handed over.
+        let Some(last) = self.flying.back_mut() else { return Ok(()) };
+        last.handed = last.handed.saturating_sub(len);
+        last.is_handed = false;
+        last.works = last.works.saturating_sub(u32::from(!work.silent));
+        self.take_back(work);
+        Ok(())
+    }
+
+    /// The memory that a request had, for the operation or the next one.
+    fn take_back(&mut self, work: Work) {
+        match work.operation {
+            verbs::Operation::Read { into: buf, .. } => {
+                let of = self.flying.iter_mut().find(|flying| flying.id == work.tag);
+                if let Some(What::Read { into, .. }) = of.map(|flying| &mut flying.operation.what) {
+                    *into = Some(buf);
+                }
+            }
+            verbs::Operation::CompareSwap { into, .. } | verbs::Operation::FetchAdd { into, .. } => {
+                self.keep_word(into);
+            }
+            _ => {}
+        }
     }
 
     // Ending.
@@ -425,16 +522,16 @@ impl User {
 
     fn finish(&mut self, finished: Finished) -> Result<(), EndpointEnd> {
         let Finished { work, result } = finished;
+        self.was_refused |= result.as_ref().is_err_and(is_refused);
         let Some(at) = self.flying.iter().position(|flying| flying.id == work.tag) else { return Ok(()) };
         let flying = &mut self.flying[at];
         flying.works = flying.works.saturating_sub(1);
         let is_done = result.is_ok();
         match result {
-            Ok(()) => {}
+            Ok(()) => flying.is_partly_done = true,
             Err(why) if is_flushed(&why) => flying.is_flushed = true,
             Err(why) if is_refused(&why) => {
                 let in_part = flying.is_begun();
-                flying.is_refused = true;
                 flying.ended.get_or_insert(Ended { status: RemoteStatus::Revoked, in_part });
             }
             Err(Unsent::Ended(end)) => return Err(end),
@@ -443,27 +540,19 @@ impl User {
                 return Err(EndpointEnd::QueuePairFailed);
             }
         }
-        match work.operation {
-            verbs::Operation::Read { into: buf, .. } => {
-                if let What::Read { into, .. } = &mut flying.operation.what {
-                    *into = Some(buf);
-                }
-            }
-            verbs::Operation::CompareSwap { into, .. } | verbs::Operation::FetchAdd { into, .. } => {
-                if let (true, Some(word)) = (is_done, into.first_chunk()) {
-                    flying.value = u64::from_ne_bytes(*word);
-                }
-                self.keep_word(into);
-            }
-            _ => {}
+        if let verbs::Operation::CompareSwap { into, .. } | verbs::Operation::FetchAdd { into, .. } =
+            &work.operation
+            && let (true, Some(word)) = (is_done, into.first_chunk())
+        {
+            flying.value = u64::from_ne_bytes(*word);
         }
+        self.take_back(work);
         Ok(())
     }
 
     /// The queue pair has failed, and the device has nothing any more.
     fn recover(&mut self, end: EndpointEnd) -> Result<(), EndpointEnd> {
-        let was_refused = self.flying.iter().any(|flying| flying.is_refused);
-        if !was_refused && !self.flying.iter().all(Flying::has_left) {
+        if !self.was_refused && !self.flying.iter().all(Flying::has_left) {
             // What was flushed may have been done.
             return Err(end);
         }
@@ -474,12 +563,17 @@ impl User {
 
     /// Another round begins with the next operation. What was given up by the device waits once more.
     fn again(&mut self) {
-        (self.way, self.is_closed, self.asked) = (Way::None, false, None);
+        (self.way, self.asked) = (Way::None, None);
+        (self.is_closed, self.was_refused) = (false, false);
         self.known.clear();
-        while self.flying.back().is_some_and(|flying| !flying.has_left())
-            && let Some(Flying { mut operation, has_place, .. }) = self.flying.pop_back()
-        {
-            self.notified -= u64::from(has_place);
+        let first = self.flying.iter().position(|flying| !flying.has_left());
+        let behind = first.map(|first| self.flying.split_off(first)).unwrap_or_default();
+        // One that ended without a word to the device is looked at again in its turn: they complete in order.
+        let (left, back): (Vec<_>, Vec<_>) =
+            behind.into_iter().partition(|flying| flying.has_left() && flying.handed > 0);
+        self.flying.extend(left);
+        for Flying { mut operation, has_place, .. } in back.into_iter().rev() {
+            self.notified = self.notified.saturating_sub(u64::from(has_place));
             if let What::Read { into: Some(into), before, .. } = &mut operation.what {
                 // All of it is read again.
                 into.truncate(*before);
@@ -498,10 +592,12 @@ impl User {
             flying.is_told = true;
             if let (None, Some(key)) = (flying.ended, flying.operation.key) {
                 out.push(Record::Notify { key, value });
+                self.told += 1;
                 // Over when the peer has it.
                 flying.works = 1;
             } else {
-                self.notified -= u64::from(std::mem::take(&mut flying.has_place));
+                let had_place = std::mem::take(&mut flying.has_place);
+                self.notified = self.notified.saturating_sub(u64::from(had_place));
             }
         }
     }
@@ -539,9 +635,8 @@ impl User {
 fn is_flushed(why: &Unsent) -> bool {
     match why {
         Unsent::Ended(EndpointEnd::Work(error)) => error.fault() == WorkFault::Flushed,
-        // Not handed over.
-        Unsent::Ended(_) | Unsent::Full => true,
-        Unsent::Unfit(_) => false,
+        Unsent::NotTaken(_) => true,
+        Unsent::Ended(_) | Unsent::Full | Unsent::Unfit(_) => false,
     }
 }
 
@@ -554,3 +649,6 @@ fn is_refused(why: &Unsent) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;
