@@ -15,8 +15,8 @@ use bed::{Bed, GUARD, NAME, skipped, until};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use zc::transport::{LaneLimits, LinkAddr, OfferContext, Reactor, Transport, UriParams};
 use zc::{Connection, Deadlines, Fabric, FabricBuilder, Outcome, Stage};
-use zc_transport_xdp::device::{Device, DeviceOptions, Grant, Umem, UmemOptions};
-use zc_transport_xdp::netlink::Interface;
+use zc_transport_xdp::device::{Device, DeviceOptions, Grant, OpenError, Umem, UmemOptions};
+use zc_transport_xdp::netlink::{Interface, NetlinkError};
 use zc_transport_xdp::program::Faults;
 use zc_transport_xdp::{UdpTransport, XdpOptions, XdpTransport};
 
@@ -105,7 +105,7 @@ fn no_thread_of_the_runtime_waits_for_an_interface() {
             let mut first = transport.offer_soon(&cx);
             let is_done = poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_ready())).await;
             assert!(!is_done, "a thread opens it");
-            // One that is given up gives the interface back, and then the turn.
+            // What was opened for one that is given up is for the next.
             drop(first);
             tokio::time::timeout(GUARD, transport.offer_soon(&cx)).await.expect("it hangs")
         })
@@ -240,6 +240,44 @@ fn an_interface_is_granted_by_a_broker() {
                 client.drain(GUARD).await.unwrap();
             });
         });
+    });
+}
+
+/// Who grants the interface does not answer: the connection comes up over the kernel's sockets, soon, and says why; so does the next.
+#[test]
+fn a_slow_interface_keeps_no_connection_waiting() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    if let Err(why) = XdpTransport::default().probe() {
+        return skipped("AF_XDP", why);
+    }
+    let (answer, answered) = channel::<()>();
+    let answered = Mutex::new(answered);
+    let [_, server] = inside::builders(&bed, || vec![Arc::new(UdpTransport::default()) as _]);
+    let server = server.build().unwrap();
+    bed.near.run(move || {
+        let broker = move |_: &str, _: &DeviceOptions| {
+            let _ = answered.lock().unwrap().recv();
+            Err(OpenError::from(NetlinkError::Malformed))
+        };
+        let client =
+            zc::testing::fabric_over(Arc::new(XdpTransport::by_broker(XdpOptions::default(), broker)));
+        let client = client.transport(Arc::new(UdpTransport::default())).build().unwrap();
+        run_alone(async {
+            let mut listener = server.listen(&format!("zc+udp://{}:0", bed.far.v4)).await.unwrap();
+            let LinkAddr::Tcp(at) = listener.local_uri().addr().clone() else { panic!("no TCP") };
+            let at = format!("zc+xdp://{at}?if={NAME}");
+            for _ in 0..2 {
+                let (client, server) = tokio::join!(client.connect(&at), listener.accept());
+                let (mut client, mut server) = (client.unwrap(), server.unwrap());
+                assert_eq!(client.report().chosen(), "udp");
+                let candidates = client.report().candidates();
+                let xdp = candidates.iter().find(|candidate| candidate.transport == "xdp").unwrap();
+                let Outcome::Unavailable(why) = &xdp.outcome else { panic!("{:?}", xdp.outcome) };
+                assert_eq!(why.code(), "interface_opening");
+                ask(&mut client, &mut server, 3000).await;
+            }
+        });
+        drop(answer);
     });
 }
 

@@ -1,21 +1,20 @@
 //! Interfaces that are open: one engine has one, whichever transport of the process asked for it.
 //!
 //! To open one takes a while: a program is loaded, memory pinned, rings mapped. A thread of its own does that, so that the
-//! runtime's go on; one interface is opened at a time.
+//! runtime's go on.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use futures::channel::oneshot;
-use futures::lock::{Mutex as Turns, OwnedMutexGuard};
 use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use zc_core::transport::{Reactor, Unavailable};
 
 use super::XdpOptions;
 use super::device_port::DevicePort;
+use super::opening::{Opening, Openings};
 use super::registry::{Home, Registry};
 use crate::device::{Device, DeviceOptions, Grant, Mode, OpenError, Umem, UmemOptions};
 use crate::engine::Engine;
@@ -60,13 +59,11 @@ static ENGINES: Mutex<Registry<Key, Arc<Face>>> = Mutex::new(Registry::new());
 /// The interfaces that engines of this process have, until they are the kernel's again: that is a little after an engine is gone.
 static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
 
-/// Whose turn it is to open one.
-static TURNS: LazyLock<Arc<Turns<()>>> = LazyLock::new(Arc::default);
+/// Those that are being opened, for an engine each.
+static OPENINGS: Openings<Taken> = Openings::new();
 
 /// To close the sockets takes the kernel some milliseconds.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
-/// Others may be opening theirs.
-const TURN_PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(1);
 
 struct Opened {
@@ -96,32 +93,6 @@ impl Opened {
 /// The engine that there is.
 pub(super) fn find(home: Home, key: &Key) -> Option<Open> {
     ENGINES.lock().find(home, key)
-}
-
-/// The right to open one.
-pub(super) struct Turn(#[allow(dead_code, reason = "it ends when it is dropped")] OwnedMutexGuard<()>);
-
-impl Turn {
-    pub(super) async fn wait() -> Self {
-        Self(TURNS.clone().lock_owned().await)
-    }
-
-    /// The same for a thread that may sleep.
-    pub(super) fn wait_here() -> Result<Self, Unavailable> {
-        let start = Instant::now();
-        loop {
-            match TURNS.try_lock_owned() {
-                Some(guard) => return Ok(Self(guard)),
-                None if start.elapsed() < TURN_PATIENCE => std::thread::sleep(LOOK),
-                None => {
-                    return Err(other(
-                        "interface_opening",
-                        "connect again: another interface is being opened",
-                    ));
-                }
-            }
-        }
-    }
 }
 
 pub(super) fn other(code: &'static str, remedy: impl Into<String>) -> Unavailable {
@@ -173,7 +144,7 @@ pub(super) struct Taken {
 
 impl Request {
     /// Takes the interface. The thread sleeps meanwhile.
-    pub(super) fn take(self) -> Result<Taken, Unavailable> {
+    fn take(self) -> Result<Taken, Unavailable> {
         Opened::wait_for(&self.key);
         let XdpOptions { frames, frame_bytes, best, worst, in_place, busy_polling, faults, .. } =
             self.options;
@@ -217,28 +188,37 @@ impl Request {
         Ok(Taken { request: self, device, umem, reserved, face })
     }
 
-    /// The same in a thread of its own. If nobody waits any more, the interface is given back, and only then the turn.
-    pub(super) async fn take_elsewhere(self, turn: Turn) -> (Result<Taken, Unavailable>, Option<Turn>) {
-        let (done, taken) = oneshot::channel();
-        let take = move || {
-            let taken = self.take();
-            if let Err((taken, turn)) = done.send((taken, turn)) {
-                drop(taken);
-                drop(turn);
-            }
-        };
-        // It is in the namespace of this thread, too.
-        if let Err(error) = std::thread::Builder::new().name("zc-xdp-open".to_owned()).spawn(take) {
-            return (Err(Unavailable::os("start a thread", &error)), None);
-        }
-        match taken.await {
-            Ok((taken, turn)) => (taken, Some(turn)),
-            Err(_) => (Err(other("interface_opening", "look at what the thread zc-xdp-open has said")), None),
-        }
+    /// Has a thread take it, unless one is about to, for whoever it may be.
+    pub(super) fn open(self) -> Result<Arc<Opening<Taken>>, Unavailable> {
+        let (key, owner, stays_for) = (self.key.clone(), owner_of(&self.broker), self.options.stays_for);
+        OPENINGS.of(&key, owner, stays_for, move || self.take(), Taken::give_back)
     }
 }
 
+/// Tells those who ask on their own from each other.
+fn owner_of(broker: &Arc<Broker>) -> usize {
+    Arc::as_ptr(broker).cast::<()>().addr()
+}
+
+/// What `opening` came to, if it is for us: see [`Openings::finish`].
+pub(super) fn finish<R>(
+    opening: &Arc<Opening<Taken>>,
+    broker: &Arc<Broker>,
+    begin: impl FnOnce(Result<Taken, Unavailable>) -> R,
+) -> Option<R> {
+    OPENINGS.finish(opening, owner_of(broker), begin)
+}
+
 impl Taken {
+    /// Nobody wants it. Who opens it again waits until it is the kernel's.
+    fn give_back(key: &Key, taken: Self, remove: &mut dyn FnMut()) {
+        let open = Arc::new(());
+        Opened { key: key.clone(), engine: Weak::new(), device: Arc::downgrade(&open) }.note();
+        remove();
+        drop(taken);
+        drop(open);
+    }
+
     /// Has the runtime drive it.
     pub(super) fn begin(self, home: Home, reactor: &Arc<dyn Reactor>) -> Result<Open, Unavailable> {
         let Self { request, device, umem, reserved, face } = self;

@@ -11,7 +11,7 @@ use zc_core::transport::{
 };
 
 use super::device_port::datagram_bytes;
-use super::interface::{self, Broker, Key, Open, Request, Taken, Turn, netlink, other};
+use super::interface::{self, Broker, Key, Open, Request, Taken, netlink, other};
 use super::join::{self, NO_ADDRESS, PAYLOAD_MAC};
 use super::offered::{Pending, Way};
 use super::refusals::Refusals;
@@ -264,33 +264,34 @@ impl Transport for XdpTransport {
 
     fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
         let key = Self::key(cx)?;
-        if let Some(open) = self.known(&key, cx)? {
-            return self.offer_over(open, cx);
+        loop {
+            if let Some(open) = self.known(&key, cx)? {
+                return self.offer_over(open, cx);
+            }
+            let opening = self.request(&key, cx)?.open()?;
+            opening.wait_here()?;
+            if let Some(open) = interface::finish(&opening, &self.broker, |taken| self.begin(&key, taken, cx))
+            {
+                return self.offer_over(open?, cx);
+            }
         }
-        let _turn = Turn::wait_here()?;
-        // Somebody else may have opened it meanwhile.
-        let open = match self.known(&key, cx)? {
-            Some(open) => open,
-            None => self.begin(&key, self.request(&key, cx)?.take(), cx)?,
-        };
-        self.offer_over(open, cx)
     }
 
     fn offer_soon<'a>(&'a self, cx: &'a OfferContext) -> BoxFuture<'a, Result<Offer, Unavailable>> {
         Box::pin(async move {
             let key = Self::key(cx)?;
-            if let Some(open) = self.known(&key, cx)? {
-                return self.offer_over(open, cx);
-            }
-            let turn = Turn::wait().await;
-            let open = match self.known(&key, cx)? {
-                Some(open) => open,
-                None => {
-                    let (taken, _turn) = self.request(&key, cx)?.take_elsewhere(turn).await;
-                    self.begin(&key, taken, cx)?
+            // Once more where somebody else had what was opened.
+            loop {
+                if let Some(open) = self.known(&key, cx)? {
+                    return self.offer_over(open, cx);
                 }
-            };
-            self.offer_over(open, cx)
+                let opening = self.request(&key, cx)?.open()?;
+                opening.wait(&cx.reactor).await?;
+                let begin = |taken| self.begin(&key, taken, cx);
+                if let Some(open) = interface::finish(&opening, &self.broker, begin) {
+                    return self.offer_over(open?, cx);
+                }
+            }
         })
     }
 
