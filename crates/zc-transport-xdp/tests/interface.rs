@@ -281,6 +281,33 @@ fn a_slow_interface_keeps_no_connection_waiting() {
     });
 }
 
+/// A connection of an address that the interface has not is no reason for the next one not to have it.
+#[test]
+fn who_can_not_have_an_interface_leaves_it_to_others() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let offered = bed.near.run(|| {
+        run_alone(async {
+            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
+            let pool = zc::BufPool::builder().build();
+            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
+            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
+            let transport = XdpTransport::default();
+            (cx.local, cx.remote) = (Some(([127, 0, 0, 1], 1).into()), Some(([127, 0, 0, 1], 2).into()));
+            let why = transport.offer_soon(&cx).await.err().map(|why| why.code());
+            assert_eq!(why, Some("other_interface"));
+            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            transport.offer_soon(&cx).await
+        })
+    });
+    match offered {
+        Ok(offer) => assert!(!offer.bytes.is_empty()),
+        Err(why) => {
+            assert_ne!(why.code(), "other_interface");
+            skipped("AF_XDP", why);
+        }
+    }
+}
+
 /// However many frames one keeps, the other can still send and receive.
 #[test]
 fn who_keeps_all_frames_keeps_nobody_waiting() {

@@ -99,6 +99,10 @@ pub(super) fn other(code: &'static str, remedy: impl Into<String>) -> Unavailabl
     Unavailable::Other { code, remedy: remedy.into() }
 }
 
+pub(super) fn not_of(local: IpAddr) -> Unavailable {
+    other("other_interface", format!("name the interface that has {local}"))
+}
+
 pub(super) fn netlink(error: NetlinkError) -> Unavailable {
     OpenError::from(error).into()
 }
@@ -143,6 +147,16 @@ pub(super) struct Taken {
 }
 
 impl Request {
+    /// Whether it is worth trying: what is wrong with this connection, or with this process, is no reason for others not to have the
+    /// interface.
+    pub(super) fn check(&self) -> Result<(), Unavailable> {
+        let interface = Interface::find(&self.key.name).map_err(netlink)?;
+        if !interface.addresses().map_err(netlink)?.contains(&self.local) {
+            return Err(not_of(self.local));
+        }
+        ENGINES.lock().check_room()
+    }
+
     /// Takes the interface. The thread sleeps meanwhile.
     fn take(self) -> Result<Taken, Unavailable> {
         Opened::wait_for(&self.key);
@@ -155,9 +169,6 @@ impl Request {
         // This one counts most.
         addresses.sort_by_key(|address| *address != self.local);
         addresses.truncate(MAX_ADDRESSES);
-        if !addresses.contains(&self.local) {
-            return Err(other("other_interface", format!("name the interface that has {}", self.local)));
-        }
         let reserved = reserve_port().map_err(|e| Unavailable::os("reserve a UDP port", &e))?;
         let port = reserved.1;
         let rules = Rules { ports: vec![port], addresses: addresses.clone(), faults: faults.is_some() };

@@ -11,7 +11,7 @@ use zc_core::transport::{
 };
 
 use super::device_port::datagram_bytes;
-use super::interface::{self, Broker, Key, Open, Request, Taken, netlink, other};
+use super::interface::{self, Broker, Key, Open, Request, Taken, netlink, not_of, other};
 use super::join::{self, NO_ADDRESS, PAYLOAD_MAC};
 use super::offered::{Pending, Way};
 use super::refusals::Refusals;
@@ -177,7 +177,8 @@ impl XdpTransport {
             let packets = options.busy_polling.map_or(BUSY_POLL_PACKETS, |polling| polling.packets);
             options.busy_polling = Some(BusyPolling { micros: micros.ok_or_else(bad)?, packets });
         }
-        Ok(Request { key: key.clone(), local, options, broker: self.broker.clone() })
+        let request = Request { key: key.clone(), local, options, broker: self.broker.clone() };
+        request.check().map(|()| request)
     }
 
     /// The engine that there is; an error if there is none, and one was refused a moment ago.
@@ -194,8 +195,8 @@ impl XdpTransport {
         taken: Result<Taken, Unavailable>,
         cx: &OfferContext,
     ) -> Result<Open, Unavailable> {
-        let began = taken.and_then(|taken| taken.begin(Home::of(cx), &cx.reactor));
-        began.inspect_err(|why| self.refusals.note(key.clone(), cx.reactor.now(), why.clone()))
+        let refused = |why: &Unavailable| self.refusals.note(key.clone(), cx.reactor.now(), why.clone());
+        taken.inspect_err(refused)?.begin(Home::of(cx), &cx.reactor)
     }
 
     /// An offer of a session over an interface that is open.
@@ -203,7 +204,7 @@ impl XdpTransport {
         let (local, remote) = (join::local(cx, 0)?, cx.remote.ok_or(NO_ADDRESS)?);
         let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
         if !face.addresses.contains(&local.ip()) {
-            return Err(other("other_interface", format!("name the interface that has {}", local.ip())));
+            return Err(not_of(local.ip()));
         }
         let queues = face.interface.rx_queues;
         let queue = match cx.params.value("queue") {
