@@ -6,6 +6,7 @@ mod bed;
 mod inside;
 
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
@@ -304,6 +305,48 @@ fn who_can_not_have_an_interface_leaves_it_to_others() {
         Err(why) => {
             assert_ne!(why.code(), "other_interface");
             skipped("AF_XDP", why);
+        }
+    }
+}
+
+/// Connections that come up over something else leave it open for the next for a while.
+#[test]
+fn an_interface_stays_for_those_who_come_and_go() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let granted = Arc::new(AtomicUsize::new(0));
+    let broker = {
+        let granted = granted.clone();
+        move |name: &str, options: &DeviceOptions| {
+            granted.fetch_add(1, Ordering::Relaxed);
+            Grant::open(name, options)
+        }
+    };
+    let mut options = XdpOptions::default();
+    options.stays_for = GUARD;
+    let refused = bed.near.run(|| {
+        run_alone(async {
+            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
+            let pool = zc::BufPool::builder().build();
+            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
+            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
+            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            let transport = XdpTransport::by_broker(options, broker);
+            for _ in 0..10 {
+                let offer = match transport.offer_soon(&cx).await {
+                    Ok(offer) => offer,
+                    Err(why) => return Some(why),
+                };
+                transport.withdraw(&offer);
+                tokio::task::yield_now().await;
+            }
+            None
+        })
+    });
+    match refused {
+        Some(why) => skipped("AF_XDP", why),
+        None => {
+            let granted = granted.load(Ordering::Relaxed);
+            assert!(granted <= 2, "{granted} times; each way to open it asks once");
         }
     }
 }

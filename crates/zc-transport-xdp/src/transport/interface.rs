@@ -233,13 +233,16 @@ impl Taken {
     /// Has the runtime drive it.
     pub(super) fn begin(self, home: Home, reactor: &Arc<dyn Reactor>) -> Result<Open, Unavailable> {
         let Self { request, device, umem, reserved, face } = self;
-        let mut engines = ENGINES.lock();
-        engines.check_room()?;
         let (port, device) = DevicePort::new(device, umem, &request.options, reserved, &**reactor)
             .map_err(|e| Unavailable::os("watch an AF_XDP socket", &e))?;
         let (engine, face) = (Engine::new(Box::new(port), reactor.clone()), Arc::new(face));
         Opened { key: request.key.clone(), engine: Arc::downgrade(&engine), device }.note();
+        engine.stay()?;
+        // What is given back for want of room goes without the lock.
+        let mut engines = ENGINES.lock();
+        engines.check_room()?;
         engines.add(home, request.key, &engine, face.clone());
+        drop(engines);
         Ok((engine, face))
     }
 }
