@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 use zc_core::memory::{
-    AllocError, BufPool, CopyLedger, CopyPlace, MAX_SEGMENTS, Message, PinnedBuf, PinnedBufMut, copy_inline,
-    copy_payload,
+    AllocError, BufPool, CopyLedger, CopyPlace, MAX_SEGMENTS, Message, PinnedBuf, PinnedBufMut, copy_payload,
 };
 use zc_core::transport::{Frame, FrameKind};
 use zc_core::wire::frame_credit_bytes;
@@ -396,10 +395,7 @@ fn alloc(pool: &BufPool, len: usize, is_next: bool) -> Result<PinnedBufMut, Allo
 /// A copy of what is not lent. When the pool has no memory, what is short goes on the heap: the records of those who hold the
 /// memory tell them to let it go.
 fn copied_out(memory: &Memory, payload: &Payload<'_>, is_next: bool) -> Result<PinnedBuf, AllocError> {
-    let copy_to = |to: &mut [u8]| match payload {
-        Payload::Lent(bytes) => copy_payload(to, bytes, &memory.ledger, CopyPlace::CopyOut),
-        Payload::Shown(bytes) => copy_inline(to, bytes, &memory.ledger),
-    };
+    let copy_to = |to: &mut [u8]| copy_payload(to, payload, &memory.ledger, CopyPlace::CopyOut);
     match alloc(&memory.pool, payload.len(), is_next) {
         Ok(mut copy) => {
             copy.set_len(payload.len());

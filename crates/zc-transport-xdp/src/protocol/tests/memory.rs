@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use zc_core::memory::{BufPool, PinnedBufMut};
+use zc_core::memory::{BufPool, CopyPlace, PinnedBufMut};
 
 use super::hostile::{CHUNK, Liar, chunk};
 use super::peer::{self, Peer, content, sessions};
@@ -127,6 +127,8 @@ fn what_is_forged_takes_no_memory() {
         "what was verified, whatever comes of the packet"
     );
     assert!(pool.stats().reserved_bytes > 0);
+    let ledger = liar.ledger.snapshot();
+    assert_eq!((ledger.copied_at(CopyPlace::CopyOut), ledger.inline_bytes), (1000, 0), "the copy is counted");
 }
 
 /// However long the buffers are that short packets came in, a peer has no more of them kept than that.
