@@ -32,6 +32,11 @@ pub const MAX_OFFERED: usize = 1 << 12;
 pub const OFFERED_MS: u64 = 30_000;
 /// So long an interface that was refused is not tried again: to try takes as long as many connections.
 pub const REFUSED_MS: u64 = 1_000;
+/// So long after an interface began to be opened an offer waits for it; then the connection comes up over something else. Well below the
+/// deadline for offers, which has to do for both sides.
+pub(crate) const OPENING_MS: u64 = 1_500;
+/// The same for a thread that may sleep.
+pub(crate) const OPENING_HERE_MS: u64 = 5_000;
 /// Addresses that one transport has sockets for.
 pub const MAX_ENGINES: usize = 64;
 /// Packets that a session makes before it hands them to the system.

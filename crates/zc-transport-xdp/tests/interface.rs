@@ -6,6 +6,7 @@ mod bed;
 mod inside;
 
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
@@ -15,8 +16,8 @@ use bed::{Bed, GUARD, NAME, skipped, until};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use zc::transport::{LaneLimits, LinkAddr, OfferContext, Reactor, Transport, UriParams};
 use zc::{Connection, Deadlines, Fabric, FabricBuilder, Outcome, Stage};
-use zc_transport_xdp::device::{Device, DeviceOptions, Grant, Umem, UmemOptions};
-use zc_transport_xdp::netlink::Interface;
+use zc_transport_xdp::device::{Device, DeviceOptions, Grant, OpenError, Umem, UmemOptions};
+use zc_transport_xdp::netlink::{Interface, NetlinkError};
 use zc_transport_xdp::program::Faults;
 use zc_transport_xdp::{UdpTransport, XdpOptions, XdpTransport};
 
@@ -105,7 +106,7 @@ fn no_thread_of_the_runtime_waits_for_an_interface() {
             let mut first = transport.offer_soon(&cx);
             let is_done = poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_ready())).await;
             assert!(!is_done, "a thread opens it");
-            // One that is given up gives the interface back, and then the turn.
+            // What was opened for one that is given up is for the next.
             drop(first);
             tokio::time::timeout(GUARD, transport.offer_soon(&cx)).await.expect("it hangs")
         })
@@ -241,6 +242,113 @@ fn an_interface_is_granted_by_a_broker() {
             });
         });
     });
+}
+
+/// Who grants the interface does not answer: the connection comes up over the kernel's sockets, soon, and says why; so does the next.
+#[test]
+fn a_slow_interface_keeps_no_connection_waiting() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    if let Err(why) = XdpTransport::default().probe() {
+        return skipped("AF_XDP", why);
+    }
+    let (answer, answered) = channel::<()>();
+    let answered = Mutex::new(answered);
+    let [_, server] = inside::builders(&bed, || vec![Arc::new(UdpTransport::default()) as _]);
+    let server = server.build().unwrap();
+    bed.near.run(move || {
+        let broker = move |_: &str, _: &DeviceOptions| {
+            let _ = answered.lock().unwrap().recv();
+            Err(OpenError::from(NetlinkError::Malformed))
+        };
+        let client =
+            zc::testing::fabric_over(Arc::new(XdpTransport::by_broker(XdpOptions::default(), broker)));
+        let client = client.transport(Arc::new(UdpTransport::default())).build().unwrap();
+        run_alone(async {
+            let mut listener = server.listen(&format!("zc+udp://{}:0", bed.far.v4)).await.unwrap();
+            let LinkAddr::Tcp(at) = listener.local_uri().addr().clone() else { panic!("no TCP") };
+            let at = format!("zc+xdp://{at}?if={NAME}");
+            for _ in 0..2 {
+                let (client, server) = tokio::join!(client.connect(&at), listener.accept());
+                let (mut client, mut server) = (client.unwrap(), server.unwrap());
+                assert_eq!(client.report().chosen(), "udp");
+                let candidates = client.report().candidates();
+                let xdp = candidates.iter().find(|candidate| candidate.transport == "xdp").unwrap();
+                let Outcome::Unavailable(why) = &xdp.outcome else { panic!("{:?}", xdp.outcome) };
+                assert_eq!(why.code(), "interface_opening");
+                ask(&mut client, &mut server, 3000).await;
+            }
+        });
+        drop(answer);
+    });
+}
+
+/// A connection of an address that the interface has not is no reason for the next one not to have it.
+#[test]
+fn who_can_not_have_an_interface_leaves_it_to_others() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let offered = bed.near.run(|| {
+        run_alone(async {
+            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
+            let pool = zc::BufPool::builder().build();
+            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
+            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
+            let transport = XdpTransport::default();
+            (cx.local, cx.remote) = (Some(([127, 0, 0, 1], 1).into()), Some(([127, 0, 0, 1], 2).into()));
+            let why = transport.offer_soon(&cx).await.err().map(|why| why.code());
+            assert_eq!(why, Some("other_interface"));
+            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            transport.offer_soon(&cx).await
+        })
+    });
+    match offered {
+        Ok(offer) => assert!(!offer.bytes.is_empty()),
+        Err(why) => {
+            assert_ne!(why.code(), "other_interface");
+            skipped("AF_XDP", why);
+        }
+    }
+}
+
+/// Connections that come up over something else leave it open for the next for a while.
+#[test]
+fn an_interface_stays_for_those_who_come_and_go() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let granted = Arc::new(AtomicUsize::new(0));
+    let broker = {
+        let granted = granted.clone();
+        move |name: &str, options: &DeviceOptions| {
+            granted.fetch_add(1, Ordering::Relaxed);
+            Grant::open(name, options)
+        }
+    };
+    let mut options = XdpOptions::default();
+    options.stays_for = GUARD;
+    let refused = bed.near.run(|| {
+        run_alone(async {
+            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
+            let pool = zc::BufPool::builder().build();
+            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
+            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
+            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            let transport = XdpTransport::by_broker(options, broker);
+            for _ in 0..10 {
+                let offer = match transport.offer_soon(&cx).await {
+                    Ok(offer) => offer,
+                    Err(why) => return Some(why),
+                };
+                transport.withdraw(&offer);
+                tokio::task::yield_now().await;
+            }
+            None
+        })
+    });
+    match refused {
+        Some(why) => skipped("AF_XDP", why),
+        None => {
+            let granted = granted.load(Ordering::Relaxed);
+            assert!(granted <= 2, "{granted} times; each way to open it asks once");
+        }
+    }
 }
 
 /// However many frames one keeps, the other can still send and receive.

@@ -91,8 +91,15 @@ impl Future for Driver {
             this.idle_since = None;
             return Poll::Pending;
         }
-        let since = *this.idle_since.get_or_insert(now);
-        if table.failed.is_none() && now < since + this.engine.port.stays_for() {
+        let mut since = *this.idle_since.get_or_insert(now);
+        let stays_for = this.engine.port.stays_for();
+        // Others have offered sessions; the last of them may just have been withdrawn.
+        let is_offered = Arc::strong_count(&this.engine) > 1;
+        if is_offered && !stays_for.is_zero() && now >= since + stays_for {
+            since = now;
+            this.idle_since = Some(now);
+        }
+        if table.failed.is_none() && now < since + stays_for {
             if now == since {
                 // The timer is not set for that yet.
                 cx.waker().wake_by_ref();

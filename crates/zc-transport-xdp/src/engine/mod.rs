@@ -104,6 +104,12 @@ impl Engine {
         Ok(conn)
     }
 
+    /// Begins its task, which keeps it for a while: those who come and go must not open and close it each time.
+    pub(crate) fn stay(self: &Arc<Self>) -> Result<(), Unavailable> {
+        let runs = std::mem::replace(&mut self.table.lock().runs, true);
+        if runs { Ok(()) } else { self.begin() }
+    }
+
     fn begin(self: &Arc<Self>) -> Result<(), Unavailable> {
         let task = driver::Driver::new(self.clone()).map_err(|e| Unavailable::os("set a timer", &e))?;
         let task = self.reactor.spawn(Box::pin(task)).map_err(|e| Unavailable::os("start a task", &e))?;

@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 use zc_core::memory::{
-    AllocError, BufPool, CopyLedger, CopyPlace, MAX_SEGMENTS, Message, PinnedBuf, PinnedBufMut, copy_inline,
-    copy_payload,
+    AllocError, BufPool, CopyLedger, CopyPlace, MAX_SEGMENTS, Message, PinnedBuf, PinnedBufMut, copy_payload,
 };
 use zc_core::transport::{Frame, FrameKind};
 use zc_core::wire::frame_credit_bytes;
@@ -239,10 +238,11 @@ impl Inbox {
         Ok(self.put(at, index, payload).unwrap_or_else(|error| self.refused(at, error)))
     }
 
-    /// The message at `at` got no memory, and so holds none.
+    /// The message at `at` got no memory, or not all: a rope may hold some in which chunks were copied.
     fn refused(&self, at: usize, error: AllocError) -> Stored {
+        let own = matches!(self.slots.front(), Some(Slot::Partial { pooled: true, .. }));
         match error.into() {
-            Stored::NoRoom if at == 0 && self.pooled > 0 => Stored::Stuck,
+            Stored::NoRoom if at == 0 && self.pooled > usize::from(own) => Stored::Stuck,
             other => other,
         }
     }
@@ -331,8 +331,9 @@ impl Inbox {
                         lent
                     }
                     other => {
-                        let copy = copied_out(&self.memory, &other, at == 0)?;
-                        self.pooled += usize::from(!std::mem::replace(pooled, true));
+                        let (copy, is_of_pool) = copied_out(&self.memory, &other, at == 0)?;
+                        self.pooled += usize::from(is_of_pool && !*pooled);
+                        *pooled |= is_of_pool;
                         copy
                     }
                 });
@@ -394,22 +395,23 @@ fn alloc(pool: &BufPool, len: usize, is_next: bool) -> Result<PinnedBufMut, Allo
 }
 
 /// A copy of what is not lent. When the pool has no memory, what is short goes on the heap: the records of those who hold the
-/// memory tell them to let it go.
-fn copied_out(memory: &Memory, payload: &Payload<'_>, is_next: bool) -> Result<PinnedBuf, AllocError> {
-    let copy_to = |to: &mut [u8]| match payload {
-        Payload::Lent(bytes) => copy_payload(to, bytes, &memory.ledger, CopyPlace::CopyOut),
-        Payload::Shown(bytes) => copy_inline(to, bytes, &memory.ledger),
-    };
+/// memory tell them to let it go. Whether it is the pool's.
+fn copied_out(
+    memory: &Memory,
+    payload: &Payload<'_>,
+    is_next: bool,
+) -> Result<(PinnedBuf, bool), AllocError> {
+    let copy_to = |to: &mut [u8]| copy_payload(to, payload, &memory.ledger, CopyPlace::CopyOut);
     match alloc(&memory.pool, payload.len(), is_next) {
         Ok(mut copy) => {
             copy.set_len(payload.len());
             copy_to(&mut copy);
-            Ok(copy.freeze())
+            Ok((copy.freeze(), true))
         }
         Err(AllocError::Exhausted { .. }) if payload.len() <= MAX_HEAP_CHUNK_BYTES && is_shown(payload) => {
             let mut heap = vec![0; payload.len()];
             copy_to(&mut heap);
-            Ok(PinnedBuf::from(heap))
+            Ok((PinnedBuf::from(heap), false))
         }
         Err(error) => Err(error),
     }

@@ -49,5 +49,9 @@ pub const MAX_BURST_PACKETS: u64 = 10;
 pub const SKIP_EVERY_PACKETS: u64 = 512;
 /// Probes after which a round of silence ends, packets.
 pub const PROBES: u32 = 2;
+/// Packets of full length that are sent in keepalive's time once long ones are lost, to see whether the path carries such.
+pub(crate) const LONG_PROBES: u32 = 8;
+/// So many of them are lost, at least, where a path carries none.
+pub(crate) const LOST_LONG_PROBES: u32 = 3;
 /// Longest chunk that is put on the heap when the pool has no memory and its packet does not stay, bytes.
 pub(crate) const MAX_HEAP_CHUNK_BYTES: usize = 2048;

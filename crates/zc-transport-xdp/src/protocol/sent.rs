@@ -18,6 +18,8 @@ pub(super) struct Content {
     pub(super) runs: Runs,
     pub(super) credit: bool,
     pub(super) fin: bool,
+    /// It is of full length only to see whether the path carries such: nothing of it is sent again.
+    pub(super) is_long_probe: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -1,21 +1,20 @@
 //! Interfaces that are open: one engine has one, whichever transport of the process asked for it.
 //!
 //! To open one takes a while: a program is loaded, memory pinned, rings mapped. A thread of its own does that, so that the
-//! runtime's go on; one interface is opened at a time.
+//! runtime's go on.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use futures::channel::oneshot;
-use futures::lock::{Mutex as Turns, OwnedMutexGuard};
 use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use zc_core::transport::{Reactor, Unavailable};
 
 use super::XdpOptions;
 use super::device_port::DevicePort;
+use super::opening::{Opening, Openings};
 use super::registry::{Home, Registry};
 use crate::device::{Device, DeviceOptions, Grant, Mode, OpenError, Umem, UmemOptions};
 use crate::engine::Engine;
@@ -60,13 +59,11 @@ static ENGINES: Mutex<Registry<Key, Arc<Face>>> = Mutex::new(Registry::new());
 /// The interfaces that engines of this process have, until they are the kernel's again: that is a little after an engine is gone.
 static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
 
-/// Whose turn it is to open one.
-static TURNS: LazyLock<Arc<Turns<()>>> = LazyLock::new(Arc::default);
+/// Those that are being opened, for an engine each.
+static OPENINGS: Openings<Taken> = Openings::new();
 
 /// To close the sockets takes the kernel some milliseconds.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
-/// Others may be opening theirs.
-const TURN_PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(1);
 
 struct Opened {
@@ -98,34 +95,12 @@ pub(super) fn find(home: Home, key: &Key) -> Option<Open> {
     ENGINES.lock().find(home, key)
 }
 
-/// The right to open one.
-pub(super) struct Turn(#[allow(dead_code, reason = "it ends when it is dropped")] OwnedMutexGuard<()>);
-
-impl Turn {
-    pub(super) async fn wait() -> Self {
-        Self(TURNS.clone().lock_owned().await)
-    }
-
-    /// The same for a thread that may sleep.
-    pub(super) fn wait_here() -> Result<Self, Unavailable> {
-        let start = Instant::now();
-        loop {
-            match TURNS.try_lock_owned() {
-                Some(guard) => return Ok(Self(guard)),
-                None if start.elapsed() < TURN_PATIENCE => std::thread::sleep(LOOK),
-                None => {
-                    return Err(other(
-                        "interface_opening",
-                        "connect again: another interface is being opened",
-                    ));
-                }
-            }
-        }
-    }
-}
-
 pub(super) fn other(code: &'static str, remedy: impl Into<String>) -> Unavailable {
     Unavailable::Other { code, remedy: remedy.into() }
+}
+
+pub(super) fn not_of(local: IpAddr) -> Unavailable {
+    other("other_interface", format!("name the interface that has {local}"))
 }
 
 pub(super) fn netlink(error: NetlinkError) -> Unavailable {
@@ -172,8 +147,18 @@ pub(super) struct Taken {
 }
 
 impl Request {
+    /// Whether it is worth trying: what is wrong with this connection, or with this process, is no reason for others not to have the
+    /// interface.
+    pub(super) fn check(&self) -> Result<(), Unavailable> {
+        let interface = Interface::find(&self.key.name).map_err(netlink)?;
+        if !interface.addresses().map_err(netlink)?.contains(&self.local) {
+            return Err(not_of(self.local));
+        }
+        ENGINES.lock().check_room()
+    }
+
     /// Takes the interface. The thread sleeps meanwhile.
-    pub(super) fn take(self) -> Result<Taken, Unavailable> {
+    fn take(self) -> Result<Taken, Unavailable> {
         Opened::wait_for(&self.key);
         let XdpOptions { frames, frame_bytes, best, worst, in_place, busy_polling, faults, .. } =
             self.options;
@@ -184,9 +169,6 @@ impl Request {
         // This one counts most.
         addresses.sort_by_key(|address| *address != self.local);
         addresses.truncate(MAX_ADDRESSES);
-        if !addresses.contains(&self.local) {
-            return Err(other("other_interface", format!("name the interface that has {}", self.local)));
-        }
         let reserved = reserve_port().map_err(|e| Unavailable::os("reserve a UDP port", &e))?;
         let port = reserved.1;
         let rules = Rules { ports: vec![port], addresses: addresses.clone(), faults: faults.is_some() };
@@ -217,38 +199,50 @@ impl Request {
         Ok(Taken { request: self, device, umem, reserved, face })
     }
 
-    /// The same in a thread of its own. If nobody waits any more, the interface is given back, and only then the turn.
-    pub(super) async fn take_elsewhere(self, turn: Turn) -> (Result<Taken, Unavailable>, Option<Turn>) {
-        let (done, taken) = oneshot::channel();
-        let take = move || {
-            let taken = self.take();
-            if let Err((taken, turn)) = done.send((taken, turn)) {
-                drop(taken);
-                drop(turn);
-            }
-        };
-        // It is in the namespace of this thread, too.
-        if let Err(error) = std::thread::Builder::new().name("zc-xdp-open".to_owned()).spawn(take) {
-            return (Err(Unavailable::os("start a thread", &error)), None);
-        }
-        match taken.await {
-            Ok((taken, turn)) => (taken, Some(turn)),
-            Err(_) => (Err(other("interface_opening", "look at what the thread zc-xdp-open has said")), None),
-        }
+    /// Has a thread take it, unless one is about to, for whoever it may be.
+    pub(super) fn open(self) -> Result<Arc<Opening<Taken>>, Unavailable> {
+        let (key, owner, stays_for) = (self.key.clone(), owner_of(&self.broker), self.options.stays_for);
+        OPENINGS.of(&key, owner, stays_for, move || self.take(), Taken::give_back)
     }
 }
 
+/// Tells those who ask on their own from each other.
+fn owner_of(broker: &Arc<Broker>) -> usize {
+    Arc::as_ptr(broker).cast::<()>().addr()
+}
+
+/// What `opening` came to, if it is for us: see [`Openings::finish`].
+pub(super) fn finish<R>(
+    opening: &Arc<Opening<Taken>>,
+    broker: &Arc<Broker>,
+    begin: impl FnOnce(Result<Taken, Unavailable>) -> R,
+) -> Option<R> {
+    OPENINGS.finish(opening, owner_of(broker), begin)
+}
+
 impl Taken {
+    /// Nobody wants it. Who opens it again waits until it is the kernel's.
+    fn give_back(key: &Key, taken: Self, remove: &mut dyn FnMut()) {
+        let open = Arc::new(());
+        Opened { key: key.clone(), engine: Weak::new(), device: Arc::downgrade(&open) }.note();
+        remove();
+        drop(taken);
+        drop(open);
+    }
+
     /// Has the runtime drive it.
     pub(super) fn begin(self, home: Home, reactor: &Arc<dyn Reactor>) -> Result<Open, Unavailable> {
         let Self { request, device, umem, reserved, face } = self;
-        let mut engines = ENGINES.lock();
-        engines.check_room()?;
         let (port, device) = DevicePort::new(device, umem, &request.options, reserved, &**reactor)
             .map_err(|e| Unavailable::os("watch an AF_XDP socket", &e))?;
         let (engine, face) = (Engine::new(Box::new(port), reactor.clone()), Arc::new(face));
         Opened { key: request.key.clone(), engine: Arc::downgrade(&engine), device }.note();
+        engine.stay()?;
+        // What is given back for want of room goes without the lock.
+        let mut engines = ENGINES.lock();
+        engines.check_room()?;
         engines.add(home, request.key, &engine, face.clone());
+        drop(engines);
         Ok((engine, face))
     }
 }

@@ -5,6 +5,7 @@ mod interface;
 mod join;
 mod offer;
 mod offered;
+mod opening;
 mod refusals;
 mod registry;
 mod udp;

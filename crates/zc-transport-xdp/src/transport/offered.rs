@@ -92,7 +92,14 @@ impl Pending {
         if is_swept {
             return Ok(());
         }
-        self.begin(reactor).inspect_err(|_| self.0.waiting.lock().is_swept = false)
+        self.begin(reactor).inspect_err(|_| {
+            // Nobody hears of it, so nobody takes it back.
+            let mut waiting = self.0.waiting.lock();
+            waiting.is_swept = false;
+            let unheard_of = waiting.offers.remove(&session);
+            drop(waiting);
+            drop(unheard_of);
+        })
     }
 
     fn begin(&self, reactor: &Arc<dyn Reactor>) -> Result<(), Unavailable> {

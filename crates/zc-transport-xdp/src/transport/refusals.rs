@@ -25,6 +25,7 @@ impl Refusals {
 
     pub(super) fn note(&self, key: Key, now: Instant, why: Unavailable) {
         let mut all = self.0.lock();
+        all.retain(|(known, ..)| *known != key);
         if all.len() >= MAX_ENGINES {
             all.remove(0);
         }
@@ -46,6 +47,10 @@ mod tests {
         assert_eq!(refusals.check(&key, now + Duration::from_millis(REFUSED_MS)), Ok(()));
         for _ in 0..2 * MAX_ENGINES {
             refusals.note(key.clone(), now, Unavailable::NoDevice);
+        }
+        assert_eq!(refusals.0.lock().len(), 1);
+        for n in 0..2 * MAX_ENGINES {
+            refusals.note(Key::here(&n.to_string()), now, Unavailable::NoDevice);
         }
         assert_eq!(refusals.0.lock().len(), MAX_ENGINES);
     }

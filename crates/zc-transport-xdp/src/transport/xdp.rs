@@ -11,7 +11,7 @@ use zc_core::transport::{
 };
 
 use super::device_port::datagram_bytes;
-use super::interface::{self, Broker, Key, Open, Request, Taken, Turn, netlink, other};
+use super::interface::{self, Broker, Key, Open, Request, Taken, netlink, not_of, other};
 use super::join::{self, NO_ADDRESS, PAYLOAD_MAC};
 use super::offered::{Pending, Way};
 use super::refusals::Refusals;
@@ -177,7 +177,8 @@ impl XdpTransport {
             let packets = options.busy_polling.map_or(BUSY_POLL_PACKETS, |polling| polling.packets);
             options.busy_polling = Some(BusyPolling { micros: micros.ok_or_else(bad)?, packets });
         }
-        Ok(Request { key: key.clone(), local, options, broker: self.broker.clone() })
+        let request = Request { key: key.clone(), local, options, broker: self.broker.clone() };
+        request.check().map(|()| request)
     }
 
     /// The engine that there is; an error if there is none, and one was refused a moment ago.
@@ -194,8 +195,8 @@ impl XdpTransport {
         taken: Result<Taken, Unavailable>,
         cx: &OfferContext,
     ) -> Result<Open, Unavailable> {
-        let began = taken.and_then(|taken| taken.begin(Home::of(cx), &cx.reactor));
-        began.inspect_err(|why| self.refusals.note(key.clone(), cx.reactor.now(), why.clone()))
+        let refused = |why: &Unavailable| self.refusals.note(key.clone(), cx.reactor.now(), why.clone());
+        taken.inspect_err(refused)?.begin(Home::of(cx), &cx.reactor)
     }
 
     /// An offer of a session over an interface that is open.
@@ -203,7 +204,7 @@ impl XdpTransport {
         let (local, remote) = (join::local(cx, 0)?, cx.remote.ok_or(NO_ADDRESS)?);
         let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
         if !face.addresses.contains(&local.ip()) {
-            return Err(other("other_interface", format!("name the interface that has {}", local.ip())));
+            return Err(not_of(local.ip()));
         }
         let queues = face.interface.rx_queues;
         let queue = match cx.params.value("queue") {
@@ -264,33 +265,34 @@ impl Transport for XdpTransport {
 
     fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
         let key = Self::key(cx)?;
-        if let Some(open) = self.known(&key, cx)? {
-            return self.offer_over(open, cx);
+        loop {
+            if let Some(open) = self.known(&key, cx)? {
+                return self.offer_over(open, cx);
+            }
+            let opening = self.request(&key, cx)?.open()?;
+            opening.wait_here()?;
+            if let Some(open) = interface::finish(&opening, &self.broker, |taken| self.begin(&key, taken, cx))
+            {
+                return self.offer_over(open?, cx);
+            }
         }
-        let _turn = Turn::wait_here()?;
-        // Somebody else may have opened it meanwhile.
-        let open = match self.known(&key, cx)? {
-            Some(open) => open,
-            None => self.begin(&key, self.request(&key, cx)?.take(), cx)?,
-        };
-        self.offer_over(open, cx)
     }
 
     fn offer_soon<'a>(&'a self, cx: &'a OfferContext) -> BoxFuture<'a, Result<Offer, Unavailable>> {
         Box::pin(async move {
             let key = Self::key(cx)?;
-            if let Some(open) = self.known(&key, cx)? {
-                return self.offer_over(open, cx);
-            }
-            let turn = Turn::wait().await;
-            let open = match self.known(&key, cx)? {
-                Some(open) => open,
-                None => {
-                    let (taken, _turn) = self.request(&key, cx)?.take_elsewhere(turn).await;
-                    self.begin(&key, taken, cx)?
+            // Once more where somebody else had what was opened.
+            loop {
+                if let Some(open) = self.known(&key, cx)? {
+                    return self.offer_over(open, cx);
                 }
-            };
-            self.offer_over(open, cx)
+                let opening = self.request(&key, cx)?.open()?;
+                opening.wait(&cx.reactor).await?;
+                let begin = |taken| self.begin(&key, taken, cx);
+                if let Some(open) = interface::finish(&opening, &self.broker, begin) {
+                    return self.offer_over(open?, cx);
+                }
+            }
         })
     }
 

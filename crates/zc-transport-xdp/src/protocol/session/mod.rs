@@ -69,10 +69,21 @@ struct Recovery {
     timeouts: u32,
     /// Probes to be sent.
     probes: u32,
-    /// Since when packets are lost that are longer than every path carries, and none came through.
-    long_lost_since: Option<Instant>,
-    /// One of full length that needs no memory is to be sent, to see whether the path still carries such.
-    long_probe: bool,
+    long: Long,
+}
+
+/// What became of packets that are longer than every path carries.
+#[derive(Debug, Default)]
+struct Long {
+    /// All numbers of those that came through are lower.
+    acknowledged_below: u64,
+    /// Since when such are lost, and none came through that was sent later.
+    lost_since: Option<Instant>,
+    /// Probes of full length since then that were due, and those that were lost.
+    probes: u32,
+    lost_probes: u32,
+    /// One is to be sent.
+    probe: bool,
 }
 
 /// Our FIN.
@@ -200,8 +211,7 @@ impl Session {
                 last_eliciting: now,
                 timeouts: 0,
                 probes: 0,
-                long_lost_since: None,
-                long_probe: false,
+                long: Long::default(),
             },
             unasked_bytes: 0,
             short_of_data: true,

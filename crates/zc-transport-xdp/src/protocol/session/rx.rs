@@ -7,7 +7,7 @@ use zc_core::memory::PinnedBuf;
 use zc_core::wire::CloseCode;
 
 use super::types::{Dropped, End, Event};
-use super::{Fin, Session};
+use super::{Fin, Long, Session};
 use crate::protocol::codec::Reader;
 use crate::protocol::inbox::{Payload, Stored};
 use crate::protocol::limits::{ACK_EVERY_PACKETS, MAX_ACK_DELAY, MIN_DATAGRAM_BYTES};
@@ -246,7 +246,8 @@ impl Session {
             self.sent.acknowledge(low, high, |number, packet| {
                 bytes += packet.bytes as u64;
                 if packet.bytes > MIN_DATAGRAM_BYTES {
-                    (self.recovery.long_lost_since, self.recovery.long_probe) = (None, false);
+                    let acknowledged_below = self.recovery.long.acknowledged_below.max(number + 1);
+                    self.recovery.long = Long { acknowledged_below, ..Long::default() };
                 }
                 fin |= packet.content.fin;
                 newest = newest.max(Some((number, packet.at)));

@@ -6,9 +6,12 @@ use zc_core::wire::{CloseCode, KeepaliveAction};
 
 use super::end::Phase;
 use super::types::End;
-use super::{Fin, Session};
+use super::{Fin, Long, Session};
 use crate::protocol::congestion::Path;
-use crate::protocol::limits::{MAX_PROBE_INTERVAL, MIN_DATAGRAM_BYTES, PACKET_THRESHOLD, PROBES};
+use crate::protocol::limits::{
+    GRANULARITY, LONG_PROBES, LOST_LONG_PROBES, MAX_PROBE_INTERVAL, MIN_DATAGRAM_BYTES, PACKET_THRESHOLD,
+    PROBES,
+};
 use crate::protocol::sent::{Content, Oldest, Packet};
 
 /// Probe timeouts that lost packets must span for congestion to count as persistent (RFC 9002, 7.6.1).
@@ -27,7 +30,7 @@ impl Session {
                     KeepaliveAction::Idle(until) => Some(until),
                     _ => Some(self.recovery.last_eliciting),
                 };
-                [linger_until, recovery, keepalive, self.owed.at, self.paced_until]
+                [linger_until, recovery, keepalive, self.owed.at, self.paced_until, self.long_probe_at()]
                     .into_iter()
                     .flatten()
                     .min()
@@ -60,6 +63,10 @@ impl Session {
             KeepaliveAction::SendPing(_) => self.ping_due = true,
             KeepaliveAction::Dead => self.end(End::TimedOut),
         }
+        if self.long_probe_at().is_some_and(|at| now >= at) {
+            self.recovery.long.probes += 1;
+            self.recovery.long.probe = true;
+        }
         if self.is_path_too_narrow(now) {
             self.start_closing(now, CloseCode::INTERNAL.0, End::PathMtu);
         }
@@ -81,26 +88,33 @@ impl Session {
         self.recovery.timeouts += 1;
         self.recovery.probes = PROBES;
         let Some((number, packet)) = self.sent.first_waiting() else { return };
-        self.recovery.long_probe |= self.recovery.long_lost_since.is_some();
         self.outbox.send_again(number, &packet.content.runs);
         let again = Content { runs: Default::default(), ..packet.content };
         self.repeat_control(&again);
     }
 
-    /// A packet was lost. If it is a long one, and none has come through for a while, a peer that has no memory for messages is told from
-    /// a path that carries no such packets by one that needs none.
-    fn note_lost(&mut self, now: Instant, bytes: usize) {
-        if bytes > MIN_DATAGRAM_BYTES {
-            let since = *self.recovery.long_lost_since.get_or_insert(now);
-            let patience = self.patience() / 8;
-            self.recovery.long_probe |= now.saturating_duration_since(since) >= patience;
+    /// A packet was lost. One that was sent before a long one which came through tells nothing of the path.
+    fn note_lost(&mut self, now: Instant, number: u64, packet: &Packet) {
+        let long = &mut self.recovery.long;
+        if packet.bytes > MIN_DATAGRAM_BYTES && number >= long.acknowledged_below {
+            long.lost_since.get_or_insert(now);
+            long.lost_probes += u32::from(packet.content.is_long_probe);
         }
     }
 
-    /// Whether long packets have been lost for all of keepalive's time.
+    /// When the next packet of full length that needs no memory is due: a peer who has none for messages is told by it from a path that
+    /// carries no long packets, and such a path from one that lost a long packet where no other followed.
+    fn long_probe_at(&self) -> Option<Instant> {
+        let long = &self.recovery.long;
+        let pause = self.patience() / LONG_PROBES;
+        long.lost_since.map(|since| since + pause.max(GRANULARITY).saturating_mul(long.probes + 1))
+    }
+
+    /// Whether long packets have been lost for all of keepalive's time, and such as were sent to find out among them.
     fn is_path_too_narrow(&self, now: Instant) -> bool {
-        let since = self.recovery.long_lost_since;
-        since.is_some_and(|since| now.saturating_duration_since(since) >= self.patience())
+        let Long { lost_since, lost_probes, .. } = self.recovery.long;
+        let is_long_ago = |since| now.saturating_duration_since(since) >= self.patience();
+        lost_probes >= LOST_LONG_PROBES && lost_since.is_some_and(is_long_ago)
     }
 
     fn repeat_control(&mut self, content: &Content) {
@@ -121,10 +135,13 @@ impl Session {
 
     fn lose(&mut self, path: &Path, number: u64, packet: &Packet) {
         self.stats.lost_packets += 1;
-        self.note_lost(path.now, packet.bytes);
+        self.note_lost(path.now, number, packet);
         self.outbox.send_again(number, &packet.content.runs);
         self.repeat_control(&packet.content);
-        self.congestion.lost(path, packet.at);
+        // The loss of one that may be too long says nothing of congestion (RFC 9000, 14.4).
+        if !packet.content.is_long_probe {
+            self.congestion.lost(path, packet.at);
+        }
     }
 
     /// Finds the packets that count as lost since others were acknowledged (RFC 9002, 6.1).
@@ -141,6 +158,9 @@ impl Session {
             match found {
                 Oldest::Lost(number, packet) => {
                     self.lose(&path, number, &packet);
+                    if packet.content.is_long_probe {
+                        continue;
+                    }
                     let since = *since.get_or_insert(packet.at);
                     is_persistent |=
                         self.rtt.is_measured() && packet.at.saturating_duration_since(since) > persistent;

@@ -51,7 +51,7 @@ impl Session {
 
     /// Whether window and pacing allow a packet that the peer answers, if there is one to send.
     fn may_transmit(&mut self, now: Instant) -> bool {
-        if self.recovery.probes > 0 {
+        if self.recovery.probes > 0 || self.recovery.long.probe {
             return true;
         }
         if !self.wants_to_transmit() {
@@ -70,11 +70,7 @@ impl Session {
     }
 
     fn wants_to_transmit(&mut self) -> bool {
-        self.ping_due
-            || self.recovery.long_probe
-            || self.fin_due()
-            || self.outbox.has_more()
-            || self.credit_due()
+        self.ping_due || self.fin_due() || self.outbox.has_more() || self.credit_due()
     }
 
     /// Whether it is time for FIN: all has gone out, if not come through.
@@ -87,10 +83,12 @@ impl Session {
         let datagram = self.agreed.datagram_bytes;
         let mut content = Content::default();
         let before = out.head.len();
-        if std::mem::take(&mut self.recovery.long_probe) {
+        if std::mem::take(&mut self.recovery.long.probe) {
             while out.len() + packet::PING_BYTES <= datagram {
                 packet::put_ping(&mut out.head);
             }
+            self.ping_due = false;
+            content.is_long_probe = true;
             return Some(content);
         }
         if self.credit_due() && out.len() + packet::CREDIT_BYTES <= datagram {
@@ -137,11 +135,13 @@ impl Session {
     /// Completes the head and notes that the packet is on its way.
     fn commit(&mut self, now: Instant, number: u64, content: Option<Content>, out: &mut Transmit) {
         let bytes = out.len();
-        let ack_now = content.is_some() && self.ask_for_ack(bytes as u64);
+        let is_long_probe = content.as_ref().is_some_and(|content| content.is_long_probe);
+        let ack_now = content.is_some() && (self.ask_for_ack(bytes as u64) || is_long_probe);
         let packet = content.map(|content| Packet { at: now, bytes, content });
         if packet.is_some() {
             self.recovery.last_eliciting = now;
-            self.recovery.probes = self.recovery.probes.saturating_sub(1);
+            // It tells nothing of what the other probes are for.
+            self.recovery.probes = self.recovery.probes.saturating_sub(u32::from(!is_long_probe));
             self.pacer.sent(bytes);
         }
         let settled_below = self.sent.settled_below().min(number);

@@ -185,3 +185,35 @@ fn a_path_that_got_narrower_ends_the_session() {
         }
     }
 }
+
+/// A long packet is lost, and nothing as long follows that could come through: the path is as wide as before.
+#[test]
+fn a_long_packet_that_was_lost_is_no_narrow_path() {
+    // One that is sent again as long as it was, and one that held an acknowledgement besides: its copy is not long.
+    for (len, bytes_back) in [(1400, 0), (1130, 1)] {
+        for short_ones_follow in [false, true] {
+            let start = Instant::now();
+            let mut net = Net::new(1, start);
+            let (there, back) = (net.link(lan()), net.link(lan()));
+            let lengths: fn(u64) -> usize = if len == 1400 {
+                |seq| if seq == 1 { 1400 } else { 10 }
+            } else {
+                |seq| if seq == 1 { 1130 } else { 10 }
+            };
+            let [a, b] = Peer::pair(&SessionOptions::default(), 1, start, [0, bytes_back], lengths);
+            net.pair((a, there), (b, back));
+            net.run(Duration::from_secs(1), |hosts| hosts[0].received == bytes_back);
+            net.path(there).loss = 1.0;
+            net.hosts[0].to_send = 1;
+            net.run(10 * MS, |_| false);
+            net.path(there).loss = 0.0;
+            for _ in 0..30 {
+                net.hosts[0].to_send += u64::from(short_ones_follow);
+                net.run(Duration::from_secs(1), |_| false);
+            }
+            let [a, b] = &net.hosts[..] else { unreachable!() };
+            assert!(a.events.is_empty() && b.events.is_empty(), "{len}: {:?} {:?}", a.events, b.events);
+            assert_eq!((b.received, a.session.stats().lost_packets), (a.to_send, 1), "{len}");
+        }
+    }
+}

@@ -1,8 +1,9 @@
 //! Packets of strangers, and of a peer that has the key and lies.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zc_core::memory::{BufPool, PinnedBuf, PinnedBufMut};
+use zc_core::memory::{BufPool, CopyLedger, PinnedBuf, PinnedBufMut};
 use zc_core::transport::FrameKind;
 
 use super::peer::{content, data, sessions};
@@ -12,6 +13,7 @@ use crate::protocol::*;
 /// A peer that makes its packets by hand.
 pub(super) struct Liar {
     pub(super) victim: Session,
+    pub(super) ledger: Arc<CopyLedger>,
     key: mac::MacKey,
     number: u64,
     pub(super) now: Instant,
@@ -28,8 +30,9 @@ impl Liar {
             [Side::Client, Side::Server].map(|side| Offer::new(options, &super::peer::random(side, 1)));
         let agreed = offer::Agreed::new(Side::Client, &offers[0], &offers[1]).unwrap();
         let memory = Memory { pool: pool.clone(), ..super::peer::memory() };
+        let ledger = memory.ledger.clone();
         let victim = Session::new(Side::Server, &offers[1], &offers[0], options, memory, 1, now).unwrap();
-        Self { victim, key: agreed.send_key, number: 0, now }
+        Self { victim, ledger, key: agreed.send_key, number: 0, now }
     }
 
     pub(super) fn packet(&mut self, entries: impl FnOnce(&mut Vec<u8>), payload: &[u8]) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use zc_core::memory::{BufPool, PinnedBufMut};
+use zc_core::memory::{BufPool, CopyPlace, PinnedBufMut};
 
 use super::hostile::{CHUNK, Liar, chunk};
 use super::peer::{self, Peer, content, sessions};
@@ -85,6 +85,26 @@ fn memory_in_use_elsewhere_is_waited_for() {
     liar.chunk(chunk(0, 0, CHUNK, MIB)).unwrap();
 }
 
+/// The same where the next message itself holds some, since a part of it was copied.
+#[test]
+fn a_part_of_a_message_holds_up_no_other() {
+    let pool = pool(8);
+    let options = SessionOptions { lent_packets: 0, ..SessionOptions::default() };
+    let mut liar = Liar::with_pool(&options, &pool);
+    let total = 3 * u32::from(CHUNK);
+    liar.chunk(chunk(0, 0, CHUNK, total)).unwrap();
+    assert!(pool.stats().in_use_bytes > 0, "it was copied");
+    let _held = all_of(&pool);
+    let _small: Vec<_> = std::iter::from_fn(|| pool.try_alloc(CHUNK.into()).ok()).collect();
+    for _ in 0..60 {
+        liar.say(packet::put_ping, &[]).unwrap();
+        liar.victim.handle_timeout(liar.now);
+        assert_eq!(liar.chunk(chunk(0, CHUNK.into(), CHUNK, total)), Err(Dropped::NoRoom));
+        liar.now += SECOND;
+    }
+    assert_eq!(liar.victim.poll_event(), None);
+}
+
 /// A next message that found memory at last begins anew when it is the turn of another.
 #[test]
 fn patience_is_for_one_message() {
@@ -127,6 +147,8 @@ fn what_is_forged_takes_no_memory() {
         "what was verified, whatever comes of the packet"
     );
     assert!(pool.stats().reserved_bytes > 0);
+    let ledger = liar.ledger.snapshot();
+    assert_eq!((ledger.copied_at(CopyPlace::CopyOut), ledger.inline_bytes), (1000, 0), "the copy is counted");
 }
 
 /// However long the buffers are that short packets came in, a peer has no more of them kept than that.

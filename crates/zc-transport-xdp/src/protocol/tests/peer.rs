@@ -62,7 +62,7 @@ pub(super) struct Peer {
     pub(super) session: Session,
     lengths: Lengths,
     /// How many to send, and how many were.
-    to_send: u64,
+    pub(super) to_send: u64,
     pub(super) sent: u64,
     pub(super) completed: u64,
     pub(super) received: u64,
