@@ -31,8 +31,11 @@ use crate::{child, guard};
 const INIT: &str = include_str!("init.sh");
 /// Two processes that spin in turns need two.
 const CORES: u32 = 2;
-/// What the kernel and the programs need besides the files, which lie in memory twice while they are unpacked.
+/// What the kernel and the programs need besides the files.
 const MEMORY_MIB: u64 = 256;
+/// So many times the files: they lie in memory twice while they are unpacked, and may take half of what is there beside the
+/// archive (the kernel's Documentation/filesystems/tmpfs.rst: the default of `size`).
+const MEMORY_PER_FILES: u64 = 4;
 /// How often it is switched on: while a kernel changes its own code, qemu before 8.1 may run what was there before, and the
 /// kernel gives up. Nothing of the command has happened then.
 const STARTS_MAX: u32 = 4;
@@ -75,7 +78,7 @@ impl Job {
             fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         }
         let (ours, theirs) = wires()?;
-        let memory_mib = self.memory_mib.unwrap_or(MEMORY_MIB + 2 * (bytes >> 20));
+        let memory_mib = self.memory_mib.unwrap_or(MEMORY_MIB + MEMORY_PER_FILES * (bytes >> 20));
         let mut command = Command::new(guard::SELF);
         // From here to qemu the kernel sees to it that it goes when we go.
         command.args([guard::EXEC, &std::process::id().to_string(), "--"]).args(&qemu.command);
