@@ -5,10 +5,12 @@
 mod common;
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use common::*;
+use futures::future::select;
 use proptest::prelude::*;
 use zc_core::memory::{Backing, BufPool, CopyPlace, MemoryGroup, Message, PinnedBuf, PinnedBufMut};
 use zc_core::transport::*;
@@ -662,14 +664,27 @@ async fn play(acts: Vec<(bool, Act)>) {
 /// When nobody has anything, it goes on, and nothing counts as lent in the end.
 async fn nothing_counts_as_lent(sides: &mut [Side; 2]) {
     sides.iter_mut().for_each(|side| side.has.clear());
-    for side in &mut *sides {
-        look(&mut side.end);
-        for n in 0..15 {
-            send(&mut side.end, n, 1000).await;
-        }
+    for turn in 0..2 {
+        let [one, other] = &mut *sides;
+        let (me, peer) = if turn == 0 { (one, other) } else { (other, one) };
+        look(&mut me.end);
+        peer.coming.extend((0..15).map(|n: usize| body(1000, n)));
+        let sending = async {
+            for n in 0..15 {
+                send(&mut me.end, n, 1000).await;
+            }
+        };
+        // It goes on taking, for what it has not said yet of what it took may be all the room there is.
+        let taking = async {
+            loop {
+                peer.receive();
+                peer.has.clear();
+                tokio::task::yield_now().await;
+            }
+        };
+        select(pin!(sending), pin!(taking)).await;
     }
     for (one, other) in [(0, 1), (1, 0)] {
-        sides[other].coming.extend((0..15).map(|n: usize| body(1000, n)));
         while !sides[other].coming.is_empty() {
             sides[other].receive();
             tokio::task::yield_now().await;
