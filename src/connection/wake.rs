@@ -8,6 +8,8 @@
 //! The [`Watch`] says who looks at the lane for incoming frames:
 //!
 //! * A receiver that waits is woken itself, alone.
+//! * A receiver that is *looking* comes back by itself: nobody looks for it. A lane that calls all the same may need a poll with a
+//!   waker, so a look that finds nothing is followed by such a one.
 //! * A receiver that was served leaves the lane *unarmed* (nobody is woken by what comes next): it
 //!   will be back. Nobody else is woken for it, as long as nobody is in *need* of incoming records.
 //! * Those in need are senders that wait for room (credit comes in), for `Delivered`, for a flush or a
@@ -16,7 +18,7 @@
 //!   looks within [`LOOK_INTERVAL`] (less with a short keepalive timeout), so that PINGs are answered
 //!   and acknowledgements go out. It is woken for that once per such interval, not per message.
 //!
-//! No wake-up is lost: each of the pairs (`armed`, `needy`) and (`armed`, `watched`) is a store by one
+//! No wake-up is lost: each of the pairs (`armed`, `looking`), (`armed`, `needy`) and (`armed`, `watched`) is a store by one
 //! side followed by a load of what the other side stores, all sequentially consistent; so at least one
 //! of the two sides sees the other, and wakes the driver.
 
