@@ -44,7 +44,9 @@ pub(super) struct Run<'a> {
     begun: usize,
     /// In the queue for the window.
     place: Option<Place>,
-    /// Since when it looks for what the lane has done.
+    /// It has looked for what the lane has done for one turn.
+    has_looked: bool,
+    /// Since when it looks on.
     since: Option<Instant>,
     /// It does so now, so that the driver may not be woken.
     is_looking: bool,
@@ -100,7 +102,19 @@ impl Future for Run<'_> {
 impl<'a> Run<'a> {
     pub(super) fn new(core: &'a Arc<Core>, key: RemoteKey, offset: u64, todo: Todo) -> Self {
         let operation = Arc::new(Operation::default());
-        Self { core, operation, key, offset, todo, begun: 0, place: None, since: None, is_looking: false }
+        let (has_looked, is_looking) = (false, false);
+        Self {
+            core,
+            operation,
+            key,
+            offset,
+            todo,
+            begun: 0,
+            place: None,
+            has_looked,
+            since: None,
+            is_looking,
+        }
     }
 
     /// Whether to look again soon instead of sleeping: a device takes less time than a wake-up does.
@@ -108,6 +122,8 @@ impl<'a> Run<'a> {
         match self.core.polling {
             Polling::Busy => true,
             Polling::Interrupt => false,
+            // The first turn is taken in any case, and most operations end in it: the clock may be slow to read.
+            Polling::Adaptive { spin } if !std::mem::replace(&mut self.has_looked, true) => !spin.is_zero(),
             Polling::Adaptive { spin } => {
                 let now = Instant::now();
                 now.saturating_duration_since(*self.since.get_or_insert(now)) < spin

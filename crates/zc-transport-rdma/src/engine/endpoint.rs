@@ -126,7 +126,7 @@ impl Endpoint {
         let queue_pair = || QueuePair::one_sided(&shared.domain, &shared.completions, caps);
         let queue_pair = queue_pair().or_else(|_| {
             // As below: that of the last round has room which nobody has looked for.
-            shared.turn(shared.reactor.now());
+            shared.turn();
             queue_pair()
         })?;
         let mut core = shared.core.lock();
@@ -148,7 +148,7 @@ impl Endpoint {
         let queue_pair = || QueuePair::new(&shared.domain, &shared.receives, shared.options.caps());
         let queue_pair = queue_pair().or_else(|_| {
             // Room of those that are gone comes back when their completions have been looked for.
-            shared.turn(shared.reactor.now());
+            shared.turn();
             queue_pair()
         })?;
         let pair = {
@@ -312,11 +312,10 @@ impl Endpoint {
     ) -> Option<EndpointEnd> {
         let _deferral = Deferral::begin();
         let shared = &self.engine.shared;
-        let now = shared.reactor.now();
         if cx.is_some() {
-            shared.turn(now);
+            shared.turn();
         } else {
-            shared.try_turn(now);
+            shared.try_turn();
         }
         let mut state = self.pair.state.lock();
         if let Some(cx) = cx {
@@ -368,7 +367,7 @@ impl Endpoint {
         let _deferral = Deferral::begin();
         let shared = &self.engine.shared;
         shared.looks.fetch_add(1, Relaxed);
-        shared.try_turn(shared.reactor.now());
+        shared.try_turn();
     }
 
     pub(crate) fn number(&self) -> QueuePairNumber {
@@ -406,8 +405,7 @@ impl Endpoint {
 
     /// Looks for all that is complete by now, of whomever.
     pub(crate) fn turn(&self) {
-        let shared = &self.engine.shared;
-        shared.turn(shared.reactor.now());
+        self.engine.shared.turn();
     }
 
     /// The device and the address that it uses of it.
@@ -496,7 +494,7 @@ impl Endpoint {
         for look in 0..2 {
             if look == 1 {
                 let shared = &self.engine.shared;
-                shared.try_turn(shared.reactor.now());
+                shared.try_turn();
             }
             let mut state = self.pair.state.lock();
             let is_empty = state.is_idle();
