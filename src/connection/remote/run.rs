@@ -60,12 +60,16 @@ impl Future for Run<'_> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        // In front of the look, so that nothing slips in between.
-        this.operation.register(cx.waker());
+        let is_native = this.core.remote.mode() == OneSided::Native;
+        let is_begun = begun_all(&this.todo);
+        // In front of the look, so that nothing slips in between. Who looks comes back by itself.
+        if !(is_native && this.core.polling.spins()) || is_begun && !this.is_looking {
+            this.operation.register(cx.waker());
+        }
         if let Poll::Ready(done) = this.poll_answered() {
             return Poll::Ready(done);
         }
-        if !matches!(this.todo, Todo::Nothing) {
+        if !is_begun {
             let begun = match this.core.remote.mode() {
                 OneSided::Emulated => this.poll_begin(cx),
                 OneSided::Native => this.poll_begin_native(cx),
@@ -79,11 +83,12 @@ impl Future for Run<'_> {
                 return Poll::Ready(done);
             }
         }
-        if begun_all(&this.todo) && this.core.remote.mode() == OneSided::Native && this.looks_on() {
+        if is_native && begun_all(&this.todo) && this.looks_on() {
             return this.poll_looking(cx);
         }
         if this.is_looking {
-            // What ends from here on wakes the driver.
+            this.operation.register(cx.waker());
+            // What ends from here on wakes the driver, and that the task.
             if let Err(error) = this.rest() {
                 return Poll::Ready(Err(error));
             }
@@ -166,6 +171,9 @@ impl<'a> Run<'a> {
 
     /// Ready when all requests are answered and no other follows.
     fn poll_answered(&mut self) -> Poll<<Self as Future>::Output> {
+        if self.begun == 0 {
+            return Poll::Pending;
+        }
         let stand = self.operation.stand();
         let over = matches!(self.todo, Todo::Nothing) || stand.fault.is_some();
         if !over || stand.open > 0 {

@@ -1,12 +1,14 @@
 //! Who gets which completion, and receive buffers.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use zc_core::memory::{Deferral, PinnedBufMut};
 
+use super::number_hasher::NumberHasher;
 use super::parked::Parked;
 use super::shares::Shares;
 use super::{EndpointEnd, EngineStats, Finished, Shared, Unsent};
@@ -118,10 +120,13 @@ struct Turned {
     drained: Vec<Closing>,
 }
 
+/// Looked up for each completion. The numbers are the device's and ours, and no peer's.
+type ByNumber<K> = HashMap<K, Arc<Pair>, BuildHasherDefault<NumberHasher>>;
+
 pub(super) struct Core {
     pub(super) shares: Shares,
-    by_number: HashMap<u32, Arc<Pair>>,
-    by_id: HashMap<QueueId, Arc<Pair>>,
+    by_number: ByNumber<u32>,
+    by_id: ByNumber<QueueId>,
     closing: Vec<Closing>,
     /// Kept for its room.
     completions: Vec<Completion>,
@@ -139,8 +144,8 @@ impl Core {
     pub(super) fn new(recv_buffers: u32) -> Self {
         Self {
             shares: Shares::new(recv_buffers),
-            by_number: HashMap::new(),
-            by_id: HashMap::new(),
+            by_number: ByNumber::default(),
+            by_id: ByNumber::default(),
             closing: Vec::new(),
             completions: Vec::new(),
             spare: Vec::new(),

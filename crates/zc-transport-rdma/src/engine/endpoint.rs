@@ -162,6 +162,7 @@ impl Endpoint {
             core.insert(&pair);
             pair
         };
+        shared.receivers.fetch_add(1, Relaxed);
         let endpoint = Self { pair, engine: engine.clone(), psn };
         shared.refill();
         let promised = shared.promise(&endpoint.pair, endpoint.pair.share);
@@ -324,6 +325,15 @@ impl Endpoint {
         finished.extend(state.finished.drain(..));
         received.extend(state.received.drain(..));
         state.end.clone()
+    }
+
+    /// Whoever looks now without being woken does so again soon: signals would only have the engine's task run beside it. Where other
+    /// connections use the engine, they are for those; whoever sleeps on this one [asks](Self::arm) for one.
+    pub(crate) fn looks_on(&self) {
+        let shared = &self.engine.shared;
+        if shared.receivers.load(Relaxed) == 1 {
+            shared.looks.fetch_add(1, Relaxed);
+        }
     }
 
     /// Has `cx` woken when work is over that is not silent; or any work, if `sends`.
@@ -519,6 +529,9 @@ impl Drop for Endpoint {
             self.pair.end(&mut state, EndpointEnd::EngineGone);
         }
         let shared = &self.engine.shared;
+        if self.pair.share > 0 {
+            shared.receivers.fetch_sub(1, Relaxed);
+        }
         let now = shared.reactor.now();
         shared.core.lock().close(&self.pair, now);
     }
