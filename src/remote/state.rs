@@ -381,7 +381,7 @@ impl Remote {
                 break;
             }
         }
-        if found || !looks_on {
+        if found || !looks_on || !self.is_quiet() {
             self.window.lock().wake_first();
         }
         Ok(())

@@ -35,8 +35,7 @@ const POOL_BYTES: usize = 1 << 20;
 pub(crate) struct Loopback {
     device: Arc<Context>,
     local: GidEntry,
-    /// None: it failed, and is brought up again with the next use.
-    way: Mutex<Option<Way>>,
+    way: Renewed<Way>,
     exported: ExportedMemory,
     domain: Arc<ProtectionDomain>,
 }
@@ -75,7 +74,7 @@ impl Loopback {
     pub(crate) fn new(device: &Arc<Context>, local: GidEntry, memory: &ExportMemory) -> Result<Self, NoWay> {
         let domain = ProtectionDomain::new(device)?;
         let exported = ExportedMemory::register(&domain, memory, ATOMICS)?;
-        let way = Mutex::new(Some(Way::open(device, local, &domain)?));
+        let way = Renewed::new(Way::open(device, local, &domain)?);
         Ok(Self { device: device.clone(), local, way, exported, domain })
     }
 
@@ -84,17 +83,37 @@ impl Loopback {
         offset: u64,
         operation: impl FnOnce(PinnedBufMut, RemotePlace) -> Operation,
     ) -> Result<u64, ExportError> {
-        let mut guard = self.way.lock();
-        let way = match &mut *guard {
-            Some(way) => way,
-            none => none.insert(Way::open(&self.device, self.local, &self.domain).map_err(|error| {
+        let open = || {
+            Way::open(&self.device, self.local, &self.domain).map_err(|error| {
                 tracing::warn!(%error, "no way to our own device");
                 ExportError::Device { operation: "queue pairs to our own device" }
-            })?),
+            })
         };
-        let done = way.run(self.exported.place().at(offset), operation);
+        // What a way that failed had under way is given back when it is taken down, and can't be done any more then.
+        self.way.run(open, |way| way.run(self.exported.place().at(offset), operation))
+    }
+}
+
+/// Something for one user at a time, which is thrown away when it fails and made again with the next use.
+struct Renewed<T>(Mutex<Option<T>>);
+
+impl<T> Renewed<T> {
+    fn new(first: T) -> Self {
+        Self(Mutex::new(Some(first)))
+    }
+
+    fn run<R, E>(
+        &self,
+        make: impl FnOnce() -> Result<T, E>,
+        work: impl FnOnce(&mut T) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let mut guard = self.0.lock();
+        let kept = match &mut *guard {
+            Some(kept) => kept,
+            none => none.insert(make()?),
+        };
+        let done = work(kept);
         if done.is_err() {
-            // What it has under way is given back when it is taken down, and can't be done any more then.
             *guard = None;
         }
         done
@@ -174,5 +193,22 @@ impl WordAtomics for Loopback {
 
     fn fetch_add(&self, offset: u64, add: u64) -> Result<u64, ExportError> {
         self.run(offset, |into, at| Operation::FetchAdd { into, at, add })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One failure costs the operation that met it, and no later one.
+    #[test]
+    fn what_failed_is_made_again_with_the_next_use() {
+        let renewed = Renewed::new(1);
+        let none = || -> Result<u32, &str> { Err("not yet") };
+        assert_eq!(renewed.run(none, |of| Ok(*of)), Ok(1), "it is there");
+        assert_eq!(renewed.run(none, |_| Err::<u32, _>("failed")), Err("failed"));
+        assert_eq!(renewed.run(none, |of| Ok(*of)), Err("not yet"));
+        assert_eq!(renewed.run(|| Ok(2), |of| Ok::<_, &str>(*of)), Ok(2));
+        assert_eq!(renewed.run(none, |of| Ok(*of)), Ok(2));
     }
 }

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use zc::transport::{Access, OneSided, RemoteKey};
 use zc::{Connection, Export, Fabric, RemoteFault, RemoteMemory};
-use zc_core::memory::ExportError;
 use zc_transport_rdma::{AtomicScope, GATHER_BYTES, NOTIFY_WINDOW, RdmaOptions};
 
 use super::engine::within;
 use super::lane::{URI, fabric, pair};
-use super::rig::{device, port_is};
+use super::rig::device;
 
 const EXPORT_BYTES: usize = 1 << 20;
 const COUNTER_AT: u64 = 64;
@@ -340,40 +339,4 @@ async fn a_connection_that_ends_takes_the_access_with_it() {
     let mut seen = [0; 4096];
     export.read(0, &mut seen).unwrap();
     assert_eq!(seen, [1; 4096]);
-}
-
-/// What the owner's own way to the device had under way when the port went down is an error; the next use brings it up again.
-/// Run alone: it takes the port down for everybody.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes the port down; the test machine's stage runs it alone"]
-async fn the_owners_atomics_work_again_when_the_port_is_up_again() {
-    let Some(Lent { export, clients, .. }) = lent(1).await else { return };
-    assert_eq!(
-        device().unwrap().limits().unwrap().atomics,
-        AtomicScope::Device,
-        "else it does not use the device"
-    );
-    let export = Arc::new(export);
-    assert_eq!(export.fetch_add(COUNTER_AT, 1).unwrap(), 0);
-    port_is("down");
-    // The device tries for a while, and whoever waits for it is a thread.
-    let of_task = export.clone();
-    let failed = within(tokio::task::spawn_blocking(move || of_task.fetch_add(COUNTER_AT, 1))).await.unwrap();
-    assert!(matches!(failed, Err(ExportError::Device { .. })), "{failed:?}");
-    port_is("up");
-    let before = export.load_u64(COUNTER_AT).unwrap();
-    let of_task = export.clone();
-    let again = move || {
-        loop {
-            match of_task.fetch_add(COUNTER_AT, 1) {
-                Ok(seen) => return seen,
-                // The port takes a moment.
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        }
-    };
-    let seen = within(tokio::task::spawn_blocking(again)).await.unwrap();
-    assert!(seen >= before, "{seen} {before}");
-    assert_eq!(export.load_u64(COUNTER_AT).unwrap(), seen + 1);
-    drop(clients);
 }
