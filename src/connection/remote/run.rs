@@ -62,8 +62,8 @@ impl Future for Run<'_> {
         let this = self.get_mut();
         let is_native = this.core.remote.mode() == OneSided::Native;
         let is_begun = begun_all(&this.todo);
-        // In front of the look, so that nothing slips in between. Who looks comes back by itself.
-        if !(is_native && this.core.polling.spins()) || is_begun && !this.is_looking {
+        // In front of the look, so that nothing slips in between. Who may look does so when it is to sleep.
+        if !(is_native && this.core.polling.spins()) {
             this.operation.register(cx.waker());
         }
         if let Poll::Ready(done) = this.poll_answered() {
@@ -86,15 +86,15 @@ impl Future for Run<'_> {
         if is_native && begun_all(&this.todo) && this.looks_on() {
             return this.poll_looking(cx);
         }
-        if this.is_looking {
-            this.operation.register(cx.waker());
-            // What ends from here on wakes the driver, and that the task.
-            if let Err(error) = this.rest() {
-                return Poll::Ready(Err(error));
-            }
-            if let Poll::Ready(done) = this.poll_answered() {
-                return Poll::Ready(done);
-            }
+        // What ends from here on, or fails before all of it has begun, wakes the driver, and that the task.
+        this.operation.register(cx.waker());
+        if this.is_looking
+            && let Err(error) = this.rest()
+        {
+            return Poll::Ready(Err(error));
+        }
+        if let Poll::Ready(done) = this.poll_answered() {
+            return Poll::Ready(done);
         }
         let failed = this.core.lock_tx().failed.clone();
         match failed {
