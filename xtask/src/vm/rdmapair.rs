@@ -1,0 +1,1 @@
+//! The stage `rdmapair`: RDMA between two machines.
