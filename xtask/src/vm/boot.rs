@@ -100,7 +100,12 @@ impl Job {
     }
 
     /// The same, where others end it, or do what the command asks for.
-    pub(super) fn run_with(&self, parts: &Parts, words: Words, mut asked: impl FnMut(Ask)) -> Result<u8, Error> {
+    pub(super) fn run_with(
+        &self,
+        parts: &Parts,
+        words: Words,
+        mut asked: impl FnMut(Ask),
+    ) -> Result<u8, Error> {
         let mut starts = 1;
         loop {
             match self.start(parts, &words, &mut asked) {

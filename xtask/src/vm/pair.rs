@@ -69,7 +69,12 @@ enum Failure {
 }
 
 impl<'scope> Peer<'scope> {
-    fn start<'env>(scope: &'scope Scope<'scope, 'env>, job: &'env Job, parts: &'env Parts, main: Sender<Word>) -> Self {
+    fn start<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        job: &'env Job,
+        parts: &'env Parts,
+        main: Sender<Word>,
+    ) -> Self {
         let words = Words::new();
         let sender = words.sender();
         let thread = scope.spawn(move || {

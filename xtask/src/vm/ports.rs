@@ -205,7 +205,19 @@ mod tests {
         assert_eq!(Event::parse("fail no veth pair\n"), Some(Event::Fail("no veth pair".to_owned())));
         assert_eq!(Event::parse("peer-off\n"), Some(Event::Ask(Ask::PeerOff)));
         assert_eq!(Event::parse("lose 50\n"), Some(Event::Ask(Ask::Lose(50))));
-        for line in ["", "\n", "lose\n", "lose x\n", "peer-off now\n", "exit\n", "exit 256\n", "exit -1\n", "exit x\n", "upper\n", "down 1\n"] {
+        for line in [
+            "",
+            "\n",
+            "lose\n",
+            "lose x\n",
+            "peer-off now\n",
+            "exit\n",
+            "exit 256\n",
+            "exit -1\n",
+            "exit x\n",
+            "upper\n",
+            "down 1\n",
+        ] {
             assert_eq!(Event::parse(line), None, "{line:?}");
         }
     }
