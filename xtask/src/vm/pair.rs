@@ -1,7 +1,7 @@
 //! Two machines at one wire: one whose command the run is about, and its peer, which it may switch off and on.
 //!
 //! ```text
-//! thread of the caller ──> qemu: main ──asks──> peer-off, peer-on, lose N
+//! thread of the caller ──> qemu: main ──asks──> peer-off, peer-on, lose N, lose-longer N
 //! a thread for each time ──> qemu: peer
 //! ```
 
@@ -34,6 +34,7 @@ impl Pair {
             let mut failed = None;
             let ended = self.main.run_with(parts, words, |ask| match ask {
                 Ask::Lose(one_of) => self.wire.lose(one_of),
+                Ask::LoseLonger(longest) => self.wire.lose_longer(longest),
                 Ask::PeerOff => failed = peer.take().and_then(|peer| peer.end().err()),
                 Ask::PeerOn if peer.is_none() => {
                     peer = Some(Peer::start(scope, &self.peer, parts, main.clone()));

@@ -110,6 +110,8 @@ pub(super) enum Ask {
     PeerOn,
     /// To lose one of so many frames from here on; 0: none.
     Lose(u32),
+    /// To lose frames of more bytes from here on; 0: none.
+    LoseLonger(u32),
 }
 
 impl Ask {
@@ -118,6 +120,7 @@ impl Ask {
             None if line == "peer-off" => Some(Self::PeerOff),
             None if line == "peer-on" => Some(Self::PeerOn),
             Some(("lose", one_of)) => one_of.parse().ok().map(Self::Lose),
+            Some(("lose-longer", longest)) => longest.parse().ok().map(Self::LoseLonger),
             _ => None,
         }
     }

@@ -55,6 +55,8 @@ pub(super) struct Wire {
     ends: [Mutex<Option<Arc<UnixDatagram>>>; 2],
     /// One of so many frames is lost; none, if it is 0.
     one_of: AtomicU32,
+    /// Longer frames are lost; none, if it is 0.
+    longest: AtomicU32,
 }
 
 impl Wire {
@@ -84,6 +86,11 @@ impl Wire {
         self.one_of.store(one_of, Relaxed);
     }
 
+    /// From here on frames of more bytes are lost; 0: none.
+    pub(super) fn lose_longer(&self, longest: u32) {
+        self.longest.store(longest, Relaxed);
+    }
+
     fn end(&self, end: End) -> MutexGuard<'_, Option<Arc<UnixDatagram>>> {
         self.ends[end as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,7 +104,7 @@ impl Wire {
                 Ok(0) => return,
                 Ok(len) => {
                     let to = self.end(end.other()).clone();
-                    if !self.is_lost(&mut chance)
+                    if !self.is_lost(len, &mut chance)
                         && let Some(to) = to
                     {
                         // A machine that is gone, or takes none, loses them.
@@ -112,7 +119,11 @@ impl Wire {
         }
     }
 
-    fn is_lost(&self, chance: &mut u32) -> bool {
+    fn is_lost(&self, len: usize, chance: &mut u32) -> bool {
+        let longest = self.longest.load(Relaxed) as usize;
+        if longest > 0 && len > longest {
+            return true;
+        }
         // xorshift.
         *chance ^= *chance << 13;
         *chance ^= *chance >> 17;
@@ -180,7 +191,7 @@ mod tests {
         let (main, peer) = (plugged(&wire, End::Main), plugged(&wire, End::Peer));
         wire.lose(4);
         let sending = thread::spawn(move || {
-            (0..FRAMES).for_each(|_| drop(main.send(b"frame").unwrap()));
+            (0..FRAMES).for_each(|_| assert_eq!(main.send(b"frame").unwrap(), 5));
             main
         });
         peer.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -188,7 +199,9 @@ mod tests {
         assert!((FRAMES / 2..FRAMES * 7 / 8).contains(&arrived), "{arrived} of {FRAMES}");
         let main = sending.join().unwrap();
         wire.lose(0);
-        (0..8).for_each(|_| drop(main.send(b"frame").unwrap()));
+        wire.lose_longer(6);
+        main.send(b"too long").unwrap();
+        (0..8).for_each(|_| assert_eq!(main.send(b"frame").unwrap(), 5));
         (0..8).for_each(|_| assert_eq!(received(&peer), b"frame"));
     }
 }
