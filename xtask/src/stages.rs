@@ -70,6 +70,12 @@ pub(crate) const STAGES: &[Stage] = &[
     stage("asan", "hostile peers of shared memory, under the address sanitizer", LIMIT_TESTS, asan),
     stage("vm", "the test machine boots, and RDMA works in it", LIMIT_BUILD, vm::check::vm),
     stage("rdma", "the layout of verbs, and queue pairs on the test machine", LIMIT_BUILD, vm::rdma::rdma),
+    stage(
+        "rdmapair",
+        "RDMA between two test machines, of which one is killed",
+        LIMIT_BUILD,
+        vm::rdmapair::rdmapair,
+    ),
     stage("xdpvm", "AF_XDP without copies, on the test machine's cards", LIMIT_TESTS, vm::xdp::xdp),
     stage(
         "zcrx",

@@ -135,6 +135,7 @@ impl RdmaTransport {
             theirs: theirs.recv_count.min(MAX_SLOTS),
             ours: mine.recv_count,
             max_reads: MAX_LANE_READS.min(theirs.reads.min(engine.reads_begun()).into()),
+            packet_bytes: mine.mtu.min(theirs.mtu).bytes() as usize,
         };
         if terms.max_reads == 0 {
             return Err(Unavailable::Other {

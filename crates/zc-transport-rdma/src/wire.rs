@@ -14,7 +14,7 @@ use crate::gid::Gid;
 use crate::limits::{MAX_READS, RECEIVE_BYTES};
 
 /// The format, and that of what is said afterwards.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The length of an [`End`].
 pub const END_BYTES: usize = 40;
 /// The most receive buffers that a peer can say it has.

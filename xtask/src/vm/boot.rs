@@ -7,14 +7,16 @@
 //! a tail for messages <──pipe── ttyS0 <── the kernel and /init
 //! ```
 //!
-//! Nothing of this lies in a file, so nothing is left whichever way it ends.
+//! Nothing of this lies in a file, so nothing is left whichever way it ends. Where there are two machines, a wire between
+//! them ends in their network cards (`wire`), and `pair` does for one what the other asks for.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, PipeReader, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,7 +26,8 @@ use super::cpio::Writer;
 use super::error::Error;
 use super::guest::BASE_FILE;
 use super::kernel::{KERNEL_FILE, MODULES_FILE};
-use super::ports::{self, Event, Inherited};
+use super::ports::{self, Ask, Event, Inherited};
+use super::wire::{End, Wire};
 use super::{Kernel, Parts, quote};
 use crate::{child, guard};
 
@@ -44,6 +47,10 @@ const CLOCK: &str = "tsc=reliable";
 const STARTS_MAX: u32 = 4;
 /// For a machine that has said how the command ended to switch itself off.
 const OFF_GRACE: Duration = Duration::from_secs(2);
+/// In front of what the machine at the other end says.
+const PEER: &str = "peer: ";
+/// Longer lines are written in parts.
+const LINE_BYTES: usize = 8 << 10;
 /// For our own output to be taken once the machine is gone.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
@@ -56,43 +63,121 @@ pub(super) struct Job {
     pub(super) out: Option<PathBuf>,
     pub(super) limit: Duration,
     pub(super) memory_mib: Option<u64>,
+    /// Where it is plugged in, if there is another machine.
+    pub(super) place: Option<(Arc<Wire>, End)>,
+}
+
+/// What those who wait for a machine hear of it.
+#[derive(Debug)]
+pub(super) enum Word {
+    Said(Event),
+    /// Its ports are closed: qemu is gone.
+    Gone,
+    /// Somebody here wants it to be ended.
+    End,
+}
+
+/// The ways for such words to those who wait.
+pub(super) struct Words {
+    to: Sender<Word>,
+    of: Receiver<Word>,
+}
+
+impl Words {
+    pub(super) fn new() -> Self {
+        let (to, of) = channel();
+        Self { to, of }
+    }
+
+    /// To end the machine by.
+    pub(super) fn sender(&self) -> Sender<Word> {
+        self.to.clone()
+    }
 }
 
 impl Job {
     /// Boots, runs the command and returns its exit status; 128 + N if signal N has killed it.
     pub(super) fn run(&self, parts: &Parts) -> Result<u8, Error> {
+        // Nobody else is there to be asked for.
+        self.run_with(parts, Words::new(), |_| ())
+    }
+
+    /// The same, where others end it, or do what the command asks for.
+    pub(super) fn run_with(
+        &self,
+        parts: &Parts,
+        words: Words,
+        mut asked: impl FnMut(Ask),
+    ) -> Result<u8, Error> {
         let mut starts = 1;
         loop {
-            match self.start(parts) {
+            match self.start(parts, &words, &mut asked) {
                 Err(error @ Error::Crashed { .. }) if starts < STARTS_MAX => {
                     starts += 1;
-                    eprintln!("xtask: once more, as {error}");
+                    eprintln!("xtask: {}once more, as {error}", self.prefix());
                 }
                 ended => return ended,
             }
         }
     }
 
-    fn start(&self, parts: &Parts) -> Result<u8, Error> {
+    fn start(&self, parts: &Parts, words: &Words, asked: &mut impl FnMut(Ask)) -> Result<u8, Error> {
+        let start = Instant::now();
+        let machine = self.switch_on(parts, words)?;
+        let ended = machine.wait(start, self.limit, &words.of, asked);
+        if let Some((wire, end)) = &self.place {
+            wire.unplug(*end);
+        }
+        ended
+    }
+
+    fn switch_on(&self, parts: &Parts, words: &Words) -> Result<Machine, Error> {
+        /// While this is held a machine's descriptors are such that children inherit them. Another machine must not: it would
+        /// keep the ends open of one that is gone.
+        static HANDING_ON: Mutex<()> = Mutex::new(());
         let Parts { qemu, kernel, kernel_dir, userland_dir } = parts;
         let base = [userland_dir.join(BASE_FILE), kernel_dir.join(MODULES_FILE)];
-        let (initrd, bytes) = self.initrd(&base)?;
         if let Some(dir) = &self.out {
             fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         }
+        let _handing_on = HANDING_ON.lock().unwrap_or_else(PoisonError::into_inner);
+        let (initrd, bytes) = self.initrd(&base)?;
         let (ours, theirs) = wires()?;
+        let plug = self.place.as_ref().map(|(wire, end)| wire.plug(*end)).transpose()?;
         let memory_mib = self.memory_mib.unwrap_or(MEMORY_MIB + MEMORY_PER_FILES * (bytes >> 20));
         let mut command = Command::new(guard::SELF);
         // From here to qemu the kernel sees to it that it goes when we go.
         command.args([guard::EXEC, &std::process::id().to_string(), "--"]).args(&qemu.command);
         command.args(arguments(memory_mib, &kernel_dir.join(KERNEL_FILE), &initrd, &theirs));
         command.args(cards(*kernel));
+        command.args(self.plugged(plug.as_ref()));
         command.envs(qemu.env.iter().map(|(name, value)| (name, value)));
-        let start = Instant::now();
-        let sinks: [Sink; 2] = [Box::new(io::stdout()), Box::new(io::stderr())];
-        let machine = Machine::start(command, ours, sinks, self.out.clone())?;
-        drop((initrd, theirs));
-        machine.wait(start, self.limit)
+        Machine::start(command, ours, self.sinks(), self.out.clone(), words.to.clone(), self.prefix())
+    }
+
+    fn end(&self) -> Option<End> {
+        self.place.as_ref().map(|(_, end)| *end)
+    }
+
+    /// The card at the wire.
+    fn plugged(&self, plug: Option<&Inherited>) -> Vec<OsString> {
+        let (Some(end), Some(plug)) = (self.end(), plug) else { return Vec::new() };
+        let wire = format!("socket,id=wire,fd={}", plug.number());
+        let card = format!("virtio-net-pci,netdev=wire,mac=02:00:00:00:01:{:02},romfile=", end.number());
+        vec!["-netdev".into(), wire.into(), "-device".into(), card.into()]
+    }
+
+    /// What is ahead of our own words about it.
+    fn prefix(&self) -> &'static str {
+        if self.end() == Some(End::Peer) { PEER } else { "" }
+    }
+
+    /// Of a pair, only one has our stdout.
+    fn sinks(&self) -> [Sink; 2] {
+        match self.end() {
+            Some(End::Peer) => [Box::new(Lines::new(io::stderr())), Box::new(Lines::new(io::stderr()))],
+            _ => [Box::new(io::stdout()), Box::new(io::stderr())],
+        }
     }
 
     /// The first file system, as a descriptor that qemu inherits, and its length.
@@ -109,6 +194,9 @@ impl Job {
         let mut archive = Writer::new(BufWriter::new(&file));
         archive.file("init", true, INIT.as_bytes()).map_err(failed)?;
         archive.file("zc/command", false, &quote::script(&self.command)).map_err(failed)?;
+        if let Some(end) = self.end() {
+            archive.file("zc/number", false, format!("{}\n", end.number()).as_bytes()).map_err(failed)?;
+        }
         if self.out.is_some() {
             archive.file("zc/bring-back", false, b"").map_err(failed)?;
         }
@@ -122,6 +210,48 @@ impl Job {
         archive.finish().map_err(failed)?;
         let bytes = file.stream_position().map_err(failed)?;
         Ok((Inherited::new(file)?, bytes))
+    }
+}
+
+/// Lines that say whose they are, each written at once.
+struct Lines<W> {
+    to: W,
+    begun: Vec<u8>,
+}
+
+impl<W: Write> Lines<W> {
+    fn new(to: W) -> Self {
+        Self { to, begun: Vec::new() }
+    }
+
+    fn put(&mut self, len: usize) -> io::Result<()> {
+        let line: Vec<u8> = PEER.bytes().chain(self.begun.drain(..len)).collect();
+        self.to.write_all(&line)
+    }
+}
+
+impl<W: Write> Write for Lines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.begun.extend(bytes);
+        while let Some(at) = self.begun.iter().position(|&byte| byte == b'\n') {
+            self.put(at + 1)?;
+        }
+        if self.begun.len() >= LINE_BYTES {
+            self.put(self.begun.len())?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+impl<W> Drop for Lines<W> {
+    fn drop(&mut self) {
+        if !self.begun.is_empty() {
+            eprintln!("{PEER}{}", String::from_utf8_lossy(&self.begun));
+        }
     }
 }
 
@@ -192,7 +322,7 @@ fn cards(kernel: Kernel) -> Vec<OsString> {
 /// A machine that runs; it ends with this value.
 struct Machine {
     child: Killed,
-    events: Receiver<Event>,
+    prefix: &'static str,
     console: JoinHandle<String>,
     /// What qemu itself says.
     said: Option<JoinHandle<String>>,
@@ -209,42 +339,51 @@ impl Machine {
         wires: Wires<PipeReader>,
         [stdout, stderr]: [Sink; 2],
         out: Option<PathBuf>,
+        words: Sender<Word>,
+        prefix: &'static str,
     ) -> Result<Self, Error> {
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child = Killed(spawned.map_err(|error| Error::Qemu { how: error.to_string() })?);
-        let (sender, events) = channel();
         ports::events(wires.events, move |event| {
             // Once the command has ended nobody listens any more.
-            let _ = sender.send(event);
+            let _ = words.send(event.map_or(Word::Gone, Word::Said));
         });
         Ok(Self {
             said: child.0.stderr.take().map(ports::tail),
             child,
-            events,
+            prefix,
             console: ports::tail(wires.console),
             output: [ports::hand_on(wires.stdout, stdout), ports::hand_on(wires.stderr, stderr)],
             files: out.map(|dir| ports::unpack(wires.files, dir)),
         })
     }
 
-    /// Waits for the command's end or for the deadline, whichever comes first; the machine is gone then.
-    fn wait(self, start: Instant, limit: Duration) -> Result<u8, Error> {
+    /// Waits for the command's end, for the deadline or until somebody wants its end, whichever comes first; the machine is gone then.
+    fn wait(
+        self,
+        start: Instant,
+        limit: Duration,
+        words: &Receiver<Word>,
+        mut asked: impl FnMut(Ask),
+    ) -> Result<u8, Error> {
         let deadline = start + limit;
         let mut up = false;
         loop {
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Event::Up) => {
+            match words.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Word::Said(Event::Up)) => {
                     up = true;
-                    eprintln!("xtask: the machine is up after {:.1} s", start.elapsed().as_secs_f64());
+                    let took_s = start.elapsed().as_secs_f64();
+                    eprintln!("xtask: {}the machine is up after {took_s:.1} s", self.prefix);
                 }
-                Ok(Event::Exit(code)) => return self.ended(code),
-                Ok(Event::Fail(how)) => return Err(self.failed(up, how)),
+                Ok(Word::Said(Event::Ask(ask))) => asked(ask),
+                Ok(Word::Said(Event::Exit(code))) => return self.ended(code),
+                Ok(Word::Said(Event::Fail(how))) => return Err(self.failed(up, how)),
+                Ok(Word::End) => return Err(Error::Ended),
                 Err(RecvTimeoutError::Timeout) if up => return Err(Error::Deadline { limit }),
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(self.failed(up, format!("its {} s are over", limit.as_secs_f64())));
                 }
-                // The pipe is closed when qemu is gone.
-                Err(RecvTimeoutError::Disconnected) => return Err(self.gone(up)),
+                Ok(Word::Gone) | Err(RecvTimeoutError::Disconnected) => return Err(self.gone(up)),
             }
         }
     }
@@ -344,10 +483,13 @@ mod tests {
         }
         let kept = [Kept::default(), Kept::default()];
         let sinks = kept.clone().map(|kept| Box::new(kept) as Sink);
-        let machine = Machine::start(command, ours, sinks, None).unwrap();
+        let Words { to, of } = Words::new();
+        let machine = Machine::start(command, ours, sinks, None, to, "").unwrap();
         drop(theirs);
         let pid = machine.child.0.id();
-        let ended = machine.wait(Instant::now(), limit);
+        let mut asked = Vec::new();
+        let ended = machine.wait(Instant::now(), limit, &of, |ask| asked.push(ask));
+        assert!(asked.iter().all(|ask| *ask == Ask::PeerOff), "{asked:?}");
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it is still there");
         (ended, kept.map(|kept| String::from_utf8(kept.0.lock().unwrap().clone()).unwrap()))
     }

@@ -29,6 +29,12 @@ pub(crate) enum Error {
     Crashed { console: String },
     /// The command had not ended in time.
     Deadline { limit: Duration },
+    /// Somebody here wanted the machine's end.
+    Ended,
+    /// That of the machine at the other end of the wire.
+    OfPeer(Box<Self>),
+    /// There is one of the two machines' kernels only.
+    NoPair,
     /// The machine ended while the command ran.
     Died { how: String, console: String },
     /// What the command left in /out is not an archive that we would unpack.
@@ -49,6 +55,7 @@ impl Error {
         match self {
             Self::Architecture | Self::NoApt { .. } => Some(Unobtainable { ever: true }),
             Self::NoCacheDir | Self::Fetch { .. } => Some(Unobtainable { ever: false }),
+            Self::OfPeer(error) => error.unobtainable(),
             _ => None,
         }
     }
@@ -82,6 +89,9 @@ impl fmt::Display for Error {
             Self::Deadline { limit } => {
                 write!(f, "the command had not ended after {} s", limit.as_secs_f64())
             }
+            Self::Ended => write!(f, "the machine was switched off"),
+            Self::OfPeer(error) => write!(f, "peer: {error}"),
+            Self::NoPair => write!(f, "two machines (--peer) have the stable kernel"),
             Self::Died { how, console } => {
                 write!(f, "the machine ended before the command did: {how}{}", Tail(console))
             }

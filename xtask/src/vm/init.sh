@@ -27,17 +27,25 @@ fail() {
 
 ip link set lo up
 if grep -q rdma_rxe /zc/modules/order; then
-    # One device on one end of the pair serves all processes; the other end only keeps the carrier.
-    ip link add veth0 type veth peer name veth1 || fail "no veth pair"
-    ip link set veth0 mtu 9000
-    ip link set veth1 mtu 9000
-    ip addr add 10.0.0.1/24 dev veth0
-    ip link set veth0 up
-    ip link set veth1 up
-    rdma link add rxe0 type rxe netdev veth0 || fail "no rxe device"
+    if [ -e /zc/number ]; then
+        # Another machine is at the other end of the wire.
+        read -r number </zc/number
+        card=eth0
+    else
+        # One device on one end of the pair serves all processes; the other end only keeps the carrier.
+        number=1
+        card=veth0
+        ip link add veth0 type veth peer name veth1 || fail "no veth pair"
+        ip link set veth1 mtu 9000
+        ip link set veth1 up
+    fi
+    ip link set $card mtu 9000 || fail "no $card"
+    ip addr add "10.0.0.$number/24" dev $card
+    ip link set $card up
+    rdma link add rxe0 type rxe netdev $card || fail "no rxe device"
     tries=0
     until rdma link show rxe0/1 | grep -q 'state ACTIVE' &&
-        grep -qs 'ffff:0a00:0001' /sys/class/infiniband/rxe0/ports/1/gids/*; do
+        grep -qs "ffff:0a00:000$number" /sys/class/infiniband/rxe0/ports/1/gids/*; do
         tries=$((tries + 1))
         [ $tries -lt 100 ] || fail "rxe0 has no address after 10 s"
         sleep 0.1
@@ -47,6 +55,11 @@ fi
 ulimit -l unlimited
 ulimit -n 20000
 mkfifo /run/stdout /run/stderr
+if [ -e /zc/number ]; then
+    # What the command asks of the host. The pipe is open for writing here, too, so that it has no end.
+    mkfifo /run/host
+    cat <>/run/host >&5 &
+fi
 # Through pipes, because a port can be opened once only, and programs open /dev/stderr as they please.
 cat /run/stdout >/dev/vport0p1 5>&- &
 out=$!

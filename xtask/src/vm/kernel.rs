@@ -40,7 +40,15 @@ const STABLE: Recipe = Recipe {
     what: "kernel",
     suite: None,
     package: "linux-image-amd64",
-    modules: &["virtio_pci", "virtio_console", "crc32_generic", "veth", "ib_uverbs", "rdma_rxe"],
+    modules: &[
+        "virtio_pci",
+        "virtio_console",
+        "virtio_net",
+        "crc32_generic",
+        "veth",
+        "ib_uverbs",
+        "rdma_rxe",
+    ],
     packages: |apt| packages(apt, &STABLE),
     make: |unpacked, made| make(unpacked, made, &STABLE),
 };

@@ -7,6 +7,8 @@
 //!                            qemu, unless there is one            (qemu)
 //! cargo build ──> zc, examples ──> boot ──> stdout, stderr, exit status, --out    (boot, ports)
 //! ```
+//!
+//! With `--peer` there are two of them, and a wire in between (pair, wire).
 
 mod apt;
 mod boot;
@@ -16,11 +18,14 @@ mod cpio;
 mod error;
 mod guest;
 mod kernel;
+mod pair;
 mod ports;
 mod program;
 mod qemu;
 mod quote;
 pub(crate) mod rdma;
+pub(crate) mod rdmapair;
+mod wire;
 pub(crate) mod xdp;
 pub(crate) mod zcrx;
 
@@ -29,13 +34,16 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::boot::Job;
 use self::cache::Cache;
 use self::error::Error;
 pub(crate) use self::kernel::Kernel;
+use self::pair::Pair;
 use self::qemu::Qemu;
+use self::wire::{End, Wire};
 use crate::child::{Cmd, Runner};
 use crate::target_dir;
 
@@ -66,6 +74,13 @@ pub(crate) struct Options {
     /// Memory of the machine; what it needs, if not given.
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
+    /// Run this line of shell on a second machine, at the other end of a wire: 10.0.0.2, where COMMAND is on 10.0.0.1. It is
+    /// switched off when COMMAND has ended; if it fails before, that ends the run.
+    #[arg(long, value_name = "LINE")]
+    peer: Option<OsString>,
+    /// Wait until both commands have ended.
+    #[arg(long, requires = "peer")]
+    both: bool,
     /// Look for newer packages of the kernel, the userland and qemu.
     #[arg(long)]
     update: bool,
@@ -95,8 +110,18 @@ fn run(root: &Path, options: Options) -> Result<u8, Error> {
         out: options.out,
         limit: Duration::from_secs(options.timeout),
         memory_mib: options.memory,
+        place: None,
     };
-    job.run(&parts)
+    let Some(line) = options.peer else { return job.run(&parts) };
+    if options.kernel != Kernel::Stable {
+        return Err(Error::NoPair);
+    }
+    let wire = Arc::<Wire>::default();
+    let at = |end| Some((wire.clone(), end));
+    let command = vec!["sh".into(), "-c".into(), line];
+    let peer = Job { command, programs: job.programs.clone(), out: None, place: at(End::Peer), ..job };
+    let main = Job { place: at(End::Main), ..job };
+    Pair { main, peer, wire, both: options.both }.run(&parts)
 }
 
 /// The machine's parts.

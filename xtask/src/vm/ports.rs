@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -34,7 +34,18 @@ impl Inherited {
 
     /// A name that opens it in a child.
     pub(super) fn path(&self) -> String {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd())
+        format!("/proc/self/fd/{}", self.number())
+    }
+
+    /// Its number in a child.
+    pub(super) fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl From<Inherited> for OwnedFd {
+    fn from(inherited: Inherited) -> Self {
+        inherited.0
     }
 }
 
@@ -86,32 +97,59 @@ pub(super) enum Event {
     Fail(String),
     /// The command has ended, and its output is out.
     Exit(u8),
+    /// The command asks for something of the machine at the other end of the wire, or of the wire.
+    Ask(Ask),
+}
+
+/// What the command of one machine may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// To kill the other machine, which may be switched on again.
+    PeerOff,
+    /// To switch it on.
+    PeerOn,
+    /// To lose one of so many frames from here on; 0: none.
+    Lose(u32),
+    /// To lose frames of more bytes from here on; 0: none.
+    LoseLonger(u32),
+}
+
+impl Ask {
+    fn parse(line: &str) -> Option<Self> {
+        match line.split_once(' ') {
+            None if line == "peer-off" => Some(Self::PeerOff),
+            None if line == "peer-on" => Some(Self::PeerOn),
+            Some(("lose", one_of)) => one_of.parse().ok().map(Self::Lose),
+            Some(("lose-longer", longest)) => longest.parse().ok().map(Self::LoseLonger),
+            _ => None,
+        }
+    }
 }
 
 impl Event {
     /// A shell says 128 + N of a command that signal N has killed.
     fn parse(line: &str) -> Option<Self> {
         match line.trim_end().split_once(' ') {
-            None => (line.trim_end() == "up").then_some(Self::Up),
+            None if line.trim_end() == "up" => Some(Self::Up),
             Some(("exit", code)) => code.parse().ok().map(Self::Exit),
             Some(("fail", why)) => Some(Self::Fail(why.to_owned())),
-            Some(_) => None,
+            _ => Ask::parse(line.trim_end()).map(Self::Ask),
         }
     }
 }
 
-/// Calls `on` for each thing that is said.
+/// Calls `on` for each thing that is said, and with None when nothing more will be.
 pub(super) fn events(
     from: impl Read + Send + 'static,
-    on: impl Fn(Event) + Send + 'static,
+    on: impl Fn(Option<Event>) + Send + 'static,
 ) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut from = BufReader::new(from);
         loop {
             let mut line = String::new();
             match (&mut from).take(LINE_BYTES_MAX).read_line(&mut line) {
-                Ok(1..) => Event::parse(&line).into_iter().for_each(&on),
-                _ => return,
+                Ok(1..) => Event::parse(&line).into_iter().for_each(|event| on(Some(event))),
+                _ => return on(None),
             }
         }
     })
@@ -168,7 +206,21 @@ mod tests {
         assert_eq!(Event::parse("exit 0\n"), Some(Event::Exit(0)));
         assert_eq!(Event::parse("exit 137\r\n"), Some(Event::Exit(137)));
         assert_eq!(Event::parse("fail no veth pair\n"), Some(Event::Fail("no veth pair".to_owned())));
-        for line in ["", "\n", "exit\n", "exit 256\n", "exit -1\n", "exit x\n", "upper\n", "down 1\n"] {
+        assert_eq!(Event::parse("peer-off\n"), Some(Event::Ask(Ask::PeerOff)));
+        assert_eq!(Event::parse("lose 50\n"), Some(Event::Ask(Ask::Lose(50))));
+        for line in [
+            "",
+            "\n",
+            "lose\n",
+            "lose x\n",
+            "peer-off now\n",
+            "exit\n",
+            "exit 256\n",
+            "exit -1\n",
+            "exit x\n",
+            "upper\n",
+            "down 1\n",
+        ] {
             assert_eq!(Event::parse(line), None, "{line:?}");
         }
     }

@@ -24,6 +24,9 @@ pub(super) enum Out {
         token: Option<SendToken>,
     },
     Large(Left),
+    /// The first: how far we are, in a packet of the greatest length. Where such packets are lost, so is all that follows, and the
+    /// lane does not come up.
+    Probe,
     /// The next data message has this number.
     Seq(u64),
     End,
@@ -50,7 +53,7 @@ impl Out {
         match self {
             Self::Frame { payload, .. } => payload.len(),
             Self::Large(large) => large.left.len(),
-            Self::Seq(_) | Self::End => 0,
+            Self::Probe | Self::Seq(_) | Self::End => 0,
         }
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! kind  0 DATA, 1 SESSION, 2 REMOTE: the payload is the message's own
 //!       3 STATE:    byte 0         8        16      24      32
-//!                        | allowed | done   | seq   | flags |
+//!                        | allowed | done   | seq   | flags | any number of zeros
 //!       4 ANNOUNCE: byte 0        4       6       8
 //!                        | length | count | flags | count pieces
 //!                   and each piece 0         8     12       16
@@ -103,12 +103,19 @@ impl State {
         out
     }
 
+    /// The same, made so long.
+    pub(crate) fn padded(&self, len: usize) -> Vec<u8> {
+        let mut out = Vec::from(self.encode());
+        out.resize(len.max(STATE_BYTES), 0);
+        out
+    }
+
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let bad = || WireError::BadValue { field: "rdma state" };
-        let (words, rest) = bytes.as_chunks::<8>();
-        let [allowed, done, seq, flags] = *words else { return Err(bad()) };
+        let (state, padding) = bytes.split_at_checked(STATE_BYTES).ok_or_else(bad)?;
+        let [allowed, done, seq, flags] = *state.as_chunks::<8>().0 else { return Err(bad()) };
         let [allowed, done, seq, flags] = [allowed, done, seq, flags].map(u64::from_le_bytes);
-        if !rest.is_empty() || flags > 1 {
+        if flags > 1 || padding.iter().any(|&byte| byte != 0) {
             return Err(bad());
         }
         Ok(Self { allowed, done, seq, end: flags == 1 })
@@ -201,6 +208,11 @@ mod tests {
         let bytes = state.encode();
         assert_eq!([bytes[0], bytes[8], bytes[16], bytes[24]], [1, 2, 3, 1]);
         assert_eq!(State::decode(&bytes), Ok(state));
+        let mut long = state.padded(4096);
+        assert_eq!((long.len(), State::decode(&long)), (4096, Ok(state)));
+        long[4095] = 1;
+        assert!(State::decode(&long).is_err() && State::decode(&bytes[..31]).is_err());
+        assert_eq!(state.padded(0), bytes);
     }
 
     /// Its sender reads what we sent it, and gives its receive buffers back.
@@ -222,7 +234,7 @@ mod tests {
                 prop_assert_eq!(found.encode(), word);
             }
             if let Ok(found) = State::decode(&bytes) {
-                prop_assert_eq!(&found.encode()[..], &bytes[..]);
+                prop_assert_eq!(&found.padded(bytes.len())[..], &bytes[..]);
             }
             if let Ok(found) = Announce::decode(&bytes) {
                 prop_assert_eq!(&found.encode()[..], &bytes[..]);

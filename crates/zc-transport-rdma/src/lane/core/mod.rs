@@ -113,6 +113,8 @@ pub(crate) struct Terms {
     pub(crate) ours: u32,
     /// Reads under way.
     pub(crate) max_reads: usize,
+    /// The longest packets between the two.
+    pub(crate) packet_bytes: usize,
 }
 
 pub(super) struct Core {
@@ -203,7 +205,7 @@ impl Core {
             leases: LeaseBudget::new(limits.lease_soft, limits.lease_hard),
             life: Life::default(),
             credit: Credit::new(limits.send_window, limits.recv_window),
-            queue: VecDeque::new(),
+            queue: VecDeque::from([Out::Probe]),
             queued_bytes: 0,
             record_bytes: 0,
             tokens: 0,

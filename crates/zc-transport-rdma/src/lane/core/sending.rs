@@ -142,6 +142,12 @@ impl Core {
         Ok(sent)
     }
 
+    /// As long as the path's packets, as far as the peer's receive buffers are. False: there is no memory for it.
+    fn send_probe(&mut self) -> Result<bool, LaneError> {
+        let len = self.terms.packet_bytes.min(self.peer.recv_bytes as usize);
+        self.send_bytes(Kind::State, false, &self.state().padded(len))
+    }
+
     /// Sends bytes of our own. False: there is no memory for them.
     fn send_bytes(&mut self, kind: Kind, ack: bool, bytes: &[u8]) -> Result<bool, LaneError> {
         let Some(memory) = self.record_memory(bytes.len())? else { return Ok(false) };
@@ -211,6 +217,7 @@ impl Core {
         let rest = match next {
             Out::Frame { kind, ack, payload, token } => self.send_frame(kind, ack, payload, token)?,
             Out::Large(large) => self.announce(large)?,
+            Out::Probe => (!self.send_probe()?).then_some(Out::Probe),
             Out::Seq(seq) => {
                 let state = State { seq, ..self.state() };
                 (!self.send_state(state)?).then_some(Out::Seq(seq))
