@@ -52,7 +52,7 @@ pub use limits::{
     MIN_DATAGRAM_BYTES, MIN_WINDOW_PACKETS, PACKET_THRESHOLD, PROBES, REPLAY_WINDOW_PACKETS,
     SKIP_EVERY_PACKETS,
 };
-pub use mac::MAC_BYTES;
+pub use mac::{MAC_BYTES, PARTS_MIN_BYTES};
 pub use offer::{OFFER_BYTES, OFFER_RANDOM_BYTES, Offer, OfferError, Side, VERSION};
 pub use options::SessionOptions;
 pub use packet::{CHUNK_ENTRY_BYTES, HEAD_BYTES, session_of};

@@ -213,5 +213,5 @@ fn key(label: &[u8], client: &Offer, server: &Offer) -> MacKey {
     hmac.update(client.encode());
     hmac.update(server.encode());
     let full = hmac.finalize();
-    MacKey::new(&std::array::from_fn(|i| full[i]))
+    MacKey::new(&full)
 }

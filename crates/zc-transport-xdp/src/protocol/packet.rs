@@ -4,7 +4,7 @@ use zc_core::transport::FrameKind;
 
 use super::codec::{Reader, patch, put};
 use super::limits::MAX_ACK_RANGES;
-use super::mac::{MAC_BYTES, MacKey};
+use super::mac::{MAC_BYTES, MacKey, PARTS_MIN_BYTES};
 use super::offer::VERSION;
 
 /// Bytes in front of the entries of a packet.
@@ -98,20 +98,36 @@ pub(super) fn begin(out: &mut Vec<u8>) {
     out.resize(HEAD_BYTES, 0);
 }
 
-/// The MAC over a head with its entries, without the MAC's own field, and over payload.
+/// The MAC over a head with its entries, without the MAC's own field, and over payload of so many bytes.
 #[inline]
-fn mac<'a>(key: &MacKey, head: &[u8], payload: impl IntoIterator<Item = &'a [u8]>) -> super::mac::Mac {
+fn mac<'a>(
+    key: &MacKey,
+    head: &[u8],
+    payload: impl IntoIterator<Item = &'a [u8]>,
+    payload_bytes: usize,
+) -> super::mac::Mac {
     let mut mac = key.start();
     mac.update(&head[..MAC_AT]);
     mac.update(&head[MAC_AT + MAC_BYTES..]);
-    payload.into_iter().for_each(|slice| mac.update(slice));
+    if payload_bytes < PARTS_MIN_BYTES {
+        payload.into_iter().for_each(|slice| mac.update(slice));
+        return mac;
+    }
+    let mut parts = key.parts();
+    payload.into_iter().for_each(|slice| parts.update(slice));
+    mac.update_parts(&parts);
     mac
 }
 
-/// Writes the MAC into a head that is complete.
+/// Writes the MAC over payload of so many bytes into a head that is complete.
 #[inline]
-pub(super) fn seal<'a>(key: &MacKey, head: &mut [u8], payload: impl IntoIterator<Item = &'a [u8]>) {
-    let mac = mac(key, head, payload).finish();
+pub(super) fn seal<'a>(
+    key: &MacKey,
+    head: &mut [u8],
+    payload: impl IntoIterator<Item = &'a [u8]>,
+    payload_bytes: usize,
+) {
+    let mac = mac(key, head, payload, payload_bytes).finish();
     patch(head, MAC_AT, &mac);
 }
 
@@ -120,7 +136,8 @@ pub(super) fn seal<'a>(key: &MacKey, head: &mut [u8], payload: impl IntoIterator
 pub(super) fn is_genuine(key: &MacKey, datagram: &[u8], head_len: usize, with_payload: bool) -> bool {
     let (head, payload) = datagram.split_at(head_len);
     let claimed = std::array::from_fn(|i| head[MAC_AT + i]);
-    mac(key, head, with_payload.then_some(payload)).verify(&claimed)
+    let payload = if with_payload { payload } else { &[] };
+    mac(key, head, [payload], payload.len()).verify(&claimed)
 }
 
 /// The ranges of an acknowledgement, checked: highest first, none touching the next.

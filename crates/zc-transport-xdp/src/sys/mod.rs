@@ -1,4 +1,4 @@
-//! The unsafe part: sockets and their rings, memory that the kernel uses, and bpf(2).
+//! The unsafe part: sockets and their rings, memory that the kernel uses, bpf(2), and wide registers.
 //!
 //! The kernel writes into whatever is put on a fill ring, and reads whatever is put on a transmit ring. Both happen in
 //! here only, with frames whose state says that nobody else has them ([`Umem`], M1), and a frame is let go of when the
@@ -15,11 +15,13 @@
 //! port      a socket, its rings, and frames on their way
 //! udp       ordinary sockets
 //! bpf       maps, programs, links
+//! siphash8  a hash in registers that not every processor has
 //! ```
 
 mod bpf;
 mod port;
 mod ring;
+pub(crate) mod siphash8;
 mod socket;
 pub(crate) mod udp;
 mod umem;

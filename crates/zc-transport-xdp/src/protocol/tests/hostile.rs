@@ -43,7 +43,7 @@ impl Liar {
         let number = self.number;
         self.number += 1;
         Head { ack_now: false, len: out.len(), session, number, settled_below: 0 }.write(&mut out);
-        packet::seal(&self.key, &mut out, [payload]);
+        packet::seal(&self.key, &mut out, [payload], payload.len());
         [&out, payload].concat()
     }
 

@@ -176,7 +176,7 @@ proptest! {
                     let head = Head { ack_now: false, len: bytes.len(), session: offers[1].session(), number, settled_below: number.saturating_sub(3) };
                     head.write(&mut bytes);
                     let payload = content(1, payload);
-                    packet::seal(&key, &mut bytes, [&payload[..]]);
+                    packet::seal(&key, &mut bytes, [&payload[..]], payload.len());
                     bytes.extend(&payload[..]);
                     let _ = session.handle(now, PinnedBuf::from(bytes));
                 }
