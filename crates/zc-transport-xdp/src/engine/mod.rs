@@ -171,8 +171,11 @@ impl Engine {
         let mut intake = Intake::new(self, looks);
         let received = self.port.receive(patient, &mut |datagram| intake.take(datagram));
         intake.settle();
-        // The task finds the same error.
-        received.unwrap_or(false)
+        received.unwrap_or_else(|_| {
+            // The task is to find the same error.
+            self.rest();
+            false
+        })
     }
 
     /// After something was done to a session: sends what may be sent, sees to its timer, and wakes whoever can go on.
