@@ -4,11 +4,11 @@
 //! The algorithm is that of its paper (Aumasson and Bernstein, 2012), with 128 bits of result; only the order of work differs. Nothing
 //! branches on what is hashed. The one thing unsafe is to call what was compiled for registers that not every processor has.
 
-/// Inputs at once.
+/// Inputs that are hashed at once.
 pub(crate) const LANES: usize = 8;
-/// A word of each.
+/// A word of each of eight inputs that are hashed at once.
 pub(crate) const BLOCK_BYTES: usize = 8 * LANES;
-/// The results, one upon the other.
+/// The results of eight inputs, one upon the other.
 pub(crate) const DIGEST_BYTES: usize = 16;
 
 type Words = [u64; LANES];
