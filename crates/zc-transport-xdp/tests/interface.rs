@@ -96,7 +96,7 @@ fn one_who_has_spun_for_long_is_woken() {
     let Some(bed) = Bed::new(1, 1500) else { return };
     let (near, far, uri) = inside::fabrics(&bed, || both(&XdpOptions::default()), bed.near.v4);
     run(async {
-        let (mut client, mut server) = pair(&far, &near, &uri).await;
+        let (mut client, server) = pair(&far, &near, &uri).await;
         if !is_xdp(&client) {
             return;
         }

@@ -80,11 +80,11 @@ struct Free {
 }
 
 impl Free {
-    fn to_write(&mut self) -> Option<u32> {
+    fn one_to_write(&mut self) -> Option<u32> {
         self.written_to.pop().or_else(|| self.received_in.pop())
     }
 
-    fn to_receive(&mut self) -> Option<u32> {
+    fn one_to_receive(&mut self) -> Option<u32> {
         self.received_in.pop().or_else(|| self.written_to.pop())
     }
 }
@@ -215,7 +215,7 @@ impl Umem {
         if !frames.shares.one_out(|share| share.out < share.max_out(frames.count())) {
             return None;
         }
-        let index = frames.free.lock().to_write();
+        let index = frames.free.lock().one_to_write();
         let lent = index.and_then(|index| {
             frames.pass(index, FREE, OUT);
             frames.was_written_to[index as usize].store(true, Ordering::Relaxed);
@@ -232,7 +232,7 @@ impl Umem {
         let mut free = self.0.frames.free.lock();
         let mut count = 0;
         while count < wanted
-            && let Some(index) = free.to_receive()
+            && let Some(index) = free.one_to_receive()
         {
             self.0.frames.pass(index, FREE, port);
             self.0.frames.was_written_to[index as usize].store(false, Ordering::Relaxed);
