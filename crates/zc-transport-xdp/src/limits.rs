@@ -43,6 +43,8 @@ pub const MAX_ENGINES: usize = 64;
 pub(crate) const BATCH_PACKETS: usize = 64;
 /// Times that an engine's task receives before others have their turn.
 pub(crate) const RECEIVES_PER_TURN: usize = 16;
+/// So long an engine's task leaves what comes to whoever spins, before it asks whether he still does.
+pub(crate) const LEAVES_IT_MS: u64 = 1;
 /// Room of a UDP socket in the kernel that is asked for, in either direction, bytes.
 pub const UDP_BUFFER_BYTES: usize = 4 << 20;
 /// Longest datagram on paths that carry longer ones, bytes: of the loopback interface, about seven go in one call.
@@ -61,6 +63,8 @@ pub(crate) const UDP_LENT_MIN_BYTES: usize = UDP_RECEIVE_BYTES / 8;
 pub(crate) const MAX_LOOKS: usize = 64;
 /// Packets that are taken from a queue before others have their turn.
 pub(crate) const DEVICE_RECEIVES_PER_CALL: usize = 64;
+/// As many frames on their way out are looked after before others follow; fewer are when somebody looks for what comes.
+pub(crate) const REAPED_IN_FLIGHT: u32 = 32;
 /// After so long what the kernel did not take is shown to it again, and those that found no frame try again.
 pub(crate) const DEVICE_AGAIN_MS: u64 = 1;
 /// So long a device stays open after its last connection: to open it costs as much as many connections.

@@ -6,8 +6,8 @@
 //!       sh -c 'ZC_XDP_MACHINE=1 cards-… --test-threads=1'
 //! ```
 //!
-//! Elsewhere there are no such cards, and nothing is tested. There is no way around here: where the driver copies, or nothing
-//! opens, no connection comes up. `docs/xdp-device.md` says what fails today, and why the stage `xdpvm` does not run it.
+//! The stage `xdpvm` runs it. Elsewhere there are no such cards, and nothing is tested. There is no way around here: where the driver
+//! copies, or nothing opens, no connection comes up.
 
 #![allow(
     missing_docs,

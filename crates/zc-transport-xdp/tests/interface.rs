@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bed::{Bed, GUARD, NAME, skipped, until};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
@@ -88,6 +88,33 @@ fn an_interface_goes_back_to_the_kernel() {
     });
     // The runtime is gone, and with it the engine.
     until("the program to go", || program().is_none().then_some(()));
+}
+
+/// The engine's task leaves what comes to him while he spins, and the runtime is told of nothing. Both must be over when he waits.
+#[test]
+fn one_who_has_spun_for_long_is_woken() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let (near, far, uri) = inside::fabrics(&bed, || both(&XdpOptions::default()), bed.near.v4);
+    run(async {
+        let (mut client, server) = pair(&far, &near, &uri).await;
+        if !is_xdp(&client) {
+            return;
+        }
+        for _ in 0..5 {
+            let since = Instant::now();
+            // The task asks each millisecond.
+            while since.elapsed() < Duration::from_millis(20) {
+                assert!(client.try_recv().unwrap().is_none());
+                tokio::task::yield_now().await;
+            }
+            let say = async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                server.send(vec![5; 100]).await.unwrap();
+            };
+            let (message, ()) = tokio::join!(client.recv(), say);
+            assert_eq!(message.unwrap().unwrap().len(), 100);
+        }
+    });
 }
 
 /// The runtime has one thread, which has nothing to wait for when it is asked for an offer.

@@ -36,6 +36,11 @@ const INIT: &str = include_str!("init.sh");
 const CORES: u32 = 2;
 /// What the kernel and the programs need besides the files.
 const MEMORY_MIB: u64 = 256;
+/// At least so much where there are cards. Of the headers in front of what their driver (virtio_net of Linux 7.3, a module here) sends
+/// without a copy it tells them addresses as if they lay in the kernel's image and not in a module: a little above 1 GiB. Nothing is
+/// wrong with what is read there, for on a wire inside qemu the headers mean nothing. But where there is no memory qemu reads by way
+/// of its one buffer, which belongs to the other card while that waits, and then counts the card as broken.
+const CARDS_MEMORY_MIB: u64 = 1280;
 /// So many times the files: they lie in memory twice while they are unpacked, and may take half of what is there beside the
 /// archive (the kernel's Documentation/filesystems/tmpfs.rst: the default of `size`).
 const MEMORY_PER_FILES: u64 = 4;
@@ -144,7 +149,9 @@ impl Job {
         let (initrd, bytes) = self.initrd(&base)?;
         let (ours, theirs) = wires()?;
         let plug = self.place.as_ref().map(|(wire, end)| wire.plug(*end)).transpose()?;
-        let memory_mib = self.memory_mib.unwrap_or(MEMORY_MIB + MEMORY_PER_FILES * (bytes >> 20));
+        let least = if kernel.cards().is_empty() { 0 } else { CARDS_MEMORY_MIB };
+        let needed = (MEMORY_MIB + MEMORY_PER_FILES * (bytes >> 20)).max(least);
+        let memory_mib = self.memory_mib.unwrap_or(needed);
         let mut command = Command::new(guard::SELF);
         // From here to qemu the kernel sees to it that it goes when we go.
         command.args([guard::EXEC, &std::process::id().to_string(), "--"]).args(&qemu.command);

@@ -21,8 +21,8 @@ use crate::raw::pin;
 
 /// The port of the control link.
 const PORT: u16 = 7001;
-/// Looks before others of the runtime have their turn, as a connection that spins has them.
-const LOOKS: usize = 32;
+/// Looks before others of the runtime have their turn, about ten microseconds' worth.
+const LOOKS: usize = 128;
 
 /// What an end of a lane is driven with.
 pub(crate) struct LaneEnd {

@@ -3,6 +3,7 @@
 //!
 //! ```console
 //! $ sudo chrt -r 10 cargo bench -p zc-transport-xdp --bench lane
+//! $ sudo perf record -e cpu-clock -- cargo bench -p zc-transport-xdp --bench lane "round trip" lane
 //! ```
 //!
 //! Both ends are pinned to a core each and spin. Each line's ratio is that of the two contenders in the same round, the median of
@@ -199,8 +200,19 @@ struct Contender {
     measure: fn(&Bed) -> f64,
 }
 
-/// All in turns; the medians, and those of the ratios to the others of the same round.
-fn compare(what: &str, unit: &str, bed: &Bed, contenders: &[Contender], targets: &[(usize, usize, &str)]) {
+/// All in turns; the medians, and those of the ratios to the others of the same round. With `alone` it is that one, without ratios.
+fn compare(
+    what: &str,
+    unit: &str,
+    bed: &Bed,
+    alone: Option<&str>,
+    contenders: &[Contender],
+    targets: &[(usize, usize, &str)],
+) {
+    if let Some(one) = contenders.iter().find(|one| Some(one.name) == alone) {
+        let mut values: Vec<f64> = (0..ROUNDS).map(|_| (one.measure)(bed)).collect();
+        return println!("{what}  {:28} {:9.2} {unit}", one.name, median(&mut values));
+    }
     let round = |_| {
         let measured = |one: &Contender| {
             let measure = one.measure;
@@ -225,7 +237,9 @@ fn main() {
     if std::env::args().any(|argument| argument == "--test") {
         return;
     }
-    let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let mut said = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
+    let (only, alone) = (said.next(), said.next());
+    let alone = alone.as_deref();
     let wants = |what: &str| only.as_ref().is_none_or(|only| what.contains(only.as_str()));
     let Some(bed) = Bed::veth(1, 1500) else { return };
     if wants("round trip") {
@@ -236,7 +250,7 @@ fn main() {
             Contender { name: "connection", measure: connection_round_trip },
         ];
         let targets = [(2, 1, "<= 1.25"), (2, 0, "< 1.00"), (3, 1, "none")];
-        compare("round trip 64 B", "us", &bed, &contenders, &targets);
+        compare("round trip 64 B", "us", &bed, alone, &contenders, &targets);
     }
     if wants("one way") {
         let contenders = [
@@ -248,7 +262,7 @@ fn main() {
             Contender { name: "lane, 1 % lost", measure: |bed| goodput(bed, &lossy(0.01)) },
         ];
         let targets = [(1, 0, ">= 0.80"), (2, 1, ">= 0.70")];
-        compare("one way 1 MiB", "MB/s", &bed, &contenders, &targets);
+        compare("one way 1 MiB", "MB/s", &bed, alone, &contenders, &targets);
     }
 }
 

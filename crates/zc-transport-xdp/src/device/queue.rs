@@ -284,6 +284,11 @@ impl Queue {
         self.port.reap()
     }
 
+    /// Descriptors that the kernel has not given back.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.port.in_flight()
+    }
+
     /// What happened so far.
     pub fn stats(&self) -> io::Result<QueueStats> {
         let (counters, kernel) = (self.port.counters(), self.port.socket().statistics()?);

@@ -1,6 +1,7 @@
 //! One session of an engine, and who waits for it.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use futures::task::AtomicWaker;
@@ -20,6 +21,8 @@ pub(crate) struct Conn {
     pub(crate) rx: AtomicWaker,
     pub(crate) tx: AtomicWaker,
     pub(crate) drive: AtomicWaker,
+    /// There may be something for the receiving half; so that who spins need not lock the session to see that there is nothing.
+    has_news: AtomicBool,
 }
 
 impl Conn {
@@ -38,11 +41,26 @@ impl Conn {
             blocked: false,
         };
         let (rx, tx, drive) = Default::default();
-        Self { id, state: Mutex::new(state), rx, tx, drive }
+        Self { id, state: Mutex::new(state), rx, tx, drive, has_news: AtomicBool::new(true) }
+    }
+
+    /// Whether the receiving half may find something.
+    #[inline]
+    pub(crate) fn has_news(&self) -> bool {
+        self.has_news.load(Ordering::Acquire)
+    }
+
+    /// It found nothing. The session is locked, so nothing comes in between.
+    #[inline]
+    pub(crate) fn no_news(&self) {
+        self.has_news.store(false, Ordering::Relaxed);
     }
 
     /// Has those called who can go on, as soon as no lock is held.
     pub(super) fn wake(&self, wake: Wake) {
+        if wake.rx {
+            self.has_news.store(true, Ordering::Release);
+        }
         let due = [(wake.rx, &self.rx), (wake.tx, &self.tx)];
         due.into_iter()
             .filter(|(due, _)| *due)
@@ -123,6 +141,11 @@ impl State {
     /// Gives it back, once no packet is in it.
     pub(super) fn give_back(&mut self) -> Vec<Transmit> {
         if self.batch.filled == 0 { std::mem::take(&mut self.batch.packets) } else { Vec::new() }
+    }
+
+    /// Nothing would be sent now.
+    pub(super) fn is_quiet(&mut self, now: Instant) -> bool {
+        self.batch.filled == 0 && self.session.is_quiet(now)
     }
 
     /// Sends what may be sent. True: there is no room at the port.

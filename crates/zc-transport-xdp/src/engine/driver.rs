@@ -5,19 +5,21 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use zc_core::memory::Deferral;
 use zc_core::transport::{LaneError, Timer};
 
 use super::{Engine, Intake};
-use crate::limits::RECEIVES_PER_TURN;
+use crate::limits::{LEAVES_IT_MS, RECEIVES_PER_TURN};
 
 pub(super) struct Driver {
     engine: Arc<Engine>,
     timer: Box<dyn Timer>,
     /// When it goes off.
     timer_at: Option<Instant>,
+    /// Somebody spins: so long he has what comes.
+    leaves_it_until: Option<Instant>,
     /// Since when there has been no session.
     idle_since: Option<Instant>,
     /// It ended as it should.
@@ -27,13 +29,13 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(engine: Arc<Engine>) -> io::Result<Self> {
         let timer = engine.reactor.timer()?;
-        Ok(Self { engine, timer, timer_at: None, idle_since: None, done: false })
+        Ok(Self { engine, timer, timer_at: None, leaves_it_until: None, idle_since: None, done: false })
     }
 
     /// False: there may be more.
     fn receive(&self, cx: &mut Context<'_>) -> io::Result<bool> {
         for _ in 0..RECEIVES_PER_TURN {
-            let mut intake = Intake::new(&self.engine);
+            let mut intake = Intake::new(&self.engine, None);
             let received = self.engine.port.poll_receive(cx, &mut |datagram| intake.take(datagram));
             intake.settle();
             match received {
@@ -44,10 +46,25 @@ impl Driver {
         Ok(false)
     }
 
+    /// Leaves what comes to whoever looks for it, for a while, then asks whether he still does.
+    fn leave_it(&mut self, now: Instant) {
+        if self.leaves_it_until.is_some_and(|until| now < until) && self.engine.leaves_it() {
+            return;
+        }
+        let until = now + Duration::from_millis(LEAVES_IT_MS);
+        self.leaves_it_until = self.engine.can_leave_it().then_some(until);
+        if self.leaves_it_until.is_some() {
+            self.engine.port.leave_it();
+        }
+    }
+
     fn turn(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let is_drained = self.receive(cx)?;
+        let begun = self.engine.now();
+        self.leave_it(begun);
+        let leaves_it = self.leaves_it_until.is_some();
+        let is_drained = leaves_it || self.receive(cx)?;
         let engine = &self.engine;
-        let now = engine.now();
+        let now = if leaves_it { begun } else { engine.now() };
         let mut next = engine.run_timers(now);
         if !engine.blocked.lock().is_empty()
             && let Poll::Ready(sent) = engine.port.poll_send(cx, &mut || engine.unblock(now))
@@ -57,7 +74,7 @@ impl Driver {
         let stays_until = self.idle_since.map(|since| since + engine.port.stays_for());
         let someone_waits = !engine.blocked.lock().is_empty();
         let again = engine.port.again_in(someone_waits).map(|pause| now + pause);
-        next = [next, again, stays_until].into_iter().flatten().min();
+        next = [next, again, stays_until, self.leaves_it_until].into_iter().flatten().min();
         if !is_drained {
             engine.reactor.yield_now(cx);
         }

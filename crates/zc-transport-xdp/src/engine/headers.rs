@@ -75,7 +75,7 @@ impl Headers {
         &self,
         datagram_bytes: usize,
     ) -> (SmallVec<[u8; MAX_HEADER_BYTES]>, Option<(u16, u16)>) {
-        let mut out = self.bytes.clone();
+        let mut out = SmallVec::from_slice(&self.bytes);
         let udp_bytes = (UDP_BYTES + datagram_bytes) as u16;
         let udp_at = out.len() - UDP_BYTES;
         put(&mut out, udp_at + 4, &udp_bytes.to_be_bytes());

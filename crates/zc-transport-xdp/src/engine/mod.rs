@@ -21,6 +21,7 @@ mod port;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use futures::task::AtomicWaker;
@@ -49,6 +50,10 @@ pub(crate) struct Engine {
     spare: Mutex<Vec<Transmit>>,
     /// The task's.
     waker: AtomicWaker,
+    /// Somebody has looked for packets since the task last asked ...
+    is_looked_after: AtomicBool,
+    /// ... which therefore leaves them to him, and is not woken for them.
+    leaves_it: AtomicBool,
 }
 
 #[derive(Default)]
@@ -62,7 +67,8 @@ struct Table {
 impl Engine {
     pub(crate) fn new(port: Box<dyn Port>, reactor: Arc<dyn Reactor>) -> Arc<Self> {
         let (table, timers, blocked, spare, waker) = Default::default();
-        Arc::new(Self { port, reactor, table, timers, blocked, spare, waker })
+        let (is_looked_after, leaves_it) = Default::default();
+        Arc::new(Self { port, reactor, table, timers, blocked, spare, waker, is_looked_after, leaves_it })
     }
 
     pub(crate) fn now(&self) -> Instant {
@@ -122,23 +128,54 @@ impl Engine {
         self.port.alloc(len)
     }
 
-    /// Receives some of what has come, for all sessions, if nobody else does. Whether anything came.
-    pub(crate) fn look(&self) -> bool {
-        self.receive(false)
+    /// Receives some of what has come, for all sessions, if nobody else does; most of it is for `conn`. Whether anything came.
+    #[inline]
+    pub(crate) fn look(&self, conn: &Arc<Conn>) -> bool {
+        if !self.is_looked_after.load(Ordering::Relaxed) {
+            self.is_looked_after.store(true, Ordering::Relaxed);
+        }
+        self.receive(false, Some(conn))
+    }
+
+    /// Whoever looked now waits to be woken: so the task takes over.
+    pub(crate) fn rest(&self) {
+        self.is_looked_after.store(false, Ordering::SeqCst);
+        if self.leaves_it.load(Ordering::SeqCst) && self.leaves_it.swap(false, Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// For the task: whether it can leave what comes to somebody who has looked since it last asked. Either it sees here that he
+    /// rests, or he sees there that it has left it to him.
+    fn can_leave_it(&self) -> bool {
+        self.leaves_it.store(true, Ordering::SeqCst);
+        let can = self.is_looked_after.swap(false, Ordering::SeqCst);
+        if !can {
+            self.leaves_it.store(false, Ordering::SeqCst);
+        }
+        can
+    }
+
+    /// Whether he to whom the task has left what comes does not rest.
+    fn leaves_it(&self) -> bool {
+        self.leaves_it.load(Ordering::SeqCst)
     }
 
     /// Receives all that has come by now.
     pub(crate) fn look_at_all(&self) {
-        let _ = (0..MAX_LOOKS).find(|_| !self.receive(true));
+        let _ = (0..MAX_LOOKS).find(|_| !self.receive(true, None));
     }
 
-    fn receive(&self, patient: bool) -> bool {
+    fn receive(&self, patient: bool, looks: Option<&Arc<Conn>>) -> bool {
         let _deferral = Deferral::begin();
-        let mut intake = Intake::new(self);
+        let mut intake = Intake::new(self, looks);
         let received = self.port.receive(patient, &mut |datagram| intake.take(datagram));
         intake.settle();
-        // The task finds the same error.
-        received.unwrap_or(false)
+        received.unwrap_or_else(|_| {
+            // The task is to find the same error.
+            self.rest();
+            false
+        })
     }
 
     /// After something was done to a session: sends what may be sent, sees to its timer, and wakes whoever can go on.
@@ -168,7 +205,11 @@ impl Engine {
             return self.wake();
         }
         // What could not be done now is not tried again at once.
-        let next = state.session.poll_timeout().map(|next| next.max(now + GRANULARITY));
+        let soonest = now + GRANULARITY;
+        if state.due.is_some_and(|due| due <= soonest) {
+            return;
+        }
+        let next = state.session.poll_timeout().map(|next| next.max(soonest));
         // One that is too early costs a look; moving it each time costs more.
         let Some(next) = next.filter(|next| state.due.is_none_or(|due| *next < due)) else { return };
         let mut timers = self.timers.lock();
@@ -184,6 +225,9 @@ impl Engine {
 
     /// Sends what may be sent, by way of memory that all sessions share. True: there is no room at the port.
     fn pump(&self, state: &mut State, now: Instant) -> bool {
+        if state.is_quiet(now) {
+            return false;
+        }
         state.borrow(std::mem::take(&mut *self.spare.lock()));
         let is_blocked = state.pump(&*self.port, now);
         let packets = state.give_back();
@@ -264,12 +308,14 @@ struct Intake<'a> {
     engine: &'a Engine,
     /// When the first of them came; nobody asks for the time while nothing comes.
     now: Option<Instant>,
+    /// Whose lane looks.
+    looks: Option<&'a Arc<Conn>>,
     touched: SmallVec<[Arc<Conn>; 8]>,
 }
 
 impl<'a> Intake<'a> {
-    fn new(engine: &'a Engine) -> Self {
-        Self { engine, now: None, touched: SmallVec::new() }
+    fn new(engine: &'a Engine, looks: Option<&'a Arc<Conn>>) -> Self {
+        Self { engine, now: None, looks, touched: SmallVec::new() }
     }
 
     fn take(&mut self, datagram: Datagram<'_>) {
@@ -284,7 +330,9 @@ impl<'a> Intake<'a> {
         let conn = match known {
             Some(conn) => conn,
             None => {
-                let Some(conn) = self.engine.table.lock().conns.get(&id).cloned() else { return };
+                let looks = self.looks.filter(|conn| conn.id == id);
+                let find = || self.engine.table.lock().conns.get(&id).cloned();
+                let Some(conn) = looks.cloned().or_else(find) else { return };
                 if self.touched.len() == self.touched.inline_size() {
                     self.settle();
                 }

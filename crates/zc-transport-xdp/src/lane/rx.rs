@@ -62,8 +62,10 @@ impl Rx {
         if let Some(end) = locked.state.end() {
             return Poll::Ready(Err(end.clone()));
         }
+        shared.conn.no_news();
         if let Some(cx) = cx {
             shared.conn.rx.register(cx.waker());
+            shared.engine.rest();
         }
         Poll::Pending
     }
@@ -126,11 +128,8 @@ impl LaneRx for Rx {
     }
 
     fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
-        if let Poll::Ready(done) = self.take(None, out) {
-            return done.map(Some);
-        }
-        // Somebody else may be looking, and what he finds is there the next time.
-        if !self.shared.engine.look() {
+        // Somebody else may be looking, and what he finds is there now or the next time.
+        if !self.shared.engine.look(&self.shared.conn) && !self.shared.conn.has_news() && !self.stopped {
             return Ok(None);
         }
         match self.take(None, out) {

@@ -13,7 +13,7 @@
 //! holds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use zc_core::memory::{FrameTable, LendError, PinnedBuf, PinnedBufMut, Reclaim, Region};
@@ -72,10 +72,28 @@ impl Shares {
     }
 }
 
+/// Frames that nobody has. What was received in lies in the caches of whoever put it there, so others are written to, if there are any:
+/// they are still where they were written before. Neither list is ever longer than there are frames, so none grows.
+struct Free {
+    received_in: Vec<u32>,
+    written_to: Vec<u32>,
+}
+
+impl Free {
+    fn one_to_write(&mut self) -> Option<u32> {
+        self.written_to.pop().or_else(|| self.received_in.pop())
+    }
+
+    fn one_to_receive(&mut self) -> Option<u32> {
+        self.received_in.pop().or_else(|| self.written_to.pop())
+    }
+}
+
 struct Frames {
     holders: Box<[AtomicU32]>,
-    /// Never longer than there are frames, so it does not grow.
-    free: Mutex<Vec<u32>>,
+    /// What each was used for last.
+    was_written_to: Box<[AtomicBool]>,
+    free: Mutex<Free>,
     shares: Shares,
 }
 
@@ -94,7 +112,11 @@ impl Frames {
 impl Reclaim for Frames {
     fn reclaim(&self, index: u32) {
         if self.pass(index, OUT, FREE) {
-            self.free.lock().push(index);
+            let was_written_to =
+                self.was_written_to.get(index as usize).is_some_and(|was| was.load(Ordering::Relaxed));
+            let mut free = self.free.lock();
+            if was_written_to { &mut free.written_to } else { &mut free.received_in }.push(index);
+            drop(free);
             self.shares.one_back();
         }
     }
@@ -125,7 +147,11 @@ impl Umem {
         let frames = Arc::new(Frames {
             holders: (0..count).map(|_| AtomicU32::new(FREE)).collect(),
             // The first ones are at the end, and so the first to be taken.
-            free: Mutex::new((0..count).rev().collect()),
+            free: Mutex::new(Free {
+                received_in: (0..count).rev().collect(),
+                written_to: Vec::with_capacity(count as usize),
+            }),
+            was_written_to: (0..count).map(|_| AtomicBool::new(false)).collect(),
             shares: Shares::default(),
         });
         let bad =
@@ -189,8 +215,10 @@ impl Umem {
         if !frames.shares.one_out(|share| share.out < share.max_out(frames.count())) {
             return None;
         }
-        let lent = frames.free.lock().pop().and_then(|index| {
+        let index = frames.free.lock().one_to_write();
+        let lent = index.and_then(|index| {
             frames.pass(index, FREE, OUT);
+            frames.was_written_to[index as usize].store(true, Ordering::Relaxed);
             self.0.table.lend_mut(index, headroom).ok()
         });
         if lent.is_none() {
@@ -202,11 +230,12 @@ impl Umem {
     /// Passes up to `wanted` free frames to a port; `put` gets the place of each. How many.
     pub(super) fn pass_to_port(&self, port: u32, wanted: u32, mut put: impl FnMut(u64)) -> u32 {
         let mut free = self.0.frames.free.lock();
-        let keep = free.len().saturating_sub(wanted as usize);
-        let taken = free.drain(keep..).rev();
         let mut count = 0;
-        for index in taken {
+        while count < wanted
+            && let Some(index) = free.one_to_receive()
+        {
             self.0.frames.pass(index, FREE, port);
+            self.0.frames.was_written_to[index as usize].store(false, Ordering::Relaxed);
             put(u64::from(index) * u64::from(self.0.chunk_bytes));
             count += 1;
         }

@@ -18,7 +18,7 @@ use zc_core::transport::{Interest, Reactor, Readiness};
 use super::XdpOptions;
 use crate::device::{Device, Mode, Outgoing, Packet, Queue, SendFault, Umem, Unsendable};
 use crate::engine::{Datagram, Destination, Headers, MAX_HEADER_BYTES, Port, Sink, udp_payload};
-use crate::limits::{DEVICE_AGAIN_MS, DEVICE_RECEIVES_PER_CALL, IN_PLACE_MIN_BYTES};
+use crate::limits::{DEVICE_AGAIN_MS, DEVICE_RECEIVES_PER_CALL, IN_PLACE_MIN_BYTES, REAPED_IN_FLIGHT};
 use crate::protocol::Transmit;
 
 /// In front of a packet: what orders for a checksum take, rounded up.
@@ -34,12 +34,28 @@ pub(super) fn datagram_bytes(frame_bytes: usize) -> usize {
 
 struct QueueIo {
     queue: Mutex<Queue>,
-    readable: Box<dyn Readiness>,
+    /// The task's. None: the runtime is not told of what comes, which costs whoever sends it something for each packet.
+    readable: Mutex<Option<Box<dyn Readiness>>>,
     /// The kernel has not taken all that was put on the ring.
     unflushed: AtomicBool,
+    /// The runtime was to tell of what comes, and could not be made to.
+    is_deaf: AtomicBool,
 }
 
 impl QueueIo {
+    fn watched(queue: &Queue, reactor: &dyn Reactor) -> io::Result<Box<dyn Readiness>> {
+        reactor.register_to_read(queue.as_fd().try_clone_to_owned()?)
+    }
+
+    /// Has the runtime told of what comes again. What is there by then is not told of.
+    fn watch(&self, readable: &mut Option<Box<dyn Readiness>>, reactor: &dyn Reactor) {
+        let watched = Self::watched(&self.queue.lock(), reactor);
+        // The timer does until then.
+        let watched = watched.inspect_err(|error| tracing::debug!(%error, "an AF_XDP socket is not watched"));
+        self.is_deaf.store(watched.is_err(), Relaxed);
+        *readable = watched.ok();
+    }
+
     fn flush_again(&self) -> io::Result<()> {
         if self.unflushed.load(Relaxed) {
             let mut queue = self.queue.lock();
@@ -58,8 +74,11 @@ pub(super) struct DevicePort {
     max_segments: usize,
     port: u16,
     stays_for: Duration,
+    reactor: Arc<dyn Reactor>,
     /// Whoever receives.
     receiving: Mutex<Vec<Packet>>,
+    /// The task left what comes to somebody the last time.
+    was_left: AtomicBool,
     /// So that nobody else gets the port.
     _reserved: OwnedFd,
     /// The last to go: when it is gone, the interface is the kernel's again.
@@ -72,15 +91,16 @@ impl DevicePort {
         umem: Umem,
         options: &XdpOptions,
         (reserved, port): (OwnedFd, u16),
-        reactor: &dyn Reactor,
+        reactor: Arc<dyn Reactor>,
     ) -> io::Result<(Self, Weak<()>)> {
         let report = device.report();
         let stays_for = options.stays_for;
         let in_place = options.in_place.unwrap_or(report.mode == Mode::ZeroCopy) && report.max_segments > 1;
         let max_segments = report.max_segments;
         let watched = |queue: Queue| {
-            let readable = reactor.register_to_read(queue.as_fd().try_clone_to_owned()?)?;
-            Ok(QueueIo { queue: Mutex::new(queue), readable, unflushed: AtomicBool::new(false) })
+            let readable = Mutex::new(Some(QueueIo::watched(&queue, &*reactor)?));
+            let (unflushed, is_deaf) = Default::default();
+            Ok(QueueIo { queue: Mutex::new(queue), readable, unflushed, is_deaf })
         };
         let queues = device.into_queues().into_iter().map(watched).collect::<io::Result<_>>()?;
         let (receiving, open) = (Mutex::default(), Arc::new(()));
@@ -93,7 +113,9 @@ impl DevicePort {
                 max_segments,
                 port,
                 stays_for,
+                reactor,
                 receiving,
+                was_left: AtomicBool::new(false),
                 _reserved: reserved,
                 _open: open,
             },
@@ -104,7 +126,9 @@ impl DevicePort {
     /// Takes what has come at a queue; `WouldBlock`: nothing.
     fn take(&self, io: &QueueIo, packets: &mut Vec<Packet>) -> io::Result<usize> {
         let mut queue = io.queue.lock();
-        queue.reap()?;
+        if queue.in_flight() > 0 {
+            queue.reap()?;
+        }
         match queue.receive(DEVICE_RECEIVES_PER_CALL, packets)? {
             0 => Err(io::ErrorKind::WouldBlock.into()),
             count => Ok(count),
@@ -206,12 +230,29 @@ impl Port for DevicePort {
     }
 
     fn poll_receive(&self, cx: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<io::Result<()>> {
+        self.was_left.store(false, Relaxed);
         let mut packets = self.receiving.lock();
         let mut came = Poll::Pending;
         for io in &self.queues {
             // Whether or not anything can be read: the timer brings us here for this.
             io.flush_again()?;
-            let taken = io.readable.poll_io(cx, Interest::Read, &mut |_| self.take(io, &mut packets));
+            let mut readable = io.readable.lock();
+            let was_watched = readable.is_some();
+            if !was_watched {
+                io.watch(&mut readable, &*self.reactor);
+            }
+            let mut take = || self.take(io, &mut packets);
+            let taken = match &*readable {
+                Some(readable) if was_watched => readable.poll_io(cx, Interest::Read, &mut |_| take()),
+                // Once more, then with those who tell.
+                watched => match take() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock && watched.is_none() => {
+                        Poll::Pending
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Ready(Ok(0)),
+                    taken => Poll::Ready(taken),
+                },
+            };
             if let Poll::Ready(taken) = taken {
                 taken?;
                 came = Poll::Ready(Ok(()));
@@ -221,13 +262,22 @@ impl Port for DevicePort {
         came
     }
 
+    /// At once would be for each message; who still spins after a while does so for long.
+    fn leave_it(&self) {
+        if self.was_left.swap(true, Relaxed) {
+            self.queues.iter().for_each(|io| *io.readable.lock() = None);
+        }
+    }
+
     fn send(&self, to: &Destination, packets: &[Transmit]) -> io::Result<usize> {
         let Destination::Frame(headers) = to else { return Err(io::ErrorKind::InvalidInput.into()) };
         let Some(io) = self.queues.get(headers.queue) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let mut queue = io.queue.lock();
-        queue.reap()?;
+        if queue.in_flight() >= REAPED_IN_FLIGHT {
+            queue.reap()?;
+        }
         let mut sent = 0;
         while sent < packets.len() && self.send_one(&mut queue, headers, &packets[sent])? {
             sent += 1;
@@ -254,7 +304,8 @@ impl Port for DevicePort {
     }
 
     fn again_in(&self, someone_waits: bool) -> Option<Duration> {
-        let waits = someone_waits || self.queues.iter().any(|io| io.unflushed.load(Relaxed));
+        let is_due = |io: &QueueIo| io.unflushed.load(Relaxed) || io.is_deaf.load(Relaxed);
+        let waits = someone_waits || self.queues.iter().any(is_due);
         waits.then_some(Duration::from_millis(DEVICE_AGAIN_MS))
     }
 

@@ -233,7 +233,7 @@ impl Taken {
     /// Has the runtime drive it.
     pub(super) fn begin(self, home: Home, reactor: &Arc<dyn Reactor>) -> Result<Open, Unavailable> {
         let Self { request, device, umem, reserved, face } = self;
-        let (port, device) = DevicePort::new(device, umem, &request.options, reserved, &**reactor)
+        let (port, device) = DevicePort::new(device, umem, &request.options, reserved, reactor.clone())
             .map_err(|e| Unavailable::os("watch an AF_XDP socket", &e))?;
         let (engine, face) = (Engine::new(Box::new(port), reactor.clone()), Arc::new(face));
         Opened { key: request.key.clone(), engine: Arc::downgrade(&engine), device }.note();

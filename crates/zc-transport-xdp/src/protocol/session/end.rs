@@ -88,12 +88,14 @@ impl Session {
 
     /// Starts lingering once both directions are done, and ends after it.
     pub(super) fn check_done(&mut self, now: Instant) {
-        let done = self.told_finished && self.peer_fin == Some(self.inbox.complete_to());
-        let linger = 3 * self.probe_timeout();
-        let Phase::Open { linger_until } = &mut self.phase else { return };
-        match linger_until {
-            None if done => *linger_until = Some(now + linger),
-            Some(until) if now >= *until => self.end(End::Finished),
+        match self.phase {
+            Phase::Open { linger_until: Some(until) } if now >= until => self.end(End::Finished),
+            Phase::Open { linger_until: None }
+                if self.told_finished && self.peer_fin == Some(self.inbox.complete_to()) =>
+            {
+                let until = now + 3 * self.probe_timeout();
+                self.phase = Phase::Open { linger_until: Some(until) };
+            }
             _ => {}
         }
     }

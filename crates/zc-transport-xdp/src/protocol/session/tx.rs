@@ -49,6 +49,20 @@ impl Session {
         true
     }
 
+    /// Whether [`Session::poll_transmit`] would find nothing to send, for it is not that it may not. What it would note then is noted.
+    pub(crate) fn is_quiet(&mut self, now: Instant) -> bool {
+        if !matches!(self.phase, Phase::Open { .. }) {
+            return false;
+        }
+        self.check_done(now);
+        let is_due = self.owed.now || self.recovery.probes > 0 || self.recovery.long.probe;
+        if is_due || !self.phase.is_open() || self.wants_to_transmit() {
+            return false;
+        }
+        (self.paced_until, self.short_of_data) = (None, true);
+        true
+    }
+
     /// Whether window and pacing allow a packet that the peer answers, if there is one to send.
     fn may_transmit(&mut self, now: Instant) -> bool {
         if self.recovery.probes > 0 || self.recovery.long.probe {
@@ -150,14 +164,15 @@ impl Session {
     }
 
     /// Whether the peer should acknowledge this packet at once: it is a probe, the window is full, or a part of it was
-    /// sent since it was last asked.
+    /// sent since it was last asked, and as much is under way: where packets are answered one by one, the answers tell.
     fn ask_for_ack(&mut self, bytes: u64) -> bool {
         let window = self.congestion.window();
         let datagram = self.agreed.datagram_bytes as u64;
+        let in_flight = self.sent.in_flight() + bytes;
         self.unasked_bytes += bytes;
         let ask = self.recovery.probes > 0
-            || self.sent.in_flight() + bytes + datagram > window
-            || self.unasked_bytes >= window / ASKS_PER_ROUND;
+            || in_flight + datagram > window
+            || self.unasked_bytes.min(in_flight) >= window / ASKS_PER_ROUND;
         if ask {
             self.unasked_bytes = 0;
         }
