@@ -866,3 +866,60 @@ async fn grants_end_in_time_while_the_connection_closes() {
     let ended = ended.lock().expect("it has had its time");
     assert!(ended >= granted + lasts, "not before");
 }
+
+/// How often a receiver looks before the lane calls it.
+const LOOKS_IN_VAIN: usize = 100;
+
+/// A lane whose second message takes a poll with a waker, which it says by calling the one that it has.
+#[derive(Default)]
+struct Particular {
+    waker: Option<Waker>,
+    messages: u64,
+    looks: usize,
+}
+
+impl Particular {
+    fn give(&mut self, out: &mut Batch<Frame>) -> Received {
+        self.messages += 1;
+        out.push(Frame { ack: true, ..data(self.messages) });
+        Received::Some
+    }
+}
+
+impl LaneRx for Particular {
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<Frame>,
+    ) -> Poll<Result<Received, LaneError>> {
+        if self.messages == 1 && self.looks > LOOKS_IN_VAIN {
+            return Poll::Ready(Ok(self.give(out)));
+        }
+        self.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+    fn release(&mut self, _: usize) {}
+    fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
+        if self.messages == 0 {
+            return Ok(Some(self.give(out)));
+        }
+        self.looks += 1;
+        assert!(self.looks < 100 * LOOKS_IN_VAIN, "it looks for ever");
+        if self.looks > LOOKS_IN_VAIN {
+            self.waker.take().into_iter().for_each(Waker::wake);
+        }
+        Ok(None)
+    }
+}
+
+/// Time stands still as long as somebody looks: the driver, which would come in ten milliseconds, does not.
+#[tokio::test(start_paused = true)]
+async fn who_is_called_while_it_looks_polls_with_a_waker() {
+    let options = ConnectionOptions { polling: Polling::Busy, ..ConnectionOptions::default() };
+    let (reactor, observer) = (Arc::new(TokioReactor::new()), Arc::new(TracingObserver));
+    let lane = Box::new(Particular::default());
+    let mut connection = start_lane(Box::new(Sinkhole(0)), lane, None, reactor, observer, options);
+    for _ in 0..2 {
+        assert!(connection.recv().await.unwrap().is_some());
+    }
+}

@@ -348,51 +348,42 @@ impl Remote {
 
     /// Hands on what has ended, and lets the next one begin.
     pub(crate) fn collect_native(&self) -> Result<(), LaneError> {
-        self.collect(&self.driver)
+        self.collect(false)
     }
 
     /// The same for one who looks on, and collects when it no longer does: if nobody else depends on the lane, the driver need not be
     /// woken for what is found here at once.
     pub(crate) fn look_native(&self) -> Result<(), LaneError> {
-        let is_alone = self
-            .native
-            .lock()
-            .as_ref()
-            .is_some_and(|native| native.under_way.len() == 1 && native.granted.is_empty());
-        self.collect(if is_alone { Waker::noop() } else { &self.driver })
+        self.collect(true)
     }
 
-    fn collect(&self, waker: &Waker) -> Result<(), LaneError> {
+    fn collect(&self, looks_on: bool) -> Result<(), LaneError> {
         if self.mode != OneSided::Native {
             return Ok(());
         }
         // Operations of any task end here, under the lane's lock: those are woken after it.
-        quietly(|| self.collect_quietly(waker))
+        quietly(|| self.collect_quietly(looks_on))
     }
 
-    fn collect_quietly(&self, waker: &Waker) -> Result<(), LaneError> {
-        loop {
-            let mut native = self.native.lock();
-            let Some(Native { lane, under_way, batch, .. }) = &mut *native else { break };
-            if lane.poll_completions(&mut Context::from_waker(waker), batch)?.is_pending() || batch.is_empty()
-            {
+    fn collect_quietly(&self, looks_on: bool) -> Result<(), LaneError> {
+        let mut found = false;
+        while let Some(native) = &mut *self.native.lock() {
+            let is_alone = looks_on && native.under_way.len() == 1 && native.granted.is_empty();
+            let waker = if is_alone { Waker::noop() } else { &self.driver };
+            let polled = native.lane.poll_completions(&mut Context::from_waker(waker), &mut native.batch)?;
+            if polled.is_pending() || native.batch.is_empty() {
                 break;
             }
-            for done in batch.drain() {
-                // An unknown token is nobody's (M3).
-                let Some(at) = under_way.iter().position(|(token, _)| *token == done.token) else { continue };
-                let (_, operation) = under_way.remove(at);
-                if done.in_part {
-                    operation.ended_in_part();
-                }
-                let len = done.read.as_ref().map_or(0, |read| read.len());
-                let answer = RemoteAnswer { id: 0, status: done.status, len: len as u32, value: done.value };
-                let read = done.read.map_or_else(Message::new, Message::from);
-                self.ledger.moved(len);
-                operation.answered(&answer, read, &self.pool, &self.ledger);
+            found = true;
+            native.hand_on(&self.pool, &self.ledger);
+            if is_alone && native.under_way.is_empty() {
+                // Nobody is to be woken for anything.
+                break;
             }
         }
-        self.window.lock().wake_first();
+        if found || !looks_on || !self.is_quiet() {
+            self.window.lock().wake_first();
+        }
         Ok(())
     }
 
@@ -438,6 +429,25 @@ impl Remote {
 }
 
 impl Native {
+    /// Tells those whose operations have ended.
+    fn hand_on(&mut self, pool: &BufPool, ledger: &CopyLedger) {
+        for done in self.batch.drain() {
+            // An unknown token is nobody's (M3).
+            let Some(at) = self.under_way.iter().position(|(token, _)| *token == done.token) else {
+                continue;
+            };
+            let (_, operation) = self.under_way.remove(at);
+            if done.in_part {
+                operation.ended_in_part();
+            }
+            let len = done.read.as_ref().map_or(0, |read| read.len());
+            let answer = RemoteAnswer { id: 0, status: done.status, len: len as u32, value: done.value };
+            let read = done.read.map_or_else(Message::new, Message::from);
+            ledger.moved(len);
+            operation.answered(&answer, read, pool, ledger);
+        }
+    }
+
     fn revoke(&mut self, key: &RemoteKey) -> Revoked {
         let Some(at) = self.granted.iter().position(|(granted, _)| granted == key) else {
             return Revoked::Done;

@@ -37,27 +37,34 @@ fn entries(mine: &[Mine]) -> Vec<OfferEntry> {
     mine.iter().map(entry).collect()
 }
 
-/// Our halves of lanes over this transport, one for each of its names. Where a better one has the first name, one with a second name
-/// needs no other.
+/// Our halves of lanes over this transport, one for each of its names that nobody better has; one with a second name
+/// stands in for nobody. What the peer does not offer, if that is known, is not asked for: it may cost much.
 async fn add_offers_of(
     cx: &OfferContext,
     transport: &Arc<dyn Transport>,
+    theirs: Option<&[OfferEntry]>,
     mine: &mut Vec<Mine>,
 ) -> Result<(), Unavailable> {
     let (first, second) = (transport.wire_name(), transport.second_name());
-    let better = mine.iter().position(|better| better.wire == first);
-    if better.is_none() || second.is_none() {
-        let offer = offer_of(cx, transport, first, mine).await?;
-        match better {
-            Some(better) => mine[better].spares.push(offer),
-            None => mine.push(offer),
+    let mut added = Err(Unavailable::PeerLacks);
+    for wire in [Some(first), second].into_iter().flatten() {
+        let better = mine.iter().position(|better| better.wire == wire);
+        if better.is_some() && second.is_some() {
+            continue;
         }
+        match (offer_of(cx, transport, wire, theirs, mine).await, better) {
+            (Ok(offer), Some(better)) => mine[better].spares.push(offer),
+            (Ok(offer), None) => mine.push(offer),
+            // One of its names is enough.
+            (Err(why), _) if added.is_err() => {
+                added = Err(why);
+                continue;
+            }
+            (Err(_), _) => continue,
+        }
+        added = Ok(());
     }
-    if let Some(second) = second {
-        let offer = offer_of(cx, transport, second, mine).await?;
-        mine.push(offer);
-    }
-    Ok(())
+    added
 }
 
 /// Our half of a lane over this transport, which `so_far` has none better than.
@@ -65,6 +72,7 @@ async fn offer_of(
     cx: &OfferContext,
     transport: &Arc<dyn Transport>,
     wire: &'static str,
+    theirs: Option<&[OfferEntry]>,
     so_far: &[Mine],
 ) -> Result<Mine, Unavailable> {
     transport.suits(cx)?;
@@ -74,6 +82,9 @@ async fn offer_of(
         if !cx.descriptors {
             return Err(Unavailable::NotApplicable { needs: "a socket, over which descriptors travel" });
         }
+    }
+    if theirs.is_some_and(|theirs| theirs.iter().all(|offer| offer.transport != wire)) {
+        return Err(Unavailable::PeerLacks);
     }
     let offer = transport.offer_soon(cx).await?;
     let mine = Mine { transport: transport.clone(), wire, offer, spares: Vec::new() };
@@ -97,7 +108,7 @@ impl<'a> Attempt<'a> {
 
     async fn offers_as_client(&mut self) -> Result<(Vec<Mine>, Vec<OfferEntry>), Error> {
         self.find_peer().await;
-        let mine = self.mine().await;
+        let mine = self.mine(None).await;
         let sent = self.machine.send_offers(entries(&mine));
         self.wire(sent)?;
         self.flush().await?;
@@ -117,7 +128,7 @@ impl<'a> Attempt<'a> {
         let message = self.next().await?;
         let ControlMessage::Offers(theirs) = message else { return Err(self.unexpected(&message)) };
         self.find_peer().await;
-        let mine = self.mine().await;
+        let mine = self.mine(Some(&theirs)).await;
         if let Some(why) = self.foreign.clone() {
             let error = self.no_transport();
             return Err(self.refuse(&why.to_string(), error).await);
@@ -149,13 +160,13 @@ impl<'a> Attempt<'a> {
         found
     }
 
-    /// Asks every transport, best first; what can't serve is written into the report.
-    async fn mine(&mut self) -> Vec<Mine> {
+    /// Asks every transport, best first, that the peer may have as well; what can't serve is written into the report.
+    async fn mine(&mut self, theirs: Option<&[OfferEntry]>) -> Vec<Mine> {
         let mut mine: Vec<Mine> = Vec::new();
         for (name, transport) in self.candidates() {
             let offered = match (self.refusal(name), transport) {
                 (Some(why), _) => Err(why),
-                (None, Some(transport)) => add_offers_of(&self.cx, transport, &mut mine).await,
+                (None, Some(transport)) => add_offers_of(&self.cx, transport, theirs, &mut mine).await,
                 (None, None) => Err(missing(name)),
             };
             let outcome = match offered {

@@ -30,6 +30,11 @@ pub const RECEIVE_BYTES: usize = 4 << 10;
 pub const MAX_UNREAD: usize = 4096;
 /// Regions of memory that a protection domain knows.
 pub const MAX_REGIONS: usize = 16 << 10;
+/// How long a region that could not be registered is not tried again, unless another one was deregistered: sending out of it is a copy
+/// meanwhile.
+pub const REFUSED_MS: u64 = 50;
+/// Such regions that a protection domain remembers: the last ones.
+pub const MAX_REFUSED: usize = 64;
 /// Reads and atomics under way at a time, of either side of a queue pair.
 pub const MAX_READS: u8 = 16;
 /// How often a queue pair sends again what nobody acknowledged. Soft-RoCE takes 7, the most there is, for ever.

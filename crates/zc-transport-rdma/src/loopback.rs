@@ -34,15 +34,16 @@ const POOL_BYTES: usize = 1 << 20;
 /// The way to one memory.
 pub(crate) struct Loopback {
     device: Arc<Context>,
-    /// None: it does not work any more.
-    way: Mutex<Option<Way>>,
+    local: GidEntry,
+    way: Renewed<Way>,
+    exported: ExportedMemory,
+    domain: Arc<ProtectionDomain>,
 }
 
 struct Way {
     begins: QueuePair,
     _serves: QueuePair,
     completions: Arc<CompletionQueue>,
-    exported: ExportedMemory,
     word: Option<PinnedBufMut>,
     found: Vec<Completion>,
 }
@@ -66,30 +67,15 @@ pub(crate) enum NoWay {
     NoRandomness,
 }
 
+const ATOMICS: RemoteAccess = RemoteAccess { read: false, write: false, atomic: true };
+
 impl Loopback {
     /// Connects two queue pairs at that address to each other.
     pub(crate) fn new(device: &Arc<Context>, local: GidEntry, memory: &ExportMemory) -> Result<Self, NoWay> {
         let domain = ProtectionDomain::new(device)?;
-        let completions = CompletionQueue::new(device, ENTRIES)?;
-        let caps = QueuePairCaps { depth: DEPTH, segments: 1, inline_bytes: 0 };
-        let queue_pair = || QueuePair::one_sided(&domain, &completions, caps);
-        let (begins, serves) = (queue_pair()?, queue_pair()?);
-        let psn = || getrandom::u32().map(Psn::new).map_err(|_| NoWay::NoRandomness);
-        let (psn_of_begins, psn_of_serves) = (psn()?, psn()?);
-        let mtu = device.port(local.port)?.mtu;
-        let atomics = RemoteAccess { atomic: true, ..RemoteAccess::default() };
-        let connect = |one: &QueuePair, psn, other: &QueuePair, other_psn, access| {
-            one.init(local.port, access)?;
-            let path = Path { local, gid: local.gid, number: other.number(), psn: other_psn, mtu, reads: 1 };
-            one.receive(&path)?;
-            one.send(psn, 1)
-        };
-        connect(&serves, psn_of_serves, &begins, psn_of_begins, atomics)?;
-        connect(&begins, psn_of_begins, &serves, psn_of_serves, RemoteAccess::default())?;
-        let exported = ExportedMemory::register(&domain, memory, atomics)?;
-        let word = BufPool::builder().max_bytes(POOL_BYTES).build().try_alloc(WORD_BYTES)?;
-        let way = Way { begins, _serves: serves, completions, exported, word: Some(word), found: Vec::new() };
-        Ok(Self { device: device.clone(), way: Mutex::new(Some(way)) })
+        let exported = ExportedMemory::register(&domain, memory, ATOMICS)?;
+        let way = Renewed::new(Way::open(device, local, &domain)?);
+        Ok(Self { device: device.clone(), local, way, exported, domain })
     }
 
     fn run(
@@ -97,11 +83,37 @@ impl Loopback {
         offset: u64,
         operation: impl FnOnce(PinnedBufMut, RemotePlace) -> Operation,
     ) -> Result<u64, ExportError> {
-        let mut guard = self.way.lock();
-        let way = guard.as_mut().ok_or(ExportError::Device { operation: "an earlier one failed" })?;
-        let done = way.run(offset, operation);
+        let open = || {
+            Way::open(&self.device, self.local, &self.domain).map_err(|error| {
+                tracing::warn!(%error, "no way to our own device");
+                ExportError::Device { operation: "queue pairs to our own device" }
+            })
+        };
+        // What a way that failed had under way is given back when it is taken down, and can't be done any more then.
+        self.way.run(open, |way| way.run(self.exported.place().at(offset), operation))
+    }
+}
+
+/// Something for one user at a time, which is thrown away when it fails and made again with the next use.
+struct Renewed<T>(Mutex<Option<T>>);
+
+impl<T> Renewed<T> {
+    fn new(first: T) -> Self {
+        Self(Mutex::new(Some(first)))
+    }
+
+    fn run<R, E>(
+        &self,
+        make: impl FnOnce() -> Result<T, E>,
+        work: impl FnOnce(&mut T) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let mut guard = self.0.lock();
+        let kept = match &mut *guard {
+            Some(kept) => kept,
+            none => none.insert(make()?),
+        };
+        let done = work(kept);
         if done.is_err() {
-            // What it has under way is given back when it is taken down.
             *guard = None;
         }
         done
@@ -109,14 +121,34 @@ impl Loopback {
 }
 
 impl Way {
+    fn open(device: &Arc<Context>, local: GidEntry, domain: &Arc<ProtectionDomain>) -> Result<Self, NoWay> {
+        let completions = CompletionQueue::new(device, ENTRIES)?;
+        let caps = QueuePairCaps { depth: DEPTH, segments: 1, inline_bytes: 0 };
+        let queue_pair = || QueuePair::one_sided(domain, &completions, caps);
+        let (begins, serves) = (queue_pair()?, queue_pair()?);
+        let psn = || getrandom::u32().map(Psn::new).map_err(|_| NoWay::NoRandomness);
+        let (psn_of_begins, psn_of_serves) = (psn()?, psn()?);
+        let mtu = device.port(local.port)?.mtu;
+        let connect = |one: &QueuePair, psn, other: &QueuePair, other_psn, access| {
+            one.init(local.port, access)?;
+            let path = Path { local, gid: local.gid, number: other.number(), psn: other_psn, mtu, reads: 1 };
+            one.receive(&path)?;
+            one.send(psn, 1)
+        };
+        connect(&serves, psn_of_serves, &begins, psn_of_begins, ATOMICS)?;
+        connect(&begins, psn_of_begins, &serves, psn_of_serves, RemoteAccess::default())?;
+        let word = BufPool::builder().max_bytes(POOL_BYTES).build().try_alloc(WORD_BYTES)?;
+        Ok(Self { begins, _serves: serves, completions, word: Some(word), found: Vec::new() })
+    }
+
     fn run(
         &mut self,
-        offset: u64,
+        at: RemotePlace,
         operation: impl FnOnce(PinnedBufMut, RemotePlace) -> Operation,
     ) -> Result<u64, ExportError> {
         let failed = |operation| ExportError::Device { operation };
         let word = self.word.take().ok_or(failed("no word"))?;
-        let work = Work::new(0, operation(word, self.exported.place().at(offset))).signalled();
+        let work = Work::new(0, operation(word, at)).signalled();
         self.begins.prepare(&work).map_err(|_| failed("prepare"))?;
         let posted = self.begins.post(&mut VecDeque::from([work])).map_err(|_| failed("ibv_post_send"))?;
         if posted != 1 {
@@ -161,5 +193,22 @@ impl WordAtomics for Loopback {
 
     fn fetch_add(&self, offset: u64, add: u64) -> Result<u64, ExportError> {
         self.run(offset, |into, at| Operation::FetchAdd { into, at, add })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One failure costs the operation that met it, and no later one.
+    #[test]
+    fn what_failed_is_made_again_with_the_next_use() {
+        let renewed = Renewed::new(1);
+        let none = || -> Result<u32, &str> { Err("not yet") };
+        assert_eq!(renewed.run(none, |of| Ok(*of)), Ok(1), "it is there");
+        assert_eq!(renewed.run(none, |_| Err::<u32, _>("failed")), Err("failed"));
+        assert_eq!(renewed.run(none, |of| Ok(*of)), Err("not yet"));
+        assert_eq!(renewed.run(|| Ok(2), |of| Ok::<_, &str>(*of)), Ok(2));
+        assert_eq!(renewed.run(none, |of| Ok(*of)), Ok(2));
     }
 }

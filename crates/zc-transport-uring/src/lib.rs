@@ -22,6 +22,7 @@
 //! probe     what the kernel has
 //! slab      what is in flight, without I/O
 //! zcrx      that a NIC puts what it receives into memory of ours: options, and why not
+//! steering  which connections come by the queue of that NIC: the one thing that has a thread of its own
 //! zero_copy whether to send out of the memory itself, without I/O
 //! sys/      the unsafe part: the ring, and memory that the kernel uses
 //! ```
@@ -33,6 +34,7 @@ mod lane;
 mod limits;
 mod probe;
 mod slab;
+mod steering;
 mod sys;
 mod transport;
 mod zcrx;
@@ -47,7 +49,7 @@ pub use limits::{
     ABORT_MS, BATCH_BYTES, CQ_ENTRIES, DIRECT_BYTES, DRAIN_MS, GRAVE_MS, HOT_LOOKS, HOT_READ_BYTES, IDLE_MS,
     LARGE_MIN, MAX_GRAVES, MAX_HOT_LANES, MAX_INBOX_BYTES, MAX_LINGERS, MAX_MOVED_RUNTIMES, MAX_OPERATIONS,
     MAX_RECV_BUFFERS, MAX_REGION_BYTES, MAX_REGISTERED_REGIONS, MAX_RINGS, MAX_SOCKETS, MAX_SPILLED_BYTES,
-    MAX_TRANSFER_BYTES, MAX_UNASKED_REGION_BYTES, MAX_UNRELEASED_SENDS, MAX_ZCRX_AREA_BYTES,
+    MAX_STEERING, MAX_TRANSFER_BYTES, MAX_UNASKED_REGION_BYTES, MAX_UNRELEASED_SENDS, MAX_ZCRX_AREA_BYTES,
     MAX_ZCRX_REFILL_ENTRIES, MIN_PIECE_BYTES, MIN_RECV_BUFFER_BYTES, RECV_BUFFER_BYTES, RECV_BUFFERS,
     RECV_POOL_DIVISOR, REFUSED_MS, RELEASE_MS, SCRATCH_BYTES, SLOW_RECEIVE_MS, SQ_ENTRIES, THREADS_PER_RING,
     UNASKED_MEMLOCK_DIVISOR, WHOLE_RECV_BUFFER_BYTES, ZCRX_AREA_BYTES, ZCRX_LENT_DIVISOR, ZCRX_PROBE_BYTES,

@@ -69,6 +69,8 @@ pub const MAX_ZCRX_AREA_BYTES: usize = 1 << 30;
 pub const MAX_ZCRX_REFILL_ENTRIES: u32 = 1 << 15;
 /// Once this part of the area's pages is lent, one of so many, what comes is copied out of it.
 pub const ZCRX_LENT_DIVISOR: usize = 2;
+/// Connections of one engine that wait for a rule of the NIC; further ones come as they do.
+pub const MAX_STEERING: usize = 1_024;
 /// After so long receives are tried again that found no room in the area, if nothing has come back before.
 pub const ZCRX_RETRY_MS: u64 = 10;
 /// How long an engine that ends waits for its operations before it gives them to the undertaker.

@@ -295,6 +295,13 @@ impl Transport for UringTransport {
         "tcp"
     }
 
+    fn suits(&self, cx: &OfferContext) -> Result<(), Unavailable> {
+        if !cx.socket {
+            return Err(Unavailable::NotApplicable { needs: "a bare socket as the control link" });
+        }
+        Ok(())
+    }
+
     fn probe(&self) -> Result<Caps, Unavailable> {
         static ANSWER: Answer = Answer::new();
         ANSWER.or_ask(Instant::now(), || match probe()?.has(BUFFER_RING) {
@@ -308,10 +315,7 @@ impl Transport for UringTransport {
         true
     }
 
-    fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
-        if !cx.socket {
-            return Err(Unavailable::NotApplicable { needs: "a bare socket as the control link" });
-        }
+    fn offer(&self, _: &OfferContext) -> Result<Offer, Unavailable> {
         Ok(Offer { version: 1, bytes: Vec::new() })
     }
 

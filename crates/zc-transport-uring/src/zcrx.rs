@@ -10,19 +10,16 @@
 //! ([`ZcrxSource::NoDevice`]): with that the path as such is tested. `docs/uring.md` says what was run, what was not, and what the
 //! administrator has to set up.
 
-use std::os::fd::OwnedFd;
-
-use parking_lot::Mutex;
 use zc_core::memory::MemlockBudget;
 use zc_core::transport::Unavailable;
 
 use crate::ladder::{self, Flavour, Machine, kernel_version};
 use crate::limits::{ZCRX_AREA_BYTES, ZCRX_PROBE_BYTES};
 use crate::probe::probe;
-use crate::sys::{Area, Flow, Refused, Ring, Source, Steered, locked_bytes};
-use crate::zero_copy::PeerPlace;
+use crate::sys::{Area, Refused, Ring, Source, locked_bytes};
 
-/// The first kernel that has it, and takes back at once what comes back.
+/// The first kernel that has it, and takes back at once what comes back. It is also the first one that takes the queue from the
+/// NIC before it looks for what is still lent when an area is given back: older ones might fill pages of ours after that (M5).
 const NEEDED: &str = "6.19";
 /// The first one that does without a device.
 const NEEDED_WITHOUT_DEVICE: &str = "7.1";
@@ -79,52 +76,6 @@ impl ZcrxOptions {
     /// By the kernel, which copies.
     pub fn without_device() -> Self {
         Self { source: ZcrxSource::NoDevice, steers: false, ..Self::queue("", 0) }
-    }
-}
-
-/// Where connections are sent to, one by one.
-pub(crate) struct Steering {
-    interface: String,
-    queue: u32,
-    /// Why the last one that was not could not be.
-    why_not: Mutex<Option<Unavailable>>,
-}
-
-impl Steering {
-    /// `None`: nobody asked for it.
-    pub(crate) fn of(options: &ZcrxOptions) -> Option<Self> {
-        let ZcrxSource::Queue { interface, queue } = &options.source else { return None };
-        let why_not = Mutex::new(None);
-        options.steers.then(|| Self { interface: interface.clone(), queue: *queue, why_not })
-    }
-
-    /// Has what comes for a socket come by the queue from now on, if the NIC can do that; otherwise the kernel copies it to where
-    /// it belongs. What comes from this host passes no NIC.
-    pub(crate) fn steer(&self, socket: &OwnedFd) -> Option<Steered> {
-        if PeerPlace::of(socket) == PeerPlace::ThisHost {
-            return None;
-        }
-        let flow = Flow::of(socket)?;
-        match Steered::new(&self.interface, self.queue, flow) {
-            Ok(steered) => Some(steered),
-            Err(error) => {
-                *self.why_not.lock() = Some(match error.raw_os_error() {
-                    Some(libc::EOPNOTSUPP) => Unavailable::Other {
-                        code: "no_flow_rules",
-                        remedy: format!(
-                            "`ethtool -K {} ntuple on`, if the driver has such rules",
-                            self.interface
-                        ),
-                    },
-                    _ => Unavailable::os("ETHTOOL_SRXCLSRLINS", &error),
-                });
-                None
-            }
-        }
-    }
-
-    pub(crate) fn why_not(&self) -> Option<Unavailable> {
-        self.why_not.lock().clone()
     }
 }
 

@@ -44,7 +44,9 @@ pub(super) struct Run<'a> {
     begun: usize,
     /// In the queue for the window.
     place: Option<Place>,
-    /// Since when it looks for what the lane has done.
+    /// It has looked for what the lane has done for one turn.
+    has_looked: bool,
+    /// Since when it looks on.
     since: Option<Instant>,
     /// It does so now, so that the driver may not be woken.
     is_looking: bool,
@@ -58,12 +60,16 @@ impl Future for Run<'_> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        // In front of the look, so that nothing slips in between.
-        this.operation.register(cx.waker());
+        let is_native = this.core.remote.mode() == OneSided::Native;
+        let is_begun = begun_all(&this.todo);
+        // In front of the look, so that nothing slips in between. Who may look does so when it is to sleep.
+        if !(is_native && this.core.polling.spins()) {
+            this.operation.register(cx.waker());
+        }
         if let Poll::Ready(done) = this.poll_answered() {
             return Poll::Ready(done);
         }
-        if !matches!(this.todo, Todo::Nothing) {
+        if !is_begun {
             let begun = match this.core.remote.mode() {
                 OneSided::Emulated => this.poll_begin(cx),
                 OneSided::Native => this.poll_begin_native(cx),
@@ -77,17 +83,18 @@ impl Future for Run<'_> {
                 return Poll::Ready(done);
             }
         }
-        if begun_all(&this.todo) && this.core.remote.mode() == OneSided::Native && this.looks_on() {
+        if is_native && begun_all(&this.todo) && this.looks_on() {
             return this.poll_looking(cx);
         }
-        if this.is_looking {
-            // What ends from here on wakes the driver.
-            if let Err(error) = this.rest() {
-                return Poll::Ready(Err(error));
-            }
-            if let Poll::Ready(done) = this.poll_answered() {
-                return Poll::Ready(done);
-            }
+        // What ends from here on, or fails before all of it has begun, wakes the driver, and that the task.
+        this.operation.register(cx.waker());
+        if this.is_looking
+            && let Err(error) = this.rest()
+        {
+            return Poll::Ready(Err(error));
+        }
+        if let Poll::Ready(done) = this.poll_answered() {
+            return Poll::Ready(done);
         }
         let failed = this.core.lock_tx().failed.clone();
         match failed {
@@ -100,7 +107,19 @@ impl Future for Run<'_> {
 impl<'a> Run<'a> {
     pub(super) fn new(core: &'a Arc<Core>, key: RemoteKey, offset: u64, todo: Todo) -> Self {
         let operation = Arc::new(Operation::default());
-        Self { core, operation, key, offset, todo, begun: 0, place: None, since: None, is_looking: false }
+        let (has_looked, is_looking) = (false, false);
+        Self {
+            core,
+            operation,
+            key,
+            offset,
+            todo,
+            begun: 0,
+            place: None,
+            has_looked,
+            since: None,
+            is_looking,
+        }
     }
 
     /// Whether to look again soon instead of sleeping: a device takes less time than a wake-up does.
@@ -108,6 +127,8 @@ impl<'a> Run<'a> {
         match self.core.polling {
             Polling::Busy => true,
             Polling::Interrupt => false,
+            // The first turn is taken in any case, and most operations end in it: the clock may be slow to read.
+            Polling::Adaptive { spin } if !std::mem::replace(&mut self.has_looked, true) => !spin.is_zero(),
             Polling::Adaptive { spin } => {
                 let now = Instant::now();
                 now.saturating_duration_since(*self.since.get_or_insert(now)) < spin
@@ -150,6 +171,9 @@ impl<'a> Run<'a> {
 
     /// Ready when all requests are answered and no other follows.
     fn poll_answered(&mut self) -> Poll<<Self as Future>::Output> {
+        if self.begun == 0 {
+            return Poll::Pending;
+        }
         let stand = self.operation.stand();
         let over = matches!(self.todo, Todo::Nothing) || stand.fault.is_some();
         if !over || stand.open > 0 {

@@ -55,6 +55,8 @@ enum Join {
     NotHere,
     /// The machine does not have it.
     Refused,
+    /// So it is, which is found out when a half of a lane is made.
+    NoHalf,
     /// Reads two bytes in a task of its own, and fails.
     Elsewhere,
 }
@@ -103,11 +105,17 @@ impl Transport for Fake {
     fn params(&self) -> &'static [&'static str] {
         &["dev"]
     }
-    fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
-        if self.join == Join::NotHere {
-            return Err(Unavailable::NotApplicable { needs: "another link" });
+    fn suits(&self, _: &OfferContext) -> Result<(), Unavailable> {
+        match self.join {
+            Join::NotHere => Err(Unavailable::NotApplicable { needs: "another link" }),
+            _ => Ok(()),
         }
+    }
+    fn offer(&self, cx: &OfferContext) -> Result<Offer, Unavailable> {
         assert_eq!((cx.same_host.clone(), cx.trust), (Ok(()), zc_core::transport::Trust::Cooperative));
+        if self.join == Join::NoHalf {
+            return Err(Unavailable::NoDevice);
+        }
         Ok(Offer { version: 1, bytes: self.wire.into() })
     }
     fn join<'a>(

@@ -325,3 +325,13 @@ async fn encryption_can_not_be_had() {
     assert_eq!(outcome(&refused(client), "mem"), Outcome::Unavailable(Unavailable::NoEncryption));
     refused(server);
 }
+
+/// A half of a lane may cost much: an interface that is opened.
+#[tokio::test(start_paused = true)]
+async fn who_accepts_makes_no_half_that_the_peer_does_not_offer() {
+    let costly = || with([stream(), fake("shm", Join::NoHalf)]);
+    let (client, server) = connect(costly(), costly()).await;
+    let of = |end: Result<Connection, Error>| outcome(end.unwrap().report(), "shm");
+    assert_eq!(of(client), Outcome::Unavailable(Unavailable::NoDevice));
+    assert_eq!(of(server), Outcome::Unavailable(Unavailable::PeerLacks));
+}

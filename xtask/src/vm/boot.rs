@@ -39,6 +39,9 @@ const MEMORY_MIB: u64 = 256;
 /// So many times the files: they lie in memory twice while they are unpacked, and may take half of what is there beside the
 /// archive (the kernel's Documentation/filesystems/tmpfs.rst: the default of `size`).
 const MEMORY_PER_FILES: u64 = 4;
+/// The processors' own counter as the clock, which is one and the same for all that are emulated. The kernel does not see that, and would
+/// take a device, of which each reading is a system call and one of qemu's locks.
+const CLOCK: &str = "tsc=reliable";
 /// How often it is switched on: while a kernel changes its own code, qemu before 8.1 may run what was there before, and the
 /// kernel gives up. Nothing of the command has happened then.
 const STARTS_MAX: u32 = 4;
@@ -284,7 +287,7 @@ fn arguments(memory_mib: u64, kernel: &Path, initrd: &Inherited, wires: &Wires<I
     pair("-kernel", kernel.into());
     pair("-initrd", initrd.path().into());
     let quiet = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr";
-    pair("-append", quiet.into());
+    pair("-append", format!("{quiet} {CLOCK}").into());
     pair("-chardev", format!("file,id=console,path={}", wires.console.path()).into());
     pair("-serial", "chardev:console".into());
     // Their order is that of the ports' numbers, which init.sh knows.

@@ -32,6 +32,9 @@ const LIMIT_S: &str = "1500";
 /// What the tests print that took the device and found it.
 const PASSED: &str = "test result: ok.";
 const RUNS: usize = 3;
+/// With `--full`, the longest message there may be, and a machine that holds it twice. Else the tests have one that fits any machine.
+const LONGEST_MIB: &str = "ZC_RDMA_LONGEST_MIB=1024";
+const FULL_MEMORY_MIB: &str = "3072";
 /// What is left of us on the device when all processes have ended: nothing.
 const NOTHING_LEFT: &str = "mr 0 ctx 0 srq 0";
 
@@ -41,7 +44,7 @@ pub(crate) fn rdma(context: &Context, runner: &Runner) -> Outcome {
         Ok(headers) => headers,
         Err(error) => return unobtainable(&error),
     };
-    let done = layout(&headers, runner).and_then(|()| on_the_machine(&context.root, runner));
+    let done = layout(&headers, runner).and_then(|()| on_the_machine(context, runner));
     done.map_or_else(Outcome::Failed, |()| Outcome::Passed)
 }
 
@@ -71,11 +74,13 @@ fn layout(headers: &Path, runner: &Runner) -> Result<(), String> {
     if said.contains(COMPARED) { Ok(()) } else { Err("nothing was compared with the header".to_owned()) }
 }
 
-fn on_the_machine(root: &Path, runner: &Runner) -> Result<(), String> {
+fn on_the_machine(context: &Context, runner: &Runner) -> Result<(), String> {
+    let root = &context.root;
     let (program, kv) = (PROGRAM.built(root, runner)?, KV.built(root, runner)?);
     let cmd = Cmd::new(SELF, "vm --bare --timeout").arg(LIMIT_S);
+    let cmd = if context.full { cmd.args("--memory").arg(FULL_MEMORY_MIB) } else { cmd };
     let cmd = cmd.args("--with").arg(&program.path).args("--with").arg(&kv.path);
-    let said = runner.capture(&cmd.args("-- sh -c").arg(script(&program.name, &kv.name)))?;
+    let said = runner.capture(&cmd.args("-- sh -c").arg(script(&program.name, &kv.name, context.full)))?;
     print!("{said}");
     // All runs, and then nobody.
     match (said.matches(PASSED).count(), said.contains(NOTHING_LEFT)) {
@@ -87,9 +92,10 @@ fn on_the_machine(root: &Path, runner: &Runner) -> Result<(), String> {
 
 /// One test at a time: two processors are emulated, and some tests look at all of the device. Last come those that take
 /// the port down.
-fn script(program: &str, kv: &str) -> String {
+fn script(program: &str, kv: &str, full: bool) -> String {
+    let longest = if full { LONGEST_MIB } else { "" };
     format!(
-        "set -e; export ZC_RDMA_MACHINE=1; {program} --test-threads=1; {kv} --test-threads=1 --skip fuzz_; \
+        "set -e; export ZC_RDMA_MACHINE=1 {longest}; {program} --test-threads=1; {kv} --test-threads=1 --skip fuzz_; \
          {program} --test-threads=1 --ignored; rdma resource"
     )
 }

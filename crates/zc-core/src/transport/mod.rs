@@ -140,7 +140,7 @@ pub trait Transport: Send + Sync + 'static {
         &[]
     }
 
-    /// Our half of a lane.
+    /// Our half of a lane. The side that accepts asks for it only if the peer has offered this transport.
     ///
     /// # Errors
     /// The typed reason why this transport can't serve this connection.

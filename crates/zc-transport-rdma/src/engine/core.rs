@@ -1,12 +1,14 @@
 //! Who gets which completion, and receive buffers.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use zc_core::memory::{Deferral, PinnedBufMut};
 
+use super::number_hasher::NumberHasher;
 use super::parked::Parked;
 use super::shares::Shares;
 use super::{EndpointEnd, EngineStats, Finished, Shared, Unsent};
@@ -118,10 +120,13 @@ struct Turned {
     drained: Vec<Closing>,
 }
 
+/// Looked up for each completion. The numbers are the device's and ours, and no peer's.
+type ByNumber<K> = HashMap<K, Arc<Pair>, BuildHasherDefault<NumberHasher>>;
+
 pub(super) struct Core {
     pub(super) shares: Shares,
-    by_number: HashMap<u32, Arc<Pair>>,
-    by_id: HashMap<QueueId, Arc<Pair>>,
+    by_number: ByNumber<u32>,
+    by_id: ByNumber<QueueId>,
     closing: Vec<Closing>,
     /// Kept for its room.
     completions: Vec<Completion>,
@@ -139,8 +144,8 @@ impl Core {
     pub(super) fn new(recv_buffers: u32) -> Self {
         Self {
             shares: Shares::new(recv_buffers),
-            by_number: HashMap::new(),
-            by_id: HashMap::new(),
+            by_number: ByNumber::default(),
+            by_id: ByNumber::default(),
             closing: Vec::new(),
             completions: Vec::new(),
             spare: Vec::new(),
@@ -251,18 +256,18 @@ impl Core {
 
 impl Shared {
     /// Takes completions to their endpoints, and posts receive buffers; says how many there were.
-    pub(super) fn turn(&self, now: Instant) -> usize {
+    pub(super) fn turn(&self) -> usize {
         // Opened in front of the lock: what is woken may use the engine at once.
         let _deferral = Deferral::begin();
-        let turned = self.turn_locked(&mut self.core.lock(), now);
+        let turned = self.turn_locked(&mut self.core.lock());
         self.after(turned)
     }
 
     /// As [`turn`](Self::turn), unless somebody else is at it.
-    pub(super) fn try_turn(&self, now: Instant) {
+    pub(super) fn try_turn(&self) {
         let _deferral = Deferral::begin();
         let Some(mut core) = self.core.try_lock() else { return };
-        let turned = self.turn_locked(&mut core, now);
+        let turned = self.turn_locked(&mut core);
         drop(core);
         self.after(turned);
     }
@@ -277,10 +282,12 @@ impl Shared {
         turned.found
     }
 
-    fn turn_locked(&self, core: &mut Core, now: Instant) -> Turned {
+    fn turn_locked(&self, core: &mut Core) -> Turned {
         let (mut found, mut turns, mut is_empty) = (0, TURNS, false);
         let mut drained = Vec::new();
-        if core.next_deadline().is_some_and(|until| now >= until) {
+        // Whoever looks does so again and again, and the clock may be a device that is slow to read.
+        let now = core.next_deadline().map(|until| (self.reactor.now(), until));
+        if now.is_some_and(|(now, until)| now >= until) {
             // All that is there now: only then may one be destroyed that is not drained.
             turns = self.completions.entries() / POLL_BATCH as u32 + 1;
         }
@@ -301,7 +308,9 @@ impl Shared {
                 break;
             }
         }
-        if is_empty {
+        if let Some((now, _)) = now
+            && is_empty
+        {
             // Else what is still in the queue would be taken for that of a later one of the same number, or be lost.
             drained = core.take_drained(now);
         }

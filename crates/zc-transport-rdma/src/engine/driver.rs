@@ -129,7 +129,7 @@ impl Driver {
             return Ok(Poll::Ready(()));
         }
         self.shared.dozing.store(false, SeqCst);
-        if self.shared.turn(now) > 0 {
+        if self.shared.turn() > 0 {
             self.since = None;
         } else if !self.looks_on(now) {
             let looks = self.shared.looks.load(Relaxed);
@@ -139,7 +139,7 @@ impl Driver {
                 self.shared.arm().map_err(VerbsError::to_io)?;
             }
             // What came before it was armed gives no signal.
-            if self.shared.turn(now) == 0 && !self.set_timer(cx, now, dozes) {
+            if self.shared.turn() == 0 && !self.set_timer(cx, now, dozes) {
                 self.since = None;
                 return Ok(Poll::Pending);
             }

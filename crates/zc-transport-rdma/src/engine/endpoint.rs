@@ -126,7 +126,7 @@ impl Endpoint {
         let queue_pair = || QueuePair::one_sided(&shared.domain, &shared.completions, caps);
         let queue_pair = queue_pair().or_else(|_| {
             // As below: that of the last round has room which nobody has looked for.
-            shared.turn(shared.reactor.now());
+            shared.turn();
             queue_pair()
         })?;
         let mut core = shared.core.lock();
@@ -148,7 +148,7 @@ impl Endpoint {
         let queue_pair = || QueuePair::new(&shared.domain, &shared.receives, shared.options.caps());
         let queue_pair = queue_pair().or_else(|_| {
             // Room of those that are gone comes back when their completions have been looked for.
-            shared.turn(shared.reactor.now());
+            shared.turn();
             queue_pair()
         })?;
         let pair = {
@@ -162,6 +162,7 @@ impl Endpoint {
             core.insert(&pair);
             pair
         };
+        shared.receivers.fetch_add(1, Relaxed);
         let endpoint = Self { pair, engine: engine.clone(), psn };
         shared.refill();
         let promised = shared.promise(&endpoint.pair, endpoint.pair.share);
@@ -312,11 +313,10 @@ impl Endpoint {
     ) -> Option<EndpointEnd> {
         let _deferral = Deferral::begin();
         let shared = &self.engine.shared;
-        let now = shared.reactor.now();
         if cx.is_some() {
-            shared.turn(now);
+            shared.turn();
         } else {
-            shared.try_turn(now);
+            shared.try_turn();
         }
         let mut state = self.pair.state.lock();
         if let Some(cx) = cx {
@@ -325,6 +325,15 @@ impl Endpoint {
         finished.extend(state.finished.drain(..));
         received.extend(state.received.drain(..));
         state.end.clone()
+    }
+
+    /// Whoever looks now without being woken does so again soon: signals would only have the engine's task run beside it. Where other
+    /// connections use the engine, they are for those; whoever sleeps on this one [asks](Self::arm) for one.
+    pub(crate) fn looks_on(&self) {
+        let shared = &self.engine.shared;
+        if shared.receivers.load(Relaxed) == 1 {
+            shared.looks.fetch_add(1, Relaxed);
+        }
     }
 
     /// Has `cx` woken when work is over that is not silent; or any work, if `sends`.
@@ -368,7 +377,7 @@ impl Endpoint {
         let _deferral = Deferral::begin();
         let shared = &self.engine.shared;
         shared.looks.fetch_add(1, Relaxed);
-        shared.try_turn(shared.reactor.now());
+        shared.try_turn();
     }
 
     pub(crate) fn number(&self) -> QueuePairNumber {
@@ -406,8 +415,7 @@ impl Endpoint {
 
     /// Looks for all that is complete by now, of whomever.
     pub(crate) fn turn(&self) {
-        let shared = &self.engine.shared;
-        shared.turn(shared.reactor.now());
+        self.engine.shared.turn();
     }
 
     /// The device and the address that it uses of it.
@@ -496,7 +504,7 @@ impl Endpoint {
         for look in 0..2 {
             if look == 1 {
                 let shared = &self.engine.shared;
-                shared.try_turn(shared.reactor.now());
+                shared.try_turn();
             }
             let mut state = self.pair.state.lock();
             let is_empty = state.is_idle();
@@ -521,6 +529,9 @@ impl Drop for Endpoint {
             self.pair.end(&mut state, EndpointEnd::EngineGone);
         }
         let shared = &self.engine.shared;
+        if self.pair.share > 0 {
+            shared.receivers.fetch_sub(1, Relaxed);
+        }
         let now = shared.reactor.now();
         shared.core.lock().close(&self.pair, now);
     }

@@ -9,12 +9,13 @@
 mod core;
 mod driver;
 mod endpoint;
+mod number_hasher;
 mod parked;
 mod shares;
 mod start;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -208,6 +209,8 @@ struct Shared {
     dozing: AtomicBool,
     /// Counts looks of those who look again at once.
     looks: AtomicU64,
+    /// Endpoints that receive.
+    receivers: AtomicUsize,
     /// Exported memory that its windows show, as long as any does.
     showable: Mutex<Vec<Weak<Showable>>>,
 }

@@ -1,7 +1,7 @@
 //! From a choice to an open device with its queues.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use parking_lot::Mutex;
 use zc_core::memory::{AllocError, BufPool, PinnedBufMut};
@@ -62,6 +62,7 @@ pub(super) fn open(
         armed: AtomicBool::new(false),
         dozing: AtomicBool::new(false),
         looks: AtomicU64::new(0),
+        receivers: AtomicUsize::new(0),
         showable,
     })
 }

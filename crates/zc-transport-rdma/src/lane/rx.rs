@@ -29,6 +29,8 @@ impl Rx {
             self.shared.wakers.rx.register(cx.waker());
             core.await_work(false);
             core.endpoint.arm();
+        } else {
+            core.endpoint.looks_on();
         }
         // The failure is told below, behind what came before it.
         let _ = core.look(cx.as_deref());

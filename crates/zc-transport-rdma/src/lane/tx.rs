@@ -87,6 +87,7 @@ impl LaneTx for Tx {
         let core = &mut *self.shared.core.lock();
         self.shared.wakers.tx.register(cx.waker());
         core.await_work(false);
+        core.endpoint.arm();
         core.look(None)?;
         core.pump()?;
         core.reports.take(core.check().is_err(), out);

@@ -1,7 +1,6 @@
 //! Where completions come in, and who owns what is under way.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
@@ -41,6 +40,23 @@ unsafe impl Send for CompletionQueue {}
 // SAFETY: as for Send.
 unsafe impl Sync for CompletionQueue {}
 
+/// A place that holds none.
+const NO_COMPLETION: sys::ibv_wc = sys::ibv_wc {
+    wr_id: 0,
+    status: 0,
+    opcode: 0,
+    vendor_err: 0,
+    byte_len: 0,
+    imm_data: 0,
+    qp_num: 0,
+    src_qp: 0,
+    wc_flags: 0,
+    pkey_index: 0,
+    slid: 0,
+    sl: 0,
+    dlid_path_bits: 0,
+};
+
 pub(super) struct State {
     pub(super) flights: Flights,
     /// What all queues together may have under way: it fits the entries, so none is ever lost.
@@ -49,6 +65,9 @@ pub(super) struct State {
     retired: u32,
     /// Signals that were taken and not acknowledged.
     signals: u32,
+    /// Where the device puts completions. Kept, since whoever looks for them does so again and again; nothing but zeros in
+    /// between.
+    found: Box<[sys::ibv_wc; POLL_BATCH]>,
 }
 
 impl std::fmt::Debug for CompletionQueue {
@@ -76,7 +95,8 @@ impl CompletionQueue {
         })?;
         // SAFETY: just made, and laid out so in all versions.
         let granted = unsafe { (*raw.as_ptr()).cqe };
-        let state = State { flights: Flights::new(), reserved: 0, retired: 0, signals: 0 };
+        let found = Box::new([NO_COMPLETION; POLL_BATCH]);
+        let state = State { flights: Flights::new(), reserved: 0, retired: 0, signals: 0, found };
         let queue = Arc::new(Self {
             context: context.clone(),
             raw,
@@ -140,20 +160,19 @@ impl CompletionQueue {
     /// # Errors
     /// The device is gone.
     pub fn poll(&self, out: &mut Vec<Completion>) -> Result<usize, VerbsError> {
-        // Zero at first: devices set what has a meaning for a completion, and no more.
-        let mut found = [const { MaybeUninit::<sys::ibv_wc>::zeroed() }; POLL_BATCH];
         let poll_cq = self.context.operations().poll_cq;
         // Held over the poll: completions end requests in the order of the queue.
-        let mut state = self.state.lock();
-        // SAFETY: room for as many as is said; the queue exists (M4).
-        let count = unsafe { poll_cq(self.raw.as_ptr(), POLL_BATCH as i32, found.as_mut_ptr().cast()) };
+        let state = &mut *self.state.lock();
+        // SAFETY: room for as many as is said, which is nobody else's while the lock is held (M6: plain words, copied out below);
+        // the queue exists (M4).
+        let count = unsafe { poll_cq(self.raw.as_ptr(), POLL_BATCH as i32, state.found.as_mut_ptr()) };
         let count = usize::try_from(count)
             .map_err(|_| VerbsError { operation: "ibv_poll_cq", errno: count.saturating_abs() })?;
-        for one in found.iter().take(count) {
-            // SAFETY: plain words, all of them set: zero at first. After an error only the number, the status, the
-            // vendor's word and the queue pair mean something.
-            let one = unsafe { one.assume_init_ref() };
-            state.flights.complete(Token::from_bits(one.wr_id), one.qp_num, result(one), out);
+        for one in state.found.iter_mut().take(count) {
+            // Devices set what has a meaning for a completion, and no more: the rest is zero. After an error only the number, the
+            // status, the vendor's word and the queue pair mean something.
+            let one = std::mem::replace(one, NO_COMPLETION);
+            state.flights.complete(Token::from_bits(one.wr_id), one.qp_num, result(&one), out);
         }
         if count < POLL_BATCH {
             // Whatever queues that are gone had left was taken.

@@ -18,6 +18,7 @@ mod exported;
 mod flights;
 mod protection_domain;
 mod queue_pair;
+mod refusals;
 mod shared_receive_queue;
 mod slab;
 mod windows;

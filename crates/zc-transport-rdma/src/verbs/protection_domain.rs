@@ -7,6 +7,7 @@ use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 use zc_core::memory::{
@@ -16,6 +17,7 @@ use zc_core::memory::{
 
 use super::context::Context;
 use super::error::VerbsError;
+use super::refusals::Refusals;
 use crate::limits::MAX_REGIONS;
 use crate::sys;
 
@@ -42,6 +44,8 @@ pub struct ProtectionDomain {
     raw: NonNull<sys::ibv_pd>,
     slot: RegistrarSlot,
     regions: Mutex<HashMap<RegionId, Registration>>,
+    /// Taken for a moment only, and no other lock inside.
+    refusals: Mutex<Refusals>,
     /// The device has memory windows of type 2.
     has_windows: bool,
     me: Weak<Self>,
@@ -89,6 +93,7 @@ impl ProtectionDomain {
             raw,
             slot,
             regions,
+            refusals: Mutex::default(),
             has_windows,
             me: me.clone(),
         }))
@@ -108,7 +113,8 @@ impl ProtectionDomain {
         self.regions.lock().len()
     }
 
-    /// The key of a region for requests of this device, registering it if it is not yet. That takes a while for a long one.
+    /// The key of a region for requests of this device, registering it if it is not yet. That takes a while for a long one. One that
+    /// was refused is tried again after [`REFUSED_MS`](crate::REFUSED_MS), or when another one was deregistered.
     ///
     /// # Errors
     /// What the registration says; memory of a group has none.
@@ -116,9 +122,16 @@ impl ProtectionDomain {
         if let Some(key) = self.known(region) {
             return Ok(key);
         }
+        if let Some(refusal) = self.refusals.lock().of(region.id(), Instant::now()) {
+            return Err(refusal);
+        }
         let me = self.me.upgrade().ok_or(RegisterError::Unsupported("the protection domain ends"))?;
         let registrar: Arc<dyn Registrar> = me;
-        region.register_with(&registrar).map(|key| key as u32)
+        let registered = region.register_with(&registrar).map(|key| key as u32);
+        if let Err(error) = &registered {
+            self.refusals.lock().note(region.id(), error, Instant::now());
+        }
+        registered
     }
 
     /// The key of a region that is registered. O(1), no lock.
@@ -174,6 +187,7 @@ impl ProtectionDomain {
         }
         registration.stays_from_children();
         drop(ManuallyDrop::into_inner(registration.grant));
+        self.refusals.lock().forget();
         Ok(())
     }
 

@@ -1,14 +1,13 @@
 //! Engines: two endpoints of one device.
 
 use std::future::poll_fn;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use zc_core::memory::{BufPool, Message, PinnedBuf};
 use zc_transport_rdma::*;
 
-use super::rig::{LIMIT, device};
+use super::rig::{LIMIT, device, port_is};
 
 /// An engine, unless there is no device.
 pub(crate) fn engine(pool: &BufPool, options: RdmaOptions) -> Option<Engine> {
@@ -250,11 +249,7 @@ async fn a_port_that_goes_down_ends_its_endpoints() {
     let pool = pool();
     let Some(engine) = engine(&pool, RdmaOptions::default()) else { return };
     let (a, b) = pair(&engine);
-    let link = |state: &str| {
-        let done = Command::new("ip").args(["link", "set", "veth0", state]).status().unwrap();
-        assert!(done.success());
-    };
-    link("down");
+    port_is("down");
     assert_eq!(end_of(&a).await, EndpointEnd::PortDown);
     assert_eq!(end_of(&b).await, EndpointEnd::PortDown);
     let refused = Engine::start(
@@ -264,7 +259,7 @@ async fn a_port_that_goes_down_ends_its_endpoints() {
         RdmaOptions::default(),
     );
     assert_eq!(refused.map(drop).map_err(|why| why.code()), Err("port_down"));
-    link("up");
+    port_is("up");
     let port = engine.local().port;
     until(|| engine.context().port(port).unwrap().is_active).await;
     let (c, d) = pair(&engine);

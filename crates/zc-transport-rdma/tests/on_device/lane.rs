@@ -29,7 +29,7 @@ pub(crate) async fn pair(
     Ok((connected?, accepted?))
 }
 
-async fn echo((client, server): &mut (Connection, Connection), len: usize) {
+pub(crate) async fn echo((client, server): &mut (Connection, Connection), len: usize) {
     within(async {
         let payload = vec![len as u8; len];
         client.send(Message::from(payload.clone())).await.unwrap();
@@ -95,6 +95,50 @@ async fn one_connection_too_many_is_refused() {
         echo(&mut first, len).await;
         echo(&mut second, len).await;
     }
+}
+
+/// How long it is, MiB: as long as the machine's memory allows, which has to hold it twice.
+const LONGEST_MIB: &str = "ZC_RDMA_LONGEST_MIB";
+
+/// As long as messages may be, as far as there is memory: each is read into one buffer of its length, by several requests at a time,
+/// and none of it is copied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_longest_messages_arrive_whole() {
+    if device().is_none() {
+        return;
+    }
+    let mib: usize = std::env::var(LONGEST_MIB).map_or(64, |mib| mib.parse().unwrap());
+    let len = mib << 20;
+    let of_pool = || BufPool::builder().max_bytes(len + (32 << 20)).build();
+    let fabric = || {
+        let transport = Arc::new(RdmaTransport::new(RdmaOptions::default()));
+        fabric_over(transport).pool(of_pool()).build().unwrap()
+    };
+    let (client, server) = (fabric(), fabric());
+    let mut listener = server.listen(URI).await.unwrap();
+    let (client, mut server) = pair(&client, &mut listener).await.unwrap();
+    let moved = async {
+        let mut buf = client.alloc(len).await.unwrap();
+        buf.unfilled_mut()[..len].iter_mut().enumerate().for_each(|(at, byte)| *byte = mark(at));
+        buf.advance(len);
+        let before = client.ledger();
+        client.send(buf.freeze()).await.unwrap();
+        let got = server.recv().await.unwrap().unwrap();
+        assert_eq!((got.len(), got.segments().len()), (len, 1));
+        let wrong = got.segments()[0].iter().enumerate().position(|(at, byte)| *byte != mark(at));
+        assert_eq!(wrong, None);
+        assert_eq!(client.ledger().since(&before).copied_bytes(), 0);
+        assert_eq!(server.ledger().copied_bytes(), 0);
+    };
+    tokio::time::timeout(LONG_LIMIT, moved).await.expect("it hangs");
+}
+
+/// A hang guard: an emulated device moves some 50 MB in a second.
+const LONG_LIMIT: Duration = Duration::from_secs(600);
+
+/// Of no period that a piece or a packet has.
+fn mark(at: usize) -> u8 {
+    (at % 251) as u8
 }
 
 /// Whoever is dropped goes on to say how far it is, for what the other side streams to it. That must not cost the long message

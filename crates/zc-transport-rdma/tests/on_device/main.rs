@@ -11,6 +11,7 @@
 
 mod conformance;
 mod engine;
+mod hostile;
 mod lane;
 mod one_sided;
 mod processes;

@@ -20,6 +20,12 @@ pub(crate) fn device() -> Option<Arc<Context>> {
     Some(Device::all().unwrap()[0].open().unwrap())
 }
 
+/// Has the port's link go up or down, for everybody.
+pub(crate) fn port_is(state: &str) {
+    let done = std::process::Command::new("ip").args(["link", "set", "veth0", state]).status().unwrap();
+    assert!(done.success());
+}
+
 pub(crate) struct Rig {
     pub(crate) context: Arc<Context>,
     pub(crate) domain: Arc<ProtectionDomain>,

@@ -42,8 +42,9 @@ use crate::limits::{
     RECV_BUFFER_BYTES, RECV_BUFFERS, WHOLE_RECV_BUFFER_BYTES,
 };
 use crate::probe::{BUFFER_RING, BUNDLES, Features, INCREMENTAL, REPORT_USAGE, SEND_ZC, SENDMSG_ZC};
+use crate::steering::Steering;
 use crate::sys::{Area, Buffers, Fixed, Flights, Known, Request, Ring};
-use crate::zcrx::{self, Steering, ZcrxOptions};
+use crate::zcrx::{self, ZcrxOptions};
 use crate::zero_copy::ZeroCopyMode;
 
 pub use direct::{DirectAlignment, DirectError};
@@ -357,7 +358,10 @@ impl Engine {
         // A socket has one operation at a time that receives by itself, and one for its end, so these always find a place.
         let max_flights = max_operations.saturating_add(options.max_sockets.saturating_mul(2));
         let fixed = Fixed::new(&ring, options.registered_regions.min(MAX_REGISTERED_REGIONS));
-        let steering = options.zero_copy_receive.as_ref().filter(|_| area.is_some()).and_then(Steering::of);
+        let steering = match options.zero_copy_receive.as_ref().filter(|_| area.is_some()) {
+            Some(wanted) => Steering::of(wanted)?,
+            None => None,
+        };
         let (has_area, area_is_copied) = (area.is_some(), area.as_ref().is_some_and(Area::is_copied));
         let flights = Flights::new(ring, buffers, max_flights).with_fixed(fixed.clone()).with_area(area);
         let bundles = options.bundles && features.has(BUNDLES);

@@ -16,7 +16,8 @@ use super::op::{Op, ZeroCopySend};
 use super::places::{Place, Spilled};
 use super::relief::Ledger;
 use super::{Engine, Handle, Sends};
-use crate::sys::{Request, Steered};
+use crate::steering::Steered;
+use crate::sys::Request;
 use crate::zero_copy::{PeerPlace, ZeroCopyMode, ZeroCopyPolicy};
 
 impl Engine {

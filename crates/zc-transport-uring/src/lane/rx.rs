@@ -85,6 +85,8 @@ pub(super) struct Rx {
     /// What comes lies in an area: it can't be read in another way.
     in_pieces_only: bool,
     hot: Hot,
+    /// Others get their turn, and it goes on at once: nobody sleeps.
+    gives_way: bool,
     mode: Mode,
     direct: Option<Direct>,
     /// Away while it is received into.
@@ -125,6 +127,7 @@ impl Rx {
             spilled,
             in_pieces_only,
             hot: Hot::default(),
+            gives_way: false,
             mode: Mode::Pieces,
             direct: None,
             scratch: Some(scratch),
@@ -153,7 +156,7 @@ impl Rx {
             Poll::Pending => {
                 // An idle connection holds no memory.
                 self.holder.rest();
-                if sleeps {
+                if sleeps && !std::mem::take(&mut self.gives_way) {
                     self.hot.cool();
                 }
                 return Poll::Pending;
@@ -206,6 +209,7 @@ impl Rx {
         }
         // A fast peer with a huge message: others get their turn.
         if let Some(cx) = cx {
+            self.gives_way = true;
             cx.waker().wake_by_ref();
         }
         Poll::Pending

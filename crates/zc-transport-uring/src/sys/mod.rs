@@ -33,4 +33,4 @@ pub(crate) use flights::{Event, Flights};
 pub(crate) use request::{Known, Parts, Request};
 pub(crate) use ring::{Opcode, Refused, Ring, Setup};
 pub(crate) use sigpipe::survives_sigpipe;
-pub(crate) use steer::{Flow, Steered};
+pub(crate) use steer::{Flow, Rule};

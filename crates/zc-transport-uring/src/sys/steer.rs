@@ -20,7 +20,7 @@ const EXTRA_BYTES: usize = 20;
 
 /// `struct ethtool_rxnfc`, of which `struct ethtool_rx_flow_spec` is the middle.
 #[repr(C)]
-struct Rule {
+struct RuleData {
     command: u32,
     flow_type: u32,
     data: u64,
@@ -39,7 +39,7 @@ struct Rule {
 #[repr(C)]
 struct Request {
     interface: [u8; libc::IFNAMSIZ],
-    rule: *mut Rule,
+    rule: *mut RuleData,
     rest: [u8; 16],
 }
 
@@ -62,13 +62,13 @@ impl Flow {
 }
 
 /// A rule that is in force until this is dropped.
-pub(crate) struct Steered {
+pub(crate) struct Rule {
     control: OwnedFd,
     interface: [u8; libc::IFNAMSIZ],
     location: u32,
 }
 
-impl Rule {
+impl RuleData {
     fn new(command: u32) -> Self {
         Self {
             command,
@@ -110,7 +110,7 @@ impl Rule {
     }
 }
 
-fn call(control: &OwnedFd, interface: [u8; libc::IFNAMSIZ], rule: &mut Rule) -> io::Result<()> {
+fn call(control: &OwnedFd, interface: [u8; libc::IFNAMSIZ], rule: &mut RuleData) -> io::Result<()> {
     let mut request = Request { interface, rule, rest: [0; 16] };
     // SAFETY: SIOCETHTOOL reads and writes the request and the rule that it leads to, both of which are alive; the rule has no
     // list behind it, which neither of the two commands looks for.
@@ -118,7 +118,7 @@ fn call(control: &OwnedFd, interface: [u8; libc::IFNAMSIZ], rule: &mut Rule) -> 
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-impl Steered {
+impl Rule {
     /// Sends the flow to a queue of an interface.
     ///
     /// # Errors
@@ -130,7 +130,7 @@ impl Steered {
         let place = name[..room].get_mut(..interface.len()).ok_or_else(invalid)?;
         #[allow(clippy::disallowed_methods, reason = "a name, not payload")]
         place.copy_from_slice(interface.as_bytes());
-        let mut rule = Rule::of(flow, queue).ok_or_else(invalid)?;
+        let mut rule = RuleData::of(flow, queue).ok_or_else(invalid)?;
         // Bound to nothing: it takes no port.
         let control = rustix::net::socket_with(
             rustix::net::AddressFamily::INET,
@@ -143,9 +143,9 @@ impl Steered {
     }
 }
 
-impl Drop for Steered {
+impl Drop for Rule {
     fn drop(&mut self) {
-        let mut rule = Rule { location: self.location, ..Rule::new(DELETE_RULE) };
+        let mut rule = RuleData { location: self.location, ..RuleData::new(DELETE_RULE) };
         if let Err(error) = call(&self.control, self.interface, &mut rule) {
             tracing::debug!(%error, location = self.location, "a rule stays with its NIC");
         }
@@ -160,14 +160,14 @@ mod tests {
     /// As `linux/ethtool.h` has them: `struct ethtool_rxnfc`, and in it `ethtool_rx_flow_spec` at 16.
     #[test]
     fn a_rule_is_laid_out_as_the_kernel_has_it() {
-        assert_eq!(offset_of!(Rule, spec_flow_type), 16);
-        assert_eq!(offset_of!(Rule, fields), 16 + 4);
-        assert_eq!(offset_of!(Rule, extra), 16 + 56);
-        assert_eq!(offset_of!(Rule, mask), 16 + 76);
-        assert_eq!(offset_of!(Rule, extra_mask), 16 + 128);
-        assert_eq!(offset_of!(Rule, queue), 16 + 152);
-        assert_eq!(offset_of!(Rule, location), 16 + 160);
-        assert_eq!((offset_of!(Rule, count), size_of::<Rule>()), (16 + 168, 192));
+        assert_eq!(offset_of!(RuleData, spec_flow_type), 16);
+        assert_eq!(offset_of!(RuleData, fields), 16 + 4);
+        assert_eq!(offset_of!(RuleData, extra), 16 + 56);
+        assert_eq!(offset_of!(RuleData, mask), 16 + 76);
+        assert_eq!(offset_of!(RuleData, extra_mask), 16 + 128);
+        assert_eq!(offset_of!(RuleData, queue), 16 + 152);
+        assert_eq!(offset_of!(RuleData, location), 16 + 160);
+        assert_eq!((offset_of!(RuleData, count), size_of::<RuleData>()), (16 + 168, 192));
         assert_eq!((offset_of!(Request, rule), size_of::<Request>()), (16, 40));
     }
 
@@ -177,29 +177,29 @@ mod tests {
 
     #[test]
     fn a_rule_names_one_connection() {
-        let rule = Rule::of(flow("10.1.2.3:258", "10.9.8.7:772"), 5).unwrap();
+        let rule = RuleData::of(flow("10.1.2.3:258", "10.9.8.7:772"), 5).unwrap();
         assert_eq!((rule.spec_flow_type, rule.queue, rule.location), (TCP_V4_FLOW, 5, ANYWHERE));
         assert_eq!(rule.fields[..13], [10, 1, 2, 3, 10, 9, 8, 7, 1, 2, 3, 4, 0]);
         assert_eq!(rule.mask[..13], [255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0]);
         // As a listener for both kinds sees addresses of the older one.
-        let mapped = Rule::of(flow("[::ffff:10.1.2.3]:258", "[::ffff:10.9.8.7]:772"), 5).unwrap();
+        let mapped = RuleData::of(flow("[::ffff:10.1.2.3]:258", "[::ffff:10.9.8.7]:772"), 5).unwrap();
         assert_eq!((mapped.spec_flow_type, mapped.fields), (TCP_V4_FLOW, rule.fields));
-        let rule = Rule::of(flow("[2001:db8::1]:1", "[2001:db8::2]:2"), 0).unwrap();
+        let rule = RuleData::of(flow("[2001:db8::1]:1", "[2001:db8::2]:2"), 0).unwrap();
         assert_eq!((rule.spec_flow_type, rule.fields[15], rule.fields[31]), (TCP_V6_FLOW, 1, 2));
         assert_eq!(rule.fields[32..37], [0, 1, 0, 2, 0]);
         assert!(
             rule.mask[..36].iter().all(|byte| *byte == 255) && rule.mask[36..].iter().all(|byte| *byte == 0)
         );
-        assert!(Rule::of(flow("10.1.2.3:1", "[2001:db8::2]:2"), 0).is_none());
+        assert!(RuleData::of(flow("10.1.2.3:1", "[2001:db8::2]:2"), 0).is_none());
     }
 
     #[test]
     fn an_interface_without_rules_refuses() {
         let flow = flow("10.1.2.3:1", "10.1.2.4:2");
-        let errno = |interface| Steered::new(interface, 0, flow).err().and_then(|error| error.raw_os_error());
+        let errno = |interface| Rule::new(interface, 0, flow).err().and_then(|error| error.raw_os_error());
         // Without the right to it the kernel does not come to the driver.
         assert!([Some(libc::EOPNOTSUPP), Some(libc::EPERM)].contains(&errno("lo")), "{:?}", errno("lo"));
-        assert!(Steered::new("a-name-that-is-too-long", 0, flow).is_err());
+        assert!(Rule::new("a-name-that-is-too-long", 0, flow).is_err());
         assert!([Some(libc::ENODEV), Some(libc::EPERM)].contains(&errno("no-such-if0")));
     }
 }

@@ -290,10 +290,29 @@ impl Core {
         if self.endpoint.has_news() {
             // Told by who asks for what has ended.
             let _ = self.look(None).and_then(|()| self.pump());
-        } else if remote.user.endpoint().is_some_and(|endpoint| {
-            endpoint.has_news() || remote.user.is_handing_over() && endpoint.room() > 0
-        }) {
+            return;
+        }
+        let Some(endpoint) = remote.user.endpoint() else { return };
+        let has_news = endpoint.has_news();
+        let mut goes_on = has_news || remote.user.is_handing_over() && endpoint.room() > 0;
+        if has_news && remote.user.only_waits() {
+            goes_on = !self.take_done();
+        }
+        if goes_on {
             let _ = self.pump_one_sided();
+        }
+    }
+
+    /// Takes what the device has done of one-sided operations; says whether nothing else becomes possible by that. A failure is told
+    /// by who asks for what has ended.
+    fn take_done(&mut self) -> bool {
+        let Some(remote) = &mut self.remote else { return true };
+        match remote.user.look() {
+            Ok(()) => remote.user.only_waits(),
+            Err(end) => {
+                self.fail(end_error(&end));
+                true
+            }
         }
     }
 

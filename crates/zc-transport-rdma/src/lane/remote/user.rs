@@ -378,6 +378,13 @@ impl<Q: Queue> User<Q> {
         });
     }
 
+    /// All that was begun is in the device's hands, nothing waits, and nobody is to be told of anything.
+    pub(in crate::lane) fn only_waits(&self) -> bool {
+        let is_quiet =
+            |flying: &Flying| flying.is_handed && flying.ended.is_none() && flying.notification().is_none();
+        self.waiting.is_empty() && self.flying.iter().all(is_quiet)
+    }
+
     /// Whether the last one that flies was not handed over in whole: nothing else is until it was.
     pub(in crate::lane) fn is_handing_over(&self) -> bool {
         self.flying.back().is_some_and(|last| !last.is_handed && last.ended.is_none())
