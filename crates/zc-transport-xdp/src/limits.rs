@@ -43,6 +43,8 @@ pub const MAX_ENGINES: usize = 64;
 pub(crate) const BATCH_PACKETS: usize = 64;
 /// Times that an engine's task receives before others have their turn.
 pub(crate) const RECEIVES_PER_TURN: usize = 16;
+/// So often in a row somebody must have looked for packets when an engine's task is woken for some, before it leaves them to him.
+pub(crate) const TURNS_LOOKED_AT: u32 = 16;
 /// So long an engine's task leaves what comes to whoever spins, before it asks whether he still does.
 pub(crate) const LEAVES_IT_MS: u64 = 1;
 /// Room of a UDP socket in the kernel that is asked for, in either direction, bytes.

@@ -90,6 +90,32 @@ fn an_interface_goes_back_to_the_kernel() {
     until("the program to go", || program().is_none().then_some(()));
 }
 
+/// The kernel polls the device when it is looked at: then, and when nobody looks for long.
+#[test]
+fn connections_over_a_polled_device_carry_messages() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let (near, far, uri) = inside::fabrics(&bed, || both(&XdpOptions::default()), bed.near.v4);
+    run(async {
+        for wrong in ["0", "often", "4000000000"] {
+            let (client, server) = pair(&far, &near, &format!("{uri}&busy_poll_us={wrong}")).await;
+            for end in [client, server] {
+                let report = end.report();
+                let xdp = report.candidates().iter().find(|candidate| candidate.transport == "xdp").unwrap();
+                let Outcome::Unavailable(why) = &xdp.outcome else { panic!("{report}") };
+                assert_eq!(why.code(), "bad_parameter", "{report}");
+            }
+        }
+        let (mut client, mut server) = pair(&far, &near, &format!("{uri}&busy_poll_us=20")).await;
+        if !is_xdp(&client) {
+            return;
+        }
+        for len in [1, 3000, 1 << 20] {
+            ask(&mut client, &mut server, len).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+}
+
 /// The engine's task leaves what comes to him while he spins, and the runtime is told of nothing. Both must be over when he waits.
 #[test]
 fn one_who_has_spun_for_long_is_woken() {

@@ -5,21 +5,22 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use zc_core::memory::Deferral;
 use zc_core::transport::{LaneError, Timer};
 
+use super::looks::{Leaving, Turn};
 use super::{Engine, Intake};
-use crate::limits::{LEAVES_IT_MS, RECEIVES_PER_TURN};
+use crate::limits::RECEIVES_PER_TURN;
 
 pub(super) struct Driver {
     engine: Arc<Engine>,
     timer: Box<dyn Timer>,
     /// When it goes off.
     timer_at: Option<Instant>,
-    /// Somebody spins: so long he has what comes.
-    leaves_it_until: Option<Instant>,
+    /// Whether somebody spins.
+    leaving: Leaving,
     /// Since when there has been no session.
     idle_since: Option<Instant>,
     /// It ended as it should.
@@ -29,7 +30,7 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(engine: Arc<Engine>) -> io::Result<Self> {
         let timer = engine.reactor.timer()?;
-        Ok(Self { engine, timer, timer_at: None, leaves_it_until: None, idle_since: None, done: false })
+        Ok(Self { engine, timer, timer_at: None, leaving: Leaving::new(), idle_since: None, done: false })
     }
 
     /// False: there may be more.
@@ -46,24 +47,21 @@ impl Driver {
         Ok(false)
     }
 
-    /// Leaves what comes to whoever looks for it, for a while, then asks whether he still does.
-    fn leave_it(&mut self, now: Instant) {
-        if self.leaves_it_until.is_some_and(|until| now < until) && self.engine.leaves_it() {
-            return;
-        }
-        let until = now + Duration::from_millis(LEAVES_IT_MS);
-        self.leaves_it_until = self.engine.can_leave_it().then_some(until);
-        if self.leaves_it_until.is_some() {
-            self.engine.port.leave_it();
-        }
-    }
-
     fn turn(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let begun = self.engine.now();
-        self.leave_it(begun);
-        let leaves_it = self.leaves_it_until.is_some();
-        let is_drained = leaves_it || self.receive(cx)?;
+        let was_asking = self.leaving.is_asking();
+        let turn = self.leaving.turn(&self.engine.looks, begun);
+        let leaves_it = turn != Turn::Receive;
+        let (is_drained, leaves_it_until) = match turn {
+            Turn::Receive => (self.receive(cx)?, None),
+            Turn::Leave(until) => (true, Some(until)),
+            Turn::LeaveOnce => (false, None),
+        };
         let engine = &self.engine;
+        if leaves_it_until.is_some() && was_asking {
+            // Who still spins after a while does so for long.
+            engine.port.leave_it();
+        }
         let now = if leaves_it { begun } else { engine.now() };
         let mut next = engine.run_timers(now);
         if !engine.blocked.lock().is_empty()
@@ -74,7 +72,7 @@ impl Driver {
         let stays_until = self.idle_since.map(|since| since + engine.port.stays_for());
         let someone_waits = !engine.blocked.lock().is_empty();
         let again = engine.port.again_in(someone_waits).map(|pause| now + pause);
-        next = [next, again, stays_until, self.leaves_it_until].into_iter().flatten().min();
+        next = [next, again, stays_until, leaves_it_until].into_iter().flatten().min();
         if !is_drained {
             engine.reactor.yield_now(cx);
         }

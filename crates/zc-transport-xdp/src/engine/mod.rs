@@ -16,12 +16,12 @@
 mod conn;
 mod driver;
 mod headers;
+mod looks;
 mod port;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use futures::task::AtomicWaker;
@@ -32,6 +32,7 @@ use zc_core::transport::{LaneError, Reactor, Unavailable};
 
 pub(crate) use conn::{Conn, State};
 pub(crate) use headers::{Headers, MAX_HEADER_BYTES, udp_payload};
+use looks::Looks;
 pub(crate) use port::{Datagram, Destination, Port, Sink};
 
 use crate::limits::{MAX_LOOKS, MAX_SESSIONS};
@@ -50,10 +51,8 @@ pub(crate) struct Engine {
     spare: Mutex<Vec<Transmit>>,
     /// The task's.
     waker: AtomicWaker,
-    /// Somebody has looked for packets since the task last asked ...
-    is_looked_after: AtomicBool,
-    /// ... which therefore leaves them to him, and is not woken for them.
-    leaves_it: AtomicBool,
+    /// Of those who spin.
+    looks: Looks,
 }
 
 #[derive(Default)]
@@ -67,8 +66,7 @@ struct Table {
 impl Engine {
     pub(crate) fn new(port: Box<dyn Port>, reactor: Arc<dyn Reactor>) -> Arc<Self> {
         let (table, timers, blocked, spare, waker) = Default::default();
-        let (is_looked_after, leaves_it) = Default::default();
-        Arc::new(Self { port, reactor, table, timers, blocked, spare, waker, is_looked_after, leaves_it })
+        Arc::new(Self { port, reactor, table, timers, blocked, spare, waker, looks: Looks::default() })
     }
 
     pub(crate) fn now(&self) -> Instant {
@@ -131,34 +129,17 @@ impl Engine {
     /// Receives some of what has come, for all sessions, if nobody else does; most of it is for `conn`. Whether anything came.
     #[inline]
     pub(crate) fn look(&self, conn: &Arc<Conn>) -> bool {
-        if !self.is_looked_after.load(Ordering::Relaxed) {
-            self.is_looked_after.store(true, Ordering::Relaxed);
-        }
-        self.receive(false, Some(conn))
+        self.looks.begin();
+        let found = self.receive(false, Some(conn));
+        self.looks.end();
+        found
     }
 
     /// Whoever looked now waits to be woken: so the task takes over.
     pub(crate) fn rest(&self) {
-        self.is_looked_after.store(false, Ordering::SeqCst);
-        if self.leaves_it.load(Ordering::SeqCst) && self.leaves_it.swap(false, Ordering::SeqCst) {
+        if self.looks.rest() {
             self.wake();
         }
-    }
-
-    /// For the task: whether it can leave what comes to somebody who has looked since it last asked. Either it sees here that he
-    /// rests, or he sees there that it has left it to him.
-    fn can_leave_it(&self) -> bool {
-        self.leaves_it.store(true, Ordering::SeqCst);
-        let can = self.is_looked_after.swap(false, Ordering::SeqCst);
-        if !can {
-            self.leaves_it.store(false, Ordering::SeqCst);
-        }
-        can
-    }
-
-    /// Whether he to whom the task has left what comes does not rest.
-    fn leaves_it(&self) -> bool {
-        self.leaves_it.load(Ordering::SeqCst)
     }
 
     /// Receives all that has come by now.

@@ -39,8 +39,7 @@ pub(crate) trait Port: Send + Sync + 'static {
     /// The same for the engine's task. Pending: there is no more, and the task is woken when there is.
     fn poll_receive(&self, cx: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<io::Result<()>>;
 
-    /// The engine's task is not woken by what comes, until the next [`Port::poll_receive`]: somebody looks for it. To be called again
-    /// and again while that is so.
+    /// The engine's task need not be woken by what comes, until the next [`Port::poll_receive`]: somebody has looked for it for a while.
     fn leave_it(&self) {}
 
     /// Sends packets; so many have gone, which are never none. One that the system refuses for itself counts as gone, and as

@@ -34,6 +34,8 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        // Whoever looked by this lane does no more.
+        self.engine.rest();
         self.engine.detach(&self.conn);
     }
 }

@@ -141,6 +141,7 @@ impl LaneRx for Rx {
     fn stop(&mut self) {
         self.stopped = true;
         self.lending.holder.rest();
+        self.shared.engine.rest();
         let mut locked = self.shared.lock();
         locked.state.ignores = true;
         locked.settle();

@@ -77,8 +77,6 @@ pub(super) struct DevicePort {
     reactor: Arc<dyn Reactor>,
     /// Whoever receives.
     receiving: Mutex<Vec<Packet>>,
-    /// The task left what comes to somebody the last time.
-    was_left: AtomicBool,
     /// So that nobody else gets the port.
     _reserved: OwnedFd,
     /// The last to go: when it is gone, the interface is the kernel's again.
@@ -115,7 +113,6 @@ impl DevicePort {
                 stays_for,
                 reactor,
                 receiving,
-                was_left: AtomicBool::new(false),
                 _reserved: reserved,
                 _open: open,
             },
@@ -230,7 +227,6 @@ impl Port for DevicePort {
     }
 
     fn poll_receive(&self, cx: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<io::Result<()>> {
-        self.was_left.store(false, Relaxed);
         let mut packets = self.receiving.lock();
         let mut came = Poll::Pending;
         for io in &self.queues {
@@ -262,11 +258,8 @@ impl Port for DevicePort {
         came
     }
 
-    /// At once would be for each message; who still spins after a while does so for long.
     fn leave_it(&self) {
-        if self.was_left.swap(true, Relaxed) {
-            self.queues.iter().for_each(|io| *io.readable.lock() = None);
-        }
+        self.queues.iter().for_each(|io| *io.readable.lock() = None);
     }
 
     fn send(&self, to: &Destination, packets: &[Transmit]) -> io::Result<usize> {
