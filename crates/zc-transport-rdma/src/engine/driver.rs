@@ -58,12 +58,14 @@ fn would_block(nothing: bool) -> io::Result<usize> {
 }
 
 impl Shared {
-    /// Asks for a signal with the next completion, unless that was done. What came before gives none.
-    pub(super) fn arm(&self) -> Result<(), VerbsError> {
+    /// Asks for a signal with the next completion, unless that was done; says whether it was not. What came before gives none, so
+    /// whoever has really asked is to look once more: others may rely on it already.
+    pub(super) fn arm(&self) -> Result<bool, VerbsError> {
         if self.armed.swap(true, SeqCst) {
-            return Ok(());
+            return Ok(false);
         }
-        self.completions.arm().inspect_err(|_| self.armed.store(false, SeqCst))
+        self.completions.arm().inspect_err(|_| self.armed.store(false, SeqCst))?;
+        Ok(true)
     }
 }
 
@@ -133,8 +135,14 @@ impl Driver {
             self.since = None;
         } else if !self.looks_on(now) {
             let looks = self.shared.looks.load(Relaxed);
-            let dozes = std::mem::replace(&mut self.looks, looks) != looks && !self.shared.armed.load(SeqCst);
+            let mut dozes =
+                std::mem::replace(&mut self.looks, looks) != looks && !self.shared.armed.load(SeqCst);
             self.shared.dozing.store(dozes, SeqCst);
+            // Whoever has gone to sleep since the last time sees that it dozes, or is seen here.
+            if self.shared.asked.swap(false, SeqCst) && dozes {
+                dozes = false;
+                self.shared.dozing.store(false, SeqCst);
+            }
             if !dozes {
                 self.shared.arm().map_err(VerbsError::to_io)?;
             }

@@ -396,14 +396,20 @@ impl Endpoint {
     }
 
     /// One who has looked, perhaps, is going to sleep: if the engine's task relies on that, completions wake it from here on. To be
-    /// looked at again afterwards. (A task that only then begins to doze does so for [`DOZE_MS`](crate::DOZE_MS) at most.)
+    /// looked at again afterwards. A task that only then would begin to doze does not.
     pub(crate) fn arm(&self) {
-        if !self.engine.shared.dozing.load(SeqCst) {
+        let shared = &self.engine.shared;
+        if !shared.asked.load(SeqCst) {
+            shared.asked.store(true, SeqCst);
+        }
+        if !shared.dozing.load(SeqCst) {
             return;
         }
-        if let Err(error) = self.engine.shared.arm() {
+        match shared.arm() {
+            Ok(true) => drop(shared.turn()),
+            Ok(false) => {}
             // The task hears it, too, and ends.
-            tracing::debug!(%error, "a completion queue can't be armed");
+            Err(error) => tracing::debug!(%error, "a completion queue can't be armed"),
         }
     }
 

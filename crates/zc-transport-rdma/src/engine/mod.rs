@@ -207,6 +207,8 @@ struct Shared {
     armed: AtomicBool,
     /// The task sleeps without one, for others look.
     dozing: AtomicBool,
+    /// Somebody who has looked has gone to sleep.
+    asked: AtomicBool,
     /// Counts looks of those who look again at once.
     looks: AtomicU64,
     /// Endpoints that receive.

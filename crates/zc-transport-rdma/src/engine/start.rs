@@ -61,6 +61,7 @@ pub(super) fn open(
         refilling,
         armed: AtomicBool::new(false),
         dozing: AtomicBool::new(false),
+        asked: AtomicBool::new(false),
         looks: AtomicU64::new(0),
         receivers: AtomicUsize::new(0),
         showable,
