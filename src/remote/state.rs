@@ -348,16 +348,16 @@ impl Remote {
 
     /// Hands on what has ended, and lets the next one begin.
     pub(crate) fn collect_native(&self) -> Result<(), LaneError> {
-        self.collect(false)
+        self.collect(None)
     }
 
-    /// The same for one who looks on, and collects when it no longer does: if nobody else depends on the lane, the driver need not be
-    /// woken for what is found here at once.
-    pub(crate) fn look_native(&self) -> Result<(), LaneError> {
-        self.collect(true)
+    /// The same for one who looks on for the end of this one, and collects when it no longer does: if nobody else depends on the lane,
+    /// the driver need not be woken for what is found here at once.
+    pub(crate) fn look_native(&self, operation: &Arc<Operation>) -> Result<(), LaneError> {
+        self.collect(Some(operation))
     }
 
-    fn collect(&self, looks_on: bool) -> Result<(), LaneError> {
+    fn collect(&self, looks_on: Option<&Arc<Operation>>) -> Result<(), LaneError> {
         if self.mode != OneSided::Native {
             return Ok(());
         }
@@ -365,10 +365,14 @@ impl Remote {
         quietly(|| self.collect_quietly(looks_on))
     }
 
-    fn collect_quietly(&self, looks_on: bool) -> Result<(), LaneError> {
+    fn collect_quietly(&self, looks_on: Option<&Arc<Operation>>) -> Result<(), LaneError> {
         let mut found = false;
         while let Some(native) = &mut *self.native.lock() {
-            let is_alone = looks_on && native.under_way.len() == 1 && native.granted.is_empty();
+            let is_ours =
+                |(_, other): &(_, Arc<Operation>)| looks_on.is_some_and(|ours| Arc::ptr_eq(ours, other));
+            let is_alone = native.granted.is_empty()
+                && native.under_way.len() == 1
+                && native.under_way.iter().all(is_ours);
             let waker = if is_alone { Waker::noop() } else { &self.driver };
             let polled = native.lane.poll_completions(&mut Context::from_waker(waker), &mut native.batch)?;
             if polled.is_pending() || native.batch.is_empty() {
@@ -381,7 +385,7 @@ impl Remote {
                 break;
             }
         }
-        if found || !looks_on || !self.is_quiet() {
+        if found || looks_on.is_none() || !self.is_quiet() {
             self.window.lock().wake_first();
         }
         Ok(())

@@ -371,7 +371,7 @@ impl std::task::Wake for Inline {
 
 #[test]
 fn whose_operation_has_ended_may_use_the_lane_at_once() {
-    for look in [Remote::look_native, Remote::collect_native] {
+    for looks_on in [true, false] {
         let pool = BufPool::builder().max_bytes(1 << 20).build();
         let ledger = Arc::new(CopyLedger::new());
         let lane = Some(Box::new(Done(None)) as Box<dyn LaneRemote>);
@@ -383,7 +383,77 @@ fn whose_operation_has_ended_may_use_the_lane_at_once() {
         let key = RemoteKey::from_bytes(&[1; 16]).unwrap();
         let op = || Some(RemoteOp::FetchAdd { add: 1 });
         assert!(remote.begin_native(&key, 0, op, &operation).is_ready());
-        std::thread::spawn(move || look(&remote).unwrap());
+        std::thread::spawn(move || {
+            let looked = if looks_on { remote.look_native(&operation) } else { remote.collect_native() };
+            looked.unwrap();
+        });
         assert!(!heard.recv_timeout(Duration::from_secs(60)).expect("it waits for its own lock"));
     }
+}
+
+/// A lane whose first operation has ended, and who it is to tell of the next one's end.
+#[derive(Default)]
+struct Listening {
+    begun: u64,
+    done: Option<RemoteCompletion>,
+    waker: Arc<Mutex<Option<Waker>>>,
+}
+
+impl LaneRemote for Listening {
+    fn grant(&mut self, _: RemoteGrant) -> Result<RemoteKey, LaneError> {
+        Err(LaneError::Closed)
+    }
+    fn revoke(&mut self, _: &RemoteKey) -> Revoked {
+        Revoked::Done
+    }
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
+        Poll::Ready(Ok(()))
+    }
+    fn start(&mut self, _: &RemoteKey, _: u64, _: RemoteOp) -> Result<RemoteToken, LaneError> {
+        self.begun += 1;
+        let (token, status) = (RemoteToken(self.begun), RemoteStatus::Done);
+        if self.begun == 1 {
+            self.done = Some(RemoteCompletion { token, status, in_part: false, value: 7, read: None });
+        }
+        Ok(token)
+    }
+    fn poll_completions(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Batch<RemoteCompletion>,
+    ) -> Poll<Result<(), LaneError>> {
+        let Some(done) = self.done.take() else {
+            *self.waker.lock() = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        out.push(done);
+        Poll::Ready(Ok(()))
+    }
+}
+
+struct Driver;
+
+impl std::task::Wake for Driver {
+    fn wake(self: Arc<Self>) {}
+}
+
+/// Whoever looks for one of two comes no more once that has ended; who waits for the other is asleep.
+#[test]
+fn what_is_left_when_a_look_has_found_its_own_is_the_drivers() {
+    let pool = BufPool::builder().max_bytes(1 << 20).build();
+    let (lane, driver) = (Listening::default(), Waker::from(Arc::new(Driver)));
+    let asked = lane.waker.clone();
+    let ledger = Arc::new(CopyLedger::new());
+    let remote = Remote::new(OneSided::Native, Some(Box::new(lane)), pool, ledger, driver.clone());
+    let key = RemoteKey::from_bytes(&[1; 16]).unwrap();
+    let [ours, other] = [(); 2].map(|()| Arc::new(Operation::default()));
+    for operation in [&ours, &other] {
+        let op = || Some(RemoteOp::FetchAdd { add: 1 });
+        assert!(remote.begin_native(&key, 0, op, operation).is_ready());
+    }
+    remote.look_native(&ours).unwrap();
+    assert!(asked.lock().as_ref().unwrap().will_wake(&driver));
+    // Alone, one who looks on for the other one need not have the driver woken.
+    remote.look_native(&other).unwrap();
+    assert!(!asked.lock().as_ref().unwrap().will_wake(&driver));
 }

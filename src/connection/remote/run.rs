@@ -153,7 +153,7 @@ impl<'a> Run<'a> {
     fn poll_looking(&mut self, cx: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
         self.is_looking = true;
         for _ in 0..LOOKS_PER_TURN {
-            if let Err(error) = self.core.remote.look_native() {
+            if let Err(error) = self.core.remote.look_native(&self.operation) {
                 return Poll::Ready(Err(self.lane_failed(error)));
             }
             if let Poll::Ready(done) = self.poll_answered() {
@@ -288,7 +288,7 @@ impl<'a> Run<'a> {
         // It may be done already.
         let looked = if core.polling.spins() {
             self.is_looking = true;
-            core.remote.look_native()
+            core.remote.look_native(&self.operation)
         } else {
             core.remote.collect_native()
         };
