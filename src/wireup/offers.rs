@@ -55,12 +55,13 @@ async fn add_offers_of(
         match (offer_of(cx, transport, wire, theirs, mine).await, better) {
             (Ok(offer), Some(better)) => mine[better].spares.push(offer),
             (Ok(offer), None) => mine.push(offer),
-            // One of its names is enough.
-            (Err(why), _) if added.is_err() => {
-                added = Err(why);
+            // One of its names is enough; and a reason of ours says more than that the peer lacks the other one.
+            (Err(why), _) => {
+                if matches!(added, Err(Unavailable::PeerLacks)) {
+                    added = Err(why);
+                }
                 continue;
             }
-            (Err(_), _) => continue,
         }
         added = Ok(());
     }

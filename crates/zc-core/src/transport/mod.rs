@@ -140,7 +140,8 @@ pub trait Transport: Send + Sync + 'static {
         &[]
     }
 
-    /// Our half of a lane. The side that accepts asks for it only if the peer has offered this transport.
+    /// Our half of a lane. The side that accepts asks for it only if the peer has offered this transport; so what it is not made for,
+    /// [`suits`](Transport::suits) says.
     ///
     /// # Errors
     /// The typed reason why this transport can't serve this connection.
