@@ -9,9 +9,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use zc_core::transport::Unavailable;
@@ -23,7 +23,7 @@ use crate::zero_copy::PeerPlace;
 
 /// What the thread is to do, for a number that stands for a connection.
 enum Ask {
-    Begin(u64, Flow),
+    Begin(u64, Flow, Weak<()>),
     End(u64),
 }
 
@@ -47,6 +47,8 @@ pub(crate) struct Steering {
 pub(crate) struct Steered {
     asks: Sender<Ask>,
     number: u64,
+    /// Gone with this: then no rule need be made any more.
+    _wanted: Arc<()>,
 }
 
 impl Steering {
@@ -89,8 +91,9 @@ impl Steering {
             return None;
         }
         let number = self.next.fetch_add(1, Relaxed);
-        self.asks.send(Ask::Begin(number, flow)).ok()?;
-        Some(Steered { asks: self.asks.clone(), number })
+        let wanted = Arc::new(());
+        self.asks.send(Ask::Begin(number, flow, Arc::downgrade(&wanted))).ok()?;
+        Some(Steered { asks: self.asks.clone(), number, _wanted: wanted })
     }
 
     pub(crate) fn why_not(&self) -> Option<Unavailable> {
@@ -116,8 +119,11 @@ fn serve(asked: &Receiver<Ask>, shared: &Shared, interface: &str, queue: u32) {
     let mut rules = HashMap::new();
     for ask in asked {
         match ask {
-            Ask::Begin(number, flow) => {
+            Ask::Begin(number, flow, wanted) => {
                 shared.waiting.fetch_sub(1, Relaxed);
+                if wanted.strong_count() == 0 {
+                    continue;
+                }
                 match Rule::new(interface, queue, flow) {
                     Ok(rule) => drop(rules.insert(number, rule)),
                     Err(error) => shared.note(match error.raw_os_error() {
