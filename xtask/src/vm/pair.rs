@@ -43,7 +43,7 @@ impl Pair {
             });
             let of_peer = match peer {
                 None => Ok(()),
-                Some(peer) if self.both && ended.is_ok() => peer.wait(),
+                Some(peer) if self.both && matches!(ended, Ok(0)) => peer.wait(),
                 Some(peer) => peer.end(),
             };
             match failed.map_or(of_peer, Err) {
