@@ -101,32 +101,37 @@ impl Runner {
         self.finish(&mut child)
     }
 
-    /// Runs `cmd` and hands back its standard output; its standard error goes where ours goes.
+    /// Runs `cmd` and hands back its standard output; its standard error goes where ours goes, and so does all of it if the command
+    /// fails.
     pub(crate) fn capture(&self, cmd: &Cmd) -> Result<String, String> {
         println!("$ {cmd}");
-        self.read(cmd, Stdio::inherit())
+        let (said, ended) = self.read(cmd, Stdio::inherit())?;
+        ended.inspect_err(|_| print!("{said}")).map(|()| said)
     }
 
     /// Like [`Self::capture`], and leaves our standard output alone.
     pub(crate) fn output(&self, cmd: &Cmd) -> Result<String, String> {
-        self.read(cmd, Stdio::inherit())
+        let (said, ended) = self.read(cmd, Stdio::inherit())?;
+        ended.map(|()| said)
     }
 
     /// Like [`Self::capture`], without a word on the terminal.
     pub(crate) fn ask(&self, cmd: &Cmd) -> Result<String, String> {
-        self.read(cmd, Stdio::null())
+        let (said, ended) = self.read(cmd, Stdio::null())?;
+        ended.map(|()| said)
     }
 
-    fn read(&self, cmd: &Cmd, stderr: Stdio) -> Result<String, String> {
+    /// What it has said, and how it ended.
+    fn read(&self, cmd: &Cmd, stderr: Stdio) -> Result<(String, Result<(), String>), String> {
         let mut child = self.spawn(cmd, Stdio::piped(), stderr)?;
         let pipe = child.stdout.take();
         let reader = thread::spawn(move || {
             let mut bytes = Vec::new();
             pipe.map(|mut pipe| pipe.read_to_end(&mut bytes)).transpose().map(|_| bytes)
         });
-        self.finish(&mut child)?;
+        let ended = self.finish(&mut child);
         match reader.join() {
-            Ok(Ok(bytes)) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Ok(Ok(bytes)) => Ok((String::from_utf8_lossy(&bytes).into_owned(), ended)),
             _ => Err("its output could not be read".to_owned()),
         }
     }
