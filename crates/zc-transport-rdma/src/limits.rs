@@ -43,8 +43,9 @@ pub const RETRIES: u8 = 6;
 pub const RETRY_TIMEOUT_CODE: u8 = 14;
 /// How often a queue pair tries again while the peer has no receive buffer; 7 would be for ever.
 pub const RNR_RETRIES: u8 = 6;
-/// The code of the pause that we ask for when we have none: 10.24 ms.
-pub const RNR_TIMER_CODE: u8 = 20;
+/// The code of the pause that we ask for when we have none: 81.92 ms, so that half a second passes before an engine whose task has no
+/// processor loses connections.
+pub const RNR_TIMER_CODE: u8 = 26;
 /// Routers that a packet may pass.
 pub const HOP_LIMIT: u8 = 64;
 /// Turns of the engine that find something before other tasks get theirs.

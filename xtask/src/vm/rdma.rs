@@ -34,7 +34,7 @@ const PASSED: &str = "test result: ok.";
 const RUNS: usize = 3;
 /// With `--full`, the longest message there may be, and a machine that holds it twice. Else the tests have one that fits any machine.
 const LONGEST_MIB: &str = "ZC_RDMA_LONGEST_MIB=1024";
-const FULL_MEMORY_MIB: &str = "3072";
+const FULL_MEMORY_MIB: &str = "5120";
 /// What is left of us on the device when all processes have ended: nothing.
 const NOTHING_LEFT: &str = "mr 0 ctx 0 srq 0";
 
