@@ -27,6 +27,11 @@ const KERNEL_HEADROOM: u32 = 256;
 const LINK_HEADER: u32 = 18;
 const RETRY: Duration = Duration::from_millis(5);
 
+/// Whether a frame takes the longest packet of an interface.
+pub(super) fn fits_a_frame(mtu: u32, frame_bytes: u32) -> bool {
+    mtu.saturating_add(LINK_HEADER) <= frame_bytes - KERNEL_HEADROOM
+}
+
 /// Why one way did not come up: the system, or something that no other way would change.
 enum Failed {
     Refused(Refused),
@@ -78,7 +83,7 @@ pub(super) fn bind(grant: &mut Grant, umem: &Umem, options: &DeviceOptions) -> R
     let mut sockets = Some(std::mem::take(&mut grant.sockets));
     let mut ladder = Ladder::of(grant, umem, options);
     let interface = &grant.interface;
-    let fits = interface.mtu.saturating_add(LINK_HEADER) <= umem.frame_bytes() as u32 - KERNEL_HEADROOM;
+    let fits = fits_a_frame(interface.mtu, umem.frame_bytes() as u32);
     let multi_buffer = options.multi_buffer.unwrap_or(!fits);
     if !fits && !multi_buffer {
         return Err(OpenError::FramesTooShort { mtu: interface.mtu });
@@ -166,7 +171,8 @@ impl Attempt<'_> {
     fn port(&self, socket: Socket) -> Result<Port, Failed> {
         let DeviceOptions { rx_entries, tx_entries, .. } = *self.options;
         let fill_frames = self.fill_frames();
-        let sizes = RingSizes { rx: rx_entries, tx: tx_entries, fill: fill_frames };
+        let is_fill_fixed = self.options.fill_frames.is_some();
+        let sizes = RingSizes { rx: rx_entries, tx: tx_entries, fill: fill_frames, is_fill_fixed };
         let made = Port::new(socket, self.umem.frames(), sizes, self.checksums);
         made.map_err(refused("mmap(AF_XDP)"))?.ok_or_else(|| {
             let needed = fill_frames.saturating_mul(self.interface.rx_queues);

@@ -5,8 +5,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::bind::fits_a_frame;
 use super::refused::{BUSY_POLL, Refused};
-use super::{DeviceOptions, Mode, OpenError, Refusal};
+use super::{DeviceOptions, Mode, OpenError, Refusal, UmemOptions};
 use crate::limits::MAX_QUEUES;
 use crate::netlink::{Features, Interface, MAX_NAME_BYTES};
 use crate::program::Redirect;
@@ -88,24 +89,31 @@ impl Grant {
         let refused = |refused: Refused, mode, tried: &mut Vec<Refusal>| {
             tried.push(Refusal { mode, why: refused.why(mode, 0) });
         };
-        let loaded = Redirect::load(&options.rules, interface.rx_queues)
-            .map_err(|not| Refused { operation: not.operation, error: not.error });
-        let sockets = open_sockets(interface.rx_queues, options.busy_poll());
-        let (redirect, sockets) = match (loaded, sockets) {
-            (Ok(redirect), Ok(sockets)) => (redirect, sockets),
-            (Err(why), _) | (_, Err(why)) => {
-                refused(why, best_copy, &mut tried);
-                return Err(OpenError::Refused { tried });
-            }
-        };
+        let mut sockets = None;
         for is_generic in [false, true] {
             let mode = if is_generic { Mode::Generic } else { best_copy };
             let wanted = if is_generic { options.allows(mode) } else { options.best < Mode::Generic };
             if !wanted {
                 continue;
             }
+            let takes_frags = !is_generic || wants_frags(&interface, options);
+            let loaded = Redirect::load(&options.rules, interface.rx_queues, takes_frags)
+                .map_err(|not| Refused { operation: not.operation, error: not.error });
+            let opened = match sockets.take() {
+                Some(sockets) => Ok(sockets),
+                None => open_sockets(interface.rx_queues, options.busy_poll()),
+            };
+            let (redirect, opened) = match (loaded, opened) {
+                (Ok(redirect), Ok(opened)) => (redirect, opened),
+                (Err(why), _) | (_, Err(why)) => {
+                    refused(why, mode, &mut tried);
+                    return Err(OpenError::Refused { tried });
+                }
+            };
             match attach(&redirect, &interface, is_generic) {
-                Ok(link) => return Ok(Self { interface, is_generic, redirect, link, sockets, tried }),
+                Ok(link) => {
+                    return Ok(Self { interface, is_generic, redirect, link, sockets: opened, tried });
+                }
                 Err(why) if matches!(why.errno(), Some(libc::EBUSY | libc::EEXIST)) => {
                     // Who it is may be known by now.
                     let program = Interface::find(name).ok().and_then(|interface| interface.program);
@@ -113,6 +121,7 @@ impl Grant {
                 }
                 Err(why) => refused(why, mode, &mut tried),
             }
+            sockets = Some(opened);
         }
         Err(OpenError::Refused { tried })
     }
@@ -163,6 +172,14 @@ impl Grant {
         let (interface, is_generic) = (read.interface, read.is_generic);
         Ok(Self { interface, is_generic, redirect, link, sockets, tried: Vec::new() })
     }
+}
+
+/// Whether a generic program shall see packets that span buffers. If not, the kernel makes one piece of each before, in place
+/// where it can; if so, it makes another packet of pages each time, which takes a sixth of a round trip of small ones. In a driver
+/// it is the other way round: without, a veth has the other side cut up what it sends.
+fn wants_frags(interface: &Interface, options: &DeviceOptions) -> bool {
+    let shortest = UmemOptions::default().frame_bytes;
+    options.multi_buffer.unwrap_or(!fits_a_frame(interface.mtu, shortest))
 }
 
 fn attach(redirect: &Redirect, interface: &Interface, is_generic: bool) -> Result<Link, Refused> {

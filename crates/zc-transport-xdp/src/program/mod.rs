@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::limits::{MAX_ADDRESSES, MAX_PORTS};
-use crate::sys::{Array, Hash, Link, Program, XskMap, load};
+use crate::sys::{Array, Link, PortMap, Program, XskMap, load};
 use redirect::Plan;
 
 /// Which packets are taken from the kernel.
@@ -106,16 +106,16 @@ impl NotLoaded {
 pub(crate) struct Redirect {
     program: Option<Program>,
     pub(crate) sockets: XskMap,
-    ports: Hash,
+    ports: PortMap,
     faults: Option<Array>,
 }
 
 impl Redirect {
-    /// Loads a program for so many queues. Frags are packets that span buffers.
-    pub(crate) fn load(rules: &Rules, queues: u32) -> Result<Self, NotLoaded> {
+    /// Loads a program for so many queues. Frags are packets that span buffers: whether it is to see such.
+    pub(crate) fn load(rules: &Rules, queues: u32, frags: bool) -> Result<Self, NotLoaded> {
         let map = "bpf(BPF_MAP_CREATE)";
         let sockets = XskMap::new(queues).map_err(NotLoaded::of(map))?;
-        let ports = Hash::new(MAX_PORTS).map_err(NotLoaded::of(map))?;
+        let ports = PortMap::new(1 << 16).map_err(NotLoaded::of(map))?;
         let faults = match rules.faults {
             true => Some(Array::new(1).map_err(NotLoaded::of(map))?),
             false => None,
@@ -133,8 +133,8 @@ impl Redirect {
         let too_long = |_| NotLoaded { operation, error: io::ErrorKind::InvalidInput.into() };
         let instructions = redirect::assemble(&plan).map_err(too_long)?;
         // Kernels before 5.18 don't know of frags, and need not.
-        let loaded = load(&instructions, true).or_else(|(error, log)| match error.raw_os_error() {
-            Some(libc::EINVAL) => load(&instructions, false),
+        let loaded = load(&instructions, frags).or_else(|(error, log)| match error.raw_os_error() {
+            Some(libc::EINVAL) if frags => load(&instructions, false),
             _ => Err((error, log)),
         });
         let program = loaded.map_err(|(error, log)| {
@@ -156,7 +156,7 @@ impl Redirect {
     }
 
     pub(crate) fn remove_port(&self, port: u16) -> io::Result<()> {
-        self.ports.remove(port.into())
+        self.ports.set(port.into(), 0)
     }
 
     /// False if it was not loaded for that.
@@ -175,7 +175,7 @@ impl Redirect {
     /// See [`into_maps`](Self::into_maps). An error if they are other maps.
     pub(crate) fn from_maps(sockets: OwnedFd, ports: OwnedFd, faults: Option<OwnedFd>) -> io::Result<Self> {
         let faults = faults.map(Array::from_fd).transpose()?;
-        let (sockets, ports) = (XskMap::from_fd(sockets)?, Hash::from_fd(ports)?);
+        let (sockets, ports) = (XskMap::from_fd(sockets)?, PortMap::from_fd(ports)?);
         Ok(Self { program: None, sockets, ports, faults })
     }
 }

@@ -176,7 +176,7 @@ fn to_udp_of_ipv6(a: &mut Assembler, addresses: &[IpAddr], pass: Label) {
     a.add(R2, IPV6_BYTES);
 }
 
-/// R2 is the UDP header, checked to be there. Looks the destination up; keeps the header in R7, the end in R8.
+/// R2 is the UDP header, checked to be there. Looks the destination up in an array; keeps the header in R7, the end in R8.
 fn port_is_ours(a: &mut Assembler, ports: i32, pass: Label) {
     a.load(Width::Half, R5, R2, 2);
     a.network_to_host16(R5);
@@ -188,6 +188,8 @@ fn port_is_ours(a: &mut Assembler, ports: i32, pass: Label) {
     a.map(R1, ports);
     a.call(Helper::MapLookup);
     a.if_null(R0, pass);
+    a.load(Width::Word, R0, R0, 0);
+    a.if_equal(R0, 0, pass);
 }
 
 /// Loses or damages packets by chance: the array holds, of 2^32 packets, how many are lost, and how many have the first

@@ -19,7 +19,7 @@ fn loaded(rules: Rules) -> Option<Loaded> {
     let skip = |what: &str, error: &io::Error| {
         let _ = std::io::stderr().write_all(format!("skipped: an XDP program: {what}: {error}\n").as_bytes());
     };
-    let redirect = match Redirect::load(&rules, 4) {
+    let redirect = match Redirect::load(&rules, 4, true) {
         Ok(redirect) => redirect,
         Err(not) if matches!(not.error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => {
             skip(not.operation, &not.error);

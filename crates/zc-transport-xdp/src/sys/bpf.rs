@@ -14,6 +14,7 @@ use crate::program::Insn;
 enum Command {
     MapCreate = 0,
     MapUpdate = 2,
+    #[cfg(test)]
     MapDelete = 3,
     ProgramLoad = 5,
     #[cfg(test)]
@@ -23,7 +24,6 @@ enum Command {
     LinkDetach = 34,
 }
 
-const MAP_HASH: u32 = 1;
 const MAP_ARRAY: u32 = 2;
 const MAP_XSK: u32 = 17;
 const PROGRAM_XDP: u32 = 6;
@@ -146,8 +146,9 @@ pub(crate) trait Kind {
 
 /// Queue number to socket.
 pub(crate) enum Sockets {}
-/// A set of numbers.
-pub(crate) enum Numbers {}
+/// Port to whether it is ours. An array of all ports, which the kernel compiles into the program; to call it for a hash map
+/// took 35 ns a packet.
+pub(crate) enum Ports {}
 /// Words that a program reads in place.
 pub(crate) enum Words {}
 
@@ -156,10 +157,10 @@ impl Kind for Sockets {
     type Value = u32;
     const CODE: u32 = MAP_XSK;
 }
-impl Kind for Numbers {
+impl Kind for Ports {
     type Key = u32;
     type Value = u32;
-    const CODE: u32 = MAP_HASH;
+    const CODE: u32 = MAP_ARRAY;
 }
 impl Kind for Words {
     type Key = u32;
@@ -168,7 +169,7 @@ impl Kind for Words {
 }
 
 pub(crate) type XskMap = Map<Sockets>;
-pub(crate) type Hash = Map<Numbers>;
+pub(crate) type PortMap = Map<Ports>;
 pub(crate) type Array = Map<Words>;
 
 /// A map of a known kind.
@@ -223,15 +224,13 @@ impl<K: Kind> Map<K> {
         unsafe { bpf(Command::MapUpdate, &mut argument) }.map(drop)
     }
 
-    /// Removes an entry; none is no error.
+    /// Removes an entry.
+    #[cfg(test)]
     pub(crate) fn remove(&self, key: K::Key) -> io::Result<()> {
         let at = (&raw const key).expose_provenance() as u64;
         let mut argument = MapElement { map: raw(self.0.as_fd()), key: at, ..MapElement::default() };
         // SAFETY: the key is alive, and as long as the map was made for.
-        match unsafe { bpf(Command::MapDelete, &mut argument) } {
-            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
-            _ => Ok(()),
-        }
+        unsafe { bpf(Command::MapDelete, &mut argument) }.map(drop)
     }
 
     pub(crate) fn into_fd(self) -> OwnedFd {

@@ -12,6 +12,7 @@
 //! ring      one ring of a socket: atomics in memory that the kernel writes as well
 //! socket    the socket: options, binding, waking the kernel
 //! umem      frames, and who has them
+//! stock     how many frames a fill ring has
 //! port      a socket, its rings, and frames on their way
 //! udp       ordinary sockets
 //! bpf       maps, programs, links
@@ -21,12 +22,13 @@ mod bpf;
 mod port;
 mod ring;
 mod socket;
+mod stock;
 pub(crate) mod udp;
 mod umem;
 
 #[cfg(test)]
 pub(crate) use bpf::Verdict;
-pub(crate) use bpf::{Array, Hash, Link, Program, XskMap, load};
+pub(crate) use bpf::{Array, Link, PortMap, Program, XskMap, load};
 pub(crate) use port::{Port, Received, RingSizes, Segments, TX_METADATA_BYTES, Unsent};
 pub(crate) use socket::{Bind, BusyPoll, Checksums, Socket, prefer_busy_poll};
 pub(crate) use umem::Umem;

@@ -10,8 +10,9 @@ use smallvec::SmallVec;
 use zc_core::memory::{PinnedBuf, PinnedBufMut};
 
 use super::ring::{Consumer, Producer, Torn};
+use super::stock::Stock;
 use super::{Checksums, Socket, Umem};
-use crate::limits::{KICKS_PER_FLUSH, REFILL_BATCH};
+use crate::limits::KICKS_PER_FLUSH;
 
 // More of the packet follows in the next descriptor.
 const CONTINUED: u32 = 1;
@@ -28,8 +29,9 @@ pub(crate) type Segments = SmallVec<[PinnedBuf; 2]>;
 pub(crate) struct RingSizes {
     pub(crate) rx: u32,
     pub(crate) tx: u32,
-    /// And how many frames the fill ring is kept stocked with.
+    /// And how many frames are set aside for the fill ring, and whether it is always stocked with all of them.
     pub(crate) fill: u32,
+    pub(crate) is_fill_fixed: bool,
 }
 
 impl RingSizes {
@@ -68,9 +70,10 @@ struct Flight {
 struct Held {
     umem: Umem,
     id: u32,
-    /// Frames that the kernel has for receiving, and how many it should have.
+    /// Frames that the kernel has for receiving, and how many are set aside for that.
     filled: u32,
-    target: u32,
+    reserved: u32,
+    stock: Stock,
     flights: Box<[Flight]>,
     in_flight: u32,
 }
@@ -79,7 +82,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         // Somebody may have a copy of the socket, and a device may be in the middle of a frame: what the kernel has is
         // used no more by this memory (M4).
-        self.umem.unreserve(self.target - self.filled.min(self.target));
+        self.umem.unreserve(self.reserved - self.filled.min(self.reserved));
         if self.in_flight > 0 {
             tracing::debug!(frames = self.in_flight, "frames were in flight when their socket was closed");
             let held = self.flights.iter_mut().filter_map(|flight| flight.held.take());
@@ -157,7 +160,9 @@ impl Port {
         };
         let Some(id) = umem.reserve(sizes.fill) else { return Ok(None) };
         let flights = (0..umem.count()).map(|_| Flight::default()).collect();
-        let held = Held { umem: umem.clone(), id, filled: 0, target: sizes.fill, flights, in_flight: 0 };
+        let stock = if sizes.is_fill_fixed { Stock::fixed(sizes.fill) } else { Stock::up_to(sizes.fill) };
+        let held =
+            Held { umem: umem.clone(), id, filled: 0, reserved: sizes.fill, stock, flights, in_flight: 0 };
         Ok(Some(Self { io, held, counters: PortCounters::default(), checksums }))
     }
 
@@ -186,8 +191,10 @@ impl Port {
 
     /// Stocks the fill ring; wakes the kernel if it wants that.
     pub(crate) fn refill(&mut self) -> io::Result<()> {
-        let lacking = self.held.target - self.held.filled;
-        if lacking >= REFILL_BATCH.min(self.held.target) {
+        let lacking = self.held.stock.lacking(self.held.filled);
+        if lacking > 0 {
+            let left = self.io.fill.waiting().map_err(torn)?;
+            self.held.stock.saw_taken(self.held.filled.saturating_sub(left));
             let room = self.io.fill.room(lacking).map_err(torn)?.min(lacking);
             let Io { fill, .. } = &mut self.io;
             self.held.filled += self.held.umem.pass_to_port(self.held.id, room, |place| fill.push([place]));
