@@ -38,6 +38,7 @@ impl Conn {
             finished: false,
             ignores: false,
             detached: false,
+            is_cut_off: false,
             blocked: false,
         };
         let (rx, tx, drive) = Default::default();
@@ -117,6 +118,8 @@ pub(crate) struct State {
     pub(crate) ignores: bool,
     /// There is no lane any more.
     detached: bool,
+    /// There is no engine any more: whoever still looks hands it nothing, since its timers run no more.
+    is_cut_off: bool,
     /// It is among those that wait for room.
     pub(super) blocked: bool,
 }
@@ -124,6 +127,9 @@ pub(crate) struct State {
 impl State {
     /// Takes a datagram of this session.
     pub(super) fn handle(&mut self, now: Instant, datagram: Datagram<'_>) {
+        if self.is_cut_off {
+            return;
+        }
         // Counted by the session, and what ends it comes as an event.
         let _ = match datagram {
             Datagram::Lent(datagram) => self.session.handle(now, datagram),
@@ -224,6 +230,12 @@ impl State {
 
     pub(crate) fn fail(&mut self, error: LaneError) {
         self.end.get_or_insert(error);
+    }
+
+    /// Its engine has failed.
+    pub(super) fn cut_off(&mut self, error: LaneError) {
+        self.fail(error);
+        self.is_cut_off = true;
     }
 
     /// The application took a message, and holds too much.

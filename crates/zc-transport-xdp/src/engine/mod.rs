@@ -18,6 +18,10 @@ mod driver;
 mod headers;
 mod looks;
 mod port;
+#[cfg(test)]
+pub(crate) mod scripted;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -126,13 +130,19 @@ impl Engine {
         self.port.alloc(len)
     }
 
-    /// Receives some of what has come, for all sessions, if nobody else does; most of it is for `conn`. Whether anything came.
+    /// Receives some of what has come, for all sessions, if nobody else does; most of it is for `conn`. Whether anything came. The task
+    /// leaves what comes to who often looks so.
     #[inline]
     pub(crate) fn look(&self, conn: &Arc<Conn>) -> bool {
         self.looks.begin();
-        let found = self.receive(false, Some(conn));
+        let found = self.glance(conn);
         self.looks.end();
         found
+    }
+
+    /// The same by one on whom the task does not rely.
+    pub(crate) fn glance(&self, conn: &Arc<Conn>) -> bool {
+        self.receive(false, Some(conn))
     }
 
     /// Whoever looked now waits to be woken: so the task takes over.
@@ -272,7 +282,7 @@ impl Engine {
         self.blocked.lock().clear();
         for conn in conns {
             let mut state = conn.state.lock();
-            state.fail(error.clone());
+            state.cut_off(error.clone());
             conn.wake(state.follow());
         }
     }

@@ -2,6 +2,8 @@
 
 mod drive;
 mod rx;
+#[cfg(test)]
+mod tests;
 mod tx;
 
 use std::sync::Arc;

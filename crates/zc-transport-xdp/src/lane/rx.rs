@@ -11,6 +11,8 @@ use super::Shared;
 pub(super) struct Rx {
     shared: Arc<Shared>,
     lending: Lending,
+    /// Somebody is to be woken by what comes next.
+    armed: bool,
     stopped: bool,
 }
 
@@ -26,7 +28,7 @@ impl Rx {
     pub(super) fn new(shared: Arc<Shared>, leases: Arc<LeaseBudget>, cx: &OfferContext) -> Self {
         let holder = Holder::new(leases.clone());
         let (pool, ledger) = (cx.pool.with_origin("xdp rx"), cx.ledger.clone());
-        Self { shared, lending: Lending { leases, holder, pool, ledger }, stopped: false }
+        Self { shared, lending: Lending { leases, holder, pool, ledger }, armed: false, stopped: false }
     }
 
     /// What there is. The waker is kept if there is nothing.
@@ -38,7 +40,8 @@ impl Rx {
         if self.stopped {
             return Poll::Ready(Err(LaneError::Closed));
         }
-        let Self { shared, lending, .. } = self;
+        let Self { shared, lending, armed, .. } = self;
+        let was_armed = std::mem::take(armed);
         let mut locked = shared.lock();
         let datagram_bytes = locked.state.session.datagram_bytes();
         while !out.is_full()
@@ -63,9 +66,11 @@ impl Rx {
             return Poll::Ready(Err(end.clone()));
         }
         shared.conn.no_news();
+        *armed = was_armed;
         if let Some(cx) = cx {
             shared.conn.rx.register(cx.waker());
             shared.engine.rest();
+            *armed = true;
         }
         Poll::Pending
     }
@@ -128,8 +133,11 @@ impl LaneRx for Rx {
     }
 
     fn try_recv(&mut self, out: &mut Batch<Frame>) -> Result<Option<Received>, LaneError> {
+        let Shared { engine, conn } = &*self.shared;
+        // Who looks while another one waits to be woken may come no more and tell nobody: what comes is not left to him.
+        let came = if self.armed { engine.glance(conn) } else { engine.look(conn) };
         // Somebody else may be looking, and what he finds is there now or the next time.
-        if !self.shared.engine.look(&self.shared.conn) && !self.shared.conn.has_news() && !self.stopped {
+        if !came && !conn.has_news() && !self.stopped {
             return Ok(None);
         }
         match self.take(None, out) {
