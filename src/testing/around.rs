@@ -24,6 +24,13 @@ macro_rules! transport_around {
             fn second_name(&self) -> Option<&'static str> {
                 self.inner().second_name()
             }
+            fn is_same_way(
+                &self,
+                first: &$crate::transport::Offer,
+                second: &$crate::transport::Offer,
+            ) -> bool {
+                self.inner().is_same_way(first, second)
+            }
             fn withdraw(&self, offer: &$crate::transport::Offer) {
                 self.inner().withdraw(offer);
             }

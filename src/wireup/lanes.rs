@@ -25,6 +25,8 @@ pub(super) struct Try<'m> {
     pub(super) peer: Offer,
     /// The peer's word, once it came.
     pub(super) theirs: Option<bool>,
+    /// Why we gave it up is in the report.
+    is_explained: bool,
 }
 
 impl Attempt<'_> {
@@ -68,7 +70,7 @@ impl Attempt<'_> {
             Some((us, Offer { version: them.version, bytes: them.bytes.clone() }))
         });
         match found {
-            Some((mine, peer)) => Ok(Try { mine, peer, theirs: None }),
+            Some((mine, peer)) => Ok(Try { mine, peer, theirs: None, is_explained: false }),
             None => Err(self.bad("a plan entry that was not offered")),
         }
     }
@@ -126,20 +128,18 @@ impl Attempt<'_> {
     }
 
     /// Our own reason says more than the peer's, when both failed; unless ours is only that it gave up.
-    fn lost(&mut self, lane: &Try<'_>, why: Unavailable) {
+    fn lost(&mut self, lane: &mut Try<'_>, why: Unavailable) {
         if !(lane.theirs == Some(false) && matches!(why, Unavailable::PeerFailed { .. })) {
+            lane.is_explained = true;
             self.report.set(lane.mine.transport.name(), Stage::Join, Outcome::Unavailable(why));
         }
     }
 
+    /// What was said of a lane of the same transport, under its other name, is another matter.
     fn peer_failed(&mut self, lane: &Try<'_>, reason: &str) {
-        let name = lane.mine.transport.name();
-        let known = self.report.candidates().iter().any(|candidate| {
-            candidate.transport == name && matches!(candidate.outcome, Outcome::Unavailable(_))
-        });
-        if !known {
+        if !lane.is_explained {
             let why = Unavailable::PeerFailed { reason: reason.to_owned() };
-            self.report.set(name, Stage::Join, Outcome::Unavailable(why));
+            self.report.set(lane.mine.transport.name(), Stage::Join, Outcome::Unavailable(why));
         }
     }
 

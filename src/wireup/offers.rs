@@ -46,7 +46,7 @@ async fn add_offers_of(
     mine: &mut Vec<Mine>,
 ) -> Result<(), Unavailable> {
     let (first, second) = (transport.wire_name(), transport.second_name());
-    let mut added = Err(Unavailable::PeerLacks);
+    let mut added = None;
     for wire in [Some(first), second].into_iter().flatten() {
         let better = mine.iter().position(|better| better.wire == wire);
         if better.is_some() && second.is_some() {
@@ -57,15 +57,16 @@ async fn add_offers_of(
             (Ok(offer), None) => mine.push(offer),
             // One of its names is enough; and a reason of ours says more than that the peer lacks the other one.
             (Err(why), _) => {
-                if matches!(added, Err(Unavailable::PeerLacks)) {
-                    added = Err(why);
+                if matches!(added, None | Some(Err(Unavailable::PeerLacks))) {
+                    added = Some(Err(why));
                 }
                 continue;
             }
         }
-        added = Ok(());
+        added = Some(Ok(()));
     }
-    added
+    // Others are better under all of its names.
+    added.unwrap_or(Ok(()))
 }
 
 /// Our half of a lane over this transport, which `so_far` has none better than.
@@ -96,6 +97,18 @@ async fn offer_of(
         return Err(Unavailable::Other { code: "offer_too_large", remedy });
     }
     Ok(mine)
+}
+
+/// Whether the lane of `second` would be that of `first` under another name.
+fn is_again(first: &Mine, second: &Mine, theirs: &[OfferEntry]) -> bool {
+    let transport = &second.transport;
+    let of_peer = |mine: &Mine| {
+        let offer = theirs.iter().find(|offer| offer.transport == mine.wire)?;
+        Some(Offer { version: offer.version, bytes: offer.bytes.clone() })
+    };
+    Arc::ptr_eq(&first.transport, transport)
+        && transport.is_same_way(&first.offer, &second.offer)
+        && of_peer(first).zip(of_peer(second)).is_some_and(|(one, other)| transport.is_same_way(&one, &other))
 }
 
 impl<'a> Attempt<'a> {
@@ -218,6 +231,11 @@ impl<'a> Attempt<'a> {
     /// where fallback is denied only the best of all stands there.
     fn plan(&mut self, mine: &[Mine], theirs: &[OfferEntry]) -> Vec<String> {
         let mut both = self.mutual(mine, theirs);
+        for at in (1..both.len()).rev() {
+            if both[..at].iter().any(|first| is_again(first, both[at], theirs)) {
+                both.remove(at);
+            }
+        }
         if let Some(first) = both.iter().position(|mine| mine.transport.in_band()) {
             both.truncate(first + 1);
         }

@@ -147,6 +147,57 @@ async fn a_transport_that_reads_in_a_task_of_its_own_hears_of_all_that_was_read_
     assert_eq!(took.as_secs(), 2, "no deadline had to pass");
 }
 
+/// The last resort has two names, and a lane of its own under the second only where somebody has another transport under the first.
+#[tokio::test(start_paused = true)]
+async fn the_same_way_is_not_tried_again_under_another_name() {
+    let last = |join| with([stream(), last_resort("udp", ["xdp", "udp"], join)]);
+    let both = |raw, join| with([stream(), fake("xdp", raw), last_resort("udp", ["xdp", "udp"], join)]);
+    let join = Deadlines::default().join;
+    for (near, far) in [(Join::Hangs, Join::Hangs), (Join::Mute, Join::Mute), (Join::Fails, Join::Hangs)] {
+        let start = tokio::time::Instant::now();
+        both_chose(connect(last(near), last(far)).await, "mem").await;
+        let once = if near == Join::Fails { Duration::ZERO } else { join };
+        assert_eq!(start.elapsed(), once, "{near:?}");
+    }
+    // Another one's failure says nothing of it.
+    for raw in [Join::Fails, Join::Hangs] {
+        let ends = connect(both(raw, Join::Works), last(Join::Works)).await;
+        both_chose(ends, "udp").await;
+        let ends = connect(last(Join::Works), both(raw, Join::Works)).await;
+        both_chose(ends, "udp").await;
+        let ends = connect(both(raw, Join::Works), both(raw, Join::Works)).await;
+        both_chose(ends, "udp").await;
+    }
+}
+
+/// No name is offered twice, and who is better is no reason to call another one unavailable.
+#[tokio::test(start_paused = true)]
+async fn a_name_has_one_offer() {
+    let side = || {
+        let resorts = ["own", "other"].map(|name| last_resort(name, ["rdma", "xdp"], Join::Works));
+        with([stream(), fake("rdma", Join::Works)].into_iter().chain(resorts))
+    };
+    let rank = || side().policy(Policy::default().prefer(["rdma", "own", "other"]));
+    let ends = connect(rank(), rank()).await;
+    for end in [&ends.0, &ends.1] {
+        let report = end.as_ref().unwrap().report();
+        assert_eq!(["own", "other"].map(|name| outcome(report, name)), [const { Outcome::NotNeeded }; 2]);
+    }
+    both_chose(ends, "rdma").await;
+}
+
+/// The first lane of the last resort took too long, and its second one was refused: that is why it is not had.
+#[tokio::test(start_paused = true)]
+async fn a_reason_is_that_of_the_last_lane_that_was_tried() {
+    let client = with([stream(), last_resort("udp", ["xdp", "udp"], Join::Hangs)]);
+    let server = with([stream(), fake("xdp", Join::Hangs), last_resort("udp", ["xdp", "udp"], Join::Fails)]);
+    let ends = connect(client, server).await;
+    let report = ends.0.as_ref().unwrap().report();
+    let Outcome::Unavailable(why) = outcome(report, "udp") else { panic!("{report}") };
+    assert!(matches!(why, Unavailable::PeerFailed { .. }) && why.to_string().contains("no_device"), "{why}");
+    both_chose(ends, "mem").await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn progress_goes_back_when_a_later_lane_joins() {
     let lanes = |join| with([stream(), fake("shm", join), fake("rdma", Join::Hangs)]).build().unwrap();

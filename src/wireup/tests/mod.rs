@@ -35,7 +35,7 @@ use crate::policy::Policy;
 use crate::report::Outcome;
 
 /// What a [`Fake`] does when it joins.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Join {
     /// Greets the other end, then brings up a stream lane on a pipe of its own.
     Works,
@@ -65,6 +65,7 @@ enum Join {
 struct Fake {
     name: &'static str,
     wire: &'static str,
+    second: Option<&'static str>,
     join: Join,
 }
 
@@ -76,7 +77,12 @@ fn fake(name: &'static str, join: Join) -> Arc<dyn Transport> {
 
 /// One that speaks `wire` to the peer.
 fn engine(name: &'static str, wire: &'static str, join: Join) -> Arc<dyn Transport> {
-    Arc::new(Fake { name, wire, join })
+    Arc::new(Fake { name, wire, second: None, join })
+}
+
+/// One that makes another offer under a second name.
+fn last_resort(name: &'static str, [wire, second]: [&'static str; 2], join: Join) -> Arc<dyn Transport> {
+    Arc::new(Fake { name, wire, second: Some(second), join })
 }
 
 async fn greet(link: &mut dyn ControlLink, role: Role, id: &mut [u8; 16]) -> stdio::Result<()> {
@@ -99,6 +105,12 @@ impl Transport for Fake {
     fn wire_name(&self) -> &'static str {
         self.wire
     }
+    fn second_name(&self) -> Option<&'static str> {
+        self.second
+    }
+    fn is_same_way(&self, first: &Offer, second: &Offer) -> bool {
+        first == second
+    }
     fn probe(&self) -> Result<Caps, Unavailable> {
         if self.join == Join::Refused { Err(Unavailable::NoDevice) } else { Ok(Caps::stream()) }
     }
@@ -116,7 +128,12 @@ impl Transport for Fake {
         if self.join == Join::NoHalf {
             return Err(Unavailable::NoDevice);
         }
-        Ok(Offer { version: 1, bytes: self.wire.into() })
+        let bytes = if self.name == self.wire {
+            self.wire.into()
+        } else {
+            format!("{} {}", self.wire, self.name).into()
+        };
+        Ok(Offer { version: 1, bytes })
     }
     fn join<'a>(
         &'a self,
@@ -127,7 +144,8 @@ impl Transport for Fake {
         cx: OfferContext,
     ) -> BoxFuture<'a, Result<Lane, WireupError>> {
         Box::pin(async move {
-            assert_eq!(mine, peer);
+            let wire = |offer: &Offer| offer.bytes.split(|byte| *byte == b' ').next().map(<[u8]>::to_vec);
+            assert_eq!(wire(&mine), wire(&peer));
             let failed = |source| LinkError::Io { operation: "greet", source };
             match self.join {
                 Join::Fails => return Err(Unavailable::NoDevice.into()),

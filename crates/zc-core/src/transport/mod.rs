@@ -106,6 +106,12 @@ pub trait Transport: Send + Sync + 'static {
         None
     }
 
+    /// Whether two offers, one under each of its names, lead the same way: where both sides' do, the lane under the second name is the first
+    /// one again, and is not tried. They may be the peer's, of any transport.
+    fn is_same_way(&self, _first: &Offer, _second: &Offer) -> bool {
+        false
+    }
+
     /// Whether it is meant for such a connection at all. Asked before what the machine can do is: what nobody asked for is not
     /// missed.
     ///
@@ -141,7 +147,8 @@ pub trait Transport: Send + Sync + 'static {
     }
 
     /// Our half of a lane. The side that accepts asks for it only if the peer has offered this transport; so what it is not made for,
-    /// [`suits`](Transport::suits) says.
+    /// [`suits`](Transport::suits) says: from here a reason that is no defect ([`Unavailable::is_expected`]) would be told by one side
+    /// alone, and be [`Unavailable::PeerLacks`] at the other, which counts as a loss.
     ///
     /// # Errors
     /// The typed reason why this transport can't serve this connection.

@@ -10,6 +10,7 @@ use zc_core::transport::{
 
 use super::interface::namespace;
 use super::join::{self, NO_ADDRESS, PAYLOAD_MAC};
+use super::offer::Endpoint;
 use super::offered::{Pending, Way};
 use super::registry::{Home, Registry};
 use super::udp_port::{UdpPort, path_bytes};
@@ -124,6 +125,12 @@ impl Transport for UdpTransport {
         Some("udp")
     }
 
+    /// The offers of a side that has AF_XDP under the first name come from two engines.
+    fn is_same_way(&self, first: &Offer, second: &Offer) -> bool {
+        let port = |offer: &Offer| Endpoint::decode(offer.version, &offer.bytes).ok().map(|at| at.port);
+        port(first).is_some_and(|first| port(second) == Some(first))
+    }
+
     fn withdraw(&self, offer: &Offer) {
         self.pending.withdraw(offer);
     }
@@ -236,6 +243,17 @@ mod tests {
         assert_eq!(covers_payload(&[("payload_mac", "off")]), Ok(false));
         assert_eq!(covers_payload(&[("payload_mac", "on")]), Ok(true));
         assert_eq!(covers_payload(&[("payload_mac", "perhaps")]).unwrap_err().code(), "bad_parameter");
+    }
+
+    #[tokio::test]
+    async fn offers_of_one_socket_lead_the_same_way() {
+        let (transport, other, cx) = (UdpTransport::default(), UdpTransport::default(), context(&[]));
+        let [one, again] = [(); 2].map(|()| transport.offer(&cx).unwrap());
+        let elsewhere = other.offer(&cx).unwrap();
+        assert!(one != again && transport.is_same_way(&one, &again));
+        assert!(!transport.is_same_way(&one, &elsewhere));
+        let broken = Offer { version: 1, bytes: vec![0; 68] };
+        assert!(!transport.is_same_way(&broken, &broken));
     }
 
     #[test]
