@@ -58,15 +58,15 @@ impl UriParams {
 /// ```
 /// use zc_core::transport::{Offer, OfferContext, Unavailable};
 ///
-/// /// Needs the same host and descriptors, as shared memory does.
+/// /// Is made for TCP links: what a connection lacks for good is said here, and no peer is asked first.
+/// fn suits(cx: &OfferContext) -> Result<(), Unavailable> {
+///     cx.remote.map(drop).ok_or(Unavailable::NotApplicable { needs: "host:port" })
+/// }
+///
 /// fn offer(cx: &OfferContext) -> Result<Offer, Unavailable> {
-///     cx.same_host.clone()?;
-///     if !cx.descriptors {
-///         return Err(Unavailable::NotApplicable { needs: "a link that passes descriptors" });
-///     }
 ///     Ok(Offer { version: 1, bytes: cx.limits.recv_window.to_le_bytes().to_vec() })
 /// }
-/// # let _ = offer;
+/// # let _ = (suits, offer);
 /// ```
 #[derive(Clone)]
 #[non_exhaustive]
