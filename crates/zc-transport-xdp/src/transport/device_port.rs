@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use zc_core::memory::{CopyPlace, PinnedBuf, PinnedBufMut, copy_payload};
 use zc_core::transport::{Interest, Reactor, Readiness};
 
-use super::XdpOptions;
+use super::{XdpOptions, closing};
 use crate::device::{Device, Mode, Outgoing, Packet, Queue, SendFault, Umem, Unsendable};
 use crate::engine::{Datagram, Destination, Headers, MAX_HEADER_BYTES, Port, Sink, udp_payload};
 use crate::limits::{DEVICE_AGAIN_MS, DEVICE_RECEIVES_PER_CALL, IN_PLACE_MIN_BYTES, REAPED_IN_FLIGHT};
@@ -47,7 +47,7 @@ impl QueueIo {
         reactor.register_to_read(queue.as_fd().try_clone_to_owned()?)
     }
 
-    /// Has the runtime told of what comes again. What is there by then is not told of.
+    /// Has the runtime told of what comes again. Not every runtime tells of what is there by then.
     fn watch(&self, readable: &mut Option<Box<dyn Readiness>>, reactor: &dyn Reactor) {
         let watched = Self::watched(&self.queue.lock(), reactor);
         // The timer does until then.
@@ -78,9 +78,20 @@ pub(super) struct DevicePort {
     /// Whoever receives.
     receiving: Mutex<Vec<Packet>>,
     /// So that nobody else gets the port.
-    _reserved: OwnedFd,
+    reserved: Option<OwnedFd>,
     /// The last to go: when it is gone, the interface is the kernel's again.
-    _open: Arc<()>,
+    open: Arc<()>,
+}
+
+/// To close the sockets and to take the program off takes milliseconds, under a lock that the whole network shares.
+impl Drop for DevicePort {
+    fn drop(&mut self) {
+        // The runtime is not told of anything any more, before somebody else gets these descriptors.
+        self.leave_it();
+        let queues = std::mem::take(&mut self.queues);
+        // In this order.
+        closing::elsewhere((queues, self.umem.clone(), self.reserved.take(), self.open.clone()));
+    }
 }
 
 impl DevicePort {
@@ -95,29 +106,30 @@ impl DevicePort {
         let stays_for = options.stays_for;
         let in_place = options.in_place.unwrap_or(report.mode == Mode::ZeroCopy) && report.max_segments > 1;
         let max_segments = report.max_segments;
-        let watched = |queue: Queue| {
-            let readable = Mutex::new(Some(QueueIo::watched(&queue, &*reactor)?));
-            let (unflushed, is_deaf) = Default::default();
-            Ok(QueueIo { queue: Mutex::new(queue), readable, unflushed, is_deaf })
+        let unwatched = |queue: Queue| {
+            let (readable, unflushed, is_deaf) = Default::default();
+            QueueIo { queue: Mutex::new(queue), readable, unflushed, is_deaf }
         };
-        let queues = device.into_queues().into_iter().map(watched).collect::<io::Result<_>>()?;
-        let (receiving, open) = (Mutex::default(), Arc::new(()));
+        let queues = device.into_queues().into_iter().map(unwatched).collect();
+        let (reserved, receiving, open) = (Some(reserved), Mutex::default(), Arc::new(()));
         let is_open = Arc::downgrade(&open);
-        Ok((
-            Self {
-                queues,
-                umem,
-                in_place,
-                max_segments,
-                port,
-                stays_for,
-                reactor,
-                receiving,
-                _reserved: reserved,
-                _open: open,
-            },
-            is_open,
-        ))
+        let port = Self {
+            queues,
+            umem,
+            in_place,
+            max_segments,
+            port,
+            stays_for,
+            reactor,
+            receiving,
+            reserved,
+            open,
+        };
+        for io in &port.queues {
+            let watched = QueueIo::watched(&io.queue.lock(), &*port.reactor)?;
+            *io.readable.lock() = Some(watched);
+        }
+        Ok((port, is_open))
     }
 
     /// Takes what has come at a queue; `WouldBlock`: nothing.

@@ -1,5 +1,6 @@
 //! The transports: offers, and what is open for them.
 
+mod closing;
 mod device_port;
 mod interface;
 mod join;
