@@ -297,6 +297,37 @@ fn an_interface_is_granted_by_a_broker() {
     });
 }
 
+/// Packets would leave by another interface than routes and addresses are asked for, or by queues that it does not have.
+#[test]
+fn a_grant_of_another_interface_is_refused() {
+    let Some(bed) = Bed::new(1, 1500) else { return };
+    let granted = Arc::new(AtomicUsize::new(0));
+    let count = granted.clone();
+    let broker = move |name: &str, options: &DeviceOptions| {
+        let mut parts = Grant::open(name, options)?.into_parts();
+        count.fetch_add(1, Ordering::Relaxed);
+        // The index, little-endian.
+        parts.bytes[8] ^= 0x40;
+        // SAFETY: the sockets are of this process, and whoever opened them has none any more.
+        unsafe { Grant::from_parts(parts) }
+    };
+    let refused = bed.near.run(|| {
+        run_alone(async {
+            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
+            let pool = zc::BufPool::builder().build();
+            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
+            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
+            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            let transport = XdpTransport::by_broker(XdpOptions::default(), broker);
+            transport.offer_soon(&cx).await.unwrap_err()
+        })
+    });
+    if granted.load(Ordering::Relaxed) == 0 {
+        return skipped("AF_XDP", refused);
+    }
+    assert!(refused.code() == "options" && refused.remedy().contains("another interface"), "{refused}");
+}
+
 /// Who grants the interface does not answer: the connection comes up over the kernel's sockets, soon, and says why; so does the next.
 #[test]
 fn a_slow_interface_keeps_no_connection_waiting() {

@@ -126,6 +126,11 @@ impl Grant {
         Err(OpenError::Refused { tried })
     }
 
+    /// Whose queues the sockets are for.
+    pub(crate) fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
     /// To pass it to another process.
     pub fn into_parts(self) -> GrantParts {
         let Self { interface, is_generic, redirect, link, sockets, .. } = self;

@@ -178,7 +178,15 @@ impl Request {
         // copies would copy if they were asked for.
         let sends_parts = in_place.unwrap_or(interface.features.zero_copy_segments > 1);
         options.multi_buffer = sends_parts.then_some(true);
-        let granted = |options: &DeviceOptions| (self.broker)(name, options);
+        let granted = |options: &DeviceOptions| {
+            let grant = (self.broker)(name, options)?;
+            let of = grant.interface();
+            // Routes, addresses and queues are those of the one that was asked for.
+            match (of.index, of.rx_queues) == (interface.index, interface.rx_queues) {
+                true => Ok(grant),
+                false => Err(OpenError::NotAGrant("it is one of another interface")),
+            }
+        };
         let open = |options: &DeviceOptions| Device::open_by(options, granted, || Umem::new(&memory));
         let (device, umem) = match open(&options) {
             // Old kernels have no packets of several frames, which we can do without.
