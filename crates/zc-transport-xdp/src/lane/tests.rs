@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use zc_core::transport::{Batch, Caps, Lane, Received};
+use zc_core::memory::Message;
+use zc_core::transport::{Batch, Caps, Frame, FrameKind, Lane, Received};
 
 use super::start;
 use crate::engine::scripted::{Calls, Scripted};
@@ -72,4 +73,23 @@ fn who_spun_and_goes_hands_over_to_the_task() {
         scripted.turn();
         assert!(!scripted.lies_there());
     }
+}
+
+#[test]
+fn no_lock_is_held_while_frames_are_handed_out() {
+    let mut scripted = Scripted::new();
+    let mut lane = lane(&scripted);
+    for seq in 1..=3 {
+        let payload = Message::from(vec![5; 100]);
+        let frame = Frame { kind: FrameKind::Data, ack: false, seq, payload };
+        lane.tx.start_send(frame, false).unwrap();
+    }
+    scripted.breaks();
+    scripted.turn();
+    let mut back = Vec::new();
+    lane.tx.abandon(&mut |frame| {
+        assert!(scripted.conn.state.try_lock().is_some());
+        back.push(frame.seq);
+    });
+    assert_eq!(back, [1, 2, 3]);
 }

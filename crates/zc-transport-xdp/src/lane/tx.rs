@@ -110,9 +110,13 @@ impl LaneTx for Tx {
 
     fn abandon(&mut self, each: &mut dyn FnMut(Frame)) {
         let mut locked = self.shared.lock();
-        if locked.state.end().is_some() {
-            locked.state.session.abandon().for_each(|(frame, _)| each(frame));
-        }
+        let back: Vec<_> = match locked.state.end() {
+            Some(_) => locked.state.session.abandon().map(|(frame, _)| frame).collect(),
+            None => Vec::new(),
+        };
+        // Whoever gets them may send them by another lane of this engine at once.
+        drop(locked);
+        back.into_iter().for_each(each);
     }
 
     /// Ready once the peer has acknowledged everything: who ends its process then loses nothing.
