@@ -8,6 +8,7 @@ use super::SessionOptions;
 use super::codec::{Reader, put};
 use super::limits::{MAX_ACK_DELAY, MAX_DATAGRAM_BYTES, MAX_WINDOW_MESSAGES, MIN_DATAGRAM_BYTES};
 use super::mac::MacKey;
+use super::packet::{HEAD_BYTES, PING_BYTES};
 
 /// The version of [`Offer`] and of packets.
 pub const VERSION: u8 = 1;
@@ -82,14 +83,19 @@ pub struct Offer {
     pub(super) secret: [u8; 32],
 }
 
+/// The longest datagram up to this length that consists of PINGs: what finds out whether a path carries packets of full length must be one.
+fn filled_with_pings(datagram_bytes: u16) -> u16 {
+    datagram_bytes - (datagram_bytes - HEAD_BYTES as u16) % PING_BYTES as u16
+}
+
 impl Offer {
     /// The offer of a side with these options, and fresh random bytes.
     pub fn new(options: &SessionOptions, random: &[u8; OFFER_RANDOM_BYTES]) -> Self {
         Self {
             session: u32::from_le_bytes(std::array::from_fn(|i| random[i])),
-            datagram_bytes: options
-                .datagram_bytes
-                .clamp(MIN_DATAGRAM_BYTES as u16, MAX_DATAGRAM_BYTES as u16),
+            datagram_bytes: filled_with_pings(
+                options.datagram_bytes.clamp(MIN_DATAGRAM_BYTES as u16, MAX_DATAGRAM_BYTES as u16),
+            ),
             authenticate_payload: options.authenticate_payload,
             window_bytes: options.window_bytes.max(1).into(),
             window_messages: options.window_messages.clamp(1, MAX_WINDOW_MESSAGES),
@@ -214,4 +220,19 @@ fn key(label: &[u8], client: &Offer, server: &Offer) -> MacKey {
     hmac.update(server.encode());
     let full = hmac.finalize();
     MacKey::new(&std::array::from_fn(|i| full[i]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pings_fill_datagrams_of_any_length_that_is_offered() {
+        for asked in MIN_DATAGRAM_BYTES as u16..=1504 {
+            let options = SessionOptions { datagram_bytes: asked, ..SessionOptions::default() };
+            let offered = Offer::new(&options, &[1; OFFER_RANDOM_BYTES]).datagram_bytes;
+            assert!(offered <= asked && asked - offered < 4 && offered >= MIN_DATAGRAM_BYTES as u16);
+            assert_eq!((usize::from(offered) - HEAD_BYTES) % PING_BYTES, 0);
+        }
+    }
 }
