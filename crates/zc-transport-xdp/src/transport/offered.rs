@@ -13,6 +13,7 @@ use zc_core::transport::{Offer, Reactor, Timer, Unavailable};
 
 use super::interface::Face;
 use super::offer::Endpoint;
+use super::registry::Home;
 use crate::engine::Engine;
 use crate::limits::{MAX_OFFERED, OFFERED_MS};
 use crate::protocol::SessionOptions;
@@ -31,28 +32,23 @@ pub(super) struct Offered {
     at: Instant,
 }
 
-/// By the number of the session. What peers have chosen another transport for is forgotten after a while, by a task that runs as
-/// long as there are any: engines, and interfaces, are not kept for them.
+/// By the number of the session. What peers have chosen another transport for is forgotten after a while, by a task on the runtime that it
+/// was offered from, which runs as long as there are any: engines, and interfaces, are not kept for them.
 #[derive(Default)]
 pub(super) struct Pending(Arc<Shared>);
 
 #[derive(Default)]
-struct Shared {
-    waiting: Mutex<Waiting>,
-    /// The task's.
-    waker: AtomicWaker,
-}
+struct Shared(Mutex<Vec<Place>>);
 
-#[derive(Default)]
-struct Waiting {
+/// What was offered from one runtime. It is there as long as its task.
+struct Place {
+    home: Home,
     offers: HashMap<u32, Offered>,
-    /// The task runs.
-    is_swept: bool,
-    /// There is no transport any more.
-    is_closed: bool,
+    /// The task's.
+    waker: Arc<AtomicWaker>,
 }
 
-impl Waiting {
+impl Place {
     /// Takes out what is too old; when the next one is.
     fn forget(&mut self, now: Instant) -> (Vec<Offered>, Option<Instant>) {
         let age = Duration::from_millis(OFFERED_MS);
@@ -62,9 +58,31 @@ impl Waiting {
     }
 }
 
+/// The number of the oldest, where there are too many.
+fn beyond(places: &[Place]) -> Option<u32> {
+    if places.iter().map(|place| place.offers.len()).sum::<usize>() < MAX_OFFERED {
+        return None;
+    }
+    let all = places.iter().flat_map(|place| &place.offers);
+    all.min_by_key(|(_, offered)| offered.at).map(|(session, _)| *session)
+}
+
+impl Shared {
+    fn take(&self, session: u32) -> Option<Offered> {
+        let mut places = self.0.lock();
+        let (offered, place) =
+            places.iter_mut().find_map(|place| Some((place.offers.remove(&session)?, place)))?;
+        let waker = place.offers.is_empty().then(|| place.waker.clone());
+        drop(places);
+        // Its task has nothing to do any more.
+        waker.inspect(|waker| waker.wake());
+        Some(offered)
+    }
+}
+
 impl Pending {
     pub(super) fn has(&self, session: u32) -> bool {
-        self.0.waiting.lock().offers.contains_key(&session)
+        self.0.0.lock().iter().any(|place| place.offers.contains_key(&session))
     }
 
     /// Keeps one for a while; the oldest goes when there are too many.
@@ -76,52 +94,31 @@ impl Pending {
         options: SessionOptions,
         reactor: &Arc<dyn Reactor>,
     ) -> Result<(), Unavailable> {
-        let mut waiting = self.0.waiting.lock();
-        let Waiting { offers, is_swept, .. } = &mut *waiting;
-        // Engines that go with it go without the lock: they may take a while.
-        let mut gone = None;
-        if offers.len() >= MAX_OFFERED
-            && let Some(oldest) = offers.iter().min_by_key(|(_, offered)| offered.at).map(|(id, _)| *id)
-        {
-            gone = offers.remove(&oldest);
-        }
-        offers.insert(session, Offered { engine, way, options, at: reactor.now() });
-        let is_swept = std::mem::replace(is_swept, true);
-        drop(waiting);
-        drop(gone);
-        if is_swept {
+        let home = Home::at(reactor);
+        let offered = Offered { engine, way, options, at: reactor.now() };
+        // Dropped behind the lock: engines that go with it may take a while.
+        let _gone;
+        let mut places = self.0.0.lock();
+        _gone = beyond(&places)
+            .and_then(|oldest| places.iter_mut().find_map(|place| place.offers.remove(&oldest)));
+        if let Some(place) = places.iter_mut().find(|place| place.home == home) {
+            place.offers.insert(session, offered);
             return Ok(());
         }
-        self.begin(reactor).inspect_err(|_| {
-            // Nobody hears of it, so nobody takes it back.
-            let mut waiting = self.0.waiting.lock();
-            waiting.is_swept = false;
-            let unheard_of = waiting.offers.remove(&session);
-            drop(waiting);
-            drop(unheard_of);
-        })
-    }
-
-    fn begin(&self, reactor: &Arc<dyn Reactor>) -> Result<(), Unavailable> {
+        let waker = Arc::<AtomicWaker>::default();
+        places.push(Place { home, offers: HashMap::from([(session, offered)]), waker: waker.clone() });
+        drop(places);
+        let swept = Swept { shared: Arc::downgrade(&self.0), home };
         let timer = reactor.timer().map_err(|e| Unavailable::os("set a timer", &e))?;
-        let sweeper = Sweeper { shared: Arc::downgrade(&self.0), timer, reactor: reactor.clone() };
+        let sweeper = Sweeper { swept, waker, timer, reactor: reactor.clone() };
         reactor.spawn(Box::pin(sweeper)).map_err(|e| Unavailable::os("start a task", &e))?.detach();
         Ok(())
     }
 
     pub(super) fn take(&self, session: u32) -> Option<Offered> {
-        let mut waiting = self.0.waiting.lock();
-        let offered = waiting.offers.remove(&session);
-        let is_last = waiting.offers.is_empty();
-        drop(waiting);
-        if is_last {
-            self.0.waker.wake();
-        }
-        offered
+        self.0.take(session)
     }
-}
 
-impl Pending {
     /// Forgets what this offer stands for.
     pub(super) fn withdraw(&self, offer: &Offer) {
         if let Ok(endpoint) = Endpoint::decode(offer.version, &offer.bytes) {
@@ -132,14 +129,50 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.0.waiting.lock().is_closed = true;
-        self.0.waker.wake();
+        let places = std::mem::take(&mut *self.0.0.lock());
+        places.iter().for_each(|place| place.waker.wake());
+    }
+}
+
+/// A place that somebody sweeps. With this it goes: who offers after that begins another one. What is left in it is nobody's: no task of
+/// its runtime runs any more, or none could be begun.
+struct Swept {
+    shared: Weak<Shared>,
+    home: Home,
+}
+
+impl Swept {
+    /// Forgets what is too old. When to come again; `None`: not at all.
+    fn sweep(&mut self, now: Instant) -> Option<Instant> {
+        let shared = self.shared.upgrade()?;
+        let mut places = shared.0.lock();
+        let at = places.iter().position(|place| place.home == self.home)?;
+        let (old, next) = places[at].forget(now);
+        if next.is_none() {
+            places.swap_remove(at);
+            self.shared = Weak::new();
+        }
+        drop(places);
+        drop(old);
+        next
+    }
+}
+
+impl Drop for Swept {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut places = shared.0.lock();
+        let at = places.iter().position(|place| place.home == self.home);
+        let left = at.map(|at| places.swap_remove(at));
+        drop(places);
+        drop(left);
     }
 }
 
 /// Forgets what nobody has joined.
 struct Sweeper {
-    shared: Weak<Shared>,
+    swept: Swept,
+    waker: Arc<AtomicWaker>,
     timer: Box<dyn Timer>,
     reactor: Arc<dyn Reactor>,
 }
@@ -149,33 +182,13 @@ impl Future for Sweeper {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let Some(shared) = this.shared.upgrade() else { return Poll::Ready(()) };
-        shared.waker.register(cx.waker());
-        loop {
-            let mut waiting = shared.waiting.lock();
-            let (old, next) = waiting.forget(this.reactor.now());
-            let next = next.filter(|_| !waiting.is_closed);
-            // Whoever offers from here on begins another one.
-            waiting.is_swept = next.is_some();
-            drop(waiting);
-            drop(old);
-            let Some(next) = next else {
-                this.shared = Weak::new();
-                return Poll::Ready(());
-            };
+        this.waker.register(cx.waker());
+        while let Some(next) = this.swept.sweep(this.reactor.now()) {
             this.timer.reset(next);
             if this.timer.poll_expired(cx).is_pending() {
                 return Poll::Pending;
             }
         }
-    }
-}
-
-impl Drop for Sweeper {
-    fn drop(&mut self) {
-        // Its runtime has ended, perhaps: the next offer begins one on its own.
-        if let Some(shared) = self.shared.upgrade() {
-            shared.waiting.lock().is_swept = false;
-        }
+        Poll::Ready(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use zc_core::transport::{OfferContext, Unavailable};
+use zc_core::transport::{OfferContext, Reactor, Unavailable};
 
 use crate::engine::Engine;
 use crate::limits::MAX_ENGINES;
@@ -13,9 +13,13 @@ pub(super) struct Home(usize, u64);
 
 impl Home {
     pub(super) fn of(cx: &OfferContext) -> Self {
+        Self::at(&cx.reactor)
+    }
+
+    pub(super) fn at(reactor: &Arc<dyn Reactor>) -> Self {
         // One that has no number of its own is told by its reactor.
-        match cx.reactor.runtime() {
-            0 => Self(Arc::as_ptr(&cx.reactor).cast::<()>().addr(), 0),
+        match reactor.runtime() {
+            0 => Self(Arc::as_ptr(reactor).cast::<()>().addr(), 0),
             runtime => Self(0, runtime),
         }
     }

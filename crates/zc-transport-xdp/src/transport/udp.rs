@@ -233,6 +233,30 @@ mod tests {
         }
     }
 
+    /// A runtime that nobody drives, and one that has ended.
+    #[test]
+    fn offers_are_forgotten_whatever_another_runtime_does() {
+        let runtime = || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_all().start_paused(true).build().unwrap()
+        };
+        let (transport, still) = (UdpTransport::default(), runtime());
+        let offer = || async { transport.offer(&context(&[])).unwrap() };
+        let is_kept = |offer: &Offer| {
+            transport.pending.has(Endpoint::decode(offer.version, &offer.bytes).unwrap().offer.session())
+        };
+        let first = still.block_on(offer());
+        runtime().block_on(async {
+            let second = offer().await;
+            tokio::time::sleep(Duration::from_millis(OFFERED_MS / 2)).await;
+            assert!(is_kept(&first) && is_kept(&second));
+            tokio::time::sleep(Duration::from_millis(OFFERED_MS)).await;
+            assert!(is_kept(&first) && !is_kept(&second));
+        });
+        drop(still);
+        assert!(!is_kept(&first));
+    }
+
     #[tokio::test]
     async fn addresses_say_what_the_mac_covers() {
         let transport = UdpTransport::default();
