@@ -85,6 +85,11 @@ fn last_resort(name: &'static str, [wire, second]: [&'static str; 2], join: Join
     Arc::new(Fake { name, wire, second: Some(second), join })
 }
 
+/// What such an offer is for; behind that stands whose it is.
+fn wire_of(offer: &Offer) -> Option<&[u8]> {
+    offer.bytes.split(|byte| *byte == b' ').next()
+}
+
 async fn greet(link: &mut dyn ControlLink, role: Role, id: &mut [u8; 16]) -> stdio::Result<()> {
     match role {
         Role::Client => {
@@ -144,8 +149,7 @@ impl Transport for Fake {
         cx: OfferContext,
     ) -> BoxFuture<'a, Result<Lane, WireupError>> {
         Box::pin(async move {
-            let wire = |offer: &Offer| offer.bytes.split(|byte| *byte == b' ').next().map(<[u8]>::to_vec);
-            assert_eq!(wire(&mine), wire(&peer));
+            assert_eq!(wire_of(&mine), wire_of(&peer));
             let failed = |source| LinkError::Io { operation: "greet", source };
             match self.join {
                 Join::Fails => return Err(Unavailable::NoDevice.into()),
