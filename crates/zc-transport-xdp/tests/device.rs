@@ -585,6 +585,28 @@ fn by_default_the_queues_share_half_of_the_memory() {
     assert_eq!(umem.stats().max_out, 8192 - 8 * (512 + 256));
 }
 
+/// A kernel that copies takes a few frames in turn; once a burst has needed most of them it has more.
+#[test]
+fn a_burst_leaves_more_frames_to_receive_into() {
+    let Some(bed) = Bed::veth(1, 1500) else { return };
+    for mode in COPIES {
+        let default = DeviceOptions { fill_frames: None, rx_entries: 2048, ..options(mode) };
+        let umem = Umem::new(&UmemOptions::default()).unwrap();
+        let Some(mut near) = open(&bed.near, &umem, &default) else { return };
+        let queue = &mut near.queues_mut()[0];
+        assert_eq!((queue.stats().unwrap().filled, umem.stats().max_out), (512, 8192 - 2048), "{mode}");
+        let (client, to) = (socket(&bed.far, true), party(&bed.near, true, PORT).address);
+        // Over a veth a packet has arrived when it was sent.
+        (0..400).for_each(|_| assert_eq!(client.send_to(&[7; 64], to).unwrap(), 64));
+        drop(receive(queue, 400));
+        assert_eq!(queue.stats().unwrap().filled, 1024, "{mode}");
+        (0..900).for_each(|_| assert_eq!(client.send_to(&[7; 64], to).unwrap(), 64));
+        drop(receive(queue, 900));
+        assert_eq!(queue.stats().unwrap().filled, 2048, "{mode}");
+        assert_eq!(umem.stats().max_out, 8192 - 2048, "all of them were set aside before");
+    }
+}
+
 /// Nothing would wake up a queue without frames to receive into.
 #[test]
 fn what_the_application_has_is_not_reserved() {

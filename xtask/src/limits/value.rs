@@ -123,7 +123,7 @@ impl Unit {
             () if !number => Self::None,
             () if name.ends_with("_ms") => Self::Milliseconds,
             () if ["_messages", "_packets"].iter().any(|end| name.ends_with(end)) => Self::Count,
-            () if ["bytes", "headroom", "window"].iter().any(|part| name.contains(part)) => Self::Bytes,
+            () if ["bytes", "headroom"].iter().any(|part| name.contains(part)) => Self::Bytes,
             () if words().any(|word| word.eq_ignore_ascii_case("bytes")) => Self::Bytes,
             () => Self::Count,
         }

@@ -220,7 +220,7 @@ pub struct LaneLimits {
     pub send_max_message: u32,
     /// Payload bytes that the peer may send before the application has taken any.
     pub recv_window: u32,
-    /// The same for the other direction.
+    /// The same for the other direction, bytes.
     pub send_window: u32,
     /// Lent receive memory after which messages are copied out, bytes.
     pub lease_soft: usize,

@@ -2,7 +2,7 @@
 
 use super::frame::Settings;
 
-/// The widest window that can be granted.
+/// The widest window that can be granted, bytes.
 pub(crate) const MAX_WINDOW: u32 = i32::MAX as u32;
 /// The most header bytes that a block can hold.
 pub(crate) const MAX_HEADER_BYTES: u32 = 60 << 10;

@@ -142,6 +142,10 @@ impl Attempt<'_> {
             })?;
             ports.push(port);
         }
+        // A device that receives into the frames by itself takes as many as it has places, and asks to be called while it lacks some.
+        if mode != Mode::ZeroCopy && self.options.fill_frames.is_none() {
+            ports.iter_mut().for_each(Port::stock_as_needed);
+        }
         ports.iter_mut().try_for_each(|port| port.refill().map_err(refused("recv(AF_XDP)")))?;
         Ok((ports, mode))
     }
@@ -171,8 +175,7 @@ impl Attempt<'_> {
     fn port(&self, socket: Socket) -> Result<Port, Failed> {
         let DeviceOptions { rx_entries, tx_entries, .. } = *self.options;
         let fill_frames = self.fill_frames();
-        let is_fill_fixed = self.options.fill_frames.is_some();
-        let sizes = RingSizes { rx: rx_entries, tx: tx_entries, fill: fill_frames, is_fill_fixed };
+        let sizes = RingSizes { rx: rx_entries, tx: tx_entries, fill: fill_frames };
         let made = Port::new(socket, self.umem.frames(), sizes, self.checksums);
         made.map_err(refused("mmap(AF_XDP)"))?.ok_or_else(|| {
             let needed = fill_frames.saturating_mul(self.interface.rx_queues);

@@ -124,8 +124,8 @@ pub struct DeviceOptions {
     /// Entries of each queue's ring of what goes out; a power of two.
     pub tx_entries: u32,
     /// Frames that the kernel has for receiving, for each queue: they are reserved. A power of two, always so many; `None`: up
-    /// to 2048, so that all queues together take at most half of the memory that is left, and of these 512 until bursts need
-    /// more, since frames that come round soon are still in the caches.
+    /// to 2048, so that all queues together take at most half of the memory that is left. Of these the kernel has 512 until
+    /// bursts need more, if it copies: frames that come round soon are still in the caches.
     pub fill_frames: Option<u32>,
     /// Whether the device computes checksums on demand ([`Outgoing::with_checksum`]) where it can; else `send` does.
     ///

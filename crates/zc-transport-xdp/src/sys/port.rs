@@ -29,9 +29,8 @@ pub(crate) type Segments = SmallVec<[PinnedBuf; 2]>;
 pub(crate) struct RingSizes {
     pub(crate) rx: u32,
     pub(crate) tx: u32,
-    /// And how many frames are set aside for the fill ring, and whether it is always stocked with all of them.
+    /// And how many frames are set aside for the fill ring.
     pub(crate) fill: u32,
-    pub(crate) is_fill_fixed: bool,
 }
 
 impl RingSizes {
@@ -73,6 +72,8 @@ struct Held {
     /// Frames that the kernel has for receiving, and how many are set aside for that.
     filled: u32,
     reserved: u32,
+    /// What it had after the last refill.
+    given: u32,
     stock: Stock,
     flights: Box<[Flight]>,
     in_flight: u32,
@@ -160,9 +161,17 @@ impl Port {
         };
         let Some(id) = umem.reserve(sizes.fill) else { return Ok(None) };
         let flights = (0..umem.count()).map(|_| Flight::default()).collect();
-        let stock = if sizes.is_fill_fixed { Stock::fixed(sizes.fill) } else { Stock::up_to(sizes.fill) };
-        let held =
-            Held { umem: umem.clone(), id, filled: 0, reserved: sizes.fill, stock, flights, in_flight: 0 };
+        let stock = Stock::fixed(sizes.fill);
+        let held = Held {
+            umem: umem.clone(),
+            id,
+            filled: 0,
+            reserved: sizes.fill,
+            given: 0,
+            stock,
+            flights,
+            in_flight: 0,
+        };
         Ok(Some(Self { io, held, counters: PortCounters::default(), checksums }))
     }
 
@@ -189,15 +198,21 @@ impl Port {
         self.held.filled
     }
 
+    /// From here on the fill ring has fewer frames than are set aside, for as long as these do.
+    pub(crate) fn stock_as_needed(&mut self) {
+        self.held.stock = Stock::up_to(self.held.reserved);
+    }
+
     /// Stocks the fill ring; wakes the kernel if it wants that.
     pub(crate) fn refill(&mut self) -> io::Result<()> {
-        let lacking = self.held.stock.lacking(self.held.filled);
-        if lacking > 0 {
+        if self.held.stock.lacking(self.held.filled) > 0 {
             let left = self.io.fill.waiting().map_err(torn)?;
-            self.held.stock.saw_taken(self.held.filled.saturating_sub(left));
+            self.held.stock.saw_taken(self.held.given.saturating_sub(left));
+            let lacking = self.held.stock.lacking(self.held.filled);
             let room = self.io.fill.room(lacking).map_err(torn)?.min(lacking);
             let Io { fill, .. } = &mut self.io;
             self.held.filled += self.held.umem.pass_to_port(self.held.id, room, |place| fill.push([place]));
+            self.held.given = self.held.filled;
             self.io.fill.publish();
         }
         if self.io.fill.needs_wakeup() { self.io.socket.wake_rx() } else { Ok(()) }

@@ -32,7 +32,7 @@ impl Stock {
         if lacking >= REFILL_BATCH.min(self.now) { lacking } else { 0 }
     }
 
-    /// So many the kernel has taken, and used or not; they have not come back yet.
+    /// So many of those that it had after the last refill the kernel has taken off the ring.
     pub(super) fn saw_taken(&mut self, taken: u32) {
         if taken > self.now / 2 {
             (self.now, self.calm) = (self.now.saturating_mul(2).min(self.most), 0);
