@@ -156,6 +156,7 @@ impl Core {
             work.silent = is_write && !last.is_handed;
             work.signalled = !work.silent;
             last.works += u32::from(!work.silent);
+            last.is_fenced |= work.fenced;
             let (is_handed, staged) = (last.is_handed, user.endpoint().map(|endpoint| endpoint.stage(work)));
             match staged {
                 Some(Ok(())) if is_handed => return Ok(true),

@@ -50,6 +50,13 @@ pub(in crate::lane) struct Operation {
     pub(in crate::lane) what: What,
 }
 
+impl Operation {
+    /// Reads and atomics, which those behind them may overtake.
+    fn is_slow(&self) -> bool {
+        !matches!(self.what, What::Write { .. })
+    }
+}
+
 /// How an operation has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::lane) struct Ended {
@@ -78,6 +85,8 @@ pub(in crate::lane) struct Flying {
     has_place: bool,
     /// Its notification was handed over.
     is_told: bool,
+    /// The device is to begin it only when the reads and atomics in front of it are complete.
+    pub(in crate::lane) is_fenced: bool,
     ended: Option<Ended>,
 }
 
@@ -88,11 +97,6 @@ impl Flying {
             What::Write { message, .. } => message.len(),
             What::CompareSwap { .. } | What::FetchAdd { .. } => 8,
         }
-    }
-
-    /// Reads and atomics, which those behind them may overtake.
-    fn is_slow(&self) -> bool {
-        !matches!(self.operation.what, What::Write { .. })
     }
 
     /// It has ended, its notification included.
@@ -374,6 +378,7 @@ impl<Q: Queue> User<Q> {
             is_flushed: false,
             has_place: false,
             is_told: false,
+            is_fenced: false,
             ended,
         });
     }
@@ -394,6 +399,7 @@ impl<Q: Queue> User<Q> {
     pub(in crate::lane) fn next(&mut self, endpoint: &Q, out: &mut Outbox) -> Next {
         let Some(first) = self.waiting.front() else { return Next::Wait };
         let is_told = matches!(first.what, What::Write { notify: Some(_), .. });
+        let is_slow = first.is_slow();
         let Some(key) = first.key else {
             self.end_first(RemoteStatus::Revoked);
             return Next::Ended;
@@ -426,6 +432,7 @@ impl<Q: Queue> User<Q> {
                 self.end_first(RemoteStatus::Busy);
                 Next::Ended
             }
+            Ok(_) if is_slow && self.has_fenced() => Next::Wait,
             Ok(place) => {
                 if let Some(operation) = self.waiting.pop_front() {
                     self.fly(operation, place, None);
@@ -452,7 +459,13 @@ impl<Q: Queue> User<Q> {
     /// Whether one is to wait for reads and atomics in front of it, which devices may do after it: only among themselves those keep
     /// their order.
     pub(in crate::lane) fn must_fence(&self) -> bool {
-        self.flying.iter().any(|flying| flying.is_slow() && flying.works > 0)
+        self.flying.iter().any(|flying| flying.operation.is_slow() && flying.works > 0)
+    }
+
+    /// Whether reads and atomics have to wait: one that waits for those in front of it is under way. If such a write has to be sent
+    /// again, Soft-RoCE counts those behind it, too, which it has begun: it waits for them, they for it, and no timer runs.
+    fn has_fenced(&self) -> bool {
+        self.flying.iter().any(|flying| flying.is_fenced && !flying.has_left())
     }
 
     pub(in crate::lane) fn word(&mut self) -> Option<PinnedBufMut> {
