@@ -117,6 +117,8 @@ pub const REVOKE_MS: u64 = 100;
 pub const SPARE_WORDS: usize = 16;
 /// How long an owner's atomic waits for its own device before it is given up, and with it the way to the device.
 pub const OWN_ATOMIC_MS: u64 = 2_000;
+/// How long further ones are answered with its error before the device is tried again.
+pub const OWN_ATOMIC_PAUSE_MS: u64 = 1_000;
 /// Engines of one transport: one for each device, or address of it, that its connections use.
 pub const MAX_ENGINES: usize = 64;
 /// How long a lane waits before it asks again for memory that the pool did not have.
