@@ -299,7 +299,7 @@ async fn a_wire_that_loses_packets_keeps_no_operation_waiting() {
     assert!(lost > 0 && retries > 0, "nothing was lost that mattered");
 }
 
-/// For long ones windows are bound in between. With these Soft-RoCE of Linux 6.1 may leave a queue pair standing for ever
+/// For long ones windows are bound in between. If one comes to be bound again, Soft-RoCE of Linux 6.1 leaves the queue pair standing for ever
 /// (`docs/rdma.md`): that ends the connection, and the next one goes on. What arrives is whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wire_that_loses_packets_damages_no_long_message() {
