@@ -270,7 +270,7 @@ async fn a_wire_that_loses_packets_loses_no_message() {
 /// if they stood for ever: messages, and so keepalive, go on beside them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wire_that_loses_packets_keeps_no_operation_waiting() {
-    const ROUNDS: u64 = 200;
+    const ROUNDS: u64 = 400;
     if !is_on("main") {
         return;
     }
