@@ -108,6 +108,11 @@ pub const MAX_REMOTE_KEYS: usize = 1024;
 pub const NOTIFY_WINDOW: u64 = 256;
 /// Windows that are being bound on a queue pair which serves a peer's one-sided operations: it asks about one at a time.
 pub const BIND_DEPTH: u32 = 4;
+/// How long the device may end none of the one-sided operations that it has before the connection ends: many times what it takes to send
+/// again what nobody acknowledges, after which devices fail by themselves.
+pub const STANDSTILL_MS: u64 = 10_000;
+/// ... and a millisecond more for so many bytes of theirs.
+pub const STANDSTILL_BYTES_PER_MS: usize = 1 << 10;
 /// How often in a second a peer's one-sided operations begin anew after a refusal, with queue pairs that are made for it; beyond that they are
 /// `Busy`.
 pub const MAX_ROUNDS_PER_SECOND: u32 = 64;
@@ -117,6 +122,8 @@ pub const REVOKE_MS: u64 = 100;
 pub const SPARE_WORDS: usize = 16;
 /// How long an owner's atomic waits for its own device before it is given up, and with it the way to the device.
 pub const OWN_ATOMIC_MS: u64 = 2_000;
+/// How long further ones are answered with its error before the device is tried again.
+pub const OWN_ATOMIC_PAUSE_MS: u64 = 1_000;
 /// Engines of one transport: one for each device, or address of it, that its connections use.
 pub const MAX_ENGINES: usize = 64;
 /// How long a lane waits before it asks again for memory that the pool did not have.

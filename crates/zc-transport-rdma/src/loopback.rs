@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use zc_core::memory::{BufPool, ExportError, ExportMemory, PinnedBufMut, RegisterError, WordAtomics};
 
 use crate::gid::GidEntry;
-use crate::limits::OWN_ATOMIC_MS;
+use crate::limits::{OWN_ATOMIC_MS, OWN_ATOMIC_PAUSE_MS};
 use crate::verbs::{
     Completion, CompletionQueue, Context, ExportedMemory, Operation, Path, ProtectionDomain, QueuePair,
     QueuePairCaps, RemoteAccess, RemotePlace, VerbsError, Work,
@@ -35,7 +35,7 @@ const POOL_BYTES: usize = 1 << 20;
 pub(crate) struct Loopback {
     device: Arc<Context>,
     local: GidEntry,
-    way: Renewed<Way>,
+    way: Renewed<Way, ExportError>,
     exported: ExportedMemory,
     domain: Arc<ProtectionDomain>,
 }
@@ -85,36 +85,68 @@ impl Loopback {
     ) -> Result<u64, ExportError> {
         let open = || {
             Way::open(&self.device, self.local, &self.domain).map_err(|error| {
-                tracing::warn!(%error, "no way to our own device");
+                tracing::debug!(%error, "no way to our own device");
                 ExportError::Device { operation: "queue pairs to our own device" }
             })
         };
         // What a way that failed had under way is given back when it is taken down, and can't be done any more then.
-        self.way.run(open, |way| way.run(self.exported.place().at(offset), operation))
+        let work = |way: &mut Way| way.run(self.exported.place().at(offset), operation);
+        self.way.run(Instant::now, open, work)
     }
 }
 
-/// Something for one user at a time, which is thrown away when it fails and made again with the next use.
-struct Renewed<T>(Mutex<Option<T>>);
+/// Something for one user at a time, which is thrown away when it fails and made again, but not for [`OWN_ATOMIC_PAUSE_MS`]: each failure
+/// takes its time, and users wait for each other.
+struct Renewed<T, E>(Mutex<Tried<T, E>>);
 
-impl<T> Renewed<T> {
+struct Tried<T, E> {
+    kept: Option<T>,
+    /// How it went last, if not well, and when.
+    failed: Option<(Instant, E)>,
+}
+
+impl<T, E: Copy + std::fmt::Display> Renewed<T, E> {
     fn new(first: T) -> Self {
-        Self(Mutex::new(Some(first)))
+        Self(Mutex::new(Tried { kept: Some(first), failed: None }))
     }
 
-    fn run<R, E>(
+    fn run<R>(
         &self,
+        clock: impl Fn() -> Instant,
         make: impl FnOnce() -> Result<T, E>,
         work: impl FnOnce(&mut T) -> Result<R, E>,
     ) -> Result<R, E> {
-        let mut guard = self.0.lock();
-        let kept = match &mut *guard {
+        let tried = &mut *self.0.lock();
+        if let Some((when, error)) = tried.failed
+            && clock().saturating_duration_since(when) < Duration::from_millis(OWN_ATOMIC_PAUSE_MS)
+        {
+            return Err(error);
+        }
+        let done = tried.attempt(make, work);
+        let failed = done.as_ref().err().map(|error| (clock(), *error));
+        match (&tried.failed, &failed) {
+            (None, Some((_, error))) => tracing::warn!(%error, "our own device does none of our atomics"),
+            (Some(_), None) => tracing::info!("our own device does our atomics again"),
+            _ => {}
+        }
+        tried.failed = failed;
+        done
+    }
+}
+
+impl<T, E> Tried<T, E> {
+    fn attempt<R>(
+        &mut self,
+        make: impl FnOnce() -> Result<T, E>,
+        work: impl FnOnce(&mut T) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let kept = match &mut self.kept {
             Some(kept) => kept,
             none => none.insert(make()?),
         };
         let done = work(kept);
         if done.is_err() {
-            *guard = None;
+            self.kept = None;
         }
         done
     }
@@ -197,18 +229,63 @@ impl WordAtomics for Loopback {
 }
 
 #[cfg(test)]
+#[allow(clippy::print_stdout, reason = "tests")]
 mod tests {
-    use super::*;
+    use zc_core::memory::Region;
 
-    /// One failure costs the operation that met it, and no later one.
+    use super::*;
+    use crate::gid::DeviceChoice;
+    use crate::verbs::Device;
+
+    /// One failure costs the operation that met it, those that come soon after, and no later one.
     #[test]
-    fn what_failed_is_made_again_with_the_next_use() {
+    fn what_failed_is_made_again_after_a_while() {
+        const MADE_NO_SOONER: &str = "made too soon";
+        let start = Instant::now();
+        let at = |ms| move || start + Duration::from_millis(ms);
         let renewed = Renewed::new(1);
-        let none = || -> Result<u32, &str> { Err("not yet") };
-        assert_eq!(renewed.run(none, |of| Ok(*of)), Ok(1), "it is there");
-        assert_eq!(renewed.run(none, |_| Err::<u32, _>("failed")), Err("failed"));
-        assert_eq!(renewed.run(none, |of| Ok(*of)), Err("not yet"));
-        assert_eq!(renewed.run(|| Ok(2), |of| Ok::<_, &str>(*of)), Ok(2));
-        assert_eq!(renewed.run(none, |of| Ok(*of)), Ok(2));
+        let none = || -> Result<u32, &str> { Err(MADE_NO_SOONER) };
+        assert_eq!(renewed.run(at(0), none, |of| Ok(*of)), Ok(1), "it is there");
+        assert_eq!(renewed.run(at(1), none, |_| Err::<u32, _>("failed")), Err("failed"));
+        assert_eq!(renewed.run(at(OWN_ATOMIC_PAUSE_MS), || Ok(2), |of| Ok(*of)), Err("failed"), "at once");
+        assert_eq!(renewed.run(at(OWN_ATOMIC_PAUSE_MS + 1), || Err("none"), |of| Ok(*of)), Err("none"));
+        // That was a failure as well.
+        assert_eq!(renewed.run(at(2 * OWN_ATOMIC_PAUSE_MS), || Ok(2), |of| Ok(*of)), Err("none"));
+        assert_eq!(renewed.run(at(2 * OWN_ATOMIC_PAUSE_MS + 1), || Ok(2), |of| Ok(*of)), Ok(2));
+        assert_eq!(renewed.run(at(2 * OWN_ATOMIC_PAUSE_MS + 2), none, |of| Ok(*of)), Ok(2));
+    }
+
+    /// Of the test machine; elsewhere there is none to be had.
+    fn on_the_machine() -> Option<Loopback> {
+        if std::env::var_os("ZC_RDMA_MACHINE").is_none() {
+            println!("not the test machine, so this tests nothing");
+            return None;
+        }
+        let device = Device::all().unwrap()[0].open().unwrap();
+        let gids = device.gids().unwrap().into_iter().map(|gid| ((), gid));
+        let (_, local) = DeviceChoice::default().choose(gids).unwrap();
+        let memory = ExportMemory::new(Region::builder(4096), 4096).unwrap();
+        Some(Loopback::new(&device, local, &memory).unwrap())
+    }
+
+    #[test]
+    fn a_way_that_has_failed_comes_up_again() {
+        let Some(loopback) = on_the_machine() else { return };
+        assert_eq!((loopback.fetch_add(8, 5), loopback.fetch_add(8, 1)), (Ok(0), Ok(5)));
+        loopback.way.0.lock().kept.as_ref().unwrap().begins.fail().unwrap();
+        let failed = loopback.fetch_add(8, 100);
+        assert!(matches!(failed, Err(ExportError::Device { .. })), "{failed:?}");
+        assert!(loopback.way.0.lock().kept.is_none());
+        // A hang guard.
+        let until = Instant::now() + Duration::from_secs(60);
+        let done = loop {
+            match loopback.compare_swap(8, 6, 7) {
+                Err(again) if Instant::now() < until => assert_eq!(Err(again), failed),
+                done => break done,
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        // By the second one, in the same domain and of the same registration; and the first has done nothing after it had failed.
+        assert_eq!((done, loopback.fetch_add(8, 1)), (Ok(6), Ok(7)));
     }
 }

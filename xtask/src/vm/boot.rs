@@ -13,6 +13,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, PipeReader, Seek, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -104,15 +105,15 @@ impl Job {
     /// Boots, runs the command and returns its exit status; 128 + N if signal N has killed it.
     pub(super) fn run(&self, parts: &Parts) -> Result<u8, Error> {
         // Nobody else is there to be asked for.
-        self.run_with(parts, Words::new(), |_| ())
+        self.run_with(parts, Words::new(), |_| 0)
     }
 
-    /// The same, where others end it, or do what the command asks for.
+    /// The same, where others end it, or do what the command asks for and say how many frames were lost until then.
     pub(super) fn run_with(
         &self,
         parts: &Parts,
         words: Words,
-        mut asked: impl FnMut(Ask),
+        mut asked: impl FnMut(Ask) -> u64,
     ) -> Result<u8, Error> {
         let mut starts = 1;
         loop {
@@ -126,7 +127,7 @@ impl Job {
         }
     }
 
-    fn start(&self, parts: &Parts, words: &Words, asked: &mut impl FnMut(Ask)) -> Result<u8, Error> {
+    fn start(&self, parts: &Parts, words: &Words, asked: &mut impl FnMut(Ask) -> u64) -> Result<u8, Error> {
         let start = Instant::now();
         let machine = self.switch_on(parts, words)?;
         let ended = machine.wait(start, self.limit, &words.of, asked);
@@ -149,6 +150,10 @@ impl Job {
         let (initrd, bytes) = self.initrd(&base)?;
         let (ours, theirs) = wires()?;
         let plug = self.place.as_ref().map(|(wire, end)| wire.plug(*end)).transpose()?;
+        let (answers, of_answers) = match &plug {
+            Some(_) => ports::answers().map(|(ours, theirs)| (Some(ours), Some(theirs)))?,
+            None => (None, None),
+        };
         let least = if kernel.cards().is_empty() { 0 } else { CARDS_MEMORY_MIB };
         let needed = (MEMORY_MIB + MEMORY_PER_FILES * (bytes >> 20)).max(least);
         let memory_mib = self.memory_mib.unwrap_or(needed);
@@ -157,21 +162,26 @@ impl Job {
         command.args([guard::EXEC, &std::process::id().to_string(), "--"]).args(&qemu.command);
         command.args(arguments(memory_mib, &kernel_dir.join(KERNEL_FILE), &initrd, &theirs));
         command.args(cards(*kernel));
-        command.args(self.plugged(plug.as_ref()));
+        command.args(self.plugged(plug.as_ref().zip(of_answers.as_ref())));
         command.envs(qemu.env.iter().map(|(name, value)| (name, value)));
-        Machine::start(command, ours, self.sinks(), self.out.clone(), words.to.clone(), self.prefix())
+        let out = self.out.clone();
+        let machine = Machine::start(command, ours, self.sinks(), out, words.to.clone(), self.prefix())?;
+        Ok(Machine { answers, ..machine })
     }
 
     fn end(&self) -> Option<End> {
         self.place.as_ref().map(|(_, end)| *end)
     }
 
-    /// The card at the wire.
-    fn plugged(&self, plug: Option<&Inherited>) -> Vec<OsString> {
-        let (Some(end), Some(plug)) = (self.end(), plug) else { return Vec::new() };
+    /// The card at the wire, and the port by which what is asked for is answered: behind those that all machines have.
+    fn plugged(&self, plug: Option<(&Inherited, &Inherited)>) -> Vec<OsString> {
+        let (Some(end), Some((plug, answers))) = (self.end(), plug) else { return Vec::new() };
         let wire = format!("socket,id=wire,fd={}", plug.number());
         let card = format!("virtio-net-pci,netdev=wire,mac=02:00:00:00:01:{:02},romfile=", end.number());
-        vec!["-netdev".into(), wire.into(), "-device".into(), card.into()]
+        let socket = format!("socket,id=answers,fd={}", answers.number());
+        let port = "virtserialport,chardev=answers,name=answers";
+        let all = [("-netdev", wire), ("-device", card), ("-chardev", socket), ("-device", port.to_owned())];
+        all.into_iter().flat_map(|(option, value)| [option.into(), value.into()]).collect()
     }
 
     /// What is ahead of our own words about it.
@@ -335,6 +345,8 @@ struct Machine {
     said: Option<JoinHandle<String>>,
     output: [JoinHandle<()>; 2],
     files: Option<JoinHandle<Result<(), Error>>>,
+    /// Where what it asks for is answered.
+    answers: Option<UnixStream>,
 }
 
 /// Where a command's output goes.
@@ -362,6 +374,7 @@ impl Machine {
             console: ports::tail(wires.console),
             output: [ports::hand_on(wires.stdout, stdout), ports::hand_on(wires.stderr, stderr)],
             files: out.map(|dir| ports::unpack(wires.files, dir)),
+            answers: None,
         })
     }
 
@@ -371,7 +384,7 @@ impl Machine {
         start: Instant,
         limit: Duration,
         words: &Receiver<Word>,
-        mut asked: impl FnMut(Ask),
+        mut asked: impl FnMut(Ask) -> u64,
     ) -> Result<u8, Error> {
         let deadline = start + limit;
         let mut up = false;
@@ -382,7 +395,16 @@ impl Machine {
                     let took_s = start.elapsed().as_secs_f64();
                     eprintln!("xtask: {}the machine is up after {took_s:.1} s", self.prefix);
                 }
-                Ok(Word::Said(Event::Ask(ask))) => asked(ask),
+                Ok(Word::Said(Event::Ask(ask))) => {
+                    let lost = asked(ask);
+                    if let Some(mut to) = self.answers.as_ref() {
+                        // If it is gone, that is heard of as ever.
+                        let _ = writeln!(to, "{lost}");
+                    }
+                }
+                Ok(Word::Said(Event::Garbled(line))) => {
+                    return Err(self.failed(up, format!("it said {line:?}, which means nothing here")));
+                }
                 Ok(Word::Said(Event::Exit(code))) => return self.ended(code),
                 Ok(Word::Said(Event::Fail(how))) => return Err(self.failed(up, how)),
                 Ok(Word::End) => return Err(Error::Ended),
@@ -454,6 +476,7 @@ impl Drop for Killed {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::os::unix::process::ExitStatusExt;
     use std::sync::{Arc, Mutex};
 
@@ -477,6 +500,12 @@ mod tests {
 
     /// A shell in qemu's place, which has the machine's ports as $stdout, $stderr, $events and $console.
     fn run(script: &str, limit: Duration) -> (Result<u8, Error>, [String; 2]) {
+        let (ended, said, _) = run_and_answer(script, limit);
+        (ended, said)
+    }
+
+    /// With what was answered when it had asked for something.
+    fn run_and_answer(script: &str, limit: Duration) -> (Result<u8, Error>, [String; 2], String) {
         let (ours, theirs) = wires().unwrap();
         let mut command = Command::new("sh");
         command.arg("-c").arg(script);
@@ -492,13 +521,34 @@ mod tests {
         let sinks = kept.clone().map(|kept| Box::new(kept) as Sink);
         let Words { to, of } = Words::new();
         let machine = Machine::start(command, ours, sinks, None, to, "").unwrap();
+        let (answers, mut answered) = UnixStream::pair().unwrap();
+        let machine = Machine { answers: Some(answers), ..machine };
         drop(theirs);
         let pid = machine.child.0.id();
         let mut asked = Vec::new();
-        let ended = machine.wait(Instant::now(), limit, &of, |ask| asked.push(ask));
+        let ended = machine.wait(Instant::now(), limit, &of, |ask| {
+            asked.push(ask);
+            40 + asked.len() as u64
+        });
         assert!(asked.iter().all(|ask| *ask == Ask::PeerOff), "{asked:?}");
+        let mut answers = String::new();
+        answered.read_to_string(&mut answers).unwrap();
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it is still there");
-        (ended, kept.map(|kept| String::from_utf8(kept.0.lock().unwrap().clone()).unwrap()))
+        (ended, kept.map(|kept| String::from_utf8(kept.0.lock().unwrap().clone()).unwrap()), answers)
+    }
+
+    #[test]
+    fn what_is_asked_for_is_done_before_it_is_answered() {
+        let script = "echo up >$events; echo peer-off >$events; echo peer-off >$events; echo exit 0 >$events";
+        let (ended, _, answers) = run_and_answer(script, HANG_GUARD);
+        assert_eq!((ended.unwrap(), answers.as_str()), (0, "41\n42\n"));
+    }
+
+    #[test]
+    fn a_word_that_means_nothing_is_an_error() {
+        let (ended, _) = run("echo up >$events; echo lose x >$events; exec sleep 1000", HANG_GUARD);
+        let Err(Error::Died { how, .. }) = ended else { panic!("{ended:?}") };
+        assert!(how.contains("\"lose x\""), "{how}");
     }
 
     #[test]

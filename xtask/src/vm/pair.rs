@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! thread of the caller ──> qemu: main ──asks──> peer-off, peer-on, lose N, lose-longer N
+//!                                     <──────── done: so many frames were lost until now
 //! a thread for each time ──> qemu: peer
 //! ```
 
@@ -32,14 +33,17 @@ impl Pair {
             let main = words.sender();
             let mut peer = Some(Peer::start(scope, &self.peer, parts, main.clone()));
             let mut failed = None;
-            let ended = self.main.run_with(parts, words, |ask| match ask {
-                Ask::Lose(one_of) => self.wire.lose(one_of),
-                Ask::LoseLonger(longest) => self.wire.lose_longer(longest),
-                Ask::PeerOff => failed = peer.take().and_then(|peer| peer.end().err()),
-                Ask::PeerOn if peer.is_none() => {
-                    peer = Some(Peer::start(scope, &self.peer, parts, main.clone()));
+            let ended = self.main.run_with(parts, words, |ask| {
+                match ask {
+                    Ask::Lose(one_of) => self.wire.lose(one_of),
+                    Ask::LoseLonger(longest) => self.wire.lose_longer(longest),
+                    Ask::PeerOff => failed = failed.take().or(peer.take().and_then(|peer| peer.end().err())),
+                    Ask::PeerOn if peer.is_none() => {
+                        peer = Some(Peer::start(scope, &self.peer, parts, main.clone()));
+                    }
+                    Ask::PeerOn => {}
                 }
-                Ask::PeerOn => {}
+                self.wire.lost()
             });
             let of_peer = match peer {
                 None => Ok(()),
@@ -79,7 +83,7 @@ impl<'scope> Peer<'scope> {
         let words = Words::new();
         let sender = words.sender();
         let thread = scope.spawn(move || {
-            let ended = match job.run_with(parts, words, |_| ()) {
+            let ended = match job.run_with(parts, words, |_| 0) {
                 Ok(0) | Err(Error::Ended) => Ok(()),
                 Ok(code) => Err(Failure::Status(code)),
                 Err(error) => Err(Failure::Machine(error)),

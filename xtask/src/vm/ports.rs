@@ -5,6 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -56,6 +57,13 @@ pub(super) fn pipe() -> Result<(PipeReader, Inherited), Error> {
     Ok((reader, Inherited::new(writer)?))
 }
 
+/// Our end of the port by which what the machine asks for is answered, and qemu's.
+pub(super) fn answers() -> Result<(UnixStream, Inherited), Error> {
+    let (ours, theirs) =
+        UnixStream::pair().map_err(|error| Error::Io { what: "make a socket".to_owned(), error })?;
+    Ok((ours, Inherited::new(theirs)?))
+}
+
 /// Copies until the end. If nobody takes it any more, the rest is dropped: the command must not wait for us.
 pub(super) fn hand_on(
     mut from: impl Read + Send + 'static,
@@ -99,6 +107,8 @@ pub(super) enum Event {
     Exit(u8),
     /// The command asks for something of the machine at the other end of the wire, or of the wire.
     Ask(Ask),
+    /// A line that means nothing here.
+    Garbled(String),
 }
 
 /// What the command of one machine may ask for.
@@ -148,7 +158,9 @@ pub(super) fn events(
         loop {
             let mut line = String::new();
             match (&mut from).take(LINE_BYTES_MAX).read_line(&mut line) {
-                Ok(1..) => Event::parse(&line).into_iter().for_each(|event| on(Some(event))),
+                Ok(1..) => on(Some(
+                    Event::parse(&line).unwrap_or_else(|| Event::Garbled(line.trim_end().to_owned())),
+                )),
                 _ => return on(None),
             }
         }

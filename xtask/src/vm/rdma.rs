@@ -24,6 +24,9 @@ const COMPARED: &str = "offsets, sizes and constants are those of the header";
 /// The tests that need a device.
 const PROGRAM: Program =
     Program { build: "test --workspace --all-features --test on_device", kind: "test", target: "on_device" };
+/// Those of what has no name outside.
+const INSIDE: Program =
+    Program { build: "test --workspace --all-features --lib", kind: "lib", target: "zc_transport_rdma" };
 /// The example whose lookups the device does.
 const KV: Program =
     Program { build: "test --workspace --all-features --test kv", kind: "test", target: "kv" };
@@ -31,7 +34,7 @@ const KV: Program =
 const LIMIT_S: &str = "1500";
 /// What the tests print that took the device and found it.
 const PASSED: &str = "test result: ok.";
-const RUNS: usize = 3;
+const RUNS: usize = 4;
 /// With `--full`, the longest message there may be, and a machine that holds it twice. Else the tests have one that fits any machine.
 const LONGEST_MIB: &str = "ZC_RDMA_LONGEST_MIB=1024";
 const FULL_MEMORY_MIB: &str = "5120";
@@ -76,11 +79,12 @@ fn layout(headers: &Path, runner: &Runner) -> Result<(), String> {
 
 fn on_the_machine(context: &Context, runner: &Runner) -> Result<(), String> {
     let root = &context.root;
-    let (program, kv) = (PROGRAM.built(root, runner)?, KV.built(root, runner)?);
+    let programs = [PROGRAM.built(root, runner)?, INSIDE.built(root, runner)?, KV.built(root, runner)?];
     let cmd = Cmd::new(SELF, "vm --bare --timeout").arg(LIMIT_S);
     let cmd = if context.full { cmd.args("--memory").arg(FULL_MEMORY_MIB) } else { cmd };
-    let cmd = cmd.args("--with").arg(&program.path).args("--with").arg(&kv.path);
-    let said = runner.capture(&cmd.args("-- sh -c").arg(script(&program.name, &kv.name, context.full)))?;
+    let cmd = programs.iter().fold(cmd, |cmd, program| cmd.args("--with").arg(&program.path));
+    let names = programs.each_ref().map(|program| program.name.as_str());
+    let said = runner.capture(&cmd.args("-- sh -c").arg(script(names, context.full)))?;
     print!("{said}");
     // All runs, and then nobody.
     match (said.matches(PASSED).count(), said.contains(NOTHING_LEFT)) {
@@ -92,10 +96,10 @@ fn on_the_machine(context: &Context, runner: &Runner) -> Result<(), String> {
 
 /// One test at a time: two processors are emulated, and some tests look at all of the device. Last come those that take
 /// the port down.
-fn script(program: &str, kv: &str, full: bool) -> String {
+fn script([program, inside, kv]: [&str; 3], full: bool) -> String {
     let longest = if full { LONGEST_MIB } else { "" };
     format!(
-        "set -e; export ZC_RDMA_MACHINE=1 {longest}; {program} --test-threads=1; {kv} --test-threads=1 --skip fuzz_; \
+        "set -e; export ZC_RDMA_MACHINE=1 {longest}; {inside} --test-threads=1 --skip fuzz_; {program} --test-threads=1; {kv} --test-threads=1 --skip fuzz_; \
          {program} --test-threads=1 --ignored; rdma resource"
     )
 }

@@ -9,7 +9,7 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -57,6 +57,8 @@ pub(super) struct Wire {
     one_of: AtomicU32,
     /// Longer frames are lost; none, if it is 0.
     longest: AtomicU32,
+    /// How many were.
+    lost: AtomicU64,
 }
 
 impl Wire {
@@ -91,6 +93,11 @@ impl Wire {
         self.longest.store(longest, Relaxed);
     }
 
+    /// Frames that were lost because that was wanted.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost.load(Relaxed)
+    }
+
     fn end(&self, end: End) -> MutexGuard<'_, Option<Arc<UnixDatagram>>> {
         self.ends[end as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -104,9 +111,9 @@ impl Wire {
                 Ok(0) => return,
                 Ok(len) => {
                     let to = self.end(end.other()).clone();
-                    if !self.is_lost(len, &mut chance)
-                        && let Some(to) = to
-                    {
+                    if self.is_lost(len, &mut chance) {
+                        self.lost.fetch_add(1, Relaxed);
+                    } else if let Some(to) = to {
                         // A machine that is gone, or takes none, loses them.
                         let _ = to.send(&frame[..len]);
                     }
@@ -197,11 +204,13 @@ mod tests {
         peer.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let arrived = std::iter::from_fn(|| peer.recv(&mut [0; 100]).ok()).count();
         assert!((FRAMES / 2..FRAMES * 7 / 8).contains(&arrived), "{arrived} of {FRAMES}");
+        assert_eq!(wire.lost(), (FRAMES - arrived) as u64);
         let main = sending.join().unwrap();
         wire.lose(0);
         wire.lose_longer(6);
         main.send(b"too long").unwrap();
         (0..8).for_each(|_| assert_eq!(main.send(b"frame").unwrap(), 5));
         (0..8).for_each(|_| assert_eq!(received(&peer), b"frame"));
+        assert_eq!(wire.lost(), (FRAMES - arrived) as u64 + 1);
     }
 }

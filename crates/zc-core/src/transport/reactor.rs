@@ -78,7 +78,7 @@ pub trait Reactor: Send + Sync + 'static {
     /// # Errors
     /// No runtime is running (`ErrorKind::NotConnected`).
     fn spawn(&self, task: BoxFuture<'static, ()>) -> io::Result<Box<dyn TaskHandle>>;
-    /// The runtime's clock; simulated in tests.
+    /// The runtime's clock; simulated in tests. It is asked under locks, so it must not use what uses this reactor.
     fn now(&self) -> Instant;
     /// Whether all tasks of this reactor run in one thread, always the same one. Some devices are cheaper to drive then.
     fn runs_in_one_thread(&self) -> bool {

@@ -34,7 +34,8 @@ impl LaneDrive for Drive {
             let _ = core.poll_memory(None);
         }
         let _ = looked.and_then(|()| core.pump());
-        Ok(core.starving.drive_ends().then(|| now + Duration::from_millis(RETRY_MS)))
+        let retry = core.starving.drive_ends().then(|| now + Duration::from_millis(RETRY_MS));
+        Ok(retry.into_iter().chain(core.watch_operations(now)).min())
     }
 
     fn heard(&mut self) -> bool {

@@ -66,7 +66,7 @@ pub(super) struct State {
     /// Signals that were taken and not acknowledged.
     signals: u32,
     /// Where the device puts completions. Kept, since whoever looks for them does so again and again; nothing but zeros in
-    /// between.
+    /// between, as long as the device does not fail.
     found: Box<[sys::ibv_wc; POLL_BATCH]>,
 }
 

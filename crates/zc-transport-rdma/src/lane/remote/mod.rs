@@ -16,6 +16,7 @@ mod half;
 mod owner;
 mod record;
 mod rounds;
+mod standstill;
 mod user;
 
 use std::collections::VecDeque;

@@ -7,12 +7,14 @@
 //! ```
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 use zc_core::memory::{Message, PinnedBufMut};
 use zc_core::transport::{Access, RemoteCompletion, RemoteOp, RemoteToken};
 use zc_core::wire::{RemoteStatus, WireError};
 
 use super::record::{Granted, Key, QueueEnd, Record};
+use super::standstill::Standstill;
 use super::{Outbox, connect, lie};
 use crate::engine::{Endpoint, EndpointEnd, EndpointError, Finished, Unsent};
 use crate::limits::{MAX_REMOTE_KEYS, MAX_REMOTE_OPERATIONS, NOTIFY_WINDOW, SPARE_WORDS};
@@ -50,6 +52,13 @@ pub(in crate::lane) struct Operation {
     pub(in crate::lane) what: What,
 }
 
+impl Operation {
+    /// Reads and atomics, which those behind them may overtake.
+    fn is_slow(&self) -> bool {
+        !matches!(self.what, What::Write { .. })
+    }
+}
+
 /// How an operation has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::lane) struct Ended {
@@ -78,6 +87,8 @@ pub(in crate::lane) struct Flying {
     has_place: bool,
     /// Its notification was handed over.
     is_told: bool,
+    /// The device is to begin it only when the reads and atomics in front of it are complete.
+    pub(in crate::lane) is_fenced: bool,
     ended: Option<Ended>,
 }
 
@@ -88,11 +99,6 @@ impl Flying {
             What::Write { message, .. } => message.len(),
             What::CompareSwap { .. } | What::FetchAdd { .. } => 8,
         }
-    }
-
-    /// Reads and atomics, which those behind them may overtake.
-    fn is_slow(&self) -> bool {
-        !matches!(self.operation.what, What::Write { .. })
     }
 
     /// It has ended, its notification included.
@@ -229,6 +235,7 @@ pub(in crate::lane) struct User<Q = Endpoint> {
     finished: Vec<Finished>,
     /// For the words of atomics.
     words: Vec<PinnedBufMut>,
+    standstill: Standstill,
 }
 
 impl<Q> Default for User<Q> {
@@ -248,6 +255,7 @@ impl<Q> Default for User<Q> {
             taken: 0,
             finished: Vec::new(),
             words: Vec::new(),
+            standstill: Standstill::default(),
         }
     }
 }
@@ -374,6 +382,7 @@ impl<Q: Queue> User<Q> {
             is_flushed: false,
             has_place: false,
             is_told: false,
+            is_fenced: false,
             ended,
         });
     }
@@ -394,6 +403,7 @@ impl<Q: Queue> User<Q> {
     pub(in crate::lane) fn next(&mut self, endpoint: &Q, out: &mut Outbox) -> Next {
         let Some(first) = self.waiting.front() else { return Next::Wait };
         let is_told = matches!(first.what, What::Write { notify: Some(_), .. });
+        let is_slow = first.is_slow();
         let Some(key) = first.key else {
             self.end_first(RemoteStatus::Revoked);
             return Next::Ended;
@@ -426,6 +436,7 @@ impl<Q: Queue> User<Q> {
                 self.end_first(RemoteStatus::Busy);
                 Next::Ended
             }
+            Ok(_) if is_slow && self.has_fenced() => Next::Wait,
             Ok(place) => {
                 if let Some(operation) = self.waiting.pop_front() {
                     self.fly(operation, place, None);
@@ -452,7 +463,13 @@ impl<Q: Queue> User<Q> {
     /// Whether one is to wait for reads and atomics in front of it, which devices may do after it: only among themselves those keep
     /// their order.
     pub(in crate::lane) fn must_fence(&self) -> bool {
-        self.flying.iter().any(|flying| flying.is_slow() && flying.works > 0)
+        self.flying.iter().any(|flying| flying.operation.is_slow() && flying.works > 0)
+    }
+
+    /// Whether reads and atomics have to wait: one that waits for those in front of it is under way. If such a write has to be sent
+    /// again, Soft-RoCE counts those behind it, too, which it has begun: it waits for them, they for it, and no timer runs.
+    fn has_fenced(&self) -> bool {
+        self.flying.iter().any(|flying| flying.is_fenced && !flying.has_left())
     }
 
     pub(in crate::lane) fn word(&mut self) -> Option<PinnedBufMut> {
@@ -533,6 +550,7 @@ impl<Q: Queue> User<Q> {
         let Some(at) = self.flying.iter().position(|flying| flying.id == work.tag) else { return Ok(()) };
         let flying = &mut self.flying[at];
         flying.works = flying.works.saturating_sub(1);
+        self.standstill.ended();
         let is_done = result.is_ok();
         match result {
             Ok(()) => flying.is_partly_done = true,
@@ -555,6 +573,23 @@ impl<Q: Queue> User<Q> {
         }
         self.take_back(work);
         Ok(())
+    }
+
+    /// Bytes that the device has been given to move, if it has anything.
+    fn in_device(&self) -> Option<usize> {
+        let with_device = |flying: &&Flying| flying.handed > 0 && !flying.has_left();
+        self.flying.iter().filter(with_device).map(Flying::len).reduce(usize::saturating_add)
+    }
+
+    /// Somebody has to ask for a [`standstill`](Self::standstill).
+    pub(in crate::lane) fn wants_watch(&self) -> bool {
+        !self.standstill.is_watched() && self.in_device().is_some()
+    }
+
+    /// When to ask again whether the device still ends operations; none: it does not any more.
+    pub(in crate::lane) fn standstill(&mut self, now: Instant) -> Option<Option<Instant>> {
+        let in_device = self.in_device();
+        self.standstill.look(in_device, now)
     }
 
     /// The queue pair has failed, and the device has nothing any more.

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use zc_core::memory::BufPool;
+
 use super::*;
 use crate::gid::Gid;
 use crate::verbs::WorkError;
@@ -287,7 +289,7 @@ fn an_answer_of_another_round_is_none() {
 #[test]
 fn a_read_that_is_refused_after_a_part_of_it_may_have_looked() {
     let mut rig = Rig::default();
-    let pool = zc_core::memory::BufPool::builder().max_bytes(1 << 20).build();
+    let pool = BufPool::builder().max_bytes(1 << 20).build();
     for parts in [1, 2] {
         let into = pool.try_alloc(64).unwrap();
         rig.user.start(Some(KEY), 0, RemoteOp::Read { into, len: 64 });
@@ -325,4 +327,62 @@ fn what_finds_no_room_is_handed_over_later() {
     assert_eq!((last.handed, last.works), (0, 0));
     (last.handed, last.is_handed) = (4, true);
     assert_eq!(rig.done(), [(token, RemoteStatus::Done)]);
+}
+
+/// Soft-RoCE waits for ever where a fenced write is sent again and reads or atomics behind it are under way.
+#[test]
+fn reads_and_atomics_wait_for_a_write_that_waits_for_others() {
+    let mut rig = Rig::default();
+    let add = |rig: &mut Rig| rig.user.start(Some(KEY), 8, RemoteOp::FetchAdd { add: 1 });
+    let first = add(&mut rig);
+    let second = rig.write(None);
+    let third = add(&mut rig);
+    rig.open(1, Access::WRITE | Access::ATOMIC);
+
+    assert!(!rig.user.must_fence());
+    assert!(matches!(rig.next(), Next::Begun));
+    let last = rig.user.flying.back_mut().unwrap();
+    (last.handed, last.is_handed, last.works) = (8, true, 1);
+    let mut into = BufPool::builder().max_bytes(1 << 20).build().try_alloc(8).unwrap();
+    into.put_slice(&41_u64.to_ne_bytes());
+    let added = Work::new(last.id, verbs::Operation::FetchAdd { into, at: last.place, add: 1 });
+
+    assert!(rig.user.must_fence());
+    let written = rig.begin();
+    rig.user.flying.back_mut().unwrap().is_fenced = true;
+    assert!(matches!(rig.next(), Next::Wait));
+
+    rig.device().borrow_mut().finished.push(Finished { work: added, result: Ok(()) });
+    rig.user.look().unwrap();
+    assert_eq!(rig.done(), [(first, RemoteStatus::Done)]);
+    assert!(matches!(rig.next(), Next::Wait), "the write may still be sent again");
+
+    rig.device().borrow_mut().finished.push(Finished { work: written, result: Ok(()) });
+    rig.user.look().unwrap();
+    assert_eq!(rig.done(), [(second, RemoteStatus::Done)]);
+    assert!(matches!(rig.next(), Next::Begun));
+    assert_eq!(rig.user.flying.back().unwrap().operation.token, third);
+}
+
+#[test]
+fn operations_that_the_device_has_are_watched_until_it_has_none() {
+    let (mut rig, start) = (Rig::default(), Instant::now());
+    let token = rig.write(None);
+    assert!(!rig.user.wants_watch(), "nothing is known of the key yet");
+    rig.open(1, Access::WRITE);
+    let work = rig.begin();
+    assert!(rig.user.wants_watch());
+    let until = rig.user.standstill(start).flatten().unwrap();
+    assert!(!rig.user.wants_watch() && until > start);
+
+    rig.device().borrow_mut().finished.push(Finished { work, result: Ok(()) });
+    rig.user.look().unwrap();
+    assert_eq!(rig.done(), [(token, RemoteStatus::Done)]);
+    assert_eq!(rig.user.standstill(until), Some(None));
+
+    // Another one, of which nothing is heard.
+    rig.write(None);
+    let _lost = rig.begin();
+    let until = rig.user.standstill(until).flatten().unwrap();
+    assert_eq!(rig.user.standstill(until), None);
 }
