@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
-use zc_transport_xdp::device::{Device, DeviceOptions, Mode, Packet, Queue, SendFault, Umem, UmemOptions};
+use zc_transport_xdp::device::{
+    Device, DeviceOptions, Mode, OpenError, Packet, Queue, SendFault, Umem, UmemOptions,
+};
 use zc_transport_xdp::program::Rules;
 
 use crate::bed::frame::{Party, Sum, headers, turn_round};
@@ -42,8 +44,16 @@ fn queue(end: &End, mode: Mode) -> Queue {
     let umem = Umem::new(&UmemOptions::default()).unwrap();
     let rules = Rules { ports: vec![PORT], ..Rules::default() };
     let options = DeviceOptions { rules, best: mode, worst: mode, ..DeviceOptions::default() };
-    let device = end.run(|| Device::open(NAME, &umem, &options)).unwrap();
-    device.into_queues().pop().unwrap()
+    let begun = Instant::now();
+    loop {
+        match end.run(|| Device::open(NAME, &umem, &options)) {
+            // A lane that went before closes its interface in a thread of its own.
+            Err(OpenError::InUse { .. }) if begun.elapsed() < Duration::from_secs(5) => {
+                std::thread::sleep(Duration::from_millis(1))
+            }
+            opened => return opened.unwrap().into_queues().pop().unwrap(),
+        }
+    }
 }
 
 fn socket(end: &End, other: &End) -> UdpSocket {
