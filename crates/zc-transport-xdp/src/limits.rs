@@ -13,6 +13,10 @@ pub(crate) const KICKS_PER_FLUSH: u32 = 128;
 pub const MAX_QUEUES: u32 = 256;
 /// Most ports that a program is made with; others can be added.
 pub const MAX_PORTS: u32 = 256;
+/// Ports that a program looks up: all that there are.
+pub(crate) const ALL_PORTS: u32 = 1 << 16;
+/// What the kernel takes for that at most, with all of a program's maps, and those of one that could not be attached, bytes.
+pub(crate) const MAPS_BYTES: u64 = 2 << 20;
 /// Most addresses that a program is narrowed down to.
 pub const MAX_ADDRESSES: usize = 16;
 /// Fewest entries of a ring.

@@ -604,6 +604,14 @@ fn a_burst_leaves_more_frames_to_receive_into() {
         drop(receive(queue, 900));
         assert_eq!(queue.stats().unwrap().filled, 2048, "{mode}");
         assert_eq!(umem.stats().max_out, 8192 - 2048, "all of them were set aside before");
+        let mut calmly = || {
+            (0..16).for_each(|_| assert_eq!(client.send_to(&[7; 64], to).unwrap(), 64));
+            drop(receive(queue, 16));
+            queue.stats().unwrap().filled
+        };
+        // A refill each, and no more for as long as more are there than are to be.
+        assert!((0..6_000).any(|_| calmly() == 1024), "{mode}");
+        assert!((0..200).all(|_| calmly() == 1024), "{mode}: it stays");
     }
 }
 

@@ -362,8 +362,8 @@ pub trait LaneRx: Send {
     fn release(&mut self, bytes: usize);
     /// The same as [`LaneRx::poll_recv`] without arming any wake-up: for spinning.
     ///
-    /// If there is nothing, a waker that `poll_recv` has kept stays in force, and is called as soon as if nobody had looked: who looks may
-    /// never come back.
+    /// If there is nothing, a waker that `poll_recv` has kept stays in force, and is called within a few milliseconds even if who looks never
+    /// comes back.
     ///
     /// # Errors
     /// As `poll_recv`.

@@ -8,8 +8,9 @@ use zc_core::memory::RegionError;
 use zc_core::transport::Unavailable;
 
 use super::Mode;
+use crate::limits::MAPS_BYTES;
 use crate::netlink::NetlinkError;
-use crate::program::RulesError;
+use crate::program::{MAP_CREATE, RulesError};
 
 /// A way that was tried, and why it did not come up.
 ///
@@ -151,20 +152,21 @@ impl Refused {
         let is_bpf = self.operation.starts_with("bpf");
         match errno {
             libc::EPERM | libc::EACCES if is_bpf => {
-                not_permitted(&[(CapabilitySet::BPF, "CAP_BPF"), (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN")])
+                let why = not_permitted(&[
+                    (CapabilitySet::BPF, "CAP_BPF"),
+                    (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+                ]);
+                let limited = || memlock(MAPS_BYTES).filter(|_| self.operation == MAP_CREATE);
+                // Until Linux 5.11 maps count as locked memory, whatever rights one has.
+                if matches!(why, Unavailable::Seccomp { .. }) { limited().unwrap_or(why) } else { why }
             }
             libc::EPERM if self.operation == BUSY_POLL => {
                 not_permitted(&[(CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN")])
             }
             libc::EPERM => not_permitted(&[(CapabilitySet::NET_RAW, "CAP_NET_RAW")]),
             libc::ENOBUFS if self.operation == REGISTER => {
-                let limit = rustix::process::getrlimit(Resource::Memlock);
-                let or_all = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
-                Unavailable::Memlock {
-                    need: umem_bytes,
-                    soft: or_all(limit.current),
-                    hard: or_all(limit.maximum),
-                }
+                let (soft, hard) = memlock_limits();
+                Unavailable::Memlock { need: umem_bytes, soft, hard }
             }
             libc::ENOSYS if is_bpf => Unavailable::Seccomp { syscall: "bpf" },
             libc::EAFNOSUPPORT => Unavailable::KernelTooOld { needed: "5.9 with CONFIG_XDP_SOCKETS" },
@@ -185,6 +187,18 @@ impl Refused {
 const ENOTSUPP: i32 = 524;
 pub(super) const REGISTER: &str = "setsockopt(XDP_UMEM_REG)";
 pub(super) const BUSY_POLL: &str = "setsockopt(SO_PREFER_BUSY_POLL)";
+
+/// How much may be locked.
+fn memlock_limits() -> (u64, u64) {
+    let limit = rustix::process::getrlimit(Resource::Memlock);
+    (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// If less than that may be locked.
+fn memlock(need: u64) -> Option<Unavailable> {
+    let (soft, hard) = memlock_limits();
+    (soft < need).then_some(Unavailable::Memlock { need, soft, hard })
+}
 
 fn driver_no_xdp() -> Unavailable {
     let remedy = "use a NIC whose driver runs XDP programs, or accept the generic mode".into();
@@ -228,6 +242,7 @@ mod tests {
         assert_eq!(why("bpf(BPF_PROG_LOAD)", libc::ENOSYS, Mode::Copy).code(), "seccomp");
         assert_eq!(why(bind, libc::ENODEV, Mode::Copy), Unavailable::NoDevice);
         assert_eq!(why("socket(AF_XDP)", libc::EAFNOSUPPORT, Mode::Copy).code(), "kernel_too_old");
+        assert!(memlock(0).is_none());
         assert!(matches!(why(REGISTER, libc::ENOBUFS, Mode::Copy), Unavailable::Memlock { need: 4096, .. }));
         let tried = vec![
             Refusal { mode: Mode::ZeroCopy, why: Unavailable::DriverNoZeroCopy },

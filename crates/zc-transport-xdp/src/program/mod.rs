@@ -12,7 +12,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use crate::limits::{MAX_ADDRESSES, MAX_PORTS};
+use crate::limits::{ALL_PORTS, MAX_ADDRESSES, MAX_PORTS};
 use crate::sys::{Array, Link, PortMap, Program, XskMap, load};
 use redirect::Plan;
 
@@ -89,6 +89,8 @@ impl Faults {
     }
 }
 
+pub(crate) const MAP_CREATE: &str = "bpf(BPF_MAP_CREATE)";
+
 /// What stopped a program from being loaded.
 #[derive(Debug)]
 pub(crate) struct NotLoaded {
@@ -113,11 +115,10 @@ pub(crate) struct Redirect {
 impl Redirect {
     /// Loads a program for so many queues. Frags are packets that span buffers: whether it is to see such.
     pub(crate) fn load(rules: &Rules, queues: u32, frags: bool) -> Result<Self, NotLoaded> {
-        let map = "bpf(BPF_MAP_CREATE)";
-        let sockets = XskMap::new(queues).map_err(NotLoaded::of(map))?;
-        let ports = PortMap::new(1 << 16).map_err(NotLoaded::of(map))?;
+        let sockets = XskMap::new(queues).map_err(NotLoaded::of(MAP_CREATE))?;
+        let ports = PortMap::new(ALL_PORTS).map_err(NotLoaded::of(MAP_CREATE))?;
         let faults = match rules.faults {
-            true => Some(Array::new(1).map_err(NotLoaded::of(map))?),
+            true => Some(Array::new(1).map_err(NotLoaded::of(MAP_CREATE))?),
             false => None,
         };
         for port in &rules.ports {

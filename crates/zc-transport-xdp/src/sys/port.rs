@@ -212,7 +212,7 @@ impl Port {
             let room = self.io.fill.room(lacking).map_err(torn)?.min(lacking);
             let Io { fill, .. } = &mut self.io;
             self.held.filled += self.held.umem.pass_to_port(self.held.id, room, |place| fill.push([place]));
-            self.held.given = self.held.filled;
+            self.held.given = self.held.stock.of(self.held.filled);
             self.io.fill.publish();
         }
         if self.io.fill.needs_wakeup() { self.io.socket.wake_rx() } else { Ok(()) }

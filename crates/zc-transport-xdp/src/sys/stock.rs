@@ -32,9 +32,17 @@ impl Stock {
         if lacking >= REFILL_BATCH.min(self.now) { lacking } else { 0 }
     }
 
-    /// So many of those that it had after the last refill the kernel has taken off the ring.
+    /// As many of those that the kernel has as it is to have: what is left of a larger stock counts for nothing.
+    pub(super) fn of(&self, filled: u32) -> u32 {
+        filled.min(self.now)
+    }
+
+    /// So many of its stock the kernel has taken off the ring since the last refill.
     pub(super) fn saw_taken(&mut self, taken: u32) {
-        if taken > self.now / 2 {
+        if taken >= self.now {
+            // Whatever came after that was lost.
+            (self.now, self.calm) = (self.most, 0);
+        } else if taken > self.now / 2 {
             (self.now, self.calm) = (self.now.saturating_mul(2).min(self.most), 0);
         } else if taken > self.now / 4 {
             self.calm = 0;
@@ -59,7 +67,7 @@ mod tests {
         stock.saw_taken(MIN_STOCK_FRAMES / 2);
         assert_eq!(now(&stock), MIN_STOCK_FRAMES);
         for times in [2, 4, 4] {
-            stock.saw_taken(now(&stock));
+            stock.saw_taken(now(&stock) - 1);
             assert_eq!(now(&stock), times * MIN_STOCK_FRAMES, "and no more than were set aside");
         }
         for _ in 1..CALM_REFILLS {
@@ -70,6 +78,9 @@ mod tests {
         assert_eq!(now(&stock), 2 * MIN_STOCK_FRAMES, "calm counts from the last burst on");
         (0..3 * CALM_REFILLS).for_each(|_| stock.saw_taken(0));
         assert_eq!(now(&stock), MIN_STOCK_FRAMES);
+        assert_eq!((stock.of(4 * MIN_STOCK_FRAMES), stock.of(7)), (MIN_STOCK_FRAMES, 7));
+        stock.saw_taken(MIN_STOCK_FRAMES);
+        assert_eq!(now(&stock), 4 * MIN_STOCK_FRAMES, "it was not enough, and nobody knows by how much");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What takes the kernel a while to give back.
 
-/// Drops it in a thread of its own, since no thread of a runtime may wait for it; in this one where no other is to be had. A process
-/// that ends meanwhile loses nothing: then the kernel closes what is left.
+/// Drops it in a thread of its own, since no thread of a runtime may wait for it; in this one where no other is to be had. Where the process
+/// ends meanwhile the kernel closes what is left, when nobody else has a copy of its descriptors: a child that was forked and did not exec is
+/// the last to let go.
 pub(super) fn elsewhere<T: Send + 'static>(what: T) {
     let thread = std::thread::Builder::new().name("zc-xdp-close".to_owned());
     if let Err(error) = thread.spawn(move || drop(what)) {

@@ -106,11 +106,13 @@ impl DevicePort {
         let stays_for = options.stays_for;
         let in_place = options.in_place.unwrap_or(report.mode == Mode::ZeroCopy) && report.max_segments > 1;
         let max_segments = report.max_segments;
-        let unwatched = |queue: Queue| {
-            let (readable, unflushed, is_deaf) = Default::default();
-            QueueIo { queue: Mutex::new(queue), readable, unflushed, is_deaf }
+        // First, since what fails here closes the interface in this thread, before anybody tries it again.
+        let watched = |queue: Queue| {
+            let readable = Mutex::new(Some(QueueIo::watched(&queue, &*reactor)?));
+            let (unflushed, is_deaf) = Default::default();
+            Ok(QueueIo { queue: Mutex::new(queue), readable, unflushed, is_deaf })
         };
-        let queues = device.into_queues().into_iter().map(unwatched).collect();
+        let queues = device.into_queues().into_iter().map(watched).collect::<io::Result<_>>()?;
         let (reserved, receiving, open) = (Some(reserved), Mutex::default(), Arc::new(()));
         let is_open = Arc::downgrade(&open);
         let port = Self {
@@ -125,10 +127,6 @@ impl DevicePort {
             reserved,
             open,
         };
-        for io in &port.queues {
-            let watched = QueueIo::watched(&io.queue.lock(), &*port.reactor)?;
-            *io.readable.lock() = Some(watched);
-        }
         Ok((port, is_open))
     }
 

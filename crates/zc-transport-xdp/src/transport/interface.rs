@@ -182,9 +182,12 @@ impl Request {
             let grant = (self.broker)(name, options)?;
             let of = grant.interface();
             // Routes, addresses and queues are those of the one that was asked for.
-            match (of.index, of.rx_queues) == (interface.index, interface.rx_queues) {
-                true => Ok(grant),
-                false => Err(OpenError::NotAGrant("it is one of another interface")),
+            let is_it =
+                (of.index, &of.name, of.address) == (interface.index, &interface.name, interface.address);
+            match (is_it, of.rx_queues == interface.rx_queues) {
+                (true, true) => Ok(grant),
+                (true, false) => Err(OpenError::NotAGrant("the interface had another number of queues")),
+                (false, _) => Err(OpenError::NotAGrant("it is one of another interface")),
             }
         };
         let open = |options: &DeviceOptions| Device::open_by(options, granted, || Umem::new(&memory));

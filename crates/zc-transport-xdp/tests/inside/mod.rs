@@ -70,6 +70,9 @@ impl Transport for Inside {
     fn second_name(&self) -> Option<&'static str> {
         self.inner.second_name()
     }
+    fn is_same_way(&self, first: &Offer, second: &Offer) -> bool {
+        self.inner.is_same_way(first, second)
+    }
     fn withdraw(&self, offer: &Offer) {
         self.inner.withdraw(offer);
     }
