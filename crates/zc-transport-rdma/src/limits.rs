@@ -108,11 +108,6 @@ pub const MAX_REMOTE_KEYS: usize = 1024;
 pub const NOTIFY_WINDOW: u64 = 256;
 /// Windows that are being bound on a queue pair which serves a peer's one-sided operations: it asks about one at a time.
 pub const BIND_DEPTH: u32 = 4;
-/// How long the device may end none of the one-sided operations that it has before the connection ends: many times what it takes to send
-/// again what nobody acknowledges, after which devices fail by themselves.
-pub const STANDSTILL_MS: u64 = 10_000;
-/// ... and a millisecond more for so many bytes of theirs.
-pub const STANDSTILL_BYTES_PER_MS: usize = 1 << 10;
 /// How often in a second a peer's one-sided operations begin anew after a refusal, with queue pairs that are made for it; beyond that they are
 /// `Busy`.
 pub const MAX_ROUNDS_PER_SECOND: u32 = 64;

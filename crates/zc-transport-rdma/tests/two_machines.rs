@@ -345,8 +345,8 @@ async fn a_lane_whose_packets_are_too_long_for_the_wire_does_not_come_up() {
     assert_eq!((&*candidate.transport, candidate.stage), ("rdma", Stage::Join), "{report}");
     // The device has found it out, and no deadline.
     let Outcome::Unavailable(why) = &candidate.outcome else { panic!("{report}") };
-    assert_eq!(why.code(), "ping_failed", "{report}");
-    assert!(why.remedy().contains("does not acknowledge") && lost > 0, "{report}");
+    // Ours or the peer's, whichever is the first to say so.
+    assert!(why.to_string().contains("does not acknowledge") && lost > 0, "{report}");
     drop(conn);
     conn = peer(&fabric, "echo").await;
     echo(&mut conn, 1, LONG_BYTES).await;

@@ -398,7 +398,7 @@ impl Machine {
                 Ok(Word::Said(Event::Ask(ask))) => {
                     let lost = asked(ask);
                     if let Some(mut to) = self.answers.as_ref() {
-                        // If it is gone, that is heard of as ever.
+                        // If it is gone, that is heard of as ever; if it reads none, it misses them.
                         let _ = writeln!(to, "{lost}");
                     }
                 }

@@ -59,8 +59,10 @@ pub(super) fn pipe() -> Result<(PipeReader, Inherited), Error> {
 
 /// Our end of the port by which what the machine asks for is answered, and qemu's.
 pub(super) fn answers() -> Result<(UnixStream, Inherited), Error> {
-    let (ours, theirs) =
-        UnixStream::pair().map_err(|error| Error::Io { what: "make a socket".to_owned(), error })?;
+    let failed = |error| Error::Io { what: "make a socket".to_owned(), error };
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+    // Who asks and never reads must not keep us from looking at the clock.
+    ours.set_nonblocking(true).map_err(failed)?;
     Ok((ours, Inherited::new(theirs)?))
 }
 

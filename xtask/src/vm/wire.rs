@@ -204,13 +204,15 @@ mod tests {
         peer.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let arrived = std::iter::from_fn(|| peer.recv(&mut [0; 100]).ok()).count();
         assert!((FRAMES / 2..FRAMES * 7 / 8).contains(&arrived), "{arrived} of {FRAMES}");
-        assert_eq!(wire.lost(), (FRAMES - arrived) as u64);
+        // On a busy machine some are not taken in time, which counts for nothing.
+        let lost = wire.lost();
+        assert!((FRAMES as u64 / 8..=(FRAMES - arrived) as u64).contains(&lost), "{lost}, {arrived}");
         let main = sending.join().unwrap();
         wire.lose(0);
         wire.lose_longer(6);
         main.send(b"too long").unwrap();
         (0..8).for_each(|_| assert_eq!(main.send(b"frame").unwrap(), 5));
         (0..8).for_each(|_| assert_eq!(received(&peer), b"frame"));
-        assert_eq!(wire.lost(), (FRAMES - arrived) as u64 + 1);
+        assert_eq!(wire.lost(), lost + 1);
     }
 }

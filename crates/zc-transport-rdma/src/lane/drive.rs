@@ -34,8 +34,7 @@ impl LaneDrive for Drive {
             let _ = core.poll_memory(None);
         }
         let _ = looked.and_then(|()| core.pump());
-        let retry = core.starving.drive_ends().then(|| now + Duration::from_millis(RETRY_MS));
-        Ok(retry.into_iter().chain(core.watch_operations(now)).min())
+        Ok(core.starving.drive_ends().then(|| now + Duration::from_millis(RETRY_MS)))
     }
 
     fn heard(&mut self) -> bool {

@@ -1,7 +1,5 @@
 //! One-sided operations: their records among the messages, and work requests with memory for them.
 
-use std::time::Instant;
-
 use zc_core::memory::{ExportMemory, WordAtomics};
 use zc_core::transport::{
     Batch, RemoteAtomics, RemoteCompletion, RemoteGrant, RemoteKey, RemoteOp, RemoteToken, Revoked,
@@ -69,29 +67,12 @@ impl Core {
         if let Some(endpoint) = user.endpoint() {
             endpoint.flush();
         }
-        if user.wants_watch()
-            && let Some(drive) = self.wakers.drive.take()
-        {
-            Deferral::wake(drive);
-        }
         user.tell(out);
         self.send_records(out)?;
         if user.has_done() {
             self.wakers.remote.wake();
         }
         Ok(())
-    }
-
-    /// When to ask again whether the device still ends operations of ours, if ever. One that does not is given up, with the connection: what it
-    /// has comes back.
-    pub(in crate::lane) fn watch_operations(&mut self, now: Instant) -> Option<Instant> {
-        let remote = self.remote.as_mut().filter(|_| self.failed.is_none())?;
-        remote.user.standstill(now).unwrap_or_else(|| {
-            self.fail(LaneError::PeerGone(
-                "one-sided operations do not end, and the device does not say why",
-            ));
-            None
-        })
     }
 
     fn send_records(&mut self, out: &mut Outbox) -> Result<(), LaneError> {

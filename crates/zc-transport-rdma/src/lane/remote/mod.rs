@@ -16,7 +16,6 @@ mod half;
 mod owner;
 mod record;
 mod rounds;
-mod standstill;
 mod user;
 
 use std::collections::VecDeque;

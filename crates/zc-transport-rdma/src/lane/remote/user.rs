@@ -7,14 +7,12 @@
 //! ```
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
 
 use zc_core::memory::{Message, PinnedBufMut};
 use zc_core::transport::{Access, RemoteCompletion, RemoteOp, RemoteToken};
 use zc_core::wire::{RemoteStatus, WireError};
 
 use super::record::{Granted, Key, QueueEnd, Record};
-use super::standstill::Standstill;
 use super::{Outbox, connect, lie};
 use crate::engine::{Endpoint, EndpointEnd, EndpointError, Finished, Unsent};
 use crate::limits::{MAX_REMOTE_KEYS, MAX_REMOTE_OPERATIONS, NOTIFY_WINDOW, SPARE_WORDS};
@@ -235,7 +233,6 @@ pub(in crate::lane) struct User<Q = Endpoint> {
     finished: Vec<Finished>,
     /// For the words of atomics.
     words: Vec<PinnedBufMut>,
-    standstill: Standstill,
 }
 
 impl<Q> Default for User<Q> {
@@ -255,7 +252,6 @@ impl<Q> Default for User<Q> {
             taken: 0,
             finished: Vec::new(),
             words: Vec::new(),
-            standstill: Standstill::default(),
         }
     }
 }
@@ -550,7 +546,6 @@ impl<Q: Queue> User<Q> {
         let Some(at) = self.flying.iter().position(|flying| flying.id == work.tag) else { return Ok(()) };
         let flying = &mut self.flying[at];
         flying.works = flying.works.saturating_sub(1);
-        self.standstill.ended();
         let is_done = result.is_ok();
         match result {
             Ok(()) => flying.is_partly_done = true,
@@ -573,23 +568,6 @@ impl<Q: Queue> User<Q> {
         }
         self.take_back(work);
         Ok(())
-    }
-
-    /// Bytes that the device has been given to move, if it has anything.
-    fn in_device(&self) -> Option<usize> {
-        let with_device = |flying: &&Flying| flying.handed > 0 && !flying.has_left();
-        self.flying.iter().filter(with_device).map(Flying::len).reduce(usize::saturating_add)
-    }
-
-    /// Somebody has to ask for a [`standstill`](Self::standstill).
-    pub(in crate::lane) fn wants_watch(&self) -> bool {
-        !self.standstill.is_watched() && self.in_device().is_some()
-    }
-
-    /// When to ask again whether the device still ends operations; none: it does not any more.
-    pub(in crate::lane) fn standstill(&mut self, now: Instant) -> Option<Option<Instant>> {
-        let in_device = self.in_device();
-        self.standstill.look(in_device, now)
     }
 
     /// The queue pair has failed, and the device has nothing any more.

@@ -363,26 +363,3 @@ fn reads_and_atomics_wait_for_a_write_that_waits_for_others() {
     assert!(matches!(rig.next(), Next::Begun));
     assert_eq!(rig.user.flying.back().unwrap().operation.token, third);
 }
-
-#[test]
-fn operations_that_the_device_has_are_watched_until_it_has_none() {
-    let (mut rig, start) = (Rig::default(), Instant::now());
-    let token = rig.write(None);
-    assert!(!rig.user.wants_watch(), "nothing is known of the key yet");
-    rig.open(1, Access::WRITE);
-    let work = rig.begin();
-    assert!(rig.user.wants_watch());
-    let until = rig.user.standstill(start).flatten().unwrap();
-    assert!(!rig.user.wants_watch() && until > start);
-
-    rig.device().borrow_mut().finished.push(Finished { work, result: Ok(()) });
-    rig.user.look().unwrap();
-    assert_eq!(rig.done(), [(token, RemoteStatus::Done)]);
-    assert_eq!(rig.user.standstill(until), Some(None));
-
-    // Another one, of which nothing is heard.
-    rig.write(None);
-    let _lost = rig.begin();
-    let until = rig.user.standstill(until).flatten().unwrap();
-    assert_eq!(rig.user.standstill(until), None);
-}
