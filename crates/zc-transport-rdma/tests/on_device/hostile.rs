@@ -146,8 +146,9 @@ async fn read(link: &mut dyn ControlLink, mut bytes: &mut [u8]) {
     }
 }
 
-/// One connection that keeps its word, beside several that do not, one after the other; says how many messages those got through.
-async fn beside(does: Does, options: RdmaOptions) -> usize {
+/// One connection that keeps its word, with messages of less than `end` bytes, beside several that do not, one after the other; says how many
+/// messages those got through.
+async fn beside(does: Does, options: RdmaOptions, end: usize) -> usize {
     const ROUNDS: usize = 3;
     let (client, server) = (fabric(RdmaOptions::default()), fabric(options));
     let mut listener = server.listen(URI).await.unwrap();
@@ -169,9 +170,8 @@ async fn beside(does: Does, options: RdmaOptions) -> usize {
     });
     let (mut echoes, mut len) = (0, 1);
     while !hostile.is_finished() {
-        // Short, as long as a receive buffer, and one that is announced.
         echo(&mut good, len).await;
-        len = (len * 7) % 20_011;
+        len = (len * 7) % end;
         echoes += 1;
     }
     within(hostile).await.unwrap();
@@ -193,7 +193,9 @@ async fn a_flood_costs_others_no_message() {
     }
     // Few, so that they are used up.
     let options = RdmaOptions { recv_buffers: 4 * MIN_SHARE, ..RdmaOptions::default() };
-    assert!(beside(Does::Floods, options).await > 0, "nothing was sent");
+    // None that is announced: what meets no receive buffer is sent again, and Soft-RoCE does not come back from that when a BIND is behind it
+    // (docs/rdma.md).
+    assert!(beside(Does::Floods, options, 4097).await > 0, "nothing was sent");
 }
 
 /// What is sent to it finds no receive buffer, until the device gives up.
@@ -202,5 +204,6 @@ async fn a_peer_that_posts_no_receive_buffers_costs_others_nothing() {
     if device().is_none() {
         return;
     }
-    beside(Does::PostsNothing, RdmaOptions::default()).await;
+    // Short, as long as a receive buffer, and such that are announced.
+    beside(Does::PostsNothing, RdmaOptions::default(), 20_011).await;
 }
