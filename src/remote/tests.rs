@@ -328,69 +328,6 @@ fn a_grant_that_could_not_be_ended_in_time_is_ended_when_there_is_memory() {
     assert_eq!(remote.expire(now + 2 * retry), None);
 }
 
-/// A lane whose one operation has ended.
-struct Done(Option<RemoteCompletion>);
-
-impl LaneRemote for Done {
-    fn grant(&mut self, _: RemoteGrant) -> Result<RemoteKey, LaneError> {
-        Err(LaneError::Closed)
-    }
-    fn revoke(&mut self, _: &RemoteKey) -> Revoked {
-        Revoked::Done
-    }
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
-        Poll::Ready(Ok(()))
-    }
-    fn start(&mut self, _: &RemoteKey, _: u64, _: RemoteOp) -> Result<RemoteToken, LaneError> {
-        let (token, status) = (RemoteToken(1), RemoteStatus::Done);
-        self.0 = Some(RemoteCompletion { token, status, in_part: false, value: 7, read: None });
-        Ok(token)
-    }
-    fn poll_completions(
-        &mut self,
-        _: &mut Context<'_>,
-        out: &mut Batch<RemoteCompletion>,
-    ) -> Poll<Result<(), LaneError>> {
-        let Some(done) = self.0.take() else { return Poll::Pending };
-        out.push(done);
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// An executor that polls inside `wake`: the operation it polls goes on with the same lane.
-struct Inline {
-    remote: Arc<Remote>,
-    told: Mutex<mpsc::Sender<bool>>,
-}
-
-impl std::task::Wake for Inline {
-    fn wake(self: Arc<Self>) {
-        self.told.lock().send(self.remote.is_lent()).unwrap();
-    }
-}
-
-#[test]
-fn whose_operation_has_ended_may_use_the_lane_at_once() {
-    for looks_on in [true, false] {
-        let pool = BufPool::builder().max_bytes(1 << 20).build();
-        let ledger = Arc::new(CopyLedger::new());
-        let lane = Some(Box::new(Done(None)) as Box<dyn LaneRemote>);
-        let remote = Remote::new(OneSided::Native, lane, pool, ledger, Waker::noop().clone());
-        let operation = Arc::new(Operation::default());
-        let (told, heard) = mpsc::channel();
-        let inline = Inline { remote: remote.clone(), told: Mutex::new(told) };
-        operation.register(&Waker::from(Arc::new(inline)));
-        let key = RemoteKey::from_bytes(&[1; 16]).unwrap();
-        let op = || Some(RemoteOp::FetchAdd { add: 1 });
-        assert!(remote.begin_native(&key, 0, op, &operation).is_ready());
-        std::thread::spawn(move || {
-            let looked = if looks_on { remote.look_native(&operation) } else { remote.collect_native() };
-            looked.unwrap();
-        });
-        assert!(!heard.recv_timeout(Duration::from_secs(60)).expect("it waits for its own lock"));
-    }
-}
-
 /// A lane whose first operation has ended, and who it is to tell of the next one's end.
 #[derive(Default)]
 struct Listening {
@@ -428,6 +365,40 @@ impl LaneRemote for Listening {
         };
         out.push(done);
         Poll::Ready(Ok(()))
+    }
+}
+
+/// An executor that polls inside `wake`: the operation it polls goes on with the same lane.
+struct Inline {
+    remote: Arc<Remote>,
+    told: Mutex<mpsc::Sender<bool>>,
+}
+
+impl std::task::Wake for Inline {
+    fn wake(self: Arc<Self>) {
+        self.told.lock().send(self.remote.is_lent()).unwrap();
+    }
+}
+
+#[test]
+fn whose_operation_has_ended_may_use_the_lane_at_once() {
+    for looks_on in [true, false] {
+        let pool = BufPool::builder().max_bytes(1 << 20).build();
+        let ledger = Arc::new(CopyLedger::new());
+        let lane = Some(Box::new(Listening::default()) as Box<dyn LaneRemote>);
+        let remote = Remote::new(OneSided::Native, lane, pool, ledger, Waker::noop().clone());
+        let operation = Arc::new(Operation::default());
+        let (told, heard) = mpsc::channel();
+        let inline = Inline { remote: remote.clone(), told: Mutex::new(told) };
+        operation.register(&Waker::from(Arc::new(inline)));
+        let key = RemoteKey::from_bytes(&[1; 16]).unwrap();
+        let op = || Some(RemoteOp::FetchAdd { add: 1 });
+        assert!(remote.begin_native(&key, 0, op, &operation).is_ready());
+        std::thread::spawn(move || {
+            let looked = if looks_on { remote.look_native(&operation) } else { remote.collect_native() };
+            looked.unwrap();
+        });
+        assert!(!heard.recv_timeout(Duration::from_secs(60)).expect("it waits for its own lock"));
     }
 }
 
