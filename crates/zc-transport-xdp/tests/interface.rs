@@ -21,6 +21,16 @@ use zc_transport_xdp::netlink::{Interface, NetlinkError};
 use zc_transport_xdp::program::Faults;
 use zc_transport_xdp::{UdpTransport, XdpOptions, XdpTransport};
 
+/// Of a connection from the near end to the far one, in a runtime.
+fn from_near(bed: &Bed) -> OfferContext {
+    let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
+    let pool = zc::BufPool::builder().build();
+    let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
+    cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
+    (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+    cx
+}
+
 fn both(options: &XdpOptions) -> Vec<Arc<dyn Transport>> {
     vec![Arc::new(XdpTransport::new(options.clone())), Arc::new(UdpTransport::default())]
 }
@@ -150,11 +160,7 @@ fn no_thread_of_the_runtime_waits_for_an_interface() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let offered = bed.near.run(|| {
         runtime().block_on(async {
-            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
-            let pool = zc::BufPool::builder().build();
-            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
-            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
-            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            let cx = from_near(&bed);
             let transport = XdpTransport::default();
             let mut first = transport.offer_soon(&cx);
             let is_done = poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_ready())).await;
@@ -313,11 +319,7 @@ fn a_grant_of_another_interface_is_refused() {
     };
     let refused = bed.near.run(|| {
         run_alone(async {
-            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
-            let pool = zc::BufPool::builder().build();
-            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
-            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
-            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            let cx = from_near(&bed);
             let transport = XdpTransport::by_broker(XdpOptions::default(), broker);
             transport.offer_soon(&cx).await.unwrap_err()
         })
@@ -372,15 +374,13 @@ fn who_can_not_have_an_interface_leaves_it_to_others() {
     let Some(bed) = Bed::new(1, 1500) else { return };
     let offered = bed.near.run(|| {
         run_alone(async {
-            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
-            let pool = zc::BufPool::builder().build();
-            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
-            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
+            let mut cx = from_near(&bed);
+            let here = (cx.local, cx.remote);
             let transport = XdpTransport::default();
             (cx.local, cx.remote) = (Some(([127, 0, 0, 1], 1).into()), Some(([127, 0, 0, 1], 2).into()));
             let why = transport.offer_soon(&cx).await.err().map(|why| why.code());
             assert_eq!(why, Some("other_interface"));
-            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            (cx.local, cx.remote) = here;
             transport.offer_soon(&cx).await
         })
     });
@@ -409,11 +409,7 @@ fn an_interface_stays_for_those_who_come_and_go() {
     options.stays_for = GUARD;
     let refused = bed.near.run(|| {
         run_alone(async {
-            let reactor: Arc<dyn Reactor> = Arc::new(zc::TokioReactor::new());
-            let pool = zc::BufPool::builder().build();
-            let mut cx = OfferContext::new(reactor, pool, Arc::default(), LaneLimits::default());
-            cx.params = UriParams::new([("if".to_owned(), NAME.to_owned())]);
-            (cx.local, cx.remote) = (Some((bed.near.v4, 1).into()), Some((bed.far.v4, 1).into()));
+            let cx = from_near(&bed);
             let transport = XdpTransport::by_broker(options, broker);
             for _ in 0..10 {
                 let offer = match transport.offer_soon(&cx).await {
