@@ -2,16 +2,18 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::Read;
+use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::guard;
+use crate::said::Said;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long the guard gets to end everything once it was told to.
@@ -78,27 +80,50 @@ pub(crate) struct Runner {
     root: PathBuf,
     deadline: Instant,
     limit: Duration,
+    said: Arc<Mutex<Said>>,
 }
 
 impl Runner {
     pub(crate) fn new(root: &Path, limit: Duration) -> Self {
-        Self { root: root.to_owned(), deadline: Instant::now() + limit, limit }
+        let said = Arc::default();
+        Self { root: root.to_owned(), deadline: Instant::now() + limit, limit, said }
     }
 
     /// The same deadline or, if that comes first, `limit` from now.
     pub(crate) fn at_most(&self, limit: Duration) -> Self {
+        let (root, said) = (self.root.clone(), self.said.clone());
         let deadline = Instant::now() + limit;
         if deadline >= self.deadline {
-            return Self { root: self.root.clone(), ..*self };
+            return Self { root, said, ..*self };
         }
-        Self { root: self.root.clone(), deadline, limit }
+        Self { root, deadline, limit, said }
+    }
+
+    /// What is worth reading again of what has been run or, if it failed, captured. Nobody who sat at a terminal needs that.
+    pub(crate) fn said(&self) -> Vec<String> {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.lines().into_iter().map(str::to_owned).collect()
     }
 
     /// Runs `cmd`, its output going where ours goes. The error says how it ended.
     pub(crate) fn run(&self, cmd: &Cmd) -> Result<(), String> {
         println!("$ {cmd}");
-        let mut child = self.spawn(cmd, Stdio::inherit(), Stdio::inherit())?;
-        self.finish(&mut child)
+        if io::stdout().is_terminal() {
+            let mut child = self.spawn(cmd, Stdio::inherit(), Stdio::inherit())?;
+            return self.finish(&mut child);
+        }
+        let piped = io::pipe().and_then(|(reader, writer)| Ok((reader, writer.try_clone()?, writer)));
+        let (reader, stdout, stderr) = piped.map_err(|error| format!("no pipe: {error}"))?;
+        let mut child = self.spawn(cmd, stdout.into(), stderr.into())?;
+        let said = self.said.clone();
+        let reader = thread::spawn(move || pass_on(reader, &said));
+        let ended = self.finish(&mut child);
+        // Who sticks in the kernel keeps its end of the pipe even when killed.
+        let deadline = Instant::now() + GUARD_GRACE;
+        while !reader.is_finished() && Instant::now() < deadline {
+            thread::sleep(POLL_INTERVAL);
+        }
+        ended
     }
 
     /// Runs `cmd` and hands back its standard output; its standard error goes where ours goes, and so does all of it if the command
@@ -106,7 +131,13 @@ impl Runner {
     pub(crate) fn capture(&self, cmd: &Cmd) -> Result<String, String> {
         println!("$ {cmd}");
         let (said, ended) = self.read(cmd, Stdio::inherit())?;
-        ended.inspect_err(|_| print!("{said}")).map(|()| said)
+        ended.inspect_err(|_| self.show(&said)).map(|()| said)
+    }
+
+    fn show(&self, said: &str) {
+        print!("{said}");
+        let mut kept = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.lines().for_each(|line| kept.line(line));
     }
 
     /// Like [`Self::capture`], and leaves our standard output alone.
@@ -164,6 +195,19 @@ impl Runner {
             let _ = child.wait();
         }
         Err(format!("ended by the hang guard after {} s", self.limit.as_secs()))
+    }
+}
+
+/// Copies what a command says to our standard output, line by line.
+fn pass_on(reader: PipeReader, said: &Mutex<Said>) {
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+        // Whoever reads us may have gone; the command goes on.
+        let _ = io::stdout().write_all(&line);
+        let text = String::from_utf8_lossy(&line);
+        said.lock().unwrap_or_else(PoisonError::into_inner).line(text.trim_end());
+        line.clear();
     }
 }
 

@@ -131,7 +131,7 @@ fn end_leftovers() {
     }
 }
 
-fn kill_all(processes: &[Process]) {
+pub(crate) fn kill_all(processes: &[Process]) {
     for process in processes {
         if let Some(pid) = Pid::from_raw(process.pid) {
             // It may have ended since it was listed.
@@ -140,20 +140,20 @@ fn kill_all(processes: &[Process]) {
     }
 }
 
-fn running(processes: &[Process]) -> Vec<&Process> {
+pub(crate) fn running(processes: &[Process]) -> Vec<&Process> {
     processes.iter().filter(|process| process.state != 'Z').collect()
 }
 
 #[derive(Debug, PartialEq)]
-struct Process {
-    pid: i32,
+pub(crate) struct Process {
+    pub(crate) pid: i32,
     parent: i32,
     state: char,
     name: String,
 }
 
 /// Every process below this one.
-fn descendants() -> Vec<Process> {
+pub(crate) fn descendants() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
     for entry in entries.flatten() {

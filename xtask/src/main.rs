@@ -14,14 +14,17 @@ mod guard;
 mod limits;
 mod report;
 mod restrict;
+mod said;
 mod stage;
 mod stages;
 mod sys;
 mod vm;
+mod within;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -57,6 +60,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
+    /// Run a test program; report what hangs in it, and end it, when its time is over.
+    #[command(name = within::WITHIN, hide = true)]
+    Within {
+        seconds: u64,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Become a command that may do less.
     #[command(name = restrict::RESTRICT, hide = true)]
     Restrict(restrict::Options),
@@ -71,6 +81,7 @@ fn main() -> ExitCode {
         Task::Vm(options) => vm::vm(&root(), options),
         Task::Guard { command } => guard::guard(&command),
         Task::Exec { parent, command } => guard::exec(parent, &command),
+        Task::Within { seconds, command } => within::within(Duration::from_secs(seconds), &command),
         Task::Restrict(options) => restrict::run(&options),
     }
 }

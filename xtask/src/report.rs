@@ -27,6 +27,8 @@ pub(crate) struct Line {
     pub(crate) stage: &'static str,
     pub(crate) outcome: Outcome,
     pub(crate) took: Duration,
+    /// What is worth reading again if it failed.
+    pub(crate) said: Vec<String>,
 }
 
 /// The stages of a run, in the order they ran.
@@ -59,6 +61,9 @@ impl Report {
             match &line.outcome {
                 Outcome::Passed => {}
                 Outcome::Failed(how) => {
+                    for said in &line.said {
+                        let _ = writeln!(text, "| {said}");
+                    }
                     let _ =
                         writeln!(text, "{} failed ({how}). Again, alone: {}", line.stage, again(line.stage));
                 }
@@ -112,7 +117,12 @@ mod tests {
     use super::*;
 
     fn report(outcomes: Vec<Outcome>) -> Report {
-        let line = |outcome| Line { stage: "unit", outcome, took: Duration::from_millis(1500) };
+        let line = |outcome| Line {
+            stage: "unit",
+            outcome,
+            took: Duration::from_millis(1500),
+            said: vec!["no".to_owned()],
+        };
         Report { lines: outcomes.into_iter().map(line).collect() }
     }
 
@@ -125,7 +135,9 @@ mod tests {
         let report = report(vec![Outcome::Passed, Outcome::Failed("exit code 1".to_owned()), skip(true)]);
         let summary = report.summary(false);
         assert_eq!(summary.lines().last(), Some("1 passed, 1 failed, 1 skipped"));
-        assert!(summary.contains("unit failed (exit code 1). Again, alone: cargo xtask test --only unit"));
+        assert!(
+            summary.contains("\n| no\nunit failed (exit code 1). Again, alone: cargo xtask test --only unit")
+        );
     }
 
     #[test]

@@ -88,7 +88,8 @@ fn run(stage: &Stage, context: &Context) -> Line {
     println!("\n==> {}: {}", stage.name, stage.about);
     let limit = if context.soak { stage.limit * SOAK_FACTOR } else { stage.limit };
     let start = Instant::now();
-    let outcome = (stage.run)(context, &Runner::new(&context.root, limit));
+    let runner = Runner::new(&context.root, limit);
+    let outcome = (stage.run)(context, &runner);
     let took = start.elapsed();
     let detail = match outcome.detail() {
         "" => String::new(),
@@ -98,5 +99,5 @@ fn run(stage: &Stage, context: &Context) -> Line {
     if let Outcome::Failed(_) = outcome {
         println!("    again, alone: {}", again(stage.name));
     }
-    Line { stage: stage.name, outcome, took }
+    Line { stage: stage.name, outcome, took, said: runner.said() }
 }

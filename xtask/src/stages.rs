@@ -13,10 +13,13 @@ use crate::restrict::{NOBODY, ORDINARY, RESTRICT, effective_capabilities};
 use crate::stage::{Context, SOAK_FACTOR, Stage};
 use crate::target_dir;
 use crate::vm;
+use crate::within::WITHIN;
 
 const LIMIT_FMT: Duration = Duration::from_secs(60);
 const LIMIT_BUILD: Duration = Duration::from_secs(30 * 60);
 const LIMIT_TESTS: Duration = Duration::from_secs(45 * 60);
+/// For one test program: several times what the longest takes.
+const LIMIT_PROGRAM: Duration = Duration::from_secs(12 * 60);
 const LIMIT_FUZZ: Duration = Duration::from_secs(30 * 60);
 /// For the main example alone, once it is built.
 const LIMIT_ECHO: Duration = Duration::from_secs(120);
@@ -376,8 +379,12 @@ fn run(runner: &Runner, cmd: &Cmd) -> Outcome {
 
 /// A test command, with the tests that `--full` and `--soak` add, and without those of the fuzz stage.
 fn tests(context: &Context, args: &str) -> Cmd {
-    // One failure must not hide others.
-    let mut cmd = Cmd::cargo(args).args("--no-fail-fast -- --skip").args(FUZZ);
+    // One failure must not hide others, nor may one that waits for ever.
+    let limit = if context.soak { LIMIT_PROGRAM * SOAK_FACTOR } else { LIMIT_PROGRAM };
+    // This program for cargo, too, also when its file has been replaced.
+    let program = format!("/proc/{}/exe", std::process::id());
+    let runner = format!("target.'cfg(all())'.runner=['{program}','{WITHIN}','{}','--']", limit.as_secs());
+    let mut cmd = Cmd::cargo(args).arg("--config").arg(runner).args("--no-fail-fast -- --skip").args(FUZZ);
     if context.full {
         cmd = cmd.args("--include-ignored");
     }
