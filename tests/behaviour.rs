@@ -34,9 +34,7 @@ async fn pair_of(kind: &str, client: FabricBuilder, server: FabricBuilder) -> (C
     let mut listener = server.build().unwrap().listen(&unique(kind)).await.unwrap();
     let uri = listener.local_uri().to_string();
     let client = client.build().unwrap();
-    let (connected, accepted) =
-        guarded(async { tokio::join!(client.connect(&uri), listener.accept()) }).await;
-    (connected.unwrap(), accepted.unwrap())
+    guarded(async { tokio::try_join!(client.connect(&uri), listener.accept()) }).await.unwrap()
 }
 
 async fn pair(kind: &str) -> (Connection, Connection) {

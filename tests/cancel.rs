@@ -287,9 +287,8 @@ async fn connect_and_accept() {
             poll_then_drop(listener.accept(), polls).await;
         }
         loop {
-            let (connected, accepted) =
-                tokio::join!(fabric.connect("zc+mem://cancel-connect"), listener.accept());
-            let (connected, mut accepted) = (connected.unwrap(), accepted.unwrap());
+            let (connected, mut accepted) =
+                tokio::try_join!(fabric.connect("zc+mem://cancel-connect"), listener.accept()).unwrap();
             connected.send(numbered(9)).await.unwrap();
             drop(connected);
             // What was accepted may still belong to an attempt that was dropped.

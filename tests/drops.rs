@@ -95,8 +95,8 @@ async fn pair(uri: String) -> (Near, Connection) {
     let fabric = Fabric::auto_builder().limits(limits).build().unwrap();
     let mut listener = fabric.listen(&uri).await.unwrap();
     let uri = listener.local_uri().to_string();
-    let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-    (Near::new(client.unwrap()), server.unwrap())
+    let (client, server) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
+    (Near::new(client), server)
 }
 
 /// Messages of several sizes, so that they leave in every way that the lane has.

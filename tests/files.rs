@@ -66,8 +66,7 @@ async fn pair_of(kind: &str, builder: impl Fn() -> FabricBuilder) -> (Connection
     };
     let mut listener = fabric().listen(&unique(kind)).await.unwrap();
     let (uri, client) = (listener.local_uri().to_string(), fabric());
-    let (a, b) = guarded(async { tokio::join!(client.connect(&uri), listener.accept()) }).await;
-    (a.unwrap(), b.unwrap())
+    guarded(async { tokio::try_join!(client.connect(&uri), listener.accept()) }).await.unwrap()
 }
 
 async fn pair(kind: &str) -> (Connection, Connection) {

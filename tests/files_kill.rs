@@ -212,8 +212,8 @@ async fn pipes_and_descriptors_come_back_however_it_ends() {
         let uri = address("tcp", 0);
         let mut listener = fabric("tcp").listen(&uri).await.unwrap();
         let (uri, fabric) = (listener.local_uri().to_string(), fabric("tcp"));
-        let (client, server) = guarded(async { tokio::join!(fabric.connect(&uri), listener.accept()) }).await;
-        let (client, server) = (client.unwrap(), server.unwrap());
+        let (client, server) =
+            guarded(async { tokio::try_join!(fabric.connect(&uri), listener.accept()) }).await.unwrap();
         let sender = client.sender();
         let mut sending = sender.send_file(file.clone(), 0..LEN as u64, options(FileWay::Auto));
         // Dropped with chunks in every state: in a pipe, in the lane, half in the socket; one or the other end first.
@@ -234,8 +234,8 @@ async fn dies_of_broken_pipes() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let mut listener = fabric("tcp").listen("zc+tcp://127.0.0.1:0").await.unwrap();
     let (uri, fabric) = (listener.local_uri().to_string(), fabric("tcp"));
-    let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-    let (client, mut server) = (client.unwrap(), server.unwrap());
+    let pair = async { tokio::try_join!(fabric.connect(&uri), listener.accept()) };
+    let (client, mut server) = guarded(pair).await.unwrap();
     let sender = client.sender();
     let sending = sender.send_file(file(), 0..LEN as u64, options(FileWay::Auto));
     let (sent, ()) = guarded(async {
@@ -259,8 +259,8 @@ async fn begins_to_die_of_broken_pipes() {
     }
     let mut listener = fabric("tcp").listen("zc+tcp://127.0.0.1:0").await.unwrap();
     let (uri, fabric) = (listener.local_uri().to_string(), fabric("tcp"));
-    let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-    let (client, mut server) = (client.unwrap(), server.unwrap());
+    let pair = async { tokio::try_join!(fabric.connect(&uri), listener.accept()) };
+    let (client, mut server) = guarded(pair).await.unwrap();
     let sender = client.sender();
     let sending = sender.send_file(file(), 0..LEN as u64, options(FileWay::Auto));
     let receiving = async {

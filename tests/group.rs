@@ -33,8 +33,7 @@ async fn guarded<T>(future: impl Future<Output = T>) -> T {
 async fn over_tcp(fabric: &Fabric) -> (Connection, Connection) {
     let mut listener = fabric.listen("zc+tcp://127.0.0.1:0").await.unwrap();
     let uri = listener.local_uri().to_string();
-    let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-    (client.unwrap(), server.unwrap())
+    tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap()
 }
 
 fn filled(mut buf: PinnedBufMut, len: usize) -> PinnedBuf {

@@ -79,8 +79,7 @@ async fn rejected_then_good(bytes: impl Into<Vec<u8>>, then_shut: bool) {
         }
         let client = Fabric::auto().unwrap();
         let uri = format!("zc+tcp://{address}");
-        let (connected, accepted) = tokio::join!(client.connect(&uri), listener.accept());
-        let (connected, mut accepted) = (connected.unwrap(), accepted.unwrap());
+        let (connected, mut accepted) = tokio::try_join!(client.connect(&uri), listener.accept()).unwrap();
         connected.send(&b"good"[..]).await.unwrap();
         assert_eq!(accepted.recv().await.unwrap().unwrap(), b"good"[..]);
     })
@@ -151,10 +150,10 @@ async fn silent_peers_do_not_hold_up_a_good_one() {
     }
     let client = Fabric::auto().unwrap();
     let uri = format!("zc+tcp://{address}");
-    let both = async { tokio::join!(client.connect(&uri), listener.accept()) };
-    let (connected, accepted) = tokio::time::timeout(GUARD, both).await.expect("it hangs");
-    assert_eq!(connected.unwrap().report().chosen(), "tcp");
-    assert_eq!(accepted.unwrap().report().chosen(), "tcp");
+    let both = async { tokio::try_join!(client.connect(&uri), listener.accept()) };
+    let (connected, accepted) = tokio::time::timeout(GUARD, both).await.expect("it hangs").unwrap();
+    assert_eq!(connected.report().chosen(), "tcp");
+    assert_eq!(accepted.report().chosen(), "tcp");
     assert_eq!(listener.failed_handshakes(), 0, "the silent ones still have their time");
 }
 

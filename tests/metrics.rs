@@ -171,8 +171,7 @@ fn fallbacks_are_counted() {
         let fabric = builder.observer(Arc::new(MetricsObserver::new())).build().unwrap();
         let mut listener = fabric.listen("zc://127.0.0.1:0").await.unwrap();
         let uri = listener.local_uri().to_string();
-        let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-        drop((client.unwrap(), server.unwrap()));
+        drop(tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap());
     };
     metrics::with_local_recorder(&sums, || runtime.block_on(test));
     let values = sums.values.lock().unwrap().clone();

@@ -48,8 +48,7 @@ async fn pair(uri: &str, polling: Polling) -> (Connection, Connection) {
     let fabric = Fabric::auto_builder().options(options).build().unwrap();
     let mut listener = fabric.listen(uri).await.unwrap();
     let uri = listener.local_uri().to_string();
-    let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-    (client.unwrap(), server.unwrap())
+    tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap()
 }
 
 async fn send(conn: &Connection) {

@@ -100,9 +100,10 @@ fn client(says: &'static [u8]) -> Fabric {
 async fn one_good_comes_in(listener: &mut Listener) {
     let uri = listener.local_uri().to_string();
     let good = client(b"good");
-    let both = async { tokio::join!(good.connect(&uri), listener.accept()) };
-    let (connected, accepted) = tokio::time::timeout(GUARD, both).await.expect("the listener is dead");
-    drop((connected.unwrap(), accepted.unwrap()));
+    let both = async { tokio::try_join!(good.connect(&uri), listener.accept()) };
+    let (connected, accepted) =
+        tokio::time::timeout(GUARD, both).await.expect("the listener is dead").unwrap();
+    drop((connected, accepted));
 }
 
 #[tokio::test(start_paused = true)]

@@ -35,10 +35,10 @@ async fn through(uri: &str) -> (Connection, Connection, JoinHandle<Relayed>) {
         .await
         .unwrap();
     let (front_uri, back_uri) = (front.local_uri().to_string(), back.local_uri().to_string());
-    let (client, left) = tokio::join!(fabric.connect(&front_uri), front.accept());
-    let (right, server) = tokio::join!(middle.connect(&back_uri), back.accept());
-    let proxy = tokio::spawn(relay(left.unwrap(), right.unwrap(), std::future::pending()));
-    (client.unwrap(), server.unwrap(), proxy)
+    let (client, left) = tokio::try_join!(fabric.connect(&front_uri), front.accept()).unwrap();
+    let (right, server) = tokio::try_join!(middle.connect(&back_uri), back.accept()).unwrap();
+    let proxy = tokio::spawn(relay(left, right, std::future::pending()));
+    (client, server, proxy)
 }
 
 fn numbered(n: u64) -> Vec<u8> {

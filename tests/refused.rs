@@ -175,8 +175,7 @@ async fn peer(name: &str, stage: Stage, fault: Fault, seed: usize) {
 
 async fn good_one(client: &Fabric, listener: &mut Listener) {
     let uri = listener.local_uri().to_string();
-    let (connected, accepted) = tokio::join!(client.connect(&uri), listener.accept());
-    let (connected, mut accepted) = (connected.unwrap(), accepted.unwrap());
+    let (connected, mut accepted) = tokio::try_join!(client.connect(&uri), listener.accept()).unwrap();
     connected.send(&b"good"[..]).await.unwrap();
     assert_eq!(accepted.recv().await.unwrap().unwrap(), b"good"[..]);
 }

@@ -35,8 +35,8 @@ async fn connected(uri: &str) -> (Fabric, Connection, Connection) {
     let fabric = Fabric::auto().unwrap();
     let mut listener = fabric.listen(uri).await.unwrap();
     let uri = listener.local_uri().to_string();
-    let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-    (fabric, client.unwrap(), server.unwrap())
+    let (client, server) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
+    (fabric, client, server)
 }
 
 /// An export of the server's, with a key for the client.

@@ -25,8 +25,7 @@ async fn pair(uri: &str) -> (Connection, Connection) {
     let fabric = Fabric::auto().unwrap();
     let mut listener = fabric.listen(uri).await.unwrap();
     let local = listener.local_uri().to_string();
-    let (a, b) = tokio::join!(fabric.connect(&local), listener.accept());
-    (a.unwrap(), b.unwrap())
+    tokio::try_join!(fabric.connect(&local), listener.accept()).unwrap()
 }
 
 fn body(len: usize) -> Vec<u8> {
@@ -132,8 +131,7 @@ fn bounded(bytes: u64, longer_in_parts: bool, limits: LaneLimits, pool: Option<B
 async fn pair_of(fabric: &Fabric, name: &str) -> (Connection, Connection) {
     let uri = format!("zc+shm://{name}-{}", std::process::id());
     let mut listener = fabric.listen(&uri).await.unwrap();
-    let (a, b) = tokio::join!(fabric.connect(&uri), listener.accept());
-    (a.unwrap(), b.unwrap())
+    tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap()
 }
 
 /// Fills `len` bytes that differ from page to page, quickly also without optimisation.
@@ -297,8 +295,7 @@ fn a_wrapped_lane_grows_like_a_bare_one() {
             let fabric = Fabric::auto_builder().transport(wrapped()).build().unwrap();
             let uri = format!("zc+shm://wrapped-{}-{at}", std::process::id());
             let mut listener = fabric.listen(&uri).await.unwrap();
-            let (a, b) = tokio::join!(fabric.connect(&uri), listener.accept());
-            let (a, mut b) = (a.unwrap(), b.unwrap());
+            let (a, mut b) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
             assert_eq!(a.report().chosen(), "shm", "{}", a.report());
             let expect = body(10 << 20);
             for _ in 0..3 {

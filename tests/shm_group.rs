@@ -45,9 +45,13 @@ async fn filled(group: &Group, seq: u64, len: usize) -> PinnedBuf {
 }
 
 async fn accept(listener: &mut Listener) -> Connection {
-    let connection = listener.accept().await.unwrap();
+    try_accept(listener).await.unwrap()
+}
+
+async fn try_accept(listener: &mut Listener) -> Result<Connection, zc::Error> {
+    let connection = listener.accept().await?;
     assert_eq!(connection.report().chosen(), "shm", "{}", connection.report());
-    connection
+    Ok(connection)
 }
 
 /// Both ends of connections within this process.
@@ -55,8 +59,8 @@ async fn pairs(fabric: &Fabric, uri: &str, count: usize) -> Vec<(Connection, Con
     let mut listener = fabric.listen(uri).await.unwrap();
     let mut pairs = Vec::new();
     for _ in 0..count {
-        let (there, here) = tokio::join!(fabric.connect(uri), accept(&mut listener));
-        pairs.push((here, there.unwrap()));
+        let (there, here) = tokio::try_join!(fabric.connect(uri), try_accept(&mut listener)).unwrap();
+        pairs.push((here, there));
     }
     pairs
 }
@@ -455,13 +459,12 @@ fn what_is_kept_of_a_member_counts_after_its_reader_has_gone() {
     run(async {
         let (uri, fabric) = (uri("kept"), Fabric::auto().unwrap());
         let mut listener = fabric.listen(&uri).await.unwrap();
-        let (source, mut from) = tokio::join!(fabric.connect(&uri), accept(&mut listener));
-        let (source, hub) = (source.unwrap(), fabric.forwarding_group());
+        let (source, mut from) = tokio::try_join!(fabric.connect(&uri), try_accept(&mut listener)).unwrap();
+        let hub = fabric.forwarding_group();
         hub.admit(&from).unwrap();
         let mut kept = Vec::new();
         for _ in 0..4 {
-            let (sink, to) = tokio::join!(fabric.connect(&uri), accept(&mut listener));
-            let mut sink = sink.unwrap();
+            let (mut sink, to) = tokio::try_join!(fabric.connect(&uri), try_accept(&mut listener)).unwrap();
             hub.admit(&to).unwrap();
             for _ in 0..300 {
                 let seq = kept.len() as u64;

@@ -69,8 +69,7 @@ fn mapped_bytes() -> u64 {
 async fn pair(uri: &str) -> (Connection, Connection) {
     let fabric = Fabric::auto().unwrap();
     let mut listener = fabric.listen(uri).await.unwrap();
-    let (a, b) = tokio::join!(fabric.connect(uri), listener.accept());
-    (a.unwrap(), b.unwrap())
+    tokio::try_join!(fabric.connect(uri), listener.accept()).unwrap()
 }
 
 /// What a burst of large messages made grow goes by itself: nobody sends, receives or asks for anything.

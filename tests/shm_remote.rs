@@ -32,8 +32,7 @@ fn name(test: &str) -> String {
 async fn pair(fabric: &Fabric, uri: &str) -> (Connection, Connection) {
     let mut listener = fabric.listen(uri).await.unwrap();
     let local = listener.local_uri().to_string();
-    let (a, b) = tokio::join!(fabric.connect(&local), listener.accept());
-    (a.unwrap(), b.unwrap())
+    tokio::try_join!(fabric.connect(&local), listener.accept()).unwrap()
 }
 
 fn body(len: usize) -> Vec<u8> {

@@ -126,8 +126,9 @@ async fn an_address_may_demand_io_uring() {
     let address = listener.local_uri().addr().to_string();
     let fabric = Fabric::auto().unwrap();
     let uri = format!("zc+tcp://{address}");
-    let (client, server) = guarded(async { tokio::join!(fabric.connect(&uri), listener.accept()) }).await;
-    assert_eq!((client.unwrap().report().chosen(), server.unwrap().report().chosen()), ("tcp", "uring"));
+    let (client, server) =
+        guarded(async { tokio::try_join!(fabric.connect(&uri), listener.accept()) }).await.unwrap();
+    assert_eq!((client.report().chosen(), server.report().chosen()), ("tcp", "uring"));
     let error = try_pair(
         without_shm(Policy::default().with_override("^uring").unwrap()),
         Fabric::auto_builder(),
@@ -265,9 +266,8 @@ fn every_runtime_has_its_engine() {
             let mut listener = fabric.listen("zc://127.0.0.1:0").await.unwrap();
             let uri = listener.local_uri().to_string();
             let other = other.build().unwrap();
-            let (client, server) =
-                guarded(async { tokio::join!(other.connect(&uri), listener.accept()) }).await;
-            let (client, mut server) = (client.unwrap(), server.unwrap());
+            let (client, mut server) =
+                guarded(async { tokio::try_join!(other.connect(&uri), listener.accept()) }).await.unwrap();
             assert_eq!((client.report().chosen(), server.report().chosen()), ("uring", "uring"));
             talk(&client, &mut server).await;
             (client, server)
@@ -288,8 +288,8 @@ fn a_runtime_that_moves_gets_another_engine() {
     let connect = |fabric: Fabric| async move {
         let mut listener = fabric.listen("zc://127.0.0.1:0").await.unwrap();
         let uri = listener.local_uri().to_string();
-        let (client, server) = guarded(async { tokio::join!(fabric.connect(&uri), listener.accept()) }).await;
-        let (client, mut server) = (client.unwrap(), server.unwrap());
+        let (client, mut server) =
+            guarded(async { tokio::try_join!(fabric.connect(&uri), listener.accept()) }).await.unwrap();
         assert_eq!(client.report().chosen(), "uring");
         talk(&client, &mut server).await;
         (client, server)
@@ -322,9 +322,10 @@ fn a_ring_that_is_kept_breaks_nobody_in_another_thread() {
             runtime.block_on(async {
                 let mut listener = fabric.listen("zc://127.0.0.1:0").await.unwrap();
                 let uri = listener.local_uri().to_string();
-                let (client, server) =
-                    guarded(async { tokio::join!(fabric.connect(&uri), listener.accept()) }).await;
-                let (client, mut server) = (client.unwrap(), server.unwrap());
+                let (client, mut server) =
+                    guarded(async { tokio::try_join!(fabric.connect(&uri), listener.accept()) })
+                        .await
+                        .unwrap();
                 assert_eq!(client.report().chosen(), "uring");
                 talk(&client, &mut server).await;
                 drop((client, server));
@@ -360,9 +361,8 @@ fn rings_may_have_a_thread_of_their_own() {
         let uri = listener.local_uri().to_string();
         // One after the other: between two of them nobody uses the ring, which stays.
         for _ in 0..3 {
-            let (client, server) =
-                guarded(async { tokio::join!(fabric.connect(&uri), listener.accept()) }).await;
-            let (client, mut server) = (client.unwrap(), server.unwrap());
+            let (client, mut server) =
+                guarded(async { tokio::try_join!(fabric.connect(&uri), listener.accept()) }).await.unwrap();
             talk(&client, &mut server).await;
             client.send(vec![7; 3 << 20]).await.unwrap();
             let long = guarded(server.recv()).await.unwrap().unwrap();
@@ -503,12 +503,14 @@ fn crowd_child() {
             let accepting = async {
                 let mut servers = Vec::new();
                 for _ in 0..20 {
-                    servers.push(listener.accept().await.unwrap());
+                    servers.push(listener.accept().await?);
                 }
-                servers
+                Ok(servers)
             };
-            let (clients, servers) = tokio::join!(futures::future::try_join_all(clients), accepting);
-            for client in clients.unwrap() {
+            // Who fails to connect is nobody to accept.
+            let crowd = async { tokio::try_join!(futures::future::try_join_all(clients), accepting) };
+            let (clients, servers) = guarded(crowd).await.unwrap();
+            for client in clients {
                 assert_eq!(client.report().chosen(), "uring");
                 client.send(&b"hello"[..]).await.unwrap();
                 client.drain(GUARD).await.unwrap();

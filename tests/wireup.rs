@@ -40,8 +40,7 @@ async fn pair_on(uri: &str, client: FabricBuilder, server: FabricBuilder) -> (Co
     let mut listener = server.build().unwrap().listen(uri).await.unwrap();
     let uri = listener.local_uri().to_string();
     let client = client.build().unwrap();
-    let (client, server) = guarded(async { tokio::join!(client.connect(&uri), listener.accept()) }).await;
-    (client.unwrap(), server.unwrap())
+    guarded(async { tokio::try_join!(client.connect(&uri), listener.accept()) }).await.unwrap()
 }
 
 const TCP: &str = "zc://127.0.0.1:0";
@@ -262,9 +261,10 @@ async fn half_done_proofs_do_not_hold_up_good_ones() {
     let _silent = silent.await.unwrap();
     let client = passing().build().unwrap();
     let uri = format!("zc://{address}");
-    let (client, server) = guarded(async { tokio::join!(client.connect(&uri), listener.accept()) }).await;
-    assert_eq!(client.unwrap().report().chosen(), "passed");
-    assert_eq!(server.unwrap().report().chosen(), "passed");
+    let (client, server) =
+        guarded(async { tokio::try_join!(client.connect(&uri), listener.accept()) }).await.unwrap();
+    assert_eq!(client.report().chosen(), "passed");
+    assert_eq!(server.report().chosen(), "passed");
 }
 
 #[tokio::test]
@@ -279,17 +279,16 @@ async fn a_burst_of_good_clients_does_not_throw_out_its_own_proofs() {
     let (mut listener, address) = tcp_listener(patient()).await;
     let client = patient().build().unwrap();
     let uri = format!("zc://{address}");
-    let connecting = futures::future::join_all((0..BURST).map(|_| client.connect(&uri)));
+    let connecting = futures::future::try_join_all((0..BURST).map(|_| client.connect(&uri)));
     let accepting = async {
         let mut accepted = Vec::new();
         while accepted.len() < BURST {
-            accepted.push(listener.accept().await.unwrap());
+            accepted.push(listener.accept().await?);
         }
-        accepted
+        Ok(accepted)
     };
-    let (clients, servers) = guarded(async { tokio::join!(connecting, accepting) }).await;
+    let (clients, servers) = guarded(async { tokio::try_join!(connecting, accepting) }).await.unwrap();
     for client in clients {
-        let client = client.unwrap();
         assert_eq!(client.report().chosen(), "passed", "{}", client.report());
     }
     assert!(servers.iter().all(|server| server.report().chosen() == "passed"));
@@ -484,8 +483,9 @@ async fn a_flood_from_one_address_pushes_out_only_itself() {
     .await;
     let client = Fabric::auto().unwrap();
     let uri = format!("zc://{address}");
-    let (client, server) = guarded(async { tokio::join!(client.connect(&uri), listener.accept()) }).await;
-    talk(&client.unwrap(), &mut server.unwrap()).await;
+    let (client, mut server) =
+        guarded(async { tokio::try_join!(client.connect(&uri), listener.accept()) }).await.unwrap();
+    talk(&client, &mut server).await;
     let mut bytes = Vec::new();
     hello(HelloRole::Client, None).encode(&mut bytes).unwrap();
     guarded(spawn_blocking(move || {
@@ -566,9 +566,9 @@ async fn parameters_that_nobody_takes_are_named() {
     let mut listener = fabric.listen("zc://127.0.0.1:0?if=lo").await.unwrap();
     let uri = listener.local_uri().to_string();
     assert!(uri.ends_with("?if=lo"), "{uri}");
-    let (client, server) = guarded(async { tokio::join!(fabric.connect(&uri), listener.accept()) }).await;
-    assert_eq!(client.unwrap().report().chosen(), "passed");
-    server.unwrap();
+    let (client, _server) =
+        guarded(async { tokio::try_join!(fabric.connect(&uri), listener.accept()) }).await.unwrap();
+    assert_eq!(client.report().chosen(), "passed");
 }
 
 #[tokio::test]
@@ -610,20 +610,19 @@ async fn starved_process() {
     };
     guarded(starved).await;
     drop((hoard, waiting));
-    let (client, server) = guarded(async { tokio::join!(fabric.connect(&uri), listener.accept()) }).await;
-    talk(&client.unwrap(), &mut server.unwrap()).await;
+    let (client, mut server) =
+        guarded(async { tokio::try_join!(fabric.connect(&uri), listener.accept()) }).await.unwrap();
+    guarded(talk(&client, &mut server)).await;
     println!("recovered");
 }
 
 #[tokio::test]
 async fn a_listener_without_descriptors_recovers() {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "starved_process", "--nocapture"])
-        .env("ZC_TEST_STARVED", "1")
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output();
-    let output = guarded(spawn_blocking(move || child)).await.unwrap().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "starved_process", "--nocapture"]).env("ZC_TEST_STARVED", "1");
+    child.stdin(Stdio::null()).stderr(Stdio::inherit());
+    // It has guards of its own.
+    let output = spawn_blocking(move || child.output()).await.unwrap().unwrap();
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stdout).contains("recovered"));
 }
@@ -644,7 +643,7 @@ async fn crowded_process() {
     let mut listener = fabric.listen("zc+tcp://127.0.0.1:0").await.unwrap();
     println!("\nuri={}", listener.local_uri());
     let mut connection = guarded(listener.accept()).await.unwrap();
-    let message = connection.recv().await.unwrap().unwrap();
+    let message = guarded(connection.recv()).await.unwrap().unwrap();
     connection.send(message).await.unwrap();
     connection.drain(GUARD).await.unwrap();
     assert!(!seen.accept_failed.lock().unwrap().is_empty(), "it had descriptors enough");
@@ -705,8 +704,11 @@ async fn deadlines_without_a_bound_are_no_panic() {
         let fabric = Fabric::auto_builder().deadlines(deadlines.clone()).build().unwrap();
         let mut listener = fabric.listen(&uri).await.unwrap();
         let uri = listener.local_uri().to_string();
-        let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-        client.unwrap().send(&b"hello"[..]).await.unwrap();
-        assert_eq!(server.unwrap().recv().await.unwrap().unwrap(), b"hello"[..]);
+        guarded(async {
+            let (client, mut server) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
+            client.send(&b"hello"[..]).await.unwrap();
+            assert_eq!(server.recv().await.unwrap().unwrap(), b"hello"[..]);
+        })
+        .await;
     }
 }

@@ -33,12 +33,15 @@ fn why<'a>(connection: &'a Connection, name: &str) -> &'a Unavailable {
 }
 
 async fn talk(client: &mut Connection, server: &mut Connection) {
-    for len in [0, 5, 3000, 1 << 20] {
-        client.send(vec![7; len]).await.unwrap();
-        let message = server.recv().await.unwrap().unwrap();
-        server.send(message).await.unwrap();
-        assert!(client.recv().await.unwrap().unwrap() == vec![7; len][..]);
-    }
+    let talk = async {
+        for len in [0, 5, 3000, 1 << 20] {
+            client.send(vec![7; len]).await.unwrap();
+            let message = server.recv().await.unwrap().unwrap();
+            server.send(message).await.unwrap();
+            assert!(client.recv().await.unwrap().unwrap() == vec![7; len][..]);
+        }
+    };
+    tokio::time::timeout(GUARD, talk).await.expect("it hangs");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -134,8 +134,7 @@ async fn a_peer_from_before_one_sided_operations_is_spoken_to_without() {
             client.write_all(&hello).await.unwrap();
             let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
         });
-        let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-        let (client, mut server) = (client.unwrap(), server.unwrap());
+        let (client, mut server) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
         assert_eq!((client.caps().one_sided, server.caps().one_sided), (OneSided::None, OneSided::None));
         let export = fabric.export(64).unwrap();
         assert!(matches!(export.grant(&server, Access::ALL, ..), Err(GrantError::Unsupported)));
@@ -170,8 +169,7 @@ async fn injected(bytes: impl FnOnce([u8; 16]) -> Vec<u8>) -> ConnectionError {
         // The answers are never read.
         (client, server)
     });
-    let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-    let (mut client, mut server) = (client.unwrap(), server.unwrap());
+    let (mut client, mut server) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
     let export = fabric.export(64 << 10).unwrap();
     let key = export.grant(&server, Access::ALL, ..).unwrap();
     client.send(&b"up"[..]).await.unwrap();

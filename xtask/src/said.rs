@@ -32,6 +32,9 @@ impl Said {
             _ if line.starts_with(HANGS) => Some(Until::Hang),
             _ => None,
         });
+        if self.within.is_some() && is_of_a_backtrace(line) {
+            return;
+        }
         let line: String = line.chars().take(LINE_MAX).collect();
         let ended = match self.within {
             Some(Until::Result) => line.starts_with("test result:"),
@@ -58,6 +61,13 @@ impl Said {
     }
 }
 
+/// ` 12: a::function` and the line below it, `at file:line:column`: forty of them say less than the message in front.
+fn is_of_a_backtrace(line: &str) -> bool {
+    let frame = line.trim_start();
+    let number = frame.split_once(": ").map_or("", |(number, _)| number);
+    frame.len() < line.len() && (frame.starts_with("at ") || number.parse::<u32>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,7 +83,9 @@ mod tests {
         let hang = format!("{HANGS}a/b after 600 s\n  thread 7\n{THAT_HANGS}");
         let failed =
             "failures:\n\n---- a stdout ----\nno\n\nfailures:\n    a\n\ntest result: FAILED. 1 passed";
+        let backtrace = "   0: core::panic\n             at /rustc/a.rs:1:2\n";
         let text = format!("test b ... ok\n{failed}\ntest c ... ok\n{hang}\ntest d ... ok\n");
+        let text = text.replace("no\n", &format!("no\n{backtrace}"));
         assert_eq!(said(&text).lines().join("\n"), format!("{failed}\n{hang}"));
     }
 

@@ -190,8 +190,7 @@ impl Bench {
         let mut listener = self.listen(server).await;
         let uri = listener.local_uri().to_string();
         let client = client.build().unwrap();
-        let (connected, accepted) = tokio::join!(client.connect(&uri), listener.accept());
-        (connected.unwrap(), accepted.unwrap())
+        tokio::try_join!(client.connect(&uri), listener.accept()).unwrap()
     }
 
     pub(crate) async fn pair(&self) -> (Connection, Connection) {

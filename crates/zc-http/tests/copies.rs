@@ -65,8 +65,7 @@ async fn copied(path: &str, body_is_own: bool) -> [(u64, u64); 2] {
     let uri =
         format!("zc+shm://@zc-http-copies{}-{body_is_own}-{}", path.replace('/', "-"), std::process::id());
     let mut listener = fabric.listen(&uri).await.unwrap();
-    let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-    let (client, server) = (client.unwrap(), server.unwrap());
+    let (client, server) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
     let (of_client, of_server) = (client.sender(), server.sender());
     let service = service_fn(move |request| handle(of_server.clone(), request));
     let serving = tokio::spawn(async move { Server::new().serve_connection(server, service).await });

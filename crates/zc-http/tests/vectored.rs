@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use zc::{Connection, Fabric, Incoming};
+use zc::{Fabric, Incoming};
 use zc_http::ZcStream;
 
 const HANG: Duration = Duration::from_secs(60);
@@ -31,11 +31,10 @@ async fn over_zc_they_are_one_message() {
         let fabric = Fabric::auto().unwrap();
         let mut listener = fabric.listen(uri).await.unwrap();
         let uri = listener.local_uri().to_string();
-        let (client, server) = tokio::join!(fabric.connect(&uri), listener.accept());
-        let mut stream = ZcStream::new(client.unwrap()).unwrap();
+        let (client, mut server) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
+        let mut stream = ZcStream::new(client).unwrap();
         assert_eq!(write(&mut stream, &slices()).await, 17);
         stream.flush().await.unwrap();
-        let mut server: Connection = server.unwrap();
         let message = tokio::time::timeout(HANG, server.recv()).await.expect("it hangs").unwrap().unwrap();
         assert_eq!(message.as_contiguous().unwrap(), b"one write for all");
     }

@@ -15,6 +15,8 @@ use zc_transport_tcp::StreamLinks;
 
 /// Set for a child whose side is wary as well, which both have to be told.
 const WARY: &str = "ZC_SHM_KILL_WARY";
+/// A guard against hanging, no bound on speed.
+const GUARD: Duration = Duration::from_secs(60);
 /// Kills of one run; many times that many under `ZC_SOAK`.
 const KILLS: usize = 200;
 
@@ -115,8 +117,11 @@ fn killed_peers_leave_whole_messages_and_nothing_else() {
                 command.env(WARY, "1");
             }
             let child = Killed(command.spawn().unwrap());
-            let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
-            let mut end = try_end(link, Role::Server, &setup(is_wary), None).await.unwrap();
+            let joined = async {
+                let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
+                try_end(link, Role::Server, &setup(is_wary), None).await.unwrap()
+            };
+            let mut end = tokio::time::timeout(GUARD, joined).await.expect("no peer");
             let (arrived, killer) = kill_later(at, child);
             let last = std::cell::Cell::new(0);
             let check = |frame: &Frame, seen: u64| {
@@ -125,7 +130,7 @@ fn killed_peers_leave_whole_messages_and_nothing_else() {
                 last.set(seen);
                 let _ = arrived.send(());
             };
-            let end_of_it = tokio::time::timeout(Duration::from_secs(60), talk(&mut end, |_| (), check));
+            let end_of_it = tokio::time::timeout(GUARD, talk(&mut end, |_| (), check));
             let error = end_of_it.await.expect("the end of the peer is not noticed");
             assert!(matches!(error, LaneError::PeerGone(_)), "{error}");
             killer.join().unwrap();
@@ -155,7 +160,7 @@ fn kill_later(at: usize, mut child: Killed) -> (mpsc::Sender<()>, JoinHandle<()>
         arrived.send(()).unwrap();
     }
     let killer = std::thread::spawn(move || {
-        first.recv_timeout(Duration::from_secs(60)).unwrap();
+        first.recv_timeout(GUARD).unwrap();
         let start = Instant::now();
         while start.elapsed() < after {
             std::hint::spin_loop();

@@ -18,6 +18,8 @@ use zc_transport_tcp::StreamLinks;
 
 /// ... and to anything, if it is the one that receives.
 const RECEIVES: &str = "ZC_SHM_LARGE_KILL_RECEIVES";
+/// A guard against hanging, no bound on speed.
+const GUARD: Duration = Duration::from_secs(60);
 /// Kills of one run, of either side; many times that many under `ZC_SOAK`.
 const KILLS: usize = 20;
 /// Of a message in parts: more than what is taken in one turn and a few parts.
@@ -120,9 +122,12 @@ async fn with_child<F: AsyncFnMut(usize, &mut End, &mut Killed)>(receives: bool,
     let before = descriptors();
     for at in 0..kills {
         let mut child = spawn(&name, receives, tally);
-        let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
-        let mut end = try_end(link, Role::Server, &setup(), None).await.unwrap();
-        let round = tokio::time::timeout(Duration::from_secs(60), each(at, &mut end, &mut child));
+        let joined = async {
+            let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
+            try_end(link, Role::Server, &setup(), None).await.unwrap()
+        };
+        let mut end = tokio::time::timeout(GUARD, joined).await.expect("no peer");
+        let round = tokio::time::timeout(GUARD, each(at, &mut end, &mut child));
         round.await.expect("the end of the peer is not noticed");
         assert!(end.send(data(1, vec![0; 10])).await.is_err());
         let pool = end.pool.clone();

@@ -46,6 +46,8 @@ pub const REFUSED_MS: u64 = 1_000;
 pub(crate) const OPENING_MS: u64 = 1_500;
 /// The same for a thread that may sleep.
 pub(crate) const OPENING_HERE_MS: u64 = 5_000;
+/// Milliseconds in which who waited for an interface to be opened can take it, also where nothing stays open without a lane.
+pub(crate) const TAKING_MS: u64 = 100;
 /// Addresses that one transport has sockets for.
 pub const MAX_ENGINES: usize = 64;
 /// Packets that a session makes before it hands them to the system.

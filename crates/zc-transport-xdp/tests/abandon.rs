@@ -50,7 +50,8 @@ async fn join(
 fn what_the_peer_has_not_acknowledged_comes_back() {
     let ((to_server, from_client), (to_client, from_server)) = (channel(), channel());
     let ((at, here), (sent, is_sent), (done, is_done)) = (channel(), channel::<()>(), channel::<()>());
-    std::thread::scope(|scope| {
+    // Who panics drops his ends of the channels, so that the other does not wait for ever.
+    std::thread::scope(move |scope| {
         scope.spawn(move || {
             run(async {
                 let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
@@ -69,7 +70,7 @@ fn what_the_peer_has_not_acknowledged_comes_back() {
                 is_done.recv().unwrap();
             });
         });
-        run(async {
+        run(async move {
             let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
             let link = StreamLinks.connect(&here.recv().unwrap(), &reactor).await.unwrap();
             let exchange = |mine| {

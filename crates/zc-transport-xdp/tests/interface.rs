@@ -49,8 +49,7 @@ fn run_alone<T>(what: impl Future<Output = T>) -> T {
 async fn pair(client: &Fabric, server: &Fabric, uri: &str) -> (Connection, Connection) {
     let mut listener = server.listen(uri).await.unwrap();
     let uri = listener.local_uri().to_string();
-    let (client, server) = tokio::join!(client.connect(&uri), listener.accept());
-    (client.unwrap(), server.unwrap())
+    tokio::try_join!(client.connect(&uri), listener.accept()).unwrap()
 }
 
 /// Whether it is AF_XDP that carries it; else that is said.
@@ -194,8 +193,7 @@ fn an_interface_of_somebody_else_is_left_to_him() {
             let mut listener = server.listen(at).await.unwrap();
             let LinkAddr::Tcp(at) = listener.local_uri().addr().clone() else { panic!("no TCP") };
             let at = format!("zc+xdp://{at}?if={NAME}");
-            let (client, server) = tokio::join!(far.connect(&at), listener.accept());
-            let (mut client, mut server) = (client.unwrap(), server.unwrap());
+            let (mut client, mut server) = tokio::try_join!(far.connect(&at), listener.accept()).unwrap();
             assert_eq!((client.report().chosen(), server.report().chosen()), ("udp", theirs));
             let report = client.report();
             let xdp = report.candidates().iter().find(|candidate| candidate.transport == "xdp").unwrap();
@@ -229,8 +227,7 @@ fn where_an_interface_carries_nothing_udp_does() {
             let mut listener = server.listen(at).await.unwrap();
             let LinkAddr::Tcp(at) = listener.local_uri().addr().clone() else { panic!("no TCP") };
             let at = format!("zc+xdp://{at}?if={NAME}");
-            let (client, server) = tokio::join!(far.connect(&at), listener.accept());
-            let (mut client, mut server) = (client.unwrap(), server.unwrap());
+            let (mut client, mut server) = tokio::try_join!(far.connect(&at), listener.accept()).unwrap();
             assert_eq!((client.report().chosen(), server.report().chosen()), ("udp", "udp"));
             let report = client.report();
             let xdp = report.candidates().iter().find(|candidate| candidate.transport == "xdp").unwrap();
@@ -354,8 +351,8 @@ fn a_slow_interface_keeps_no_connection_waiting() {
             let LinkAddr::Tcp(at) = listener.local_uri().addr().clone() else { panic!("no TCP") };
             let at = format!("zc+xdp://{at}?if={NAME}");
             for _ in 0..2 {
-                let (client, server) = tokio::join!(client.connect(&at), listener.accept());
-                let (mut client, mut server) = (client.unwrap(), server.unwrap());
+                let (mut client, mut server) =
+                    tokio::try_join!(client.connect(&at), listener.accept()).unwrap();
                 assert_eq!(client.report().chosen(), "udp");
                 let candidates = client.report().candidates();
                 let xdp = candidates.iter().find(|candidate| candidate.transport == "xdp").unwrap();

@@ -194,8 +194,7 @@ fn all_comes(faults: Faults, count: usize) {
         let mut listener = fabric(faults, &done).listen("zc+udp://127.0.0.1:0").await.unwrap();
         let (uri, client) = (listener.local_uri().to_string(), fabric(faults, &done));
         let both = async {
-            let (client, server) = tokio::join!(client.connect(&uri), listener.accept());
-            let (mut client, mut server) = (client.unwrap(), server.unwrap());
+            let (mut client, mut server) = tokio::try_join!(client.connect(&uri), listener.accept()).unwrap();
             assert_eq!(client.report().chosen(), "udp");
             let (to_server, to_client) = (client.sender(), server.sender());
             drop((to_server, to_client));

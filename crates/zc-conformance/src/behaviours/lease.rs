@@ -74,10 +74,8 @@ pub async fn past_the_hard_lease_only_its_own_connection_waits(bench: &Bench) ->
     let mut listener = bench.listen(bench.server().limits(limits)).await;
     let uri = listener.local_uri().to_string();
     let fabric = bench.client().limits(limits).build().unwrap();
-    let (one, held_up) = tokio::join!(fabric.connect(&uri), listener.accept());
-    let (one, mut held_up) = (one.unwrap(), held_up.unwrap());
-    let (other, free) = tokio::join!(fabric.connect(&uri), listener.accept());
-    let (mut other, free) = (other.unwrap(), free.unwrap());
+    let (one, mut held_up) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
+    let (mut other, free) = tokio::try_join!(fabric.connect(&uri), listener.accept()).unwrap();
     let echoing = tokio::spawn(echo(free));
     let sending = tokio::spawn(async move {
         for n in 0..MESSAGES {

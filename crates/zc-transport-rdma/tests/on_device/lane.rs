@@ -25,8 +25,7 @@ pub(crate) async fn pair(
     listener: &mut Listener,
 ) -> Result<(Connection, Connection), Error> {
     let uri = listener.local_uri().to_string();
-    let (connected, accepted) = within(async { tokio::join!(client.connect(&uri), listener.accept()) }).await;
-    Ok((connected?, accepted?))
+    within(async { tokio::try_join!(client.connect(&uri), listener.accept()) }).await
 }
 
 pub(crate) async fn echo((client, server): &mut (Connection, Connection), len: usize) {

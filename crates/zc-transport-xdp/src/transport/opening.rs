@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use zc_core::transport::{Reactor, Unavailable};
 
 use super::interface::{Key, other};
-use crate::limits::{MAX_ENGINES, OPENING_HERE_MS, OPENING_MS, REFUSED_MS};
+use crate::limits::{MAX_ENGINES, OPENING_HERE_MS, OPENING_MS, REFUSED_MS, TAKING_MS};
 
 /// All of them, one for each interface.
 pub(super) struct Openings<T>(Mutex<Vec<Arc<Opening<T>>>>);
@@ -88,14 +88,15 @@ impl<T: Send + 'static> Openings<T> {
         Ok(opening)
     }
 
-    /// Until somebody takes it, or for so long.
+    /// Until somebody takes it, or for so long; [`TAKING_MS`] at least.
     fn keep(
         &self,
         opening: &Arc<Opening<T>>,
         stays_for: Duration,
         give_back: impl FnOnce(&Key, T, &mut dyn FnMut()),
     ) {
-        let until = Instant::now() + stays_for;
+        // Who waited for it is awake a moment later.
+        let until = Instant::now() + stays_for.max(Duration::from_millis(TAKING_MS));
         let mut state = opening.state.lock();
         while matches!(*state, State::Done(_)) {
             if opening.changed.wait_until(&mut state, until).timed_out() {
@@ -235,6 +236,21 @@ mod tests {
         ALL.of(&key, 1, Duration::ZERO, || Ok(3), give_back).unwrap();
         assert_eq!(hear.recv_timeout(GUARD).unwrap(), (key, 3));
         assert!(ALL.0.lock().is_empty());
+    }
+
+    /// Else he would begin another one, over and over.
+    #[test]
+    fn who_waited_gets_it_where_nothing_stays() {
+        static ALL: Openings<u32> = Openings::new();
+        let key = Key::here("brief");
+        let mut taken = 0;
+        for _ in 0..20 {
+            let opening = ALL.of(&key, 1, Duration::ZERO, || Ok(3), no_more).unwrap();
+            opening.wait_here().unwrap();
+            taken += ALL.finish(&opening, 1, |opened| opened.unwrap()).unwrap_or(0);
+        }
+        // Nobody can say how long a thread is kept from its processor.
+        assert!(taken >= 3 * 10, "{taken}");
     }
 
     /// The reasons of one who may not are no reasons for another.
