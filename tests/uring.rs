@@ -57,13 +57,7 @@ async fn try_pair(
     let mut listener = server.build().unwrap().listen(uri).await.unwrap();
     let uri = listener.local_uri().to_string();
     let client = client.build().unwrap();
-    guarded(async {
-        match futures::future::select(Box::pin(client.connect(&uri)), Box::pin(listener.accept())).await {
-            futures::future::Either::Left((connected, accept)) => Ok((connected?, accept.await?)),
-            futures::future::Either::Right((accepted, connect)) => Ok((connect.await?, accepted?)),
-        }
-    })
-    .await
+    guarded(async { tokio::try_join!(client.connect(&uri), listener.accept()) }).await
 }
 
 fn outcome(report: &SelectionReport, name: &str) -> Outcome {

@@ -99,13 +99,17 @@ impl Runner {
         Self { root, deadline, limit, said }
     }
 
-    /// What is worth reading again of what has been run or, if it failed, captured. Nobody who sat at a terminal needs that.
+    /// What is worth reading again of what was run or captured; nothing at a terminal, where it can be scrolled back to.
     pub(crate) fn said(&self) -> Vec<String> {
+        if io::stdout().is_terminal() {
+            return Vec::new();
+        }
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.lines().into_iter().map(str::to_owned).collect()
+        said.lines().map(str::to_owned).collect()
     }
 
-    /// Runs `cmd`, its output going where ours goes. The error says how it ended.
+    /// Runs `cmd`, its output going where ours goes; without a terminal all of it to our standard output. The error says how
+    /// it ended.
     pub(crate) fn run(&self, cmd: &Cmd) -> Result<(), String> {
         println!("$ {cmd}");
         if io::stdout().is_terminal() {
@@ -131,13 +135,9 @@ impl Runner {
     pub(crate) fn capture(&self, cmd: &Cmd) -> Result<String, String> {
         println!("$ {cmd}");
         let (said, ended) = self.read(cmd, Stdio::inherit())?;
-        ended.inspect_err(|_| self.show(&said)).map(|()| said)
-    }
-
-    fn show(&self, said: &str) {
-        print!("{said}");
         let mut kept = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         said.lines().for_each(|line| kept.line(line));
+        ended.inspect_err(|_| print!("{said}")).map(|()| said)
     }
 
     /// Like [`Self::capture`], and leaves our standard output alone.

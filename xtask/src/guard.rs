@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -28,7 +28,7 @@ pub(crate) const EXEC: &str = "__exec";
 pub(crate) const SELF: &str = "/proc/self/exe";
 
 /// What the guard answers when it could not start the command, as shells do.
-const EXIT_CANNOT_RUN: u8 = 127;
+pub(crate) const EXIT_CANNOT_RUN: u8 = 127;
 /// How long processes that are ending by themselves get before the sweep.
 const GRACE: Duration = Duration::from_millis(500);
 const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
@@ -118,7 +118,8 @@ fn end_leftovers() {
     let left = running(&left);
     if !left.is_empty() {
         let names: Vec<_> = left.iter().map(|p| format!("{} ({})", p.name, p.pid)).collect();
-        eprintln!("xtask: ending processes that were left behind: {}", names.join(", "));
+        // Whoever reads us may have been killed; what is left behind still ends.
+        let _ = writeln!(io::stderr(), "xtask: ending processes that were left behind: {}", names.join(", "));
     }
     for _ in 0..SWEEPS_MAX {
         let left = descendants();

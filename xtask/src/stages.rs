@@ -383,7 +383,7 @@ fn tests(context: &Context, args: &str) -> Cmd {
     let limit = if context.soak { LIMIT_PROGRAM * SOAK_FACTOR } else { LIMIT_PROGRAM };
     // This program for cargo, too, also when its file has been replaced.
     let program = format!("/proc/{}/exe", std::process::id());
-    let runner = format!("target.'cfg(all())'.runner=['{program}','{WITHIN}','{}','--']", limit.as_secs());
+    let runner = format!(r#"target."cfg(all())".runner=["{program}","{WITHIN}","{}","--"]"#, limit.as_secs());
     let mut cmd = Cmd::cargo(args).arg("--config").arg(runner).args("--no-fail-fast -- --skip").args(FUZZ);
     if context.full {
         cmd = cmd.args("--include-ignored");

@@ -1,7 +1,7 @@
 //! The time that a test program has, and what hangs in it when that is over.
 //!
-//! libtest has no such bound: one test that waits for ever would take its stage along, without its name. Cargo starts
-//! test programs through this (`target.….runner`), so that the others still run.
+//! libtest has no such bound: one test that waits for ever would take its stage along, and say nothing of where it waits.
+//! Cargo starts test programs through this (`target.….runner`), so that the others still run.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use crate::child::{Cmd, Runner, wait_until};
-use crate::guard::{self, Process};
+use crate::guard::{self, EXIT_CANNOT_RUN, Process};
 
 /// The hidden subcommand.
 pub(crate) const WITHIN: &str = "__within";
@@ -22,10 +22,11 @@ pub(crate) const THAT_HANGS: &str = "xtask: that is what hangs";
 
 /// What `timeout(1)` answers.
 const EXIT_HANGS: u8 = 124;
-/// What shells answer for a command that could not be started.
-const EXIT_CANNOT_RUN: u8 = 127;
 /// For a debugger to read all stacks of a process.
 const LIMIT_STACKS: Duration = Duration::from_secs(60);
+/// For what was killed to end: one that sticks in the kernel is left to the stage's guard.
+const LIMIT_KILL: Duration = Duration::from_secs(10);
+const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 /// Frames of the workspace's own that are shown for each thread.
 const FRAMES: usize = 8;
 
@@ -41,32 +42,40 @@ pub(crate) fn within(limit: Duration, command: &[OsString]) -> ExitCode {
     if let Some(status) = wait_until(&mut child, Instant::now() + limit) {
         return ExitCode::from(code(status));
     }
-    let hanging = guard::descendants();
-    println!("{HANGS}{} after {} s", command[0].display(), limit.as_secs());
-    guard::running(&hanging).into_iter().for_each(|process| print!("{}", threads(process)));
-    println!("{THAT_HANGS}");
-    guard::kill_all(&hanging);
-    let _ = child.wait();
-    ExitCode::from(EXIT_HANGS)
+    let hanging: String = guard::running(&guard::descendants()).into_iter().map(report).collect();
+    // At once, for what hangs may still say something; and libtest may be in the middle of a line.
+    print!("\n{HANGS}{} after {} s\n{hanging}{THAT_HANGS}\n", command[0].display(), limit.as_secs());
+    let deadline = Instant::now() + LIMIT_KILL;
+    loop {
+        guard::kill_all(&guard::descendants());
+        if wait_until(&mut child, Instant::now() + SWEEP_INTERVAL).is_some() || Instant::now() > deadline {
+            return ExitCode::from(EXIT_HANGS);
+        }
+    }
 }
 
+/// What a shell answers; cargo sees no signal through it.
 fn code(status: ExitStatus) -> u8 {
+    if let Some(signal) = status.signal() {
+        eprintln!("xtask: ended by signal {signal}");
+    }
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(EXIT_CANNOT_RUN)
 }
 
-/// A process's threads: libtest names each after its test. With where they wait in the kernel and, where there is a gdb,
-/// in the program.
-fn threads(process: &Process) -> String {
+/// A process's threads, which libtest names after their tests: where there is a gdb, the frames of ours in which they are,
+/// and for what each waits in the kernel.
+fn report(process: &Process) -> String {
     let at = Path::new("/proc").join(process.pid.to_string());
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let command = read(&at.join("cmdline")).replace('\0', " ");
     let mut text =
-        format!("process {}: {}\n", process.pid, read(&at.join("cmdline")).replace('\0', " ").trim());
+        format!("process {}: {}\n{}", process.pid, command.trim(), own_frames(&stacks(process.pid)));
     for task in fs::read_dir(at.join("task")).into_iter().flatten().flatten() {
         let (name, waits) = (read(&task.path().join("comm")), read(&task.path().join("wchan")));
         let _ = writeln!(text, "  thread {} {name:?} waits in {waits}", task.file_name().display());
     }
-    text + &own_frames(&stacks(process.pid))
+    text
 }
 
 /// All stacks of a process, as gdb prints them; nothing where there is none.

@@ -23,7 +23,7 @@ fn what_hangs_is_named_and_ended() {
     let output = within("1", "sleep 1000; true");
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(124), "{said}");
-    assert!(said.starts_with("xtask: hangs: sh after 1 s\n"), "{said}");
+    assert!(said.starts_with("\nxtask: hangs: sh after 1 s\n"), "{said}");
     assert!(said.contains("sleep 1000\n  thread ") && said.contains("\"sleep\" waits in "), "{said}");
     assert!(said.ends_with("xtask: that is what hangs\n"), "{said}");
 }

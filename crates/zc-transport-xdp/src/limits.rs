@@ -46,7 +46,7 @@ pub const REFUSED_MS: u64 = 1_000;
 pub(crate) const OPENING_MS: u64 = 1_500;
 /// The same for a thread that may sleep.
 pub(crate) const OPENING_HERE_MS: u64 = 5_000;
-/// Milliseconds in which who waited for an interface to be opened can take it, also where nothing stays open without a lane.
+/// Milliseconds after which an interface that is not to stay open looks again whether who waited for it is still about to take it.
 pub(crate) const TAKING_MS: u64 = 100;
 /// Addresses that one transport has sockets for.
 pub const MAX_ENGINES: usize = 64;

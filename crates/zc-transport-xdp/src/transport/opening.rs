@@ -88,20 +88,25 @@ impl<T: Send + 'static> Openings<T> {
         Ok(opening)
     }
 
-    /// Until somebody takes it, or for so long; [`TAKING_MS`] at least.
+    /// Until somebody takes it, or for so long, and not before who waited for it had his turn.
     fn keep(
         &self,
         opening: &Arc<Opening<T>>,
         stays_for: Duration,
         give_back: impl FnOnce(&Key, T, &mut dyn FnMut()),
     ) {
-        // Who waited for it is awake a moment later.
-        let until = Instant::now() + stays_for.max(Duration::from_millis(TAKING_MS));
+        let done = Instant::now();
         let mut state = opening.state.lock();
         while matches!(*state, State::Done(_)) {
-            if opening.changed.wait_until(&mut state, until).timed_out() {
+            // The list of all has it, and this thread; who else has it waited for it, and is about to take it.
+            let is_awaited =
+                Arc::strong_count(opening) > 2 && done.elapsed() < Duration::from_millis(OPENING_MS);
+            let left = stays_for.saturating_sub(done.elapsed());
+            if left.is_zero() && !is_awaited {
                 break;
             }
+            let patience = if is_awaited { left.max(Duration::from_millis(TAKING_MS)) } else { left };
+            opening.changed.wait_for(&mut state, patience);
         }
         let left = std::mem::replace(&mut *state, State::Over);
         // Who asks from then on begins another one.
@@ -247,10 +252,10 @@ mod tests {
         for _ in 0..20 {
             let opening = ALL.of(&key, 1, Duration::ZERO, || Ok(3), no_more).unwrap();
             opening.wait_here().unwrap();
-            taken += ALL.finish(&opening, 1, |opened| opened.unwrap()).unwrap_or(0);
+            taken += u32::from(ALL.finish(&opening, 1, |_| ()).is_some());
         }
-        // Nobody can say how long a thread is kept from its processor.
-        assert!(taken >= 3 * 10, "{taken}");
+        // A thread may be kept from its processor for longer than anybody waits.
+        assert!(taken >= 10, "{taken}");
     }
 
     /// The reasons of one who may not are no reasons for another.

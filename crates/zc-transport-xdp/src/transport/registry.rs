@@ -41,17 +41,17 @@ impl<K: PartialEq, T: Clone> Registry<K, T> {
         Self(Vec::new())
     }
 
-    /// The engine that there is.
+    /// The engine that there is. Others are not touched: who held one for a moment might be the last, and end it under the lock of all.
     pub(super) fn find(&mut self, home: Home, key: &K) -> Option<(Arc<Engine>, T)> {
-        let mut found = None;
-        self.0.retain(|known| {
-            let Some(engine) = known.engine.upgrade().filter(|engine| engine.works()) else { return false };
-            if known.home == home && known.key == *key {
-                found = Some((engine, known.about.clone()));
+        self.0.retain(|known| known.engine.strong_count() > 0);
+        let at = self.0.iter().position(|known| known.home == home && known.key == *key)?;
+        match self.0[at].engine.upgrade() {
+            Some(engine) if engine.works() => Some((engine, self.0[at].about.clone())),
+            _ => {
+                self.0.swap_remove(at);
+                None
             }
-            true
-        });
-        found
+        }
     }
 
     /// Whether there is room for another one.
