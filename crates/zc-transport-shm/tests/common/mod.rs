@@ -194,6 +194,10 @@ impl End {
         })
         .await?;
         self.lane.tx.start_send(frame, false).map_err(|r| r.error)?;
+        self.flush().await
+    }
+
+    pub async fn flush(&mut self) -> Result<(), LaneError> {
         std::future::poll_fn(|cx| {
             self.drive(cx);
             self.lane.tx.poll_flush(cx)
