@@ -57,7 +57,8 @@ pub(crate) fn guard(command: &[OsString]) -> ExitCode {
         }
     };
     thread::spawn(kill_when_abandoned);
-    let code = reap_until(child).map_or(EXIT_CANNOT_RUN, exit_code);
+    let code = reap_until(child)
+        .map_or(EXIT_CANNOT_RUN, |status| exit_code(status.exit_status(), status.terminating_signal()));
     end_leftovers();
     ExitCode::from(code)
 }
@@ -88,8 +89,9 @@ fn reap_until(child: Pid) -> Option<WaitStatus> {
     }
 }
 
-fn exit_code(status: WaitStatus) -> u8 {
-    let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
+/// What a shell answers for a command that ended with `code` or by `signal`.
+pub(crate) fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
+    let code = code.or_else(|| signal.map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(EXIT_CANNOT_RUN)
 }
 

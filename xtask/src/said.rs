@@ -54,10 +54,10 @@ impl Said {
         if ends {
             self.within = None;
         }
-        self.length += usize::from(!is_of_a_backtrace(line));
         if is_of_a_backtrace(line) || self.blocks.len() >= BLOCKS_MAX {
             return;
         }
+        self.length += 1;
         match self.length.checked_sub(BLOCK_MAX) {
             Some(1) => self.blocks.push("[…]".to_owned()),
             Some(1..) if !ends => {}

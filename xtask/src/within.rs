@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, ExitStatus};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use crate::child::{Cmd, Runner, wait_until};
@@ -40,7 +40,11 @@ pub(crate) fn within(limit: Duration, command: &[OsString]) -> ExitCode {
         }
     };
     if let Some(status) = wait_until(&mut child, Instant::now() + limit) {
-        return ExitCode::from(code(status));
+        // Cargo sees no signal through the code.
+        if let Some(signal) = status.signal() {
+            eprintln!("xtask: ended by signal {signal}");
+        }
+        return ExitCode::from(guard::exit_code(status.code(), status.signal()));
     }
     let hanging: String = guard::running(&guard::descendants()).into_iter().map(report).collect();
     // At once, for what hangs may still say something; and libtest may be in the middle of a line.
@@ -52,15 +56,6 @@ pub(crate) fn within(limit: Duration, command: &[OsString]) -> ExitCode {
             return ExitCode::from(EXIT_HANGS);
         }
     }
-}
-
-/// What a shell answers; cargo sees no signal through it.
-fn code(status: ExitStatus) -> u8 {
-    if let Some(signal) = status.signal() {
-        eprintln!("xtask: ended by signal {signal}");
-    }
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(EXIT_CANNOT_RUN)
 }
 
 /// A process's threads, which libtest names after their tests: where there is a gdb, the frames of ours in which they are,
