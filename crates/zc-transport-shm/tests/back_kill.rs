@@ -120,11 +120,9 @@ fn what_killed_peers_sent_back_is_whole_and_the_rest_is_ours_again() {
         let mut answered = 0;
         for at in 0..kills {
             let mut child = Killed(again(&name).spawn().unwrap());
-            let joined = async {
-                let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
-                try_end(link, Role::Server, &Setup::default(), None).await.unwrap()
-            };
-            let mut end = tokio::time::timeout(GUARD, joined).await.expect("no peer");
+            let mut end = tokio::time::timeout(GUARD, accepted(&mut *listener, &Setup::default()))
+                .await
+                .expect("no peer");
             let after = Duration::from_micros((at as u64).wrapping_mul(7919) % 30_000);
             let killer = std::thread::spawn(move || {
                 let start = Instant::now();

@@ -126,8 +126,7 @@ async fn end_and_child(part: &str) -> (End, Killed) {
     let reactor: Arc<dyn Reactor> = Arc::new(TokioReactor::new());
     let mut listener = StreamLinks.bind(&LinkAddr::UnixAbstract(name.clone()), &reactor).await.unwrap();
     let child = spawn(&name, part);
-    let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
-    (try_end(link, Role::Server, &Setup::default(), None).await.unwrap(), child)
+    (accepted(&mut *listener, &Setup::default()).await, child)
 }
 
 /// Not a test of its own: the processes that get killed.

@@ -84,8 +84,7 @@ impl Hub {
     async fn admit(&mut self, part: &str) -> (Killed, End) {
         let mut command = again(&self.name);
         let child = Killed(command.env(PART, part).stderr(Stdio::inherit()).spawn().unwrap());
-        let link = std::future::poll_fn(|cx| self.listener.poll_accept(cx)).await.unwrap();
-        let mut end = try_end(link, Role::Server, &Setup::default(), None).await.unwrap();
+        let mut end = accepted(&mut *self.listener, &Setup::default()).await;
         end.lane.tx.join_group(&self.group).unwrap();
         (child, end)
     }

@@ -117,11 +117,9 @@ fn killed_peers_leave_whole_messages_and_nothing_else() {
                 command.env(WARY, "1");
             }
             let child = Killed(command.spawn().unwrap());
-            let joined = async {
-                let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
-                try_end(link, Role::Server, &setup(is_wary), None).await.unwrap()
-            };
-            let mut end = tokio::time::timeout(GUARD, joined).await.expect("no peer");
+            let mut end = tokio::time::timeout(GUARD, accepted(&mut *listener, &setup(is_wary)))
+                .await
+                .expect("no peer");
             let (arrived, killer) = kill_later(at, child);
             let last = std::cell::Cell::new(0);
             let check = |frame: &Frame, seen: u64| {

@@ -122,11 +122,7 @@ async fn with_child<F: AsyncFnMut(usize, &mut End, &mut Killed)>(receives: bool,
     let before = descriptors();
     for at in 0..kills {
         let mut child = spawn(&name, receives, tally);
-        let joined = async {
-            let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
-            try_end(link, Role::Server, &setup(), None).await.unwrap()
-        };
-        let mut end = tokio::time::timeout(GUARD, joined).await.expect("no peer");
+        let mut end = tokio::time::timeout(GUARD, accepted(&mut *listener, &setup())).await.expect("no peer");
         let round = tokio::time::timeout(GUARD, each(at, &mut end, &mut child));
         round.await.expect("the end of the peer is not noticed");
         assert!(end.send(data(1, vec![0; 10])).await.is_err());

@@ -117,8 +117,7 @@ fn none_is_lost_however_a_side_waits() {
             run(async {
                 let mut listener = StreamLinks.bind(&addr, &reactor()).await.unwrap();
                 bound.send(()).unwrap();
-                let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
-                let end = try_end(link, Role::Server, &Setup::default(), None).await.unwrap();
+                let end = accepted(&mut *listener, &Setup::default()).await;
                 drop(talk(end, false, other).await);
                 done.send(()).unwrap();
             });

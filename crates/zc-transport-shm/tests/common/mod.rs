@@ -74,6 +74,12 @@ pub async fn links() -> (Box<dyn ControlLink>, Box<dyn ControlLink>) {
     (a, b)
 }
 
+/// Ours, of who connects next.
+pub async fn accepted(listener: &mut dyn LinkListener, setup: &Setup) -> End {
+    let link = std::future::poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
+    try_end(link, Role::Server, setup, None).await.unwrap()
+}
+
 pub async fn try_end(
     link: Box<dyn ControlLink>,
     role: Role,
